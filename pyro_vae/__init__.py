@@ -1,0 +1,70 @@
+"""Variational autoencoders as Pyro programs, beside their hand-coded twin.
+
+The names below are imported when they are first used, so that ``pyro-vae --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_vae import (
+        baseline,
+        comparison,
+        data,
+        decoders,
+        encoders,
+        evaluation,
+        handlers,
+        networks,
+        objectives,
+        plots,
+        priors,
+        programs,
+        training,
+        vae,
+    )
+    from pyro_vae.comparison import compare
+    from pyro_vae.evaluation import Bound, evaluate
+    from pyro_vae.training import History, fit
+    from pyro_vae.vae import VAE
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "VAE": "vae",
+    "fit": "training",
+    "History": "training",
+    "evaluate": "evaluation",
+    "Bound": "evaluation",
+    "compare": "comparison",
+}
+_MODULES = (
+    "baseline",
+    "comparison",
+    "data",
+    "decoders",
+    "encoders",
+    "evaluation",
+    "handlers",
+    "networks",
+    "objectives",
+    "plots",
+    "priors",
+    "programs",
+    "training",
+    "vae",
+)
+
+__all__ = [  # noqa: PLE0604
+    "__version__",
+    *_HOMES,
+    *_MODULES,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"pyro_vae.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"pyro_vae.{name}")
+    raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")

@@ -1,0 +1,270 @@
+"""Data sets as tensors in memory: pixels in [0, 1], one datum per row. Knows no model."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+NAMES = ("digits", *TORCHVISION)
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+class Data(NamedTuple):
+    """A data set in fixed train and test parts; the labels are None where there are none."""
+
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+
+
+def load(source: str | Path, root: str | Path | None = None, download: bool = False) -> Data:
+    """Load a data set by name, or from a file or folder.
+
+    Arguments:
+        source: "digits" (1,797 handwritten digits of 8x8 pixels, part of scikit-learn), "mnist", "fashion-mnist",
+            "kmnist"; or the path of a ``.npy`` or ``.npz`` file, or of a folder of images. An ``.npz`` file holds
+            ``x_train`` and ``x_test`` (and, if known, ``y_train`` and ``y_test``), or one array ``x`` (and ``y``);
+            in a folder, the names of sub-folders are the labels. What comes in one part is split 4 to 1, always in
+            the same way.
+        root: the folder that holds torchvision's data sets; else the environment variable ``PYRO_VAE_DATA``, else
+            ``data``.
+        download: fetch one of torchvision's data sets where it is missing.
+
+    Returns:
+        Images of shape (N, channels, height, width), or rows as the file has them; 8-bit values are divided by 255.
+
+    Raises:
+        ValueError: for an unknown name, and files that are missing, damaged or do not fit together.
+
+    Example:
+        >>> digits = load("digits")
+        >>> digits.train.shape, digits.test.shape, digits.train.max()
+        (torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8]), tensor(1.))
+    """
+    name = str(source)
+    if name == "digits":
+        return _digits()
+    if name in TORCHVISION:
+        return _torchvision(name, Path(root or os.environ.get("PYRO_VAE_DATA") or "data"), download)
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix in (".npy", ".npz"):
+        return _numpy(path)
+    raise ValueError(f"no data set or file {name!r}; known are {', '.join(NAMES)}, .npy and .npz files, image folders")
+
+
+def threshold(x: Tensor) -> Tensor:
+    """Binarize: 1 where a value is at least one half.
+
+    Example:
+        >>> threshold(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0., 1., 1.])
+    """
+    return (x >= 0.5).to(x.dtype)
+
+
+def dynamic(x: Tensor) -> Tensor:
+    """Binarize by chance: each value in [0, 1] is the probability of a 1.
+
+    As a ``transform`` of `fit` it is drawn anew for every batch of every epoch, from the run's seed.
+
+    Example:
+        >>> dynamic(torch.tensor([0.0, 1.0]))
+        tensor([0., 1.])
+
+    Reference:
+        Salakhutdinov and Murray, 2008, On the Quantitative Analysis of Deep Belief Networks, section 6.
+    """
+    return torch.bernoulli(x)
+
+
+BINARIZE: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "threshold": threshold, "dynamic": dynamic}
+
+
+def as_tensor(data: Any) -> Tensor:
+    """Return data as one tensor in memory.
+
+    Arguments:
+        data: a tensor, an array, or a ``torch.utils.data.Dataset`` or other iterable of tensors, arrays or images;
+            of an item that is a tuple, such as (image, label), the first counts.
+
+    Returns:
+        A floating-point tensor whose first dimension counts the data; 8-bit values are divided by 255.
+
+    Raises:
+        TypeError: where the data are none of these.
+        ValueError: where there are no data, or items differ in shape.
+
+    Example:
+        >>> as_tensor(np.array([[0, 255]], dtype=np.uint8))
+        tensor([[0., 1.]])
+    """
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data)
+    if not isinstance(data, Tensor):
+        data = _stack(_items(data))
+    if data.dim() < 2 or not len(data):
+        raise ValueError(f"data must have shape (N, ...) with N at least 1 and one dimension more, not {_shape(data)}")
+    if data.dtype == torch.uint8:
+        return data / 255
+    if data.is_complex():
+        raise TypeError(f"data must hold real numbers, not {data.dtype}")
+    return data if data.is_floating_point() else data.to(torch.get_default_dtype())
+
+
+def _shape(data: Tensor) -> tuple[int, ...]:
+    return tuple(data.shape)
+
+
+def _items(data: Any) -> Iterable[Any]:
+    """Iterate over a data set, also over one that has only a length and an index."""
+    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+        return (data[index] for index in range(len(data)))
+    if isinstance(data, str) or not isinstance(data, Iterable):
+        raise TypeError(f"data must be a tensor, an array or a data set, not {type(data).__name__}")
+    return data
+
+
+def _stack(items: Iterable[Any]) -> Tensor:
+    rows = [_row(item[0] if isinstance(item, tuple | list) else item) for item in items]
+    shapes = sorted({tuple(row.shape) for row in rows})
+    if len(shapes) > 1:
+        raise ValueError(f"the data differ in shape: {shapes[0]} and {shapes[1]}; bring them to one")
+    return torch.stack(rows) if rows else torch.empty(0, 0)
+
+
+def _row(item: Any) -> Tensor:
+    if isinstance(item, Tensor):
+        return item
+    array = torch.from_numpy(np.array(item))
+    is_colour_image = array.dim() == 3 and not isinstance(item, np.ndarray)  # as Pillow has it: channels last
+    return array.permute(2, 0, 1) if is_colour_image else array[None] if array.dim() == 2 else array
+
+
+def _split(x: Tensor, y: Tensor | None = None) -> Data:
+    """Cut one part in two, 4 to 1, always in the same way."""
+    if len(x) < 2:
+        raise ValueError(f"at least 2 data are needed for a train and a test part, not {len(x)}")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    test, train = order[: max(1, round(len(x) / 5))], order[max(1, round(len(x) / 5)) :]
+    return Data(x[train], x[test], None if y is None else y[train], None if y is None else y[test])
+
+
+def _digits() -> Data:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # round(1797 / 5) = 359 would do as well; 360 is the customary test part.
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(digits.images / 16, dtype=torch.get_default_dtype())[order, None]
+    y = torch.tensor(digits.target)[order]
+    return Data(x[360:], x[:360], y[360:], y[:360])
+
+
+def _torchvision(name: str, root: Path, download: bool) -> Data:
+    family = getattr(import_torchvision_datasets(), TORCHVISION[name])
+    try:
+        parts = [family(root=str(root), train=train, download=download) for train in (True, False)]
+        images = [part.data[:, None] / 255 for part in parts]
+    except Exception as error:
+        if "not found" in str(error):
+            hint = "name its folder (--data-root, or the variable PYRO_VAE_DATA), or fetch it (--download)"
+            raise ValueError(f"no {name} under {root}: {hint}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        hint = "check the network" if download else "delete it and fetch it again (--download)"
+        raise ValueError(f"{name} under {root} cannot be had: {reason}; {hint}") from error
+    return Data(images[0], images[1], parts[0].targets, parts[1].targets)
+
+
+def import_torchvision_datasets() -> Any:
+    """Import ``torchvision.datasets``, also where torchvision was built for CUDA and torch was not.
+
+    Such a pair fails on import because torchvision gives meta kernels to two compiled operators that its library,
+    which could not be loaded, should have declared. The data sets need neither, so they are declared here.
+
+    Returns:
+        The module.
+    """
+    try:
+        import torchvision.datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        for operator in ("nms", "qnms"):
+            _TORCHVISION_LIBRARY.append(torch.library.Library("torchvision", "FRAGMENT"))
+            _TORCHVISION_LIBRARY[-1].define(operator + schema)
+        import torchvision.datasets
+    return torchvision.datasets
+
+
+_TORCHVISION_LIBRARY: list[torch.library.Library] = []  # a declaration lasts as long as its library object
+
+
+def _numpy(path: Path) -> Data:
+    try:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except FileNotFoundError as error:
+        raise ValueError(f"no file {path}") from error
+    except (OSError, ValueError, EOFError, BadZipFile, KeyError) as error:
+        raise ValueError(f"{path} is damaged or no numpy file without Python objects: {error}") from error
+    tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
+    if len(tensors) == 1:
+        tensors = {"x": next(iter(tensors.values()))}
+    if not ({"x_train", "x_test"} <= set(tensors) or "x" in tensors):
+        raise ValueError(
+            f"{path} needs arrays x_train and x_test, or x, but holds {', '.join(sorted(tensors)) or 'none'}"
+        )
+    for x_name, y_name in (("x", "y"), ("x_train", "y_train"), ("x_test", "y_test")):
+        if x_name in tensors and y_name in tensors and len(tensors[x_name]) != len(tensors[y_name]):
+            counts = f"{len(tensors[x_name])} {x_name} and {len(tensors[y_name])} {y_name}"
+            raise ValueError(f"{path} holds {counts}; they must be as many")
+    if "x_train" in tensors:
+        x_train, x_test = as_tensor(tensors["x_train"]), as_tensor(tensors["x_test"])
+        if x_train.shape[1:] != x_test.shape[1:]:
+            raise ValueError(f"x_train and x_test in {path} differ in shape: {_shape(x_train)} and {_shape(x_test)}")
+        return Data(x_train, x_test, tensors.get("y_train"), tensors.get("y_test"))
+    return _split(as_tensor(tensors["x"]), tensors.get("y"))
+
+
+def _tensor(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold numbers, not {array.dtype}")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+    elif array.dtype.kind == "u" and array.dtype != np.uint8:
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _folder(path: Path) -> Data:
+    from PIL import Image, UnidentifiedImageError
+
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    rows = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+                rows.append(as_tensor(_row(image.convert("L" if grey else "RGB"))[None])[0])
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        if rows[-1].shape != rows[0].shape:
+            sizes = f"{_shape(rows[0])} and {_shape(rows[-1])}"
+            raise ValueError(f"{files[0]} and {file} differ in (channels, height, width): {sizes}; bring them to one")
+    if not rows:
+        raise ValueError(f"the folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    folders = sorted({file.parent for file in files})
+    labels = torch.tensor([folders.index(file.parent) for file in files]) if len(folders) > 1 else None
+    return _split(torch.stack(rows), labels)

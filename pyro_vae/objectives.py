@@ -1,0 +1,175 @@
+"""What training adds to Pyro's ELBO objects: a weight on the KL, schedules for it, and the bound's two terms apart."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+Beta = float | Callable[[int], float]
+
+
+def linear_warm_up(steps: int, beta: float = 1.0) -> Callable[[int], float]:
+    r"""Return a schedule for the KL weight that rises from 0 and then stays.
+
+    .. math:: \beta_t = \beta \min(1, t / T), \quad t = 0, 1, \dots
+
+    Arguments:
+        steps: number of optimizer steps T until the weight is reached, at least 1.
+        beta: the weight that is reached, at least 0.
+
+    Returns:
+        A function from the step (0 for the first) to the weight, for ``fit(..., beta=...)``.
+
+    Raises:
+        ValueError: for fewer than 1 step or a negative weight.
+
+    Example:
+        >>> [linear_warm_up(4)(step) for step in (0, 1, 4, 5)]
+        [0.0, 0.25, 1.0, 1.0]
+
+    Reference:
+        Bowman et al., 2016, Generating Sentences from a Continuous Space, section 3.1.
+    """
+    if steps < 1:
+        raise ValueError(f"a warm-up takes at least 1 step, not {steps!r}")
+    check_beta(beta)
+    return lambda step: beta * min(1.0, step / steps)
+
+
+def check_beta(beta: float) -> float:
+    """Return a KL weight, or refuse it.
+
+    Arguments:
+        beta: the weight.
+
+    Returns:
+        The weight, at least 0 and finite.
+
+    Raises:
+        ValueError: for a negative or infinite weight.
+
+    Example:
+        >>> check_beta(0.5)
+        0.5
+    """
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"the KL weight beta must be at least 0 and finite, not {beta!r}")
+    return beta
+
+
+def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
+    """Return a copy of an ELBO that keeps the pairs of traces it makes, and the list it keeps them in.
+
+    Every ELBO of Pyro 1.9 gets its traces, with their log-probabilities computed, from ``_get_traces``. To read the
+    terms off them costs nothing; to run the programs a second time would.
+
+    Arguments:
+        loss: an ELBO of Pyro's, or one that draws its traces in the same way.
+
+    Returns:
+        The copy, and a list of (model trace, guide trace) that the caller empties after each use.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro_vae import VAE, decoders, encoders, priors
+        >>> vae = VAE(priors.Normal(2), encoders.Normal(64, 2), decoders.Normal(2, 64))
+        >>> loss, traces = recording(Trace_ELBO(num_particles=3))
+        >>> bound = loss.loss(vae.model, vae.guide, torch.zeros(5, 64))
+        >>> len(traces)
+        3
+    """
+    traces: list[tuple[Trace, Trace]] = []
+    recorder = copy.copy(loss)
+
+    def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
+        for pair in type(loss)._get_traces(recorder, *args):
+            traces.append(pair)
+            yield pair
+
+    recorder._get_traces = get_traces
+    return recorder, traces
+
+
+def terms_of(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Average the reconstruction and the KL of an ELBO's traces over its particles.
+
+    Arguments:
+        loss: the ELBO that drew the traces.
+        traces: pairs of model trace and guide trace.
+        beta: the KL weight that they carry.
+
+    Returns:
+        Reconstruction and KL at weight 1, two detached scalars: nats, summed over the batch.
+    """
+    closed_form = isinstance(loss, TraceMeanField_ELBO)
+    with torch.no_grad():
+        reconstructions = sum(reconstruction(model) for model, _ in traces)
+        kls = sum(kl(model, guide, closed_form=closed_form, beta=beta) for model, guide in traces)
+        return reconstructions / loss.num_particles, kls / loss.num_particles
+
+
+def reconstruction(model_trace: Trace) -> Tensor:
+    """Sum minus the log-probability of every observed site.
+
+    Arguments:
+        model_trace: a trace of the model.
+
+    Returns:
+        A scalar: nats, summed over the batch and any particles.
+    """
+    model_trace.compute_log_prob()  # computes what the ELBO has not computed already
+    return -sum(model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes)
+
+
+def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, beta: float = 1.0) -> Tensor:
+    r"""Sum the KL of the latent sites as it is at weight 1.
+
+    .. math:: \log q(z|x) - \log p(z) \quad \text{or, in closed form,} \quad \mathrm{KL}(q(z|x) \,\|\, p(z))
+
+    Arguments:
+        model_trace: a trace of the model at the guide's sample.
+        guide_trace: the trace of the guide.
+        closed_form: take the closed form where torch or Pyro has one, as ``TraceMeanField_ELBO`` does.
+        beta: the weight that the traces' latent sites carry, which is taken off again.
+
+    Returns:
+        A scalar: nats, summed over the batch and any particles.
+    """
+    model_trace.compute_log_prob()
+    guide_trace.compute_log_prob()
+    total = torch.zeros(())
+    priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes}
+    for name in guide_trace.stochastic_nodes:
+        posterior, prior = guide_trace.nodes[name], priors.pop(name, None)
+        divergence = _closed_form(posterior, prior, beta) if closed_form and prior else None
+        if divergence is None:
+            divergence = _log_prob(posterior, beta) - (_log_prob(prior, beta) if prior else 0)
+        total = total + divergence
+    return total - sum(_log_prob(prior, beta) for prior in priors.values())
+
+
+def _closed_form(posterior: dict[str, Any], prior: dict[str, Any], beta: float) -> Tensor | None:
+    try:
+        divergence = kl_divergence(posterior["fn"], prior["fn"])
+    except NotImplementedError:
+        return None
+    return _without_weight(divergence, posterior, beta)
+
+
+def _log_prob(site: dict[str, Any], beta: float) -> Tensor:
+    total: Tensor = site["log_prob_sum"]
+    if beta == 1:
+        return total
+    return total / beta if beta else _without_weight(site["unscaled_log_prob"], site, beta)
+
+
+def _without_weight(log_prob: Tensor, site: dict[str, Any], beta: float) -> Tensor:
+    # A weight of 0 has wiped out any scale of the program's own, which is then taken for 1.
+    total: Tensor = scale_and_mask(log_prob, site["scale"] / beta if beta else 1.0, site["mask"]).sum()
+    return total

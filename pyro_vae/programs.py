@@ -1,0 +1,223 @@
+"""Pairs of Pyro programs from outside: whose modules they run, where, in which mode, and whether they fit the data."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from pyro_vae.handlers import LocalModules, Program
+from pyro_vae.vae import VAE
+
+Transform = Callable[[Tensor], Tensor]
+
+
+def paired_traces(model: Program, guide: Program, *args: Any) -> tuple[Trace, Trace]:
+    """Run the guide, then the model at the guide's sample.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        args: what both are called with.
+
+    Returns:
+        The traces of model and guide, without their plates' own sites.
+
+    Example:
+        >>> from pyro_vae import VAE, decoders, encoders, priors
+        >>> vae = VAE(priors.Normal(2), encoders.Normal(64, 2), decoders.Normal(2, 64))
+        >>> model_trace, guide_trace = paired_traces(vae.model, vae.guide, torch.zeros(5, 64))
+        >>> model_trace.stochastic_nodes, model_trace.observation_nodes
+        (['z'], ['x'])
+    """
+    guide_trace = poutine.trace(guide).get_trace(*args)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+
+def modules_of(*programs: Program) -> list[nn.Module]:
+    """Return the modules that programs are, or are methods of: a ``VAE`` for its own, none for plain functions."""
+    functions = [poutine.unwrap(program) for program in programs]
+    owners = [getattr(function, "__self__", function) for function in functions]
+    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+
+
+def device_of(*programs: Program) -> torch.device | None:
+    """Return the device of the programs' modules, or None where they have no parameters."""
+    parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
+    return parameters[0].device if parameters else None
+
+
+@contextmanager
+def mode(training: bool, *programs: Program) -> Iterator[None]:
+    """Put the programs' modules (dropout, batch normalization) in training or evaluation mode, and back."""
+    modules = [module for owner in modules_of(*programs) for module in owner.modules()]
+    before = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = training
+        yield
+    finally:
+        for module, was_training in zip(modules, before, strict=True):
+            module.training = was_training
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's random state on the CPU and on a device, and put both back at the end."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def check_programs(model: Program, guide: Program, x: Tensor, transform: Transform | None = None) -> None:
+    """Refuse programs that do not fit each other or the data, naming the part and the fix.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        x: all data, shape (N, \\*shape).
+        transform: what is done to a batch before the programs see it.
+
+    Raises:
+        TypeError: for a part or a site that is a plain torch distribution, or none.
+        ValueError: for data that are not finite or outside the model's support, shapes that do not fit, and a prior
+            and an encoder on different supports.
+    """
+    finite = x.isfinite()
+    if not finite.all():
+        where = tuple((~finite).nonzero()[0].tolist())
+        raise ValueError(f"the data hold {x[where].item()} at index {where}; remove or fill what is not finite")
+    batch = x[:2] if transform is None else transform(x[:2])
+    for module in modules_of(model, guide):
+        if isinstance(module, VAE):
+            _check_parts(module, batch)
+    local = LocalModules()
+    with torch.no_grad(), _PyroDistributions():
+        model_trace, guide_trace = paired_traces(local(model), local(guide), batch)
+    _check_sites(model_trace, guide_trace)
+    for name in model_trace.observation_nodes:
+        site = model_trace.nodes[name]
+        if isinstance(site["value"], Tensor) and site["value"].shape == batch.shape:
+            for rows in x.split(10_000):
+                _check_support(name, site["fn"].support, rows if transform is None else transform(rows))
+
+
+def _check_parts(vae: VAE, x: Tensor) -> None:
+    prior = _distribution("the prior", vae.prior)
+    posterior = _distribution("the encoder", vae.encoder, x)
+    _check_batch_shape("the prior", prior, ())
+    _check_batch_shape("the encoder", posterior, (len(x),))
+    if prior.event_shape != posterior.event_shape:
+        shapes = f"{tuple(prior.event_shape)} and the encoder's {tuple(posterior.event_shape)}"
+        raise ValueError(f"the prior's event shape is {shapes}: give both one latent_dim")
+    _check_same_support("the prior", prior, "the encoder", posterior)
+    likelihood = _distribution("the decoder", vae.decoder, posterior())
+    _check_batch_shape("the decoder", likelihood, (len(x),))
+    if likelihood.event_shape != x.shape[1:]:
+        shapes = f"{tuple(likelihood.event_shape)}, but one datum has shape {tuple(x.shape[1:])}"
+        raise ValueError(f"the decoder's event shape is {shapes}: build the decoder for it, or reshape the data")
+
+
+def _distribution(part: str, module: nn.Module, *args: Tensor) -> TorchDistributionMixin:
+    try:
+        result = module(*args)
+    except RuntimeError as error:
+        shapes = " and ".join(str(tuple(arg.shape)) for arg in args) or "no input"
+        raise ValueError(f"{part}, {type(module).__name__}, fails on {shapes}: {error}") from error
+    if not isinstance(result, TorchDistributionMixin):
+        raise TypeError(f"{part} must return a distribution of pyro.distributions, but returned {_kind(result)}")
+    return result
+
+
+def _kind(value: Any) -> str:
+    name = f"{type(value).__module__}.{type(value).__name__}"
+    plain = isinstance(value, torch.distributions.Distribution)
+    return f"a plain {name}; take pyro.distributions.{type(value).__name__}" if plain else f"a {name}"
+
+
+def _check_batch_shape(part: str, distribution: TorchDistributionMixin, batch_shape: tuple[int, ...]) -> None:
+    if tuple(distribution.batch_shape) != batch_shape:
+        extra = max(1, len(distribution.batch_shape) - len(batch_shape))
+        raise ValueError(
+            f"{part} must return a distribution of batch shape {batch_shape}, but returned batch shape"
+            f" {tuple(distribution.batch_shape)} and event shape {tuple(distribution.event_shape)}:"
+            f" end it with .to_event({extra})"
+        )
+
+
+def _check_same_support(
+    prior_name: str, prior: TorchDistributionMixin, posterior_name: str, posterior: TorchDistributionMixin
+) -> None:
+    with torch.no_grad():
+        covers = _contains(prior, posterior.sample((100,))) and _contains(posterior, prior.sample((100,)))
+    if not covers:
+        supports = f"{_support(prior.support)}, {posterior_name} on {_support(posterior.support)}"
+        raise ValueError(f"{prior_name} lives on {supports}: choose a pair on one support")
+
+
+def _contains(distribution: TorchDistributionMixin, z: Tensor) -> bool:
+    # Draws of a prior of batch shape (), or of the same batch shape, against the other's support.
+    value = (
+        z if z.dim() > len(distribution.shape()) else z.reshape(-1, *[1] * len(distribution.batch_shape), z.shape[-1])
+    )
+    return bool(distribution.support.check(value).all())
+
+
+def _support(constraint: Any) -> str:
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return str(constraint).removesuffix("()")
+
+
+class _PyroDistributions(Messenger):
+    """Refuse a sample site whose distribution is not one of Pyro's, before anything is drawn from it."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not isinstance(msg["fn"], TorchDistributionMixin) and type(msg["fn"]).__name__ != "_Subsample":
+            raise TypeError(
+                f"site {msg['name']!r} must have a distribution of pyro.distributions, not {_kind(msg['fn'])}"
+            )
+
+
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    if not model_trace.observation_nodes:
+        raise ValueError("the model observes nothing: give one of its sample sites obs=x")
+    for name in guide_trace.stochastic_nodes:
+        if name in model_trace.nodes:
+            prior, posterior = model_trace.nodes[name]["fn"], guide_trace.nodes[name]["fn"]
+            if prior.shape() != posterior.shape():
+                shapes = f"{tuple(prior.shape())} in the model and {tuple(posterior.shape())} in the guide"
+                raise ValueError(f"site {name!r} has shape {shapes}; they must be equal")
+            _check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
+
+
+def _check_support(name: str, support: Any, value: Tensor) -> None:
+    good = support.check(value)
+    if good.all():
+        return
+    row = tuple((~good).nonzero()[0].tolist())
+    inner = support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    bad = value[row][~inner.check(value[row])]
+    kind = _support(support)
+    if kind == "Boolean" and 0 <= bad.min() and bad.max() <= 1:
+        fix = "binarize the data (threshold or dynamic), or accept grey values by name (decoders.Bernoulli(grey=True))"
+    elif bad.min() >= 0 and bad.max() > 1:
+        fix = "scale the data to [0, 1], or choose another decoder"
+    else:
+        fix = "scale the data, or choose another decoder"
+    raise ValueError(
+        f"the data hold {bad[0].item():.6g}, outside the support {kind} of the decoder (site {name!r}): {fix}"
+    )

@@ -1,0 +1,197 @@
+"""Stochastic variational inference: one loop over a pair of Pyro programs."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyro_vae.data import as_tensor
+from pyro_vae.evaluation import Bound, evaluate, mean_bound
+from pyro_vae.handlers import LocalModules, weigh_kl
+from pyro_vae.objectives import Beta, check_beta, recording, terms_of
+from pyro_vae.programs import Program, Transform, device_of, mode, seeded
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_reconstruction",
+    "train_kl",
+    "test_loss",
+    "test_reconstruction",
+    "test_kl",
+    "test_loss_at_mean",
+    "seconds",
+)
+Row = dict[str, float]
+Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+class History(list[Row]):
+    """What `fit` measured: one row per epoch, epoch 0 being the state before the first step.
+
+    Each row has the keys of ``pyro_vae.training.COLUMNS``. Losses are negative bounds in nats per datum, at KL weight
+    1; the test columns are NaN without validation data. ``train_...`` are means over the epoch's steps (for epoch 0,
+    an evaluation); ``seconds`` is the time that the epoch's steps took.
+
+    Example:
+        >>> history = History([{"epoch": 0, "train_loss": 45.0}, {"epoch": 1, "train_loss": 30.0}])
+        >>> history.column("train_loss")
+        [45.0, 30.0]
+    """
+
+    def column(self, name: str) -> list[float]:
+        """Return one column, epoch by epoch."""
+        return [row[name] for row in self]
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    data: Tensor | Dataset[Any],
+    *,
+    loss: ELBO = Trace_ELBO(),  # noqa: B008 (never changed)
+    optimizer: Optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True),  # noqa: B008
+    epochs: int = 10,
+    batch_size: int = 128,
+    seed: int = 0,
+    validation: Tensor | Dataset[Any] | None = None,
+    beta: Beta = 1.0,
+    clip_norm: float | None = None,
+    transform: Transform | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+) -> History:
+    r"""Train a pair of Pyro programs on data by stochastic variational inference.
+
+    .. math:: \min \; \frac{1}{N} \sum_n \mathbb{E}_{q(z|x_n)} [-\log p(x_n|z)]
+              + \beta \, \mathrm{KL}(q(z|x_n) \,\|\, p(z))
+
+    The parameters are those that the programs name by ``pyro.module`` and ``pyro.param``. A module's stay with the
+    module; those of ``pyro.param`` stand in Pyro's parameter store afterwards. Data move to the device of the
+    programs' module, and stay there; every step takes the mean over its batch, so that a learning rate does not
+    depend on the batch size. Torch's random state is as before when `fit` returns.
+
+    Arguments:
+        model: the Pyro program of p(x, z), called with a batch; for a ``VAE``, ``vae.model``.
+        guide: the Pyro program of q(z|x), called with a batch; for a ``VAE``, ``vae.guide``.
+        data: a tensor whose first dimension counts the data, or a data set, which is read into memory once.
+        loss: the objective, an ELBO of Pyro's.
+        optimizer: makes a torch optimizer from the parameters.
+        epochs: passes over the data, at least 0.
+        batch_size: data per step, from 1 to their number; the last batch of an epoch may be smaller.
+        seed: of the order of the data and of all noise.
+        validation: data for the test columns.
+        beta: the KL weight, at least 0, or a function from the step to it, such as `pyro_vae.objectives.linear_warm_up`.
+        clip_norm: the largest norm of the gradient of all parameters together, above 0.
+        transform: what is done to a batch before both programs see it, such as `pyro_vae.data.dynamic`.
+        on_step: called after each step with its number and its loss, a tensor in nats per datum.
+        on_epoch: called with each row of the history as it is measured.
+
+    Returns:
+        The history, from epoch 0, evaluated before the first step, to the last.
+
+    Raises:
+        TypeError: for a loss that is no ELBO, or a program that samples from a plain torch distribution.
+        ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
+            programs whose sites do not fit each other or the data.
+
+    Example:
+        >>> from pyro_vae import VAE, data, decoders, encoders, priors
+        >>> x = data.load("digits").train
+        >>> vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+        >>> history = fit(vae.model, vae.guide, x, epochs=2)
+        >>> history[2]["train_loss"] < history[0]["train_loss"]
+        True
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, algorithm 1.
+    """
+    if not isinstance(loss, ELBO) or not hasattr(loss, "differentiable_loss"):
+        raise TypeError(
+            f"loss must be an ELBO of Pyro's with a differentiable_loss, such as Trace_ELBO(), not {loss!r}"
+        )
+    local = LocalModules()
+    model, guide = local(model), local(guide)
+    beta_at = beta if callable(beta) else partial(_constant, check_beta(beta))
+    x = as_tensor(data).to(device_of(model, guide))
+    test = None if validation is None else as_tensor(validation).to(x.device)
+    _check_numbers(epochs, batch_size, len(x), clip_norm)
+    measure = partial(mean_bound, model, guide, loss=loss, seed=seed, transform=transform)
+    recorder, traces = recording(loss)
+    history = History()
+
+    with seeded(seed, x.device), mode(True, model, guide):
+        # Validates the distributions on all data, and so needs no validation in the loop below.
+        before = evaluate(model, guide, x, loss=loss, seed=seed, transform=transform)
+        if test is not None:
+            evaluate(model, guide, test, loss=loss, seed=seed, transform=transform)
+        history.append(_row(0, before, measure, test, 0.0))
+        if on_epoch:
+            on_epoch(history[-1])
+        if not local.parameters:
+            raise ValueError("the programs have no parameters to train: name them by pyro.module or pyro.param")
+        parameters = local.parameters
+        optim = optimizer(parameters)
+        order = torch.Generator().manual_seed(seed)
+        step = 0
+
+        for epoch in range(1, epochs + 1):
+            start = time.perf_counter()
+            totals = [torch.zeros((), dtype=torch.float64, device=x.device) for _ in Bound._fields]
+            with pyro.validation_enabled(False):
+                for index in torch.randperm(len(x), generator=order).split(batch_size):
+                    batch = x[index.to(x.device)]
+                    batch = transform(batch) if transform else batch
+                    beta_now = check_beta(beta_at(step))
+                    pair = weigh_kl(beta_now, model, guide)
+                    optim.zero_grad()
+                    value = recorder.differentiable_loss(*pair, batch)
+                    (value / len(batch)).backward()
+                    if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
+                        optim.add_param_group({"params": local.parameters[len(parameters) :]})
+                        parameters = local.parameters
+                    if clip_norm is not None:
+                        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+                    optim.step()
+
+                    reconstruction, kl = terms_of(recorder, traces, beta_now)
+                    traces.clear()
+                    for total, term in zip(
+                        totals, (value.detach() + (1 - beta_now) * kl, reconstruction, kl), strict=True
+                    ):
+                        total += term
+                    if on_step:
+                        on_step(step, value.detach() / len(batch))
+                    step += 1
+                seconds = time.perf_counter() - start
+                history.append(_row(epoch, Bound(*(total.item() / len(x) for total in totals)), measure, test, seconds))
+            if on_epoch:
+                on_epoch(history[-1])
+    return history
+
+
+def _constant(beta: float, step: int) -> float:
+    return beta
+
+
+def _row(epoch: int, train: Bound, measure: Callable[..., Bound], test: Tensor | None, seconds: float) -> Row:
+    unmeasured = Bound(math.nan, math.nan, math.nan)
+    at_sample = unmeasured if test is None else measure(test)
+    at_mean = unmeasured if test is None else measure(test, at="mean")
+    return dict(zip(COLUMNS, (epoch, *train, *at_sample, at_mean.loss, seconds), strict=True))
+
+
+def _check_numbers(epochs: int, batch_size: int, count: int, clip_norm: float | None) -> None:
+    if epochs < 0:
+        raise ValueError(f"epochs must be at least 0, not {epochs!r}")
+    if not 1 <= batch_size <= count:
+        raise ValueError(f"batch_size must be from 1 to the {count} data there are, not {batch_size!r}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be above 0, not {clip_norm!r}")

@@ -1,0 +1,131 @@
+"""The variational autoencoder as two Pyro programs."""
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+
+class VAE(nn.Module):
+    r"""Variational autoencoder: a prior p(z), an encoder q(z|x) and a decoder p(x|z).
+
+    .. math:: \log p(x) \ge \mathbb{E}_{q(z|x)} [\log p(x|z)] - \mathrm{KL}(q(z|x) \,\|\, p(z))
+
+    ``vae.model`` and ``vae.guide`` are the Pyro programs; hand them to `pyro_vae.fit` or to ``pyro.infer.SVI``.
+    ``vae.prior()``, ``vae.encoder(x)`` and ``vae.decoder(z)`` return distributions. Any modules that do so will serve.
+
+    Arguments:
+        prior: module whose call returns p(z), of batch shape () and event shape (D,).
+        encoder: module whose call on x, of shape (B, \*shape), returns q(z|x), of event shape (D,).
+        decoder: module whose call on z, of shape (\*batch, D), returns p(x|z), of event shape ``shape``.
+
+    Raises:
+        TypeError: where a part is not a module.
+
+    Example:
+        >>> from pyro_vae import decoders, encoders, priors
+        >>> vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8)))
+        >>> vae.sample(3).shape
+        torch.Size([3, 1, 8, 8])
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 3.
+    """
+
+    def __init__(self, prior: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        for name, part in (("prior", prior), ("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(part, nn.Module):
+                hint = f"; make one: {part.__name__}(...)" if isinstance(part, type) else ""
+                raise TypeError(f"the {name} must be a torch.nn.Module, not {part!r}{hint}")
+        self.prior, self.encoder, self.decoder = prior, encoder, decoder
+
+    def model(self, x: Tensor) -> Tensor:
+        """Draw z from the prior and observe x from the decoder: the program p(x, z).
+
+        Arguments:
+            x: a batch of data, shape (B, \\*shape).
+
+        Returns:
+            x.
+        """
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decoder(z), obs=x)
+
+    def guide(self, x: Tensor) -> Tensor:
+        """Draw z from the encoder: the program q(z|x).
+
+        Arguments:
+            x: a batch of data, shape (B, \\*shape).
+
+        Returns:
+            z, shape (B, D).
+        """
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.encoder(x))
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """Draw n codes from the prior and return the mean of p(x|z) for each.
+
+        Arguments:
+            n: how many, at least 1.
+
+        Returns:
+            The means, shape (n, \\*shape). For draws of x itself, call ``vae.decoder(z).sample()``.
+
+        Raises:
+            ValueError: where n is below 1.
+        """
+        if n < 1:
+            raise ValueError(f"the number of samples must be at least 1, not {n!r}")
+        return _mean(self.decoder(self.prior().sample((n,))))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
+        """Encode x and return the mean of p(x|z).
+
+        Arguments:
+            x: a batch of data, shape (B, \\*shape).
+            mean: take the posterior's mean as z; otherwise one sample of it.
+
+        Returns:
+            The means of p(x|z), shape (B, \\*shape).
+
+        Raises:
+            ValueError: where x does not have the shape that the encoder was built for.
+        """
+        posterior = self.encoder(x)
+        return _mean(self.decoder(posterior.mean if mean else posterior.sample()))
+
+    @torch.no_grad()
+    def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
+        """Decode the straight line between the posterior means of two data.
+
+        Arguments:
+            a: where the line starts: data of shape (B, \\*shape).
+            b: where it ends: data of the same shape.
+            steps: number of points, both ends included, at least 2.
+
+        Returns:
+            The means of p(x|z) along the line, shape (steps, B, \\*shape).
+
+        Raises:
+            ValueError: for fewer than 2 steps, or where a and b differ in shape.
+        """
+        if steps < 2:
+            raise ValueError(f"the number of steps must be at least 2, not {steps!r}")
+        if a.shape != b.shape:
+            raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
+        start, end = self.encoder(a).mean, self.encoder(b).mean
+        weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).reshape(-1, *[1] * start.dim())
+        return _mean(self.decoder(torch.lerp(start, end, weight)))
+
+
+def _mean(distribution: Any) -> Tensor:
+    mean: Tensor = distribution.mean
+    return mean
