@@ -58,8 +58,8 @@ def evaluate(
         >>> x = data.load("digits").test
         >>> vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
         >>> bound = evaluate(vae.model, vae.guide, x)
-        >>> round(bound.loss - bound.reconstruction - bound.kl, 3)
-        0.0
+        >>> abs(bound.loss - (bound.reconstruction + bound.kl)) < 1e-3
+        True
 
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 3.
@@ -107,3 +107,36 @@ def _at_mean(model: Program, guide: Program, batch: Tensor) -> tuple[float, floa
     model_trace, guide_trace = paired_traces(model, AtMean()(guide), batch)
     terms = float(reconstruction(model_trace)), float(kl(model_trace, guide_trace, closed_form=True))
     return sum(terms), *terms
+
+
+def kl_parts(posterior: Any, prior: Any) -> tuple[Tensor, Tensor] | None:
+    r"""Split the mean KL of normal posteriors from a normal prior by dimension, into mean and variance.
+
+    .. math:: \tfrac{1}{2} \mathbb{E} [\sigma_d^2 - 1 - \log \sigma_d^2] \quad \text{and} \quad
+              \tfrac{1}{2} \mathbb{E} [\mu_d^2],
+
+    with :math:`\mu, \sigma` in units of the prior. Their sum over d is the KL.
+
+    Arguments:
+        posterior: q(z|x), batch shape (B,), event shape (D,).
+        prior: p(z), batch shape (), event shape (D,).
+
+    Returns:
+        The variance part and the mean part, each of shape (D,), in nats per datum; None where either is no diagonal
+        normal distribution.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> posterior = dist.Normal(torch.tensor([[1.0, 0.0]]), 1.0).to_event(1)
+        >>> kl_parts(posterior, prior)
+        (tensor([0., 0.]), tensor([0.5000, 0.0000]))
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, appendix B.
+    """
+    q, p = (getattr(distribution, "base_dist", distribution) for distribution in (posterior, prior))
+    if not all(isinstance(base, torch.distributions.Normal) for base in (q, p)):
+        return None
+    mean, variance = (q.loc - p.loc) / p.scale, (q.scale / p.scale) ** 2
+    return (variance - 1 - variance.log()).mean(0) / 2, (mean**2).mean(0) / 2

@@ -1,0 +1,373 @@
+"""The command line: the only reader of argv, and the only place that prints.
+
+What needs torch is imported inside the commands, so that ``pyro-vae --help`` answers at once.
+"""
+
+import argparse
+import difflib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pyro_vae.config import Config
+    from pyro_vae.data import Data
+    from pyro_vae.vae import VAE
+
+PRESETS = {
+    "practicum": {
+        "network": "MLP",
+        "hidden": [400],
+        "latent_dim": 20,
+        "binarize": "none",
+        "prior": "Normal",
+        "encoder": "Normal",
+        "decoder": "Bernoulli",
+        "loss": "Trace_ELBO",
+        "beta": 1.0,
+        "epochs": 10,
+        "batch_size": 256,
+        "lr": 1e-3,
+    }
+}
+PARTS = ("prior", "encoder", "decoder")
+TRAIN_ONLY = {"epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "evaluate", "latent_map"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class _HelpWithParts(argparse.Action):
+    """Print the help of a command, and below it the parts there are, with their own parameters."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:  # noqa: ARG002
+        from pyro_vae import config
+
+        lines = ["parts and their own parameters:"]
+        for kind in PARTS:
+            for name, cls in sorted(config.parts(kind).items()):
+                summary = (cls.__doc__ or "").strip().splitlines()[0]
+                lines.append(f"  --{kind} {name:<20}{summary}")
+                for own, parameter in config.own_parameters(cls).items():
+                    lines.append(f"      --{kind}.{own} {parameter.annotation.__name__}, default {parameter.default}")
+        parser.print_help()
+        print("\n" + "\n".join(lines))
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Arguments:
+        argv: the arguments, without the program's name; those of the process if None.
+
+    Returns:
+        0, or 2 after an error, which is one line on standard error.
+
+    Example:
+        >>> main(["sample", "no-such-run"])
+        2
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments, rest = _parser().parse_known_args(_with_config(argv))
+        command: Callable[[argparse.Namespace, list[str]], None] = arguments.command
+        command(arguments, rest)
+    except KeyboardInterrupt:
+        print("pyro-vae: stopped; what was written stands", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        print(f"pyro-vae: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    from pyro_vae import __version__
+
+    parser = _Parser(prog="pyro-vae", description="Variational autoencoders as Pyro programs.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    train = _command(commands, "train", _train, "train a VAE and write a run: metrics, weights, pictures, report")
+    _add_model_flags(train)
+    add = train.add_argument
+    add("--epochs", type=int, metavar="N", help="passes over the data (default 60)")
+    add("--lr", type=float, metavar="X", help="learning rate of Adam (default 0.001)")
+    add("--loss", metavar="NAME", help="Trace_ELBO (default) or TraceMeanField_ELBO, which has the KL in closed form")
+    add("--beta", type=float, metavar="X", help="weight of the KL (default 1)")
+    add("--warm-up", type=int, metavar="N", help="epochs over which the weight of the KL rises from 0 (default 0)")
+    add("--clip-norm", type=float, metavar="X", help="largest norm of the whole gradient (default: none)")
+    add("--evaluate", metavar="WHAT", help="z of the pictured reconstructions: posterior mean (default) or sample")
+    add("--latent-map", metavar="HOW", help="first (two dimensions), pca (default) or tsne")
+    add("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/DATA-DATE-TIME)")
+
+    compare = _command(commands, "compare", _compare, "hold the Pyro programs against the hand-coded VAE")
+    _add_model_flags(compare)
+    compare.add_argument("--steps", type=int, default=300, metavar="N", help="steps of both trainings (default 300)")
+    compare.add_argument("--draws", type=int, default=2000, metavar="N", help="gradients drawn (default 2000)")
+    compare.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of timing (default 5)")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)")
+
+    sample = _command(commands, "sample", _sample, "decode samples from a run's prior")
+    reconstruct = _command(commands, "reconstruct", _reconstruct, "reconstruct test data of a run")
+    for command, count in ((sample, 64), (reconstruct, 10)):
+        command.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+        command.add_argument("--n", type=int, default=count, metavar="N", help=f"how many (default {count})")
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
+        command.add_argument("--data-root", metavar="DIR", help="folder of the data sets, if not the run's")
+        command.add_argument("--out", type=Path, metavar="FILE", help="the picture (default: in the run's folder)")
+    reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Callable[..., None], summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, allow_abbrev=False, add_help=function not in (_train, _compare)
+    )
+    parser.set_defaults(command=function)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-h", "--help", nargs=0, action=_HelpWithParts, help="show this help message and exit")
+    add("--data", metavar="NAME|PATH", help="digits (default), mnist, fashion-mnist, kmnist, .npy, .npz, image folder")
+    add("--data-root", metavar="DIR", help="folder of torchvision's data sets (default: $PYRO_VAE_DATA, or data)")
+    add("--download", action="store_true", default=None, help="fetch the data set where it is missing")
+    add("--binarize", metavar="HOW", help="none (default: grey values), threshold or dynamic")
+    for kind in PARTS:
+        add(f"--{kind}", metavar="CLASS", help=f"the {kind}: a name below, or package.module.Class")
+    add("--network", metavar="NAME", help="MLP (default) or Conv")
+    add("--hidden", type=int, nargs="+", metavar="N", help="widths of the MLP's hidden layers (default 400)")
+    add("--channels", type=int, nargs="+", metavar="N", help="channels of Conv (default 32 64)")
+    add("--latent-dim", type=int, metavar="D", help="latent dimensions (default 10)")
+    add("--batch-size", type=int, metavar="N", help="data per step (default 64)")
+    add("--seed", type=int, metavar="N", help="seed of weights, order and noise (default 0)")
+    add("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
+    add("--preset", choices=sorted(PRESETS), help="a known recipe; flags beside it take precedence")
+    add("--config", type=Path, metavar="FILE", help="flags from a YAML file, such as a run's config.yaml")
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """Put the flags of --preset and --config before the others, so that the others take precedence."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--preset")
+    finder.add_argument("--config", type=Path)
+    try:
+        found, _ = finder.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return argv  # the real parser says what is wrong
+    flags = PRESETS.get(found.preset, {}) | (_read_yaml(found.config) if found.config else {})
+    if argv[0] != "train":
+        flags = {name: value for name, value in flags.items() if name.replace("-", "_") not in TRAIN_ONLY}
+    tokens = _tokens(flags)
+    return argv[:1] + tokens + argv[1:]
+
+
+def _tokens(flags: dict[str, Any]) -> list[str]:
+    tokens = []
+    for name, value in flags.items():
+        flag = f"--{name}" if name.startswith(PARTS) and "." in name else f"--{name.replace('_', '-')}"
+        if value is True and "." not in name:
+            tokens.append(flag)
+        elif isinstance(value, list):
+            tokens += [flag, *map(str, value)]
+        elif not (value is False and "." not in name):
+            tokens.append(f"{flag}={value}")
+    return tokens
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        flags = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"the config {path} cannot be read: {error}") from error
+    if not isinstance(flags, dict) or not all(isinstance(name, str) for name in flags):
+        raise ValueError(f"the config {path} must hold lines such as 'epochs: 10', the flags without their dashes")
+    return flags
+
+
+def _config(arguments: argparse.Namespace, rest: list[str]) -> "Config":
+    """Make a config of the flags that were given, and of the parts' own parameters among the rest."""
+    import yaml
+
+    from pyro_vae.config import Config
+    from pyro_vae.runs import config_fields
+
+    config = Config()
+    for name in config_fields():
+        if getattr(arguments, name, None) is not None:
+            setattr(config, name, getattr(arguments, name))
+    while rest:
+        flag, *rest = rest
+        name, equals, value = flag.partition("=")
+        kind, dot, own = name.removeprefix("--").partition(".")
+        if not (name.startswith("--") and dot and kind in PARTS):
+            raise ValueError(_unknown_flag(flag, arguments))
+        if not equals:
+            if not rest:
+                raise ValueError(f"{name} takes a value")
+            value, *rest = rest
+        try:
+            config.options[kind][own.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{name} takes a plain value, not {value!r}") from error
+    return config
+
+
+def _unknown_flag(flag: str, arguments: argparse.Namespace) -> str:
+    known = [f"--{name.replace('_', '-')}" for name in vars(arguments) if name != "command"]
+    matches = difflib.get_close_matches(flag.partition("=")[0], known, 1, cutoff=0.5)
+    return f"unknown argument {flag}" + (f"; did you mean {matches[0]}?" if matches else "; see --help")
+
+
+def _new_folder(out: Path | None, name: str) -> Path:
+    stem = Path("runs") / f"{Path(name).stem or 'data'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    count, folder = 1, stem
+    while folder.exists():
+        count, folder = count + 1, stem.with_name(f"{stem.name}-{count}")
+    return out or folder
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from tqdm import tqdm
+
+    from pyro_vae.runs import Run
+
+    config = _config(arguments, rest)
+    run = Run(config, _new_folder(arguments.out, config.data))
+    for name, text in run.facts().items():
+        print(f"{name + ':':<18}{text}")
+    batches = -(-len(run.data.train) // max(1, config.batch_size))
+    with tqdm(total=config.epochs * batches, unit="step", dynamic_ncols=True) as bar:
+
+        def on_step(step: int, loss: Any) -> None:
+            bar.update()
+            if step % 20 == 0:
+                bar.set_description(f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image", False)
+
+        def on_epoch(row: dict[str, float]) -> None:
+            text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per image"
+            bar.set_description(f"epoch {row['epoch']:.0f}/{config.epochs}, {text}")
+
+        history = run.train(on_epoch, on_step)
+    last = history[-1]
+    print(
+        f"epoch {last['epoch']:.0f}: train_loss {last['train_loss']:.2f}, test_loss {last['test_loss']:.2f},"
+        f" test_loss_at_mean {last['test_loss_at_mean']:.2f} nats per datum"
+    )
+    print(f"{run.folder}/report.html shows pictures and numbers; run: {run.folder}")
+
+
+def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pyro_vae import plots
+    from pyro_vae.comparison import compare
+    from pyro_vae.config import device_named, load_data
+    from pyro_vae.data import BINARIZE
+    from pyro_vae.programs import seeded
+    from pyro_vae.runs import check_folder, seeded_vae
+
+    config = _config(arguments, rest)
+    folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
+    check_folder(folder)
+    device = device_named(config.device)
+    x = load_data(config).train.to(device)
+    transform = BINARIZE[config.binarize]
+    with seeded(config.seed, device):
+        x = transform(x) if transform else x
+    vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
+    counts = {"steps": arguments.steps, "draws": arguments.draws, "rounds": arguments.rounds}
+    found = compare(vae, x, batch_size=config.batch_size, seed=config.seed, **counts)
+    folder.mkdir(parents=True, exist_ok=True)
+    projections = [found.why_the_trick[name]["projections"] for name in ("pathwise", "score_function")]
+    (folder / "gradients.png").write_bytes(plots.png(plots.gradients(*projections)))
+    (folder / "trajectory.png").write_bytes(plots.png(plots.trajectory(found.trajectory)))
+    for path in filter(None, (folder / "comparison.json", arguments.json)):
+        path.write_text(found.json() + "\n", encoding="utf-8")
+    print(found.table())
+    print(f"pictures and JSON: {folder}")
+
+
+def _read_run(arguments: argparse.Namespace, rest: list[str]) -> "tuple[VAE, Data, Config]":
+    from pyro_vae.runs import load_run
+
+    if rest:
+        raise ValueError(_unknown_flag(rest[0], arguments))
+    if arguments.n < 1:
+        raise ValueError(f"--n must be at least 1, not {arguments.n}")
+    path = arguments.run / "config.yaml"
+    if not path.exists():
+        raise ValueError(f"{arguments.run} is no run: it holds no config.yaml")
+    tokens = _tokens(_read_yaml(path))
+    if arguments.data_root:
+        tokens.append(f"--data-root={arguments.data_root}")
+    config = _config(*_parser().parse_known_args(["train", *tokens]))
+    return *load_run(arguments.run, config), config
+
+
+def _sample(arguments: argparse.Namespace, rest: list[str]) -> None:
+    import torch
+
+    from pyro_vae import plots
+    from pyro_vae.programs import seeded
+
+    vae, _, config = _read_run(arguments, rest)
+    with seeded(arguments.seed, torch.device(config.device)):
+        figure = plots.samples(vae.sample(arguments.n), "Samples from the prior, decoded")
+    path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
+    path.write_bytes(plots.png(figure))
+    print(path)
+
+
+def _reconstruct(arguments: argparse.Namespace, rest: list[str]) -> None:
+    import torch
+
+    from pyro_vae import plots
+    from pyro_vae.config import LOSSES, check_choice
+    from pyro_vae.data import BINARIZE
+    from pyro_vae.evaluation import evaluate
+    from pyro_vae.programs import seeded
+    from pyro_vae.runs import EVALUATE, reconstruction_figure
+
+    check_choice("evaluate", arguments.evaluate, EVALUATE)
+    vae, data, config = _read_run(arguments, rest)
+    transform, device = BINARIZE[config.binarize], torch.device(config.device)
+    x = data.test[: arguments.n].to(device)
+    with seeded(arguments.seed, device):
+        figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)
+    path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
+    path.write_bytes(plots.png(figure))
+    loss = LOSSES[config.loss]()
+    settings = {"loss": loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
+    bound = evaluate(vae.model, vae.guide, data.test, **settings)
+    what = "a bound" if arguments.evaluate == "sample" else "no bound"
+    print(
+        f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"
+        f" {bound.reconstruction:.2f}, KL {bound.kl:.2f} nats per datum"
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

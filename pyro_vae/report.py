@@ -1,0 +1,77 @@
+"""The report of a run: one HTML file that holds its pictures and its numbers."""
+
+import base64
+from html import escape
+from pathlib import Path
+
+from pyro_vae.training import COLUMNS, History
+
+TITLES = {
+    "train_loss": "negative bound, train",
+    "test_loss": "negative bound, test",
+    "test_reconstruction": "reconstruction, test",
+    "test_kl": "KL, test",
+    "test_loss_at_mean": "test at the posterior mean (no bound)",
+}
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+img { max-width: 100%; display: block; margin: .6rem auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; font-weight: normal; }
+th { color: #666; } .rows td { text-align: right; } .rows th { text-align: right; }
+.numbers { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.number { border: 1px solid #ddd; border-radius: .5rem; padding: .6rem 1rem; }
+.number b { display: block; font-size: 1.5rem; font-weight: 600; } .number span { color: #666; font-size: .85rem; }
+.scroll { overflow-x: auto; } summary { cursor: pointer; margin-top: 2rem; }
+"""
+
+
+def write_report(folder: Path, facts: dict[str, str], history: History, pictures: list[str]) -> Path:
+    """Write ``report.html`` into a run's folder: self-contained, with every picture inside.
+
+    Arguments:
+        folder: the run's folder, which holds the pictures as ``NAME.png``.
+        facts: what the run was, in words.
+        history: what `fit` measured.
+        pictures: the pictures' names, in the order of the report.
+
+    Returns:
+        The report's path.
+    """
+    last = history[-1]
+    numbers = "".join(
+        f'<div class="number"><b>{last[name]:.2f}</b><span>{escape(title)}</span></div>' for name, title in TITLES.items()
+    )
+    seconds = sum(history.column("seconds"))
+    body = [
+        f"<h1>{escape(folder.resolve().name)}</h1>",
+        f"<p>After {last['epoch']:.0f} epochs and {seconds:.1f} seconds of training; nats per datum, lower is better.</p>",
+        f'<div class="numbers">{numbers}</div>',
+        _table([[f"<th>{escape(name)}</th>", f"<td>{escape(text)}</td>"] for name, text in facts.items()]),
+        *(_picture(folder / f"{name}.png", name) for name in pictures),
+        "<details><summary>All epochs</summary><div class='scroll'>",
+        _table([[f"<th>{name}</th>" for name in COLUMNS], *([_cell(row[name], name) for name in COLUMNS] for row in history)], "rows"),
+        "</div></details>",
+    ]
+    head = f"<title>{escape(folder.resolve().name)}</title><style>{STYLE}</style>"
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    html = f'<!doctype html><html lang="en"><head>{meta}{head}</head><body>{"".join(body)}</body></html>'
+    path = folder / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _picture(path: Path, name: str) -> str:
+    title = escape(name.replace("_", " ").capitalize().replace("Kl", "KL"))
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">'
+
+
+def _cell(value: float, name: str) -> str:
+    return f"<td>{value:.0f}</td>" if name == "epoch" else f"<td>{value:.3f}</td>"
+
+
+def _table(rows: list[list[str]], kind: str = "") -> str:
+    lines = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    return f'<table class="{kind}">{lines}</table>'

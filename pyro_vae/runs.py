@@ -1,0 +1,306 @@
+"""Runs: a config trained into a folder of its own, and read back from it."""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pyro_vae import plots
+from pyro_vae.config import LOSSES, Config, beta_of, build, check_choice, device_named, load_data
+from pyro_vae.data import BINARIZE, Data
+from pyro_vae.evaluation import kl_parts
+from pyro_vae.networks import Shape
+from pyro_vae.programs import check_programs, seeded
+from pyro_vae.report import write_report
+from pyro_vae.training import COLUMNS, History, Row, fit
+from pyro_vae.vae import VAE
+
+EVALUATE = ("mean", "sample")
+LATENT_MAPS = ("first", "pca", "tsne")
+
+
+class Run:
+    """A config made ready to train: its data, its VAE and its folder, all checked before anything is written.
+
+    Arguments:
+        config: the config.
+        folder: where the run will be written; it must not exist, or be empty.
+
+    Raises:
+        ValueError: for anything in the config, the data or the folder that does not fit.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        for name, choices in (("binarize", BINARIZE), ("evaluate", EVALUATE), ("latent_map", LATENT_MAPS)):
+            check_choice(name, getattr(config, name), choices)
+        check_choice("loss", config.loss, LOSSES)
+        check_folder(folder)
+        self.config, self.folder = config, folder
+        self.device = device_named(config.device)
+        self.data = load_data(config)
+        self.transform = BINARIZE[config.binarize]
+        self.vae = seeded_vae(config, tuple(self.data.train.shape[1:])).to(self.device)
+        for part in (self.data.train, self.data.test):
+            with seeded(config.seed, self.device):
+                check_programs(self.vae.model, self.vae.guide, part.to(self.device), self.transform)
+
+    def train(
+        self, on_epoch: Callable[[Row], None] | None = None, on_step: Callable[[int, Tensor], None] | None = None
+    ) -> History:
+        """Train, writing config, metrics and weights as they come, then the pictures and the report.
+
+        Arguments:
+            on_epoch: called with each row of the history.
+            on_step: called after each step with its number and loss.
+
+        Returns:
+            The history.
+
+        Raises:
+            ValueError: as `fit`.
+            OSError: where the folder cannot be written.
+        """
+        config = self.config
+        watched = snapshot_epochs(config.epochs)
+        snapshots: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def record(row: Row) -> None:
+            if row["epoch"] == 0:  # all that could be refused has passed
+                self.folder.mkdir(parents=True, exist_ok=True)
+                config.save(self.folder / "config.yaml")
+            append_metrics(self.folder / "metrics.csv", row)
+            save_weights(self.vae, self.folder / "model.safetensors")
+            if row["epoch"] in watched:
+                posterior = posterior_moments(self.vae, self.shown)
+                if posterior:
+                    snapshots[f"epoch {row['epoch']:.0f}"] = posterior
+            if on_epoch:
+                on_epoch(row)
+
+        steps_per_epoch = -(-len(self.data.train) // max(1, config.batch_size))
+        history = fit(
+            self.vae.model,
+            self.vae.guide,
+            self.data.train,
+            loss=LOSSES[config.loss](),
+            optimizer=partial(torch.optim.Adam, lr=config.lr, fused=True),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            validation=self.data.test,
+            beta=beta_of(config, steps_per_epoch),
+            clip_norm=config.clip_norm,
+            transform=self.transform,
+            on_step=on_step,
+            on_epoch=record,
+        )
+        with seeded(config.seed, self.device):
+            figures = self.figures(history, snapshots)
+        for name, figure in figures.items():
+            (self.folder / f"{name}.png").write_bytes(plots.png(figure))
+        write_report(self.folder, self.facts(), history, list(figures))
+        return history
+
+    @property
+    def shown(self) -> Tensor:
+        """The test data that the pictures show, at most 1,000, as the encoder sees them."""
+        x = self.data.test[:1000].to(self.device)
+        with seeded(self.config.seed, self.device):
+            return self.transform(x) if self.transform else x
+
+    def facts(self) -> dict[str, str]:
+        """What the report says of the run in words."""
+        count = sum(parameter.numel() for parameter in self.vae.parameters())
+        shape = "x".join(map(str, self.data.train.shape[1:]))
+        grey = {"none": "as they are", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
+        return {
+            "data": f"{self.config.data}: {len(self.data.train)} train, {len(self.data.test)} test, {shape}",
+            "values": f"{grey[self.config.binarize]} (--binarize {self.config.binarize}){self._grey()}",
+            "prior": str(self.vae.prior).splitlines()[0].rstrip("("),
+            "encoder": _name(self.vae.encoder),
+            "decoder": _name(self.vae.decoder),
+            "latent dimensions": str(self.config.latent_dim),
+            "parameters": f"{count:,}",
+            "objective": f"{self.config.loss}, beta {self.config.beta:g}",
+            "training": f"{self.config.epochs} epochs, batch {self.config.batch_size}, Adam {self.config.lr:g},"
+            f" seed {self.config.seed}, {self.device}",
+        }
+
+    def _grey(self) -> str:
+        return ", grey pixels scored by cross-entropy" if getattr(self.vae.decoder, "grey", False) else ""
+
+    def figures(self, history: History, snapshots: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Figure]:
+        """Draw every picture that the parts allow."""
+        config, vae, x, labels = self.config, self.vae, self.shown, self.data.test_labels
+        figures = {"curves": plots.curves(history, f"{config.data}: training")}
+        figures["samples"] = plots.samples(vae.sample(64), "Samples from the prior, decoded")
+        if not snapshots:  # an encoder without a mean has no map, and nothing to interpolate between
+            figures["reconstructions"] = reconstruction_figure(vae, x[:10], "sample")
+            return figures
+        figures["reconstructions"] = reconstruction_figure(vae, x[:10], config.evaluate)
+        if len(x) > 1:
+            a, b = x[_two(labels)]
+            weight = torch.linspace(0, 1, 10, device=x.device).reshape(-1, *[1] * a.dim())
+            path = vae.interpolate(a[None], b[None], 10)[:, 0]
+            figures["interpolation"] = plots.interpolation(path, torch.lerp(a, b, weight), "From one datum to another")
+        method = "first" if config.latent_dim <= 2 else config.latent_map
+        panels = {name: plots.project(*moments, method, config.seed) for name, moments in snapshots.items()}
+        shown_labels = None if labels is None else labels[: len(x)]
+        figures["latent_map"] = plots.latent_map(panels, shown_labels, title=f"Posteriors of test data ({method})")
+        figures["posterior_cloud"] = cloud_figure(vae, x, config.seed)
+        with torch.no_grad():
+            parts = kl_parts(vae.encoder(x), vae.prior())
+        if parts:
+            figures["kl_per_dimension"] = plots.kl_per_dimension(*parts, "KL per latent dimension, test data")
+        if config.latent_dim == 2:
+            figures["decoded_grid"] = grid_figure(vae)
+        return figures
+
+
+def _name(module: torch.nn.Module) -> str:
+    own = module.extra_repr()
+    network = getattr(module, "network", None)
+    return f"{type(module).__name__}({own}){', network ' + type(network).__name__ if network is not None else ''}"
+
+
+def _two(labels: Tensor | None) -> list[int]:
+    """Return the indices of two data to interpolate between, of different labels where there are such."""
+    if labels is None or (labels == labels[0]).all():
+        return [0, 1]
+    return [0, int((labels != labels[0]).nonzero()[0, 0])]
+
+
+def snapshot_epochs(epochs: int) -> set[int]:
+    """Return the epochs at which the latent map is drawn: the start, half time and the end.
+
+    Example:
+        >>> sorted(snapshot_epochs(10))
+        [0, 5, 10]
+    """
+    return {0, epochs // 2, epochs}
+
+
+@torch.no_grad()
+def posterior_moments(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the posteriors' means and standard deviations, each (n, D), or None where they have none."""
+    posterior = vae.encoder(x)
+    try:
+        return posterior.mean.cpu(), posterior.stddev.cpu()
+    except NotImplementedError:
+        return None
+
+
+def reconstruction_figure(vae: VAE, x: Tensor, evaluate: str) -> Figure:
+    """Draw data above their reconstructions, at the posterior's mean or a sample of it."""
+    reconstructed = vae.reconstruct(x, mean=evaluate == "mean")
+    return plots.reconstructions(x, reconstructed, f"Test data and reconstructions, z at the posterior {evaluate}")
+
+
+@torch.no_grad()
+def cloud_figure(vae: VAE, x: Tensor, seed: int) -> Figure:
+    """Draw 100 posterior samples of the first datum in the map of the others, and what some of them decode to."""
+    posterior = vae.encoder(x)
+    draws = vae.encoder(x[:1]).sample((100,))[:, 0]
+    method = "pca" if draws.shape[-1] > 2 else "first"
+    both = torch.cat([posterior.mean, draws])
+    centres, _ = plots.project(both, torch.zeros_like(both), method, seed)
+    title = "100 posterior samples of one datum"
+    return plots.posterior_cloud(x[0], centres[len(x) :], vae.decoder(draws[:25]).mean, centres[: len(x)], title)
+
+
+@torch.no_grad()
+def grid_figure(vae: VAE, side: int = 20, extent: float = 3.0) -> Figure:
+    """Decode an even grid over a 2-dimensional latent space."""
+    line = torch.linspace(-extent, extent, side, device=next(vae.parameters()).device)
+    z = torch.stack([line.expand(side, side), line[:, None].expand(side, side)], -1)
+    title = "Decoded grid over the latent space"
+    return plots.decoded_grid(vae.decoder(z).mean, (-extent, extent, -extent, extent), title)
+
+
+def seeded_vae(config: Config, shape: Shape) -> VAE:
+    """Build a config's VAE with weights drawn from its seed, leaving torch's random state alone."""
+    with seeded(config.seed, torch.device("cpu")):
+        return build(config, shape)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything, or cannot be written.
+
+    Raises:
+        ValueError: with the fix.
+    """
+    if (folder / "config.yaml").exists():
+        raise ValueError(f"{folder} already holds a run; give --out another folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder; give --out another one")
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{folder} cannot be written: {parent} is no folder that can; give --out another one")
+
+
+def append_metrics(path: Path, row: Row) -> None:
+    """Append a row to metrics.csv, with its header first, in one write.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "metrics.csv"
+        >>> append_metrics(path, dict.fromkeys(COLUMNS, 1.0))
+        >>> print(path.read_text().splitlines()[1])
+        1,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if not path.exists():
+        writer.writerow(COLUMNS)
+    digits = {"epoch": 0, "seconds": 3}
+    writer.writerow(f"{row[name]:.{digits.get(name, 6)}f}" for name in COLUMNS)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text.getvalue())
+
+
+def save_weights(vae: VAE, path: Path) -> None:
+    """Write a VAE's weights as safetensors: to a temporary file first, so that the old ones stand until then."""
+    temporary = path.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in vae.state_dict().items()}, temporary)
+    os.replace(temporary, path)
+
+
+def load_run(folder: Path, config: Config) -> tuple[VAE, Data]:
+    """Read a run's weights into the VAE of its config, and load its data.
+
+    Arguments:
+        folder: the run's folder.
+        config: the run's config.
+
+    Returns:
+        The VAE, on the config's device, and the data set.
+
+    Raises:
+        ValueError: for weights that are missing, damaged or of another config.
+    """
+    data = load_data(config)
+    vae = seeded_vae(config, tuple(data.train.shape[1:]))
+    path = folder / "model.safetensors"
+    try:
+        vae.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged: {error}") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {reason}") from error
+    return vae.to(device_named(config.device)), data
+
+
+def config_fields() -> dict[str, Any]:
+    """Return the types of a config's fields by name, the parts' own options apart."""
+    return {f.name: f.type for f in fields(Config) if f.name != "options"}

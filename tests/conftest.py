@@ -1,0 +1,23 @@
+"""What every test starts from."""
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _clean_state():
+    """An empty parameter store and a fixed seed, and no trace of either afterwards."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def float64():
+    """Parts, networks and data built in a test are of double precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

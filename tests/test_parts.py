@@ -1,0 +1,382 @@
+"""One contract for every part, found by walking the modules, and what only some parts promise."""
+
+import copy
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from part_cases import CASES, SHAPE, D, array, built, cases, event_shape, inputs, public_parts
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from pyro_vae import VAE, decoders, encoders, priors
+
+BATCHES = [(), (5,), (4, 5), (2, 4, 5)]
+LOGITS = [-40.0, -1.0, -1e-3, 0.0, 1e-3, 0.05, 0.0999, 0.1, 1.0, 16.0, 40.0, 1e3]
+
+all_cases = pytest.mark.parametrize("case", CASES, ids=repr)
+conditional_cases = pytest.mark.parametrize("case", cases("encoders", "decoders"), ids=repr)
+decoder_cases = pytest.mark.parametrize("case", cases("decoders"), ids=repr)
+
+
+@pytest.mark.parametrize("family", sorted(public_parts(), key=str))
+def test_every_part_is_held_to_the_contract(family):
+    known = {case.family for case in CASES}
+    assert family in known, f"{family} has no construction: enter it in the CASES of tests/part_cases.py"
+
+
+def test_the_walk_finds_the_parts():
+    assert public_parts() >= {
+        priors.Normal,
+        encoders.Normal,
+        encoders.Delta,
+        decoders.Bernoulli,
+        decoders.ContinuousBernoulli,
+        decoders.Normal,
+    }
+
+
+@all_cases
+@pytest.mark.parametrize("batch", BATCHES)
+def test_returns_a_pyro_distribution_of_the_stated_shapes(case, batch):
+    distribution = built(case)(*inputs(case, batch))
+    assert isinstance(distribution, TorchDistributionMixin)
+    assert distribution.batch_shape == (() if case.kind == "priors" else batch)
+    assert distribution.event_shape == event_shape(case)
+    assert distribution.mean.shape == distribution.shape()
+    assert distribution.sample((6,)).shape == (6, *distribution.shape())
+
+
+@all_cases
+def test_draws_lie_in_the_support(case):
+    distribution = built(case)(*inputs(case, (50,)))
+    assert distribution.support.check(distribution.sample((20,))).all()
+
+
+@all_cases
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_log_prob_is_that_of_an_independent_reference(case, batch, dtype, tolerance):
+    part, given = built(case, dtype), inputs(case, batch, dtype)
+    distribution = part(*given)
+    value = distribution.sample()
+    if case.name == "decoder-bernoulli-grey":
+        value = torch.rand_like(value)
+    log_prob = distribution.log_prob(value)
+    assert log_prob.dtype == dtype
+    expected = case.log_prob(part, *(given or (None,)), array(value))
+    np.testing.assert_allclose(array(log_prob), expected, rtol=tolerance, atol=tolerance)
+
+
+@conditional_cases
+def test_particles_pass_as_they_would_one_by_one(case):
+    part, (given,) = built(case), inputs(case, (4, 5))
+    together = part(given)
+    for moment in ("mean", "variance"):
+        one_by_one = torch.stack([getattr(part(row), moment) for row in given])
+        torch.testing.assert_close(getattr(together, moment), one_by_one, rtol=1e-12, atol=1e-12)
+
+
+@all_cases
+def test_a_plate_around_it_changes_no_log_prob(case):
+    distribution = built(case)(*inputs(case, (5,)))
+    expanded = distribution.expand((4, 5))
+    assert expanded.batch_shape == (4, 5)
+    value = expanded.sample()
+    torch.testing.assert_close(
+        expanded.log_prob(value), torch.stack([distribution.log_prob(row) for row in value]), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if list(case.make(D).parameters())], ids=repr)
+def test_gradients_reach_every_parameter(case):
+    part = built(case)
+    distribution = part(*inputs(case, (5,)))
+    value = distribution.rsample() if distribution.has_rsample else distribution.sample()
+    (distribution.log_prob(value.detach()).sum() + (value**2).sum()).backward()
+    for name, parameter in part.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not list(case.make(D).parameters())], ids=repr)
+def test_what_is_not_learned_takes_no_place_among_the_parameters(case):
+    assert case.name == "prior-normal"
+    assert not case.make(D).state_dict()
+
+
+@all_cases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_follows_the_dtype_it_is_moved_to(case, dtype):
+    distribution = built(case, dtype)(*inputs(case, (5,), dtype))
+    assert distribution.sample().dtype == distribution.mean.dtype == dtype
+
+
+@all_cases
+def test_state_dict_makes_two_parts_one(case):
+    one, other, given = built(case, seed=1), built(case, seed=2), inputs(case, (5,))
+    value = one(*given).sample()
+    if list(one.parameters()):
+        assert not torch.equal(one(*given).log_prob(value), other(*given).log_prob(value))
+    other.load_state_dict(copy.deepcopy(one.state_dict()), strict=True)
+    assert torch.equal(one(*given).log_prob(value), other(*given).log_prob(value))
+
+
+@all_cases
+def test_repr_names_the_class(case):
+    assert repr(case.make(D)).startswith(f"{case.family.__name__}(")
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 1e3])
+def test_the_repr_of_a_normal_decoder_tells_its_scale(scale, learned):
+    decoder = decoders.Normal(D, SHAPE, scale=scale, learned=learned)
+    assert f"scale={decoder(torch.zeros(D)).stddev.max().item():.4g}, learned={learned}" in repr(decoder)
+
+
+def test_reprs_tell_what_is_learned_and_grey():
+    assert "latent_dim=3, learned=True" in repr(priors.Normal(3, learned=True))
+    assert "latent_dim=3, learned=False" in repr(priors.Normal(3))
+    assert "grey=True" in repr(decoders.Bernoulli(D, SHAPE, grey=True))
+    assert "grey=False" in repr(decoders.Bernoulli(D, SHAPE))
+
+
+@conditional_cases
+@pytest.mark.parametrize("extra", [(5,), ()])
+def test_refuses_another_shape_with_both_shapes_and_its_name(case, extra):
+    right = SHAPE if case.kind == "encoders" else (D,)
+    wrong = (*extra, *right[:-1], right[-1] + 1)
+    with pytest.raises(ValueError, match=f"{case.kind}.{case.family.__name__} was built for") as caught:
+        case.make(D)(torch.zeros(wrong))
+    assert f"(*batch, {', '.join(map(str, right))})" in str(caught.value)
+    assert f"got {wrong}" in str(caught.value)
+
+
+@all_cases
+@pytest.mark.parametrize("latent_dim", [0, -1])
+def test_refuses_a_latent_dim_below_1(case, latent_dim):
+    with pytest.raises(ValueError, match="latent_dim must have sizes of at least 1"):
+        case.make(latent_dim)
+
+
+@all_cases
+@pytest.mark.parametrize("latent_dim", [2.5, "2", None, True])
+def test_refuses_a_latent_dim_that_is_no_integer(case, latent_dim):
+    with pytest.raises(TypeError, match="latent_dim is an integer"):
+        case.make(latent_dim)
+
+
+@all_cases
+def test_refuses_a_latent_dim_of_several_numbers(case):
+    with pytest.raises((TypeError, ValueError), match="latent_dim"):
+        case.make((2, 3))
+
+
+class Extreme(nn.Module):
+    """A network whose outputs are plus and minus 10,000, whatever its input."""
+
+    def __init__(self, in_shape, out_shape):
+        super().__init__()
+        self.dims = len(in_shape)
+        signs = torch.arange(math.prod(out_shape)) % 2 * 2.0 - 1
+        self.outputs = nn.Parameter(1e4 * signs.reshape(out_shape))
+
+    def forward(self, x):
+        return self.outputs.expand(*x.shape[: x.dim() - self.dims], *self.outputs.shape) + 0 * x.sum()
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("prior", cases("priors"), ids=repr)
+@pytest.mark.parametrize("encoder", cases("encoders"), ids=repr)
+@decoder_cases
+@pytest.mark.parametrize(("network", "size"), [({"network": Extreme}, 1.0), ({"network": Extreme}, 1e4), ({}, 1e4)])
+def test_extreme_data_and_networks_give_finite_losses_and_gradients(case, encoder, prior, elbo, network, size):
+    torch.manual_seed(0)
+    vae = VAE(prior.make(D), encoder.make(D, **network), case.make(D, **network))
+    x = size * torch.rand(4, *SHAPE)
+    with pyro.validation_enabled(False):  # for data beyond the support
+        loss = elbo().differentiable_loss(vae.model, vae.guide, x)
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_the_standard_normal_prior_is_one():
+    prior = priors.Normal(D)()
+    assert torch.equal(prior.mean, torch.zeros(D))
+    assert torch.equal(prior.stddev, torch.ones(D))
+
+
+def test_a_learned_prior_starts_from_the_standard_normal():
+    prior = priors.Normal(D, learned=True)()
+    assert torch.equal(prior.mean, torch.zeros(D))
+    assert torch.equal(prior.stddev, torch.ones(D))
+
+
+class Constant(nn.Module):
+    """A network of one constant output."""
+
+    def __init__(self, outputs, dtype=None):
+        super().__init__()
+        self.outputs = nn.Parameter(torch.tensor(outputs, dtype=dtype))
+
+    def forward(self, x):
+        return self.outputs.expand(len(x), *self.outputs.shape)
+
+
+@pytest.mark.usefixtures("float64")
+def test_pathwise_gradients_of_the_normal_encoder_are_unbiased():
+    # f(z) = sum of z^2 has the expectation mu^2 + sigma^2: gradients 2 mu for the mean, sigma^2 for the log-variance.
+    n, mean, log_variance = 100_000, np.array([0.5, -1.0, 2.0]), np.array([0.0, -1.0, 1.0])
+    network = Constant([mean.tolist(), log_variance.tolist()])
+    encoder = encoders.Normal(1, 3, network=lambda *_: network)
+    (encoder(torch.zeros(n, 1)).rsample() ** 2).sum(-1).mean().backward()
+    variance = np.exp(log_variance)
+    exact = np.stack([2 * mean, variance])
+    # One draw's gradients 2 z and eps sigma z have the variances below; 4 standard errors of 100,000 draws.
+    error = np.sqrt(np.stack([4 * variance, mean**2 * variance + 2 * variance**2]) / n)
+    assert (np.abs(array(network.outputs.grad) - exact) < 4 * error).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_draws_of_the_normal_encoder_have_its_mean_and_variance():
+    n = 100_000
+    encoder = encoders.Normal(1, 2, network=lambda *_: Constant([[0.5, -1.0], [0.0, 1.0]]))
+    z = encoder(torch.zeros(n, 1)).sample()
+    variance = np.exp([0.0, 1.0])
+    # 4 standard errors of 100,000 draws: of a mean sqrt(v / n), of a variance v sqrt(2 / n).
+    assert (np.abs(array(z.mean(0)) - [0.5, -1.0]) < 4 * np.sqrt(variance / n)).all()
+    assert (np.abs(array(z.var(0)) - variance) < 4 * variance * math.sqrt(2 / n)).all()
+
+
+def test_the_normal_encoder_compresses_only_what_is_beyond_10():
+    encoder = encoders.Normal(1, 4, network=lambda *_: Constant([[0.0] * 4, [-1e4, -10.0, 10.0, 1e4]]))
+    log_variance = 2 * encoder(torch.zeros(1, 1)).stddev.log()[0]
+    expected = torch.tensor([-10 - math.log(9991), -10.0, 10.0, 10 + math.log(9991)])
+    torch.testing.assert_close(log_variance, expected)
+
+
+def test_the_delta_encoder_is_its_network():
+    encoder = encoders.Delta(SHAPE, D)
+    x = torch.rand(5, *SHAPE)
+    z = encoder(x)
+    assert torch.equal(z.sample(), encoder.network(x))
+    assert torch.equal(z.log_prob(encoder.network(x)), torch.zeros(5))
+    assert (z.log_prob(encoder.network(x) + 1e-3) == -math.inf).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_the_normal_decoder_refuses_a_scale(scale):
+    with pytest.raises(ValueError, match=r"scale of decoders\.Normal must be above 0 and finite"):
+        decoders.Normal(D, SHAPE, scale=scale)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 1e3])
+def test_the_normal_decoder_has_the_scale_it_was_given(scale, learned):
+    stddev = decoders.Normal(D, SHAPE, scale=scale, learned=learned)(torch.zeros(5, D)).stddev
+    torch.testing.assert_close(stddev, torch.full_like(stddev, scale))
+
+
+def test_the_bernoulli_decoder_refuses_grey_values_unless_told():
+    grey = torch.full(SHAPE, 0.3)
+    with pytest.raises(ValueError, match="support"):
+        decoders.Bernoulli(D, SHAPE)(torch.zeros(D)).log_prob(grey)
+    assert decoders.Bernoulli(D, SHAPE, grey=True)(torch.zeros(D)).log_prob(grey).isfinite()
+    with pytest.raises(ValueError, match="support"):
+        decoders.Bernoulli(D, SHAPE, grey=True)(torch.zeros(D)).log_prob(4 * grey)
+
+
+@pytest.mark.parametrize("x", [0.0, 1.0])
+def test_grey_and_strict_bernoulli_agree_on_0_and_1(x):
+    strict, grey = decoders.Bernoulli(D, SHAPE), decoders.Bernoulli(D, SHAPE, grey=True)
+    grey.load_state_dict(strict.state_dict())
+    z, value = torch.randn(D), torch.full(SHAPE, x)
+    assert torch.equal(strict(z).log_prob(value), grey(z).log_prob(value))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_the_continuous_bernoulli_decoder_refuses_values_outside_0_and_1(value):
+    with pytest.raises(ValueError, match="support"):
+        decoders.ContinuousBernoulli(D, SHAPE)(torch.zeros(D)).log_prob(torch.full(SHAPE, value))
+
+
+def continuous_bernoulli(logit, dtype=torch.float64):
+    decoder = decoders.ContinuousBernoulli(1, 1, network=lambda *_: Constant([logit], dtype))
+    return decoder(torch.zeros(1, 1))
+
+
+def quadrature():
+    """Nodes and weights on [0, 1]: Gauss-Legendre of 20 points between breaks that crowd at both ends."""
+    half = np.concatenate([[0.0], 2.0 ** np.arange(-25, 0)])
+    breaks = np.concatenate([half, 1 - half[-2::-1]])
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    width = np.diff(breaks)[:, None]
+    return (breaks[:-1, None] + width * (nodes + 1) / 2).ravel(), (width * weights / 2).ravel()
+
+
+def test_the_quadrature_integrates_what_is_known():
+    nodes, weights = quadrature()
+    for rate in (0.0, 1.0, 40.0, 1e3):
+        exact = -math.expm1(-rate) / rate if rate else 1.0
+        assert (weights * np.exp(-rate * nodes)).sum() == pytest.approx(exact, rel=1e-12)
+        assert (weights * np.exp(-rate * (1 - nodes))).sum() == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("logit", LOGITS)
+def test_the_continuous_bernoulli_density_integrates_to_1(logit):
+    nodes, weights = quadrature()
+    density = continuous_bernoulli(logit).log_prob(torch.tensor(nodes)[:, None]).exp()
+    assert (weights * array(density)).sum() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("logit", LOGITS)
+def test_the_continuous_bernoulli_mean_is_that_of_its_density(logit):
+    nodes, weights = quadrature()
+    distribution = continuous_bernoulli(logit)
+    density = array(distribution.log_prob(torch.tensor(nodes)[:, None]).exp())
+    assert distribution.mean.item() == pytest.approx((weights * nodes * density).sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("logit", [-0.2, -0.0999, -0.05, -0.01, -1e-3, 1e-3, 0.01, 0.05, 0.0999, 0.1, 0.1001, 0.2])
+@pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-9)])
+def test_the_continuous_bernoulli_matches_its_closed_form_near_a_logit_of_0(logit, x, dtype, tolerance):
+    log_prob = continuous_bernoulli(logit, dtype).log_prob(torch.tensor([[x]], dtype=dtype))
+    assert log_prob.item() == pytest.approx(logit * x + math.log(logit / math.expm1(logit)), abs=tolerance)
+
+
+@pytest.mark.parametrize("logit", [0.0, -1e-3, 0.0999, 0.1, 1.0, 40.0, 1e4, 1e20])
+@pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
+def test_the_continuous_bernoulli_gradient_is_x_minus_its_mean(logit, x):
+    # d/dl (l x + log(l / (e^l - 1))) = x - (1 / (1 - e^-l) - 1 / l), an exponential family's mean.
+    network = Constant([logit])
+    decoder = decoders.ContinuousBernoulli(1, 1, network=lambda *_: network)
+    decoder(torch.zeros(1, 1)).log_prob(torch.tensor([x])).backward()
+    small = abs(logit) < 1e-2
+    mean = 1 / 2 + logit / 12 if small else -1 / math.expm1(-logit) - 1 / logit
+    assert network.outputs.grad.item() == pytest.approx(x - mean, abs=2e-6)
+
+
+@pytest.mark.parametrize("logit", [-5.0, 0.0, 5.0, 40.0])
+def test_draws_of_the_continuous_bernoulli_have_the_mean_of_its_density(logit):
+    n = 100_000
+    draws = array(continuous_bernoulli(logit).sample((n,)))
+    mean = 1 / 2 if logit == 0 else -1 / math.expm1(-logit) - 1 / logit
+    # 4 standard errors of 100,000 draws.
+    assert abs(draws.mean() - mean) < 4 * draws.std() / math.sqrt(n)
+
+
+def test_a_part_of_ones_own_needs_no_base_class():
+    class Laplace(nn.Module):
+        def forward(self):
+            return dist.Laplace(torch.zeros(D), torch.ones(D)).to_event(1)
+
+    vae = VAE(Laplace(), encoders.Normal(SHAPE, D), decoders.Normal(D, SHAPE))
+    assert math.isfinite(Trace_ELBO().loss(vae.model, vae.guide, torch.rand(5, *SHAPE)))
