@@ -1,4 +1,4 @@
-"""Classic autoencoder against VAE: both decode N(0, I), but only one was taught that its codes would come from there."""
+"""Classic autoencoder against VAE: both decode N(0, I), but only one was trained on such codes."""
 
 from pathlib import Path
 

@@ -30,21 +30,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "VAE": "vae",
-    "fit": "training",
-    "History": "training",
-    "evaluate": "evaluation",
-    "Bound": "evaluation",
-    "compare": "comparison",
-}
-_MODULES = (
+__all__ = [
+    "VAE",
+    "Bound",
+    "History",
+    "__version__",
     "baseline",
+    "compare",
     "comparison",
     "data",
     "decoders",
     "encoders",
+    "evaluate",
     "evaluation",
+    "fit",
     "handlers",
     "networks",
     "objectives",
@@ -53,18 +52,21 @@ _MODULES = (
     "programs",
     "training",
     "vae",
-)
-
-__all__ = [  # noqa: PLE0604
-    "__version__",
-    *_HOMES,
-    *_MODULES,
 ]
+
+_HOMES = {
+    "VAE": "vae",
+    "fit": "training",
+    "History": "training",
+    "evaluate": "evaluation",
+    "Bound": "evaluation",
+    "compare": "comparison",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"pyro_vae.{_HOMES[name]}"), name)
-    if name in _MODULES:
+    if name in __all__:
         return import_module(f"pyro_vae.{name}")
     raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")

@@ -124,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--draws", type=int, default=2000, metavar="N", help="gradients drawn (default 2000)")
     compare.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of timing (default 5)")
     compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)")
+    compare.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)"
+    )
 
     sample = _command(commands, "sample", _sample, "decode samples from a run's prior")
     reconstruct = _command(commands, "reconstruct", _reconstruct, "reconstruct test data of a run")
@@ -265,7 +267,9 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
         def on_step(step: int, loss: Any) -> None:
             bar.update()
             if step % 20 == 0:
-                bar.set_description(f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image", False)
+                bar.set_description(
+                    f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image", False
+                )
 
         def on_epoch(row: dict[str, float]) -> None:
             text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per image"

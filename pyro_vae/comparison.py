@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from pyro_vae import baseline, decoders, encoders, priors
-from pyro_vae.data import as_tensor
+from pyro_vae.data import as_tensor, shuffled_batches
 from pyro_vae.handlers import LocalModules
 from pyro_vae.programs import check_programs, seeded
 from pyro_vae.training import fit
@@ -62,7 +62,11 @@ class Comparison:
         for name, found in self.controls.items():
             rows += [(f"  {name}: {'detected' if found['detected'] else 'NOT DETECTED'}", *_differences(found))]
         rows += [
-            (f"trajectory: largest parameter difference in {len(self.trajectory)} steps", f"{max(self.trajectory):.1e}", ""),
+            (
+                f"trajectory: largest parameter difference in {len(self.trajectory)} steps",
+                f"{max(self.trajectory):.1e}",
+                "",
+            ),
             (f"why the trick: encoder gradient, {why['draws']} draws", "mean", "standard error"),
         ]
         for name in ("pathwise", "score_function"):
@@ -119,7 +123,12 @@ def compare(
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, sections 2.3 and 2.4.
     """
-    for name, value, least in (("steps", steps, 1), ("draws", draws, 2), ("rounds", rounds, 1), ("batch_size", batch_size, 1)):
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("draws", draws, 2),
+        ("rounds", rounds, 1),
+        ("batch_size", batch_size, 1),
+    ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value!r}")
     x = as_tensor(data).to(next(vae.parameters()).device)
@@ -200,7 +209,9 @@ def controls(vae: VAE, x: Tensor, seed: int = 0) -> dict[str, dict[str, Any]]:
         "sum over the batch for a mean": lambda twin, x, eps: twin.negative_elbo(x, eps) * len(x),
     }
     found = {name: _difference(vae, x, seed, Trace_ELBO(), loss) for name, loss in spoiled.items()}
-    return {name: {**difference, "detected": max(difference.values()) > TOLERANCE} for name, difference in found.items()}
+    return {
+        name: {**difference, "detected": max(difference.values()) > TOLERANCE} for name, difference in found.items()
+    }
 
 
 def _variance_for_standard_deviation(twin: baseline.VAE, x: Tensor, eps: Tensor) -> Tensor:
@@ -217,13 +228,17 @@ def _difference(vae: VAE, x: Tensor, seed: int, loss: ELBO, twin_loss: TwinLoss)
         our_gradients = torch.autograd.grad(our_value, parameters_of(ours))
     with seeded(seed, x.device):
         # The first noise of a seed is the guide's: what a call of Pyro draws in secret is an argument here.
-        value = twin_loss(twin, x, torch.randn(len(x), len(vae.prior.loc), dtype=x.dtype, device=x.device))
+        value = twin_loss(twin, x, _noise(vae, x))
         gradients = torch.autograd.grad(value, list(twin.parameters()))
     pairs = zip(our_gradients, gradients, strict=True)
     return {
         "loss_relative_difference": _relative(our_value, value),
         "max_gradient_relative_difference": max(_relative(ours, theirs) for ours, theirs in pairs),
     }
+
+
+def _noise(vae: VAE, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return torch.randn(len(x), *vae.prior().event_shape, dtype=x.dtype, device=x.device, generator=generator)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
@@ -251,8 +266,7 @@ def trajectory(vae: VAE, x: Tensor, steps: int = 300, batch_size: int = 128, see
     def step_of_the_twin(step: int, loss: Tensor) -> None:  # noqa: ARG001
         if step < steps:
             batch = next(batches)
-            eps = torch.randn(len(batch), len(vae.prior.loc), dtype=x.dtype, device=x.device, generator=noise)
-            twin.step(optimizer, batch, eps)
+            twin.step(optimizer, batch, _noise(vae, batch, noise))
             pairs = zip(parameters_of(ours), twin.parameters(), strict=True)
             differences.append(max((a - b).abs().max().item() for a, b in pairs))
 
@@ -275,8 +289,7 @@ def _batches(x: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:
     """Yield the batches that `fit` takes from a seed, epoch after epoch."""
     order = torch.Generator().manual_seed(seed)
     while True:
-        for index in torch.randperm(len(x), generator=order).split(batch_size):
-            yield x[index.to(x.device)]
+        yield from shuffled_batches(x, batch_size, order)
 
 
 # --- why the trick --------------------------------------------------------------------------------------------------
@@ -366,7 +379,9 @@ def _gradient_statistics(programs: VAE, vae: VAE, x: Tensor, draws: int, directi
 def _reconstruction_gradient_norm(vae: VAE, x: Tensor, z: Tensor) -> float:
     reconstruction = -vae.decoder(z).log_prob(x).mean()
     parameters = list(vae.encoder.parameters())
-    gradients = torch.autograd.grad(reconstruction, parameters, retain_graph=True, materialize_grads=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        reconstruction, parameters, retain_graph=True, materialize_grads=True, allow_unused=True
+    )
     return parameters_to_vector(gradients).norm().item()
 
 
@@ -398,7 +413,7 @@ def _time_twin(vae: VAE, x: Tensor, batch_size: int, seed: int) -> float:
     start = time.perf_counter()
     for _ in range(math.ceil(len(x) / batch_size)):
         batch = next(batches)
-        twin.step(optimizer, batch, torch.randn(len(batch), len(vae.prior.loc), device=x.device)).item()
+        twin.step(optimizer, batch, _noise(vae, batch)).item()
     return time.perf_counter() - start
 
 

@@ -1,7 +1,7 @@
 """Data sets as tensors in memory: pixels in [0, 1], one datum per row. Knows no model."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -119,6 +119,26 @@ def as_tensor(data: Any) -> Tensor:
     if data.is_complex():
         raise TypeError(f"data must hold real numbers, not {data.dtype}")
     return data if data.is_floating_point() else data.to(torch.get_default_dtype())
+
+
+def shuffled_batches(x: Tensor, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Yield the data once in random order, in batches; the last may be smaller.
+
+    Arguments:
+        x: data, whose first dimension counts them.
+        batch_size: data per batch, at least 1.
+        order: the source of the order, on the CPU, so that it is one order on every device.
+
+    Yields:
+        Batches of x.
+
+    Example:
+        >>> batches = shuffled_batches(torch.arange(5), 2, torch.Generator().manual_seed(0))
+        >>> sorted(torch.cat(list(batches)).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    for index in torch.randperm(len(x), generator=order).split(batch_size):
+        yield x[index.to(x.device)]
 
 
 def _shape(data: Tensor) -> tuple[int, ...]:

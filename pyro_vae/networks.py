@@ -8,8 +8,8 @@ distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(2
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
@@ -55,6 +55,7 @@ def check_event_shape(value: Tensor, shape: Shape, part: str, what: str) -> None
         ValueError: with both shapes and the part's name.
 
     Example:
+        >>> import torch
         >>> check_event_shape(torch.zeros(5, 64), (1, 8, 8), "encoders.Normal", "x")
         Traceback (most recent call last):
         ...
@@ -83,6 +84,7 @@ def soft_clip(value: Tensor, bound: float = 10.0) -> Tensor:
         A tensor of the same shape.
 
     Example:
+        >>> import torch
         >>> soft_clip(torch.tensor([-1e4, 3.0, 1e4]))
         tensor([-19.2094,   3.0000,  19.2094])
     """
@@ -107,6 +109,7 @@ class MLP(nn.Module):
         ValueError: for a size below 1.
 
     Example:
+        >>> import torch
         >>> MLP((1, 28, 28), (2, 20), hidden=(400,))(torch.zeros(5, 3, 1, 28, 28)).shape
         torch.Size([5, 3, 2, 20])
     """
@@ -123,7 +126,7 @@ class MLP(nn.Module):
         self.hidden = as_shape(hidden, "hidden") if hidden != () else ()
         widths = (math.prod(self.in_shape), *self.hidden, math.prod(self.out_shape))
         layers: list[nn.Module] = []
-        for width, next_width in zip(widths, widths[1:], strict=False):
+        for width, next_width in pairwise(widths):
             layers += [nn.Linear(width, next_width), activation()]
         self.layers = nn.Sequential(*layers[:-1])
 
@@ -148,6 +151,7 @@ class ConvEncoder(nn.Module):
         ValueError: where ``in_shape`` has no height and width.
 
     Example:
+        >>> import torch
         >>> ConvEncoder((1, 28, 28), (2, 20))(torch.zeros(5, 3, 1, 28, 28)).shape
         torch.Size([5, 3, 2, 20])
     """
@@ -165,7 +169,7 @@ class ConvEncoder(nn.Module):
         maps = (self.image_shape[0], *as_shape(channels, "channels"))
         height, width = halved_sizes(self.in_shape[-2:], len(maps) - 1)[-1]
         layers: list[nn.Module] = []
-        for count, next_count in zip(maps, maps[1:], strict=False):
+        for count, next_count in pairwise(maps):
             layers += [nn.Conv2d(count, next_count, 3, stride=2, padding=1), activation()]
         self.layers = nn.Sequential(
             *layers, nn.Flatten(), nn.Linear(maps[-1] * height * width, math.prod(self.out_shape))
@@ -192,6 +196,7 @@ class ConvDecoder(nn.Module):
         ValueError: where ``out_shape`` has no height and width.
 
     Example:
+        >>> import torch
         >>> ConvDecoder(20, (1, 28, 28))(torch.zeros(5, 3, 20)).shape
         torch.Size([5, 3, 1, 28, 28])
     """
@@ -209,7 +214,7 @@ class ConvDecoder(nn.Module):
         sizes = halved_sizes(self.out_shape[-2:], len(maps) - 1)[::-1]
         start = (maps[0], *sizes[0])
         layers: list[nn.Module] = [nn.Linear(math.prod(self.in_shape), math.prod(start)), nn.Unflatten(1, start)]
-        for count, next_count, (height, width) in zip(maps, maps[1:], sizes[1:], strict=False):
+        for (count, next_count), (height, width) in zip(pairwise(maps), sizes[1:], strict=True):
             # A stride of 2 gives 2n - 1 rows from n; one row of output padding gives the even sizes.
             padding = (1 - height % 2, 1 - width % 2)
             layers += [activation(), nn.ConvTranspose2d(count, next_count, 3, 2, padding=1, output_padding=padding)]

@@ -65,10 +65,9 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
             if np.isfinite(line).any():
                 axes.plot(epochs, line, label=label, color=colour, linestyle=style, marker=".", markersize=4)
         axes.set(title=name, ylabel="nats per datum")
-        axes.set_xlabel("epoch" + (_show_later_epochs(axes, lines) if epochs[0] == 0 else ""))
+        axes.set_xlabel("epoch" + (_show_later_epochs(axes, lines) if epochs[0] == 0 else ""), fontsize=_SMALL)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=_SMALL)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -201,10 +200,9 @@ def latent_map(
     for axes, (name, (centres, covariances)), (low, high) in zip(
         all_axes, maps.items(), _bounds(list(maps.values()), ellipses, shared), strict=True
     ):
-        half = 0.53 * max(high - low) or 1.0
-        middle = (low + high) / 2
-        axes.set(xlim=middle[0] + [-half, half], ylim=middle[1] + [-half, half], aspect="equal", title=name)
+        half = _square(axes, low, high)
         _bubbles(axes, centres, covariances * ellipses, colours, smallest=half / 200)
+        axes.set_title(name)
     if legend:
         figure.legend(handles=legend, loc="outside right upper", frameon=False, ncols=1 + (len(legend) - 1) // 20)
     return figure
@@ -315,14 +313,15 @@ def posterior_cloud(
         ['the datum', '100 draws of its posterior', '25 of them, decoded']
     """
     points, tiles = _points(draws, "draws"), _data(decoded)[:25]
-    figure, (left, middle, right) = _figure(title, 11, 4.4, columns=3, width_ratios=(1.2, 2.2, 2))
+    others = np.empty((0, 2)) if background is None else _points(background, "background")
+    figure, (left, middle, right) = _figure(title, 11, 4.3, columns=3, width_ratios=(1, 2, 2))
     _tiles(left, _data(original, leading=0)[None, None])
-    if background is not None:
-        _dots(middle, _points(background, "background"), 3, "0.75", label="other codes")
+    _dots(middle, others, 3, "0.75", label="other codes")
     _dots(middle, points, 8, "tab:red", label="draws")
-    middle.set_aspect("equal", adjustable="datalim")
-    middle.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False, markerscale=2)
+    everything = np.concatenate([points, others])
+    _square(middle, everything.min(0), everything.max(0))
     _tiles(right, _near_square(tiles))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, markerscale=2)
     left.set_title("the datum")
     middle.set_title(f"{len(points)} draws of its posterior")
     right.set_title(f"{len(tiles)} of them, decoded")
@@ -504,9 +503,10 @@ def _column(history: Sequence[Mapping[str, float]], key: str) -> np.ndarray:
 
 
 def _figure(title: str, width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    figure = Figure((width, height), layout="compressed")
-    if title:
-        figure.suptitle(textwrap.fill(title, int(10 * width)))
+    heading = textwrap.fill(title, int(10 * width))
+    figure = Figure((width, height + 0.35 * len(heading.splitlines())), layout="compressed")
+    if heading:
+        figure.suptitle(heading)
     panels = list(figure.subplots(1, columns, squeeze=False, **options)[0])
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
@@ -550,7 +550,7 @@ def _two_rows(upper: ArrayLike, lower: ArrayLike, names: tuple[str, str], title:
         raise ValueError(f"both rows must have one shape, not {above.shape} and {below.shape}")
     tiles = np.stack([above, below])
     cell = min(1.0, 15 / len(above))
-    figure, (axes,) = _figure(title, max(4.5, cell * len(above) + 1.2), 2 * cell * min(_aspect(tiles), 4) + 0.6)
+    figure, (axes,) = _figure(title, max(4.5, cell * len(above) + 1.2), 2 * cell * min(_aspect(tiles), 4) + 0.2)
     _tiles(axes, tiles)
     axes.set_yticks([0.5, 1.5], names, fontsize=10)
     axes.tick_params(length=0)
@@ -636,6 +636,14 @@ def _bounds(maps: list[tuple[np.ndarray, np.ndarray]], ellipses: bool, shared: b
     return bounds
 
 
+def _square(axes: Axes, low: np.ndarray, high: np.ndarray) -> float:
+    """Show a square around two corners, and return half its side."""
+    half = float(0.53 * max(high - low)) or 1.0
+    middle = (low + high) / 2
+    axes.set(xlim=middle[0] + [-half, half], ylim=middle[1] + [-half, half], aspect="equal")
+    return half
+
+
 def _bubbles(axes: Axes, centres: np.ndarray, covariances: np.ndarray, colours: np.ndarray, smallest: float) -> None:
     values, vectors = np.linalg.eigh(covariances)
     radii = np.sqrt(values.clip(0))
@@ -646,7 +654,7 @@ def _bubbles(axes: Axes, centres: np.ndarray, covariances: np.ndarray, colours: 
     )
     within = np.trace(covariances.mean(0))
     layers = len(centres) * within / (within + centres.var(0).sum() or 1.0)  # that lie on each other, roughly
-    opacity = 0.3 / max(1.0, layers / 20)
+    opacity = max(0.03, 0.3 / math.sqrt(max(1.0, layers / 20)))
     bubbles.set(facecolor=colours * [1, 1, 1, opacity], edgecolor=colours * [1, 1, 1, 2 * opacity], linewidth=0.5)
     axes.add_collection(bubbles)
     tiny = radii[:, 1] < smallest

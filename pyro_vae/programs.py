@@ -212,7 +212,7 @@ def _check_support(name: str, support: Any, value: Tensor) -> None:
         inner = inner.base_constraint
     bad = value[row][~inner.check(value[row])]
     kind = _support(support)
-    if kind == "Boolean" and 0 <= bad.min() and bad.max() <= 1:
+    if kind == "Boolean" and bad.min() >= 0 and bad.max() <= 1:
         fix = "binarize the data (threshold or dynamic), or accept grey values by name (decoders.Bernoulli(grey=True))"
     elif bad.min() >= 0 and bad.max() > 1:
         fix = "scale the data to [0, 1], or choose another decoder"

@@ -41,17 +41,25 @@ def write_report(folder: Path, facts: dict[str, str], history: History, pictures
     """
     last = history[-1]
     numbers = "".join(
-        f'<div class="number"><b>{last[name]:.2f}</b><span>{escape(title)}</span></div>' for name, title in TITLES.items()
+        f'<div class="number"><b>{last[name]:.2f}</b><span>{escape(title)}</span></div>'
+        for name, title in TITLES.items()
     )
     seconds = sum(history.column("seconds"))
     body = [
         f"<h1>{escape(folder.resolve().name)}</h1>",
-        f"<p>After {last['epoch']:.0f} epochs and {seconds:.1f} seconds of training; nats per datum, lower is better.</p>",
+        f"<p>After {last['epoch']:.0f} epochs and {seconds:.1f} seconds of training;"
+        " nats per datum, lower is better.</p>",
         f'<div class="numbers">{numbers}</div>',
         _table([[f"<th>{escape(name)}</th>", f"<td>{escape(text)}</td>"] for name, text in facts.items()]),
         *(_picture(folder / f"{name}.png", name) for name in pictures),
         "<details><summary>All epochs</summary><div class='scroll'>",
-        _table([[f"<th>{name}</th>" for name in COLUMNS], *([_cell(row[name], name) for name in COLUMNS] for row in history)], "rows"),
+        _table(
+            [
+                [f"<th>{name}</th>" for name in COLUMNS],
+                *([_cell(row[name], name) for name in COLUMNS] for row in history),
+            ],
+            "rows",
+        ),
         "</div></details>",
     ]
     head = f"<title>{escape(folder.resolve().name)}</title><style>{STYLE}</style>"

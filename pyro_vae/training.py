@@ -12,7 +12,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vae.data import as_tensor
+from pyro_vae.data import as_tensor, shuffled_batches
 from pyro_vae.evaluation import Bound, evaluate, mean_bound
 from pyro_vae.handlers import LocalModules, weigh_kl
 from pyro_vae.objectives import Beta, check_beta, recording, terms_of
@@ -88,7 +88,8 @@ def fit(
         batch_size: data per step, from 1 to their number; the last batch of an epoch may be smaller.
         seed: of the order of the data and of all noise.
         validation: data for the test columns.
-        beta: the KL weight, at least 0, or a function from the step to it, such as `pyro_vae.objectives.linear_warm_up`.
+        beta: the KL weight, at least 0, or a function from the step to it, such as
+            `pyro_vae.objectives.linear_warm_up`.
         clip_norm: the largest norm of the gradient of all parameters together, above 0.
         transform: what is done to a batch before both programs see it, such as `pyro_vae.data.dynamic`.
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
@@ -101,6 +102,7 @@ def fit(
         TypeError: for a loss that is no ELBO, or a program that samples from a plain torch distribution.
         ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
             programs whose sites do not fit each other or the data.
+        FloatingPointError: where the training loss of an epoch is not finite.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
@@ -119,40 +121,40 @@ def fit(
         )
     local = LocalModules()
     model, guide = local(model), local(guide)
-    beta_at = beta if callable(beta) else partial(_constant, check_beta(beta))
+    beta_at = beta if callable(beta) else lambda _: beta
     x = as_tensor(data).to(device_of(model, guide))
     test = None if validation is None else as_tensor(validation).to(x.device)
     _check_numbers(epochs, batch_size, len(x), clip_norm)
-    measure = partial(mean_bound, model, guide, loss=loss, seed=seed, transform=transform)
+    check_beta(beta_at(0))
     recorder, traces = recording(loss)
-    history = History()
+    order = torch.Generator().manual_seed(seed)
+    history, step = History(), 0
 
     with seeded(seed, x.device), mode(True, model, guide):
-        # Validates the distributions on all data, and so needs no validation in the loop below.
-        before = evaluate(model, guide, x, loss=loss, seed=seed, transform=transform)
+        # Evaluation checks all data and validates every distribution, so that the steps below need not.
+        settings = {"loss": loss, "seed": seed, "transform": transform}
+        train_bound = evaluate(model, guide, x, **settings)
         if test is not None:
-            evaluate(model, guide, test, loss=loss, seed=seed, transform=transform)
-        history.append(_row(0, before, measure, test, 0.0))
+            evaluate(model, guide, test, **settings)
+        measure = partial(_test_columns, model, guide, test, settings)
+        history.append(_row(0, train_bound, measure(), 0.0))
         if on_epoch:
             on_epoch(history[-1])
         if not local.parameters:
             raise ValueError("the programs have no parameters to train: name them by pyro.module or pyro.param")
         parameters = local.parameters
         optim = optimizer(parameters)
-        order = torch.Generator().manual_seed(seed)
-        step = 0
 
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            totals = [torch.zeros((), dtype=torch.float64, device=x.device) for _ in Bound._fields]
+            totals = torch.zeros(len(Bound._fields), dtype=torch.float64, device=x.device)
             with pyro.validation_enabled(False):
-                for index in torch.randperm(len(x), generator=order).split(batch_size):
-                    batch = x[index.to(x.device)]
-                    batch = transform(batch) if transform else batch
-                    beta_now = check_beta(beta_at(step))
-                    pair = weigh_kl(beta_now, model, guide)
+                for rows in shuffled_batches(x, batch_size, order):
+                    batch = transform(rows) if transform else rows
+                    weight = check_beta(beta_at(step))
+
                     optim.zero_grad()
-                    value = recorder.differentiable_loss(*pair, batch)
+                    value = recorder.differentiable_loss(*weigh_kl(weight, model, guide), batch)
                     (value / len(batch)).backward()
                     if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
                         optim.add_param_group({"params": local.parameters[len(parameters) :]})
@@ -161,31 +163,33 @@ def fit(
                         torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
                     optim.step()
 
-                    reconstruction, kl = terms_of(recorder, traces, beta_now)
+                    reconstruction, kl = terms_of(recorder, traces, weight)
                     traces.clear()
-                    for total, term in zip(
-                        totals, (value.detach() + (1 - beta_now) * kl, reconstruction, kl), strict=True
-                    ):
-                        total += term
+                    totals += torch.stack([value.detach() + (1 - weight) * kl, reconstruction, kl])
                     if on_step:
                         on_step(step, value.detach() / len(batch))
                     step += 1
                 seconds = time.perf_counter() - start
-                history.append(_row(epoch, Bound(*(total.item() / len(x) for total in totals)), measure, test, seconds))
+                history.append(_row(epoch, Bound(*(totals / len(x)).tolist()), measure(), seconds))
             if on_epoch:
                 on_epoch(history[-1])
     return history
 
 
-def _constant(beta: float, step: int) -> float:
-    return beta
+def _test_columns(
+    model: Program, guide: Program, test: Tensor | None, settings: dict[str, Any]
+) -> tuple[float, float, float, float]:
+    if test is None:
+        return math.nan, math.nan, math.nan, math.nan
+    at_sample = mean_bound(model, guide, test, **settings)
+    return *at_sample, mean_bound(model, guide, test, at="mean", **settings).loss
 
 
-def _row(epoch: int, train: Bound, measure: Callable[..., Bound], test: Tensor | None, seconds: float) -> Row:
-    unmeasured = Bound(math.nan, math.nan, math.nan)
-    at_sample = unmeasured if test is None else measure(test)
-    at_mean = unmeasured if test is None else measure(test, at="mean")
-    return dict(zip(COLUMNS, (epoch, *train, *at_sample, at_mean.loss, seconds), strict=True))
+def _row(epoch: int, train: Bound, test: tuple[float, float, float, float], seconds: float) -> Row:
+    if not math.isfinite(train.loss):
+        advice = "lower the learning rate, or give a clip_norm"
+        raise FloatingPointError(f"the training loss is {train.loss} in epoch {epoch}; {advice}")
+    return dict(zip(COLUMNS, (epoch, *train, *test, seconds), strict=True))
 
 
 def _check_numbers(epochs: int, batch_size: int, count: int, clip_norm: float | None) -> None:

@@ -33,6 +33,11 @@ class VAE(nn.Module):
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 3.
     """
 
+    # What they are to mypy: modules that return distributions, and that keep attributes of their own.
+    prior: Any
+    encoder: Any
+    decoder: Any
+
     def __init__(self, prior: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         for name, part in (("prior", prior), ("encoder", encoder), ("decoder", decoder)):
@@ -83,7 +88,7 @@ class VAE(nn.Module):
         """
         if n < 1:
             raise ValueError(f"the number of samples must be at least 1, not {n!r}")
-        return _mean(self.decoder(self.prior().sample((n,))))
+        return self.decoder(self.prior().sample((n,))).mean
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
@@ -100,7 +105,7 @@ class VAE(nn.Module):
             ValueError: where x does not have the shape that the encoder was built for.
         """
         posterior = self.encoder(x)
-        return _mean(self.decoder(posterior.mean if mean else posterior.sample()))
+        return self.decoder(posterior.mean if mean else posterior.sample()).mean
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
@@ -123,9 +128,4 @@ class VAE(nn.Module):
             raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
         start, end = self.encoder(a).mean, self.encoder(b).mean
         weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).reshape(-1, *[1] * start.dim())
-        return _mean(self.decoder(torch.lerp(start, end, weight)))
-
-
-def _mean(distribution: Any) -> Tensor:
-    mean: Tensor = distribution.mean
-    return mean
+        return self.decoder(torch.lerp(start, end, weight)).mean

@@ -4,6 +4,8 @@ import pyro
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tensors here are small: more threads would only wait for each other
+
 
 @pytest.fixture(autouse=True)
 def _clean_state():
