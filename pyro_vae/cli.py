@@ -7,6 +7,7 @@ import argparse
 import difflib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -171,6 +172,8 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def _with_config(argv: list[str]) -> list[str]:
     """Put the flags of --preset and --config before the others, so that the others take precedence."""
+    if not argv:
+        return argv
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--preset")
     finder.add_argument("--config", type=Path)
@@ -240,7 +243,7 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> "Config":
 
 def _unknown_flag(flag: str, arguments: argparse.Namespace) -> str:
     known = [f"--{name.replace('_', '-')}" for name in vars(arguments) if name != "command"]
-    matches = difflib.get_close_matches(flag.partition("=")[0], known, 1, cutoff=0.5)
+    matches = difflib.get_close_matches(flag.partition("=")[0], known, 1, cutoff=0.6)
     return f"unknown argument {flag}" + (f"; did you mean {matches[0]}?" if matches else "; see --help")
 
 
@@ -260,22 +263,24 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     config = _config(arguments, rest)
     run = Run(config, _new_folder(arguments.out, config.data))
     for name, text in run.facts().items():
-        print(f"{name + ':':<18}{text}")
-    batches = -(-len(run.data.train) // max(1, config.batch_size))
-    with tqdm(total=config.epochs * batches, unit="step", dynamic_ncols=True) as bar:
+        print(f"{name + ':':<20}{text}")
+    batches = -(-len(run.data.train) // config.batch_size)
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=config.epochs * batches, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
 
         def on_step(step: int, loss: Any) -> None:
-            bar.update()
             if step % 20 == 0:
-                bar.set_description(
-                    f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image", False
-                )
+                text = f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image"
+                bar.set_description(text, refresh=False)
+            bar.update()
 
         def on_epoch(row: dict[str, float]) -> None:
             text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per image"
-            bar.set_description(f"epoch {row['epoch']:.0f}/{config.epochs}, {text}")
+            bar.set_description(f"epoch {row['epoch']:.0f}/{config.epochs}, {text}", refresh=False)
 
-        history = run.train(on_epoch, on_step)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
+            history = run.train(on_epoch, on_step)
     last = history[-1]
     print(
         f"epoch {last['epoch']:.0f}: train_loss {last['train_loss']:.2f}, test_loss {last['test_loss']:.2f},"

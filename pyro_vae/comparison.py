@@ -133,15 +133,16 @@ def compare(
             raise ValueError(f"{name} must be at least {least}, not {value!r}")
     x = as_tensor(data).to(next(vae.parameters()).device)
     _check_covered(vae)
-    check_programs(vae.model, vae.guide, x)
     batch_size = min(batch_size, len(x))
-    return Comparison(
-        identity(vae, x[:batch_size], seed),
-        controls(vae, x[:batch_size], seed),
-        trajectory(vae, x, steps, batch_size, seed),
-        why_the_trick(vae, x[:16], draws, seed),
-        speed(vae, x, min(steps, 100), rounds, batch_size, seed),
-    )
+    with seeded(seed, x.device):
+        check_programs(vae.model, vae.guide, x)
+        return Comparison(
+            identity(vae, x[:batch_size], seed),
+            controls(vae, x[:batch_size], seed),
+            trajectory(vae, x, steps, batch_size, seed),
+            why_the_trick(vae, x[:16], draws, seed),
+            speed(vae, x, min(steps, 100), rounds, batch_size, seed),
+        )
 
 
 def twin_of(vae: VAE) -> baseline.VAE:

@@ -219,8 +219,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"no device {name!r} here ({reason}); take --device cpu") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0][:60]
+        raise ValueError(f"no device {name!r} on this machine ({reason}); take --device cpu") from error
     return device
 
 

@@ -238,7 +238,8 @@ def _numpy(path: Path) -> Data:
     except FileNotFoundError as error:
         raise ValueError(f"no file {path}") from error
     except (OSError, ValueError, EOFError, BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} is damaged or no numpy file without Python objects: {error}") from error
+        reason = "" if "pickle" in str(error) else f": {error}"  # numpy would advise to unpickle what it cannot read
+        raise ValueError(f"{path} is damaged, or holds Python objects, which are not read{reason}") from error
     tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
     if len(tensors) == 1:
         tensors = {"x": next(iter(tensors.values()))}

@@ -38,7 +38,7 @@ def as_shape(shape: int | Sequence[int], name: str = "shape") -> Shape:
     if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
         raise TypeError(f"{name} is an integer or a tuple of integers, not {shape!r}")
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"{name} must have sizes of at least 1, not {shape!r}")
+        raise ValueError(f"{name} must be at least 1, in every size, not {shape!r}")
     return sizes
 
 

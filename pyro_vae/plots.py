@@ -66,7 +66,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
                 axes.plot(epochs, line, label=label, color=colour, linestyle=style, marker=".", markersize=4)
         axes.set(title=name, ylabel="nats per datum")
         axes.set_xlabel("epoch" + (_show_later_epochs(axes, lines) if epochs[0] == 0 else ""), fontsize=_SMALL)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -133,7 +133,7 @@ def compare_samples(panels: Mapping[str, ArrayLike], title: str = "") -> Figure:
     grids = {name: _near_square(_data(images)) for name, images in _at_least_one(panels).items()}
     aspect = max(_aspect(grid) * grid.shape[0] / grid.shape[1] for grid in grids.values())
     width = max(5.0, 4.5 * len(grids))
-    figure, all_axes = _figure(title, width, 4.5 * min(aspect, 2) + 0.4, columns=len(grids))
+    figure, all_axes = _figure(title, width, 4.5 * min(aspect, 1.6) + 0.4, columns=len(grids))
     for axes, (name, grid) in zip(all_axes, grids.items(), strict=True):
         _tiles(axes, grid)
         axes.set_title(name)
@@ -310,21 +310,22 @@ def posterior_cloud(
     Example:
         >>> figure = posterior_cloud(np.zeros((8, 8)), np.zeros((100, 2)), np.zeros((100, 8, 8)))
         >>> [axes.get_title() for axes in figure.axes]
-        ['the datum', '100 draws of its posterior', '25 of them, decoded']
+        ['the datum', 'draws of its posterior: 100', 'decoded draws: 25']
     """
     points, tiles = _points(draws, "draws"), _data(decoded)[:25]
     others = np.empty((0, 2)) if background is None else _points(background, "background")
     figure, (left, middle, right) = _figure(title, 11, 4.3, columns=3, width_ratios=(1, 2, 2))
+    figure.set_layout_engine("constrained")  # "compressed" leaves much room between panels of different sizes
     _tiles(left, _data(original, leading=0)[None, None])
-    _dots(middle, others, 3, "0.75", label="other codes")
+    _dots(middle, others, 3, "0.75", label="other codes" if len(others) else None)
     _dots(middle, points, 8, "tab:red", label="draws")
     everything = np.concatenate([points, others])
     _square(middle, everything.min(0), everything.max(0))
     _tiles(right, _near_square(tiles))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, markerscale=2)
     left.set_title("the datum")
-    middle.set_title(f"{len(points)} draws of its posterior")
-    right.set_title(f"{len(tiles)} of them, decoded")
+    middle.set_title(f"draws of its posterior: {len(points)}")
+    right.set_title(f"decoded draws: {len(tiles)}")
     return figure
 
 
@@ -340,7 +341,7 @@ def kl_per_dimension(variance_part: ArrayLike, mean_part: ArrayLike, title: str 
         title: of the figure.
 
     Returns:
-        A figure of stacked bars, which says how many dimensions have more than 0.01 nats.
+        A figure of stacked bars, which says how many dimensions have more than 0.01 nats. They are numbered from 1.
 
     Raises:
         ValueError: where the two are not of one shape (D,).
@@ -367,7 +368,7 @@ def kl_per_dimension(variance_part: ArrayLike, mean_part: ArrayLike, title: str 
     axes.set(xlabel="latent dimension, by its KL", ylabel="nats per datum")
     active = f"{(total > _ACTIVE).sum()} of {len(total)} dimensions active (above {_ACTIVE} nats)"
     axes.set_title(f"KL {total.sum():.4g} nats per datum; {active}", fontsize="medium")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -424,7 +425,7 @@ def trajectory(differences: ArrayLike, title: str = "") -> Figure:
         ValueError: for an array of another shape, or a negative difference.
 
     Example:
-        >>> trajectory([0.0, 1e-8, 2e-8]).axes[0].get_legend().get_texts()[-1].get_text()
+        >>> trajectory([0.0, 1e-8, 2e-8]).legends[0].get_texts()[-1].get_text()
         '1 of 3 steps without any difference, drawn at 1e-09'
     """
     values = _array(differences)
@@ -439,9 +440,9 @@ def trajectory(differences: ArrayLike, title: str = "") -> Figure:
         label = f"{zero.sum()} of {len(values)} steps without any difference, drawn at {floor:.0e}"
         axes.plot(steps[zero], np.full(zero.sum(), floor), ".", color="tab:orange", markersize=3, label=label)
         axes.axhline(floor, color="tab:orange", linestyle=":", linewidth=1)
-        axes.legend(frameon=False, markerscale=3)
+        figure.legend(loc="outside lower center", frameon=False, markerscale=3)
     axes.set(yscale="log", xlabel="step", ylabel="largest parameter difference")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -476,8 +477,9 @@ def _data(images: ArrayLike, leading: int = 1) -> np.ndarray:
     array = _array(images)
     shape = array.shape[leading:]
     if len(shape) not in (1, 2) and shape[:-2] not in ((1,), (3,)):
-        dimensions = ", ".join([*("n", "columns")[:leading], "*shape"])
-        raise ValueError(f"data must have shape ({dimensions}), *shape a picture or (d,), but have {array.shape}")
+        before = ("", "n, ", "rows, columns, ")[leading]
+        wanted = f"({before}*shape), *shape being (h, w), (1, h, w), (3, h, w) or (d,)"
+        raise ValueError(f"data must have shape {wanted}, but have {array.shape}")
     if not array.size:
         raise ValueError(f"there is nothing to draw in data of shape {array.shape}")
     if len(shape) == 3:
@@ -487,7 +489,7 @@ def _data(images: ArrayLike, leading: int = 1) -> np.ndarray:
 
 def _points(values: ArrayLike, name: str) -> np.ndarray:
     array = _array(values)
-    if array.ndim != 2 or array.shape[1] != 2:
+    if array.ndim != 2 or array.shape[1] != 2 or not len(array):
         raise ValueError(f"{name} must have shape (n, 2), not {array.shape}")
     return array
 
@@ -510,7 +512,7 @@ def _figure(title: str, width: float, height: float, columns: int = 1, **options
     panels = list(figure.subplots(1, columns, squeeze=False, **options)[0])
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=_SMALL)
+        axes.tick_params(which="both", labelsize=_SMALL)
     return figure, panels
 
 
@@ -564,17 +566,19 @@ def _tiles(axes: Axes, tiles: np.ndarray, box: tuple[float, float, float, float]
     width, height = (right - left) / columns, (top - bottom) / rows
     if tiles.ndim == 3:
         axes.add_collection(_curves_in_cells(tiles, left, top, width, height))
-        axes.set_xlabel(f"heights from {np.nanmin(tiles):.3g} to {np.nanmax(tiles):.3g}", fontsize=_SMALL)
     else:
         mosaic = np.concatenate(np.concatenate(tiles, axis=1), axis=1)
         mosaic = np.clip(np.nan_to_num(mosaic, nan=1.0), 0, 1)
         image = axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest", origin="upper")
         image.set_extent((left, right, bottom, top))
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect=_aspect(tiles) * abs(width / height))
+    axes.set_anchor("N")
     axes.grid(False)
     if box is None:
         axes.spines[:].set_visible(False)
         axes.set(xticks=[], yticks=[])
+        if tiles.ndim == 3:
+            axes.set_xlabel(f"heights from {np.nanmin(tiles):.3g} to {np.nanmax(tiles):.3g}", fontsize=_SMALL)
     colour = "0.8" if tiles.ndim == 3 else axes.figure.get_facecolor()
     between = {"colors": colour, "linewidths": min(1.0, 10 / columns)}
     axes.vlines(left + width * np.arange(1, columns), bottom, top, **between)
@@ -600,7 +604,7 @@ def _outer_edges(low: float, high: float, count: int) -> tuple[float, float]:
 
 def _posteriors(centres: ArrayLike, covariances: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     points, spreads = _points(centres, "centres"), _array(covariances)
-    if spreads.shape != (len(points), 2, 2) or not len(points):
+    if spreads.shape != (len(points), 2, 2):
         raise ValueError(f"centres and covariances must be (n, 2) and (n, 2, 2), not {points.shape}, {spreads.shape}")
     if not (np.isfinite(points).all() and np.isfinite(spreads).all()):
         raise ValueError("centres and covariances must be finite")

@@ -177,7 +177,8 @@ def _contains(distribution: TorchDistributionMixin, z: Tensor) -> bool:
 def _support(constraint: Any) -> str:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
-    return str(constraint).removesuffix("()")
+    name = str(constraint).removesuffix("()")
+    return {"Boolean": "{0, 1}", "Interval(lower_bound=0.0, upper_bound=1.0)": "[0, 1]"}.get(name, name)
 
 
 class _PyroDistributions(Messenger):
@@ -212,7 +213,7 @@ def _check_support(name: str, support: Any, value: Tensor) -> None:
         inner = inner.base_constraint
     bad = value[row][~inner.check(value[row])]
     kind = _support(support)
-    if kind == "Boolean" and bad.min() >= 0 and bad.max() <= 1:
+    if kind == "{0, 1}" and bad.min() >= 0 and bad.max() <= 1:
         fix = "binarize the data (threshold or dynamic), or accept grey values by name (decoders.Bernoulli(grey=True))"
     elif bad.min() >= 0 and bad.max() > 1:
         fix = "scale the data to [0, 1], or choose another decoder"

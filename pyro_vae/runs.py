@@ -22,7 +22,7 @@ from pyro_vae.evaluation import kl_parts
 from pyro_vae.networks import Shape
 from pyro_vae.programs import check_programs, seeded
 from pyro_vae.report import write_report
-from pyro_vae.training import COLUMNS, History, Row, fit
+from pyro_vae.training import COLUMNS, History, Row, check_settings, fit
 from pyro_vae.vae import VAE
 
 EVALUATE = ("mean", "sample")
@@ -49,6 +49,15 @@ class Run:
         self.device = device_named(config.device)
         self.data = load_data(config)
         self.transform = BINARIZE[config.binarize]
+        check_settings(
+            len(self.data.train),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            beta=config.beta,
+            clip_norm=config.clip_norm,
+            lr=config.lr,
+        )
+        beta_of(config, steps_per_epoch=1)
         self.vae = seeded_vae(config, tuple(self.data.train.shape[1:])).to(self.device)
         for part in (self.data.train, self.data.test):
             with seeded(config.seed, self.device):
@@ -87,7 +96,7 @@ class Run:
             if on_epoch:
                 on_epoch(row)
 
-        steps_per_epoch = -(-len(self.data.train) // max(1, config.batch_size))
+        steps_per_epoch = -(-len(self.data.train) // config.batch_size)
         history = fit(
             self.vae.model,
             self.vae.guide,
@@ -122,10 +131,10 @@ class Run:
         """What the report says of the run in words."""
         count = sum(parameter.numel() for parameter in self.vae.parameters())
         shape = "x".join(map(str, self.data.train.shape[1:]))
-        grey = {"none": "as they are", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
+        values = {"none": "as they are", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
         return {
             "data": f"{self.config.data}: {len(self.data.train)} train, {len(self.data.test)} test, {shape}",
-            "values": f"{grey[self.config.binarize]} (--binarize {self.config.binarize}){self._grey()}",
+            "values": f"{values[self.config.binarize]} (--binarize {self.config.binarize}){self._grey()}",
             "prior": str(self.vae.prior).splitlines()[0].rstrip("("),
             "encoder": _name(self.vae.encoder),
             "decoder": _name(self.vae.decoder),

@@ -102,7 +102,7 @@ def fit(
         TypeError: for a loss that is no ELBO, or a program that samples from a plain torch distribution.
         ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
             programs whose sites do not fit each other or the data.
-        FloatingPointError: where the training loss of an epoch is not finite.
+        FloatingPointError: where a step's loss is not finite; the parameters are then those before the step.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
@@ -124,8 +124,7 @@ def fit(
     beta_at = beta if callable(beta) else lambda _: beta
     x = as_tensor(data).to(device_of(model, guide))
     test = None if validation is None else as_tensor(validation).to(x.device)
-    _check_numbers(epochs, batch_size, len(x), clip_norm)
-    check_beta(beta_at(0))
+    check_settings(len(x), epochs=epochs, batch_size=batch_size, beta=beta_at(0), clip_norm=clip_norm)
     recorder, traces = recording(loss)
     order = torch.Generator().manual_seed(seed)
     history, step = History(), 0
@@ -155,6 +154,8 @@ def fit(
 
                     optim.zero_grad()
                     value = recorder.differentiable_loss(*weigh_kl(weight, model, guide), batch)
+                    if not value.isfinite():
+                        raise FloatingPointError(_not_finite(value, epoch, step))
                     (value / len(batch)).backward()
                     if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
                         optim.add_param_group({"params": local.parameters[len(parameters) :]})
@@ -186,16 +187,41 @@ def _test_columns(
 
 
 def _row(epoch: int, train: Bound, test: tuple[float, float, float, float], seconds: float) -> Row:
-    if not math.isfinite(train.loss):
-        advice = "lower the learning rate, or give a clip_norm"
-        raise FloatingPointError(f"the training loss is {train.loss} in epoch {epoch}; {advice}")
     return dict(zip(COLUMNS, (epoch, *train, *test, seconds), strict=True))
 
 
-def _check_numbers(epochs: int, batch_size: int, count: int, clip_norm: float | None) -> None:
+def _not_finite(value: Tensor, epoch: int, step: int) -> str:
+    return f"the loss is {value.item()} in epoch {epoch}, step {step}; lower the learning rate, or give a clip_norm"
+
+
+def check_settings(
+    count: int, *, epochs: int, batch_size: int, beta: float = 1.0, clip_norm: float | None = None, lr: float = 1e-3
+) -> None:
+    """Refuse numbers of a training that are out of range.
+
+    Arguments:
+        count: how many data there are.
+        epochs: at least 0.
+        batch_size: from 1 to ``count``.
+        beta: at least 0 and finite.
+        clip_norm: above 0, or None.
+        lr: above 0 and finite.
+
+    Raises:
+        ValueError: with the value received.
+
+    Example:
+        >>> check_settings(100, epochs=1, batch_size=128)
+        Traceback (most recent call last):
+        ...
+        ValueError: batch_size must be from 1 to 100, the number of data, not 128
+    """
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0, not {epochs!r}")
     if not 1 <= batch_size <= count:
-        raise ValueError(f"batch_size must be from 1 to the {count} data there are, not {batch_size!r}")
+        raise ValueError(f"batch_size must be from 1 to {count}, the number of data, not {batch_size!r}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be above 0, not {clip_norm!r}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be above 0 and finite, not {lr!r}")
+    check_beta(beta)

@@ -121,7 +121,7 @@ def test_networks_refuse_sizes_below_1(network, in_shape, out_shape):
 
 @pytest.mark.parametrize("hidden", [0, (4, -1), (0,)])
 def test_mlp_refuses_a_width_below_1(hidden):
-    with pytest.raises(ValueError, match="hidden must have sizes of at least 1"):
+    with pytest.raises(ValueError, match="hidden must be at least 1"):
         MLP(3, 2, hidden=hidden)
 
 
@@ -196,7 +196,7 @@ def test_as_shape_refuses_what_is_no_integer_by_its_name(shape):
 
 @pytest.mark.parametrize("shape", [(), [], 0, -1, (3, 0)])
 def test_as_shape_refuses_sizes_below_1_by_its_name(shape):
-    with pytest.raises(ValueError, match="latent_dim must have sizes of at least 1"):
+    with pytest.raises(ValueError, match="latent_dim must be at least 1"):
         as_shape(shape, "latent_dim")
 
 

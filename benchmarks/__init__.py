@@ -1,0 +1,14 @@
+"""Benchmarks: each one command, its result kept in RESULTS.md."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def machine() -> str:
+    """Return what the numbers were measured on."""
+    cpu = platform.processor() or platform.machine()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -1,0 +1,95 @@
+"""Seconds per epoch of MNIST, 784-400-20: `fit`, the hand-coded twin, and the way of PyTorch's example script.
+
+python -m benchmarks.speed --data-root DIR [--batch-size 128] [--rounds 5] [--json FILE]
+
+All train one VAE on grey pixels with Adam, in alternating rounds in one process. The twin and `fit` have the data in
+memory and index it; the example's way reads each image through ToTensor in a DataLoader. `fit` reports loss,
+reconstruction and KL, and the twin adds up its loss, as a user would have it.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks import machine
+from pyro_vae import VAE, baseline, data, decoders, encoders, fit, priors
+
+SHAPE, LATENT_DIM = (1, 28, 28), 20
+plain_adam = partial(torch.optim.Adam, lr=1e-3)
+fused_adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
+
+
+def vae():
+    torch.manual_seed(0)
+    decoder = decoders.Bernoulli(LATENT_DIM, SHAPE, grey=True)
+    return VAE(priors.Normal(LATENT_DIM), encoders.Normal(SHAPE, LATENT_DIM), decoder)
+
+
+def train_twin(batches, optimizer):
+    parts = vae()
+    twin = baseline.VAE(parts.encoder.network, parts.decoder.network)
+    optim, total = optimizer(twin.parameters()), 0.0
+    start = time.perf_counter()
+    for batch in batches():
+        total += twin.step(optim, batch, torch.randn(len(batch), LATENT_DIM)).item()
+    return time.perf_counter() - start
+
+
+def train_fit(x, optimizer, batch_size):
+    pair = vae()
+    history = fit(pair.model, pair.guide, x, epochs=1, batch_size=batch_size, optimizer=optimizer)
+    return history[1]["seconds"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    x = data.load("mnist", arguments.data_root).train
+    size = arguments.batch_size
+    datasets = data.import_torchvision_datasets()
+    from torchvision.transforms import ToTensor  # after the datasets, whose import mends what may be missing
+
+    images = datasets.MNIST(arguments.data_root, train=True, transform=ToTensor())
+    loader = DataLoader(images, batch_size=size, shuffle=True)
+
+    def in_memory():
+        return data.shuffled_batches(x, size, torch.Generator())
+
+    ways = {
+        "hand-coded twin, Adam": lambda: train_twin(in_memory, plain_adam),
+        "hand-coded twin, fused Adam": lambda: train_twin(in_memory, fused_adam),
+        "fit, Adam": lambda: train_fit(x, plain_adam, size),
+        "fit, fused Adam (its default)": lambda: train_fit(x, fused_adam, size),
+        "twin with DataLoader and ToTensor, Adam": lambda: train_twin(
+            lambda: (batch for batch, _ in loader), plain_adam
+        ),
+    }
+    seconds = {name: [] for name in ways}
+    for round_number in range(arguments.rounds + 1):
+        for name, way in ways.items():
+            took = way()
+            if round_number:  # the first round warms up
+                seconds[name].append(took)
+    rows = [{"way": name, "seconds_per_epoch": median(times)} for name, times in seconds.items()]
+    print(f"MNIST, 784-400-20, batch {size}, medians of {arguments.rounds} alternating rounds; {machine()}\n")
+    print(f"| way | seconds per epoch | to the twin, Adam | to the twin, fused Adam |\n|{' --- |' * 4}")
+    for row in rows:
+        ratios = [row["seconds_per_epoch"] / rows[index]["seconds_per_epoch"] for index in (0, 1)]
+        row["ratio_to_twin"], row["ratio_to_fused_twin"] = ratios
+        print(f"| {row['way']} | {row['seconds_per_epoch']:.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""The command line as a user meets it: whole runs, their files, and one clear line for everything that is wrong."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from pyro_vae import data
+from pyro_vae.cli import main
+from pyro_vae.config import Config
+from pyro_vae.training import COLUMNS
+
+QUICK = ["--epochs", "2", "--latent-dim", "3", "--hidden", "16"]
+PICTURES = [
+    "curves",
+    "interpolation",
+    "kl_per_dimension",
+    "latent_map",
+    "posterior_cloud",
+    "reconstructions",
+    "samples",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def train(*flags, out="run"):
+    assert main(["train", *QUICK, *flags, "--out", out]) == 0
+    return Path(out)
+
+
+def metrics(run):
+    return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+
+
+def without_seconds(run):
+    return [{**row, "seconds": None} for row in metrics(run)]
+
+
+def test_a_run_holds_config_metrics_weights_pictures_and_report(capsys):
+    run = train()
+    assert sorted(path.name for path in run.iterdir()) == sorted(
+        ["config.yaml", "metrics.csv", "model.safetensors", "report.html", *(f"{name}.png" for name in PICTURES)]
+    )
+    assert list(metrics(run)[0]) == list(COLUMNS)
+    assert [row["epoch"] for row in metrics(run)] == ["0", "1", "2"]
+    output = capsys.readouterr()
+    assert str(run) in output.out
+    assert "nats per image" in output.err
+    for name in PICTURES:
+        with Image.open(run / f"{name}.png") as image:
+            assert min(image.size) > 100
+
+
+def test_the_loss_in_metrics_is_reconstruction_plus_kl_and_falls():
+    rows = metrics(train())
+    for row in rows:
+        for part in ("train", "test"):
+            total = float(row[f"{part}_reconstruction"]) + float(row[f"{part}_kl"])
+            assert float(row[f"{part}_loss"]) == pytest.approx(total, abs=1e-3)
+    assert float(rows[2]["test_loss"]) < float(rows[0]["test_loss"]) - 2
+
+
+def test_the_default_run_is_named_after_its_data_in_runs():
+    assert main(["train", *QUICK]) == 0
+    (run,) = Path("runs").iterdir()
+    assert re.fullmatch(r"digits-\d{8}-\d{6}", run.name)
+
+
+def test_the_same_config_and_seed_give_the_same_metrics_to_the_last_digit():
+    first = train("--binarize", "dynamic", "--seed", "3", out="first")
+    assert main(["train", "--config", str(first / "config.yaml"), "--out", "second"]) == 0
+    assert without_seconds(Path("second")) == without_seconds(first)
+    weights, again = load_file(first / "model.safetensors"), load_file(Path("second/model.safetensors"))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    third = train("--binarize", "dynamic", "--seed", "4", out="third")
+    assert without_seconds(third) != without_seconds(first)
+
+
+def test_config_holds_what_was_asked_for_and_flags_beside_it_take_precedence():
+    run = train("--decoder", "Normal", "--decoder.scale", "0.2", "--decoder.learned=true", "--prior.learned", "true")
+    flags = yaml.safe_load((run / "config.yaml").read_text())
+    assert (flags["decoder.scale"], flags["decoder.learned"], flags["prior.learned"]) == (0.2, True, True)
+    assert flags["hidden"] == [16]
+    assert main(["train", "--config", str(run / "config.yaml"), "--decoder.scale", "0.5", "--out", "other"]) == 0
+    other = yaml.safe_load(Path("other/config.yaml").read_text())
+    assert other == {**flags, "decoder.scale": 0.5}
+
+
+def test_the_preset_is_the_recipe_of_the_practicum():
+    assert main(["train", "--preset", "practicum", "--epochs", "0", "--out", "run"]) == 0
+    flags = yaml.safe_load(Path("run/config.yaml").read_text())
+    recipe = {"hidden": [400], "latent_dim": 20, "lr": 1e-3, "batch_size": 256, "beta": 1.0, "binarize": "none"}
+    assert {name: flags[name] for name in recipe} == recipe
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file("run/model.safetensors").items()}
+    assert shapes["encoder.network.layers.0.weight"] == (400, 64)
+    assert shapes["encoder.network.layers.2.weight"] == (2 * 20, 400)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--encoder", "Delta", "--beta", "0"],
+        ["--decoder", "ContinuousBernoulli"],
+        ["--decoder", "Normal", "--decoder.learned", "true"],
+        ["--prior.learned", "true", "--loss", "TraceMeanField_ELBO"],
+        ["--network", "Conv", "--channels", "4", "8"],
+        ["--binarize", "threshold", "--warm-up", "1", "--clip-norm", "1"],
+        ["--latent-dim", "2", "--evaluate", "sample"],
+        ["--latent-dim", "1", "--latent-map", "first"],
+        ["--epochs", "0"],
+    ],
+)
+def test_parts_and_settings_are_swapped_by_flags(flags):
+    run = train(*flags)
+    assert all(np.isfinite(float(value)) for row in metrics(run) for value in row.values())
+    assert (run / "decoded_grid.png").exists() == ("2" in flags)
+
+
+def test_a_users_own_class_is_taken_by_its_import_path():
+    Path("own_parts.py").write_text(
+        "import pyro.distributions as dist, torch\n"
+        "class Wide(torch.nn.Module):\n"
+        "    def __init__(self, latent_dim, width: float = 1.0):\n"
+        "        super().__init__()\n"
+        "        self.register_buffer('scale', torch.full((latent_dim,), width))\n"
+        "    def forward(self):\n"
+        "        return dist.Laplace(torch.zeros_like(self.scale), self.scale).to_event(1)\n"
+    )
+    run = train("--prior", "own_parts.Wide", "--prior.width", "2.5")
+    assert load_file(run / "model.safetensors")["prior.scale"].tolist() == [2.5] * 3
+
+
+def test_rows_that_are_no_images_are_drawn_as_curves():
+    np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 5)))
+    run = train("--data", "rows.npy", "--decoder", "Normal", "--batch-size", "20")
+    assert (run / "reconstructions.png").exists()
+
+
+def test_the_report_holds_every_picture_and_the_last_numbers_and_refers_to_nothing_outside():
+    run = train()
+    html = (run / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == len(PICTURES)
+    assert f"{float(metrics(run)[-1]['test_loss']):.2f}" in html
+    assert not re.search(r'(src|href)="(?!data:)', html)
+
+
+def test_sample_writes_as_many_pictures_as_asked_and_follows_its_seed(capsys):
+    run = train()
+    for seed in ("0", "1"):
+        assert main(["sample", str(run), "--n", "4", "--seed", seed, "--out", f"{seed}.png"]) == 0
+    assert Path("0.png").read_bytes() != Path("1.png").read_bytes()
+    first = Path("0.png").read_bytes()
+    assert main(["sample", str(run), "--n", "4", "--seed", "0", "--out", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == first
+    assert "again.png" in capsys.readouterr().out
+
+
+def test_reconstruct_names_what_it_evaluates_at(capsys):
+    run = train()
+    last = metrics(run)[-1]
+    for evaluate, column, kind in (("mean", "test_loss_at_mean", "no bound"), ("sample", "test_loss", "a bound")):
+        assert main(["reconstruct", str(run), "--evaluate", evaluate]) == 0
+        output = capsys.readouterr().out
+        assert f"evaluate={evaluate} ({kind})" in output
+        assert f"loss {float(last[column]):.2f}," in output
+        assert (run / f"reconstruct-{evaluate}.png").exists()
+
+
+def test_compare_prints_a_table_and_writes_pictures_and_json(capsys):
+    flags = ["--steps", "3", "--draws", "5", "--rounds", "1", "--hidden", "8", "--json", "found.json", "--out", "run"]
+    assert main(["compare", *flags]) == 0
+    assert "controls: twins spoiled on purpose" in capsys.readouterr().out
+    found = json.loads(Path("found.json").read_text())
+    assert found["identity"]["sampled KL"]["max_gradient_relative_difference"] < 1e-10
+    assert all(control["detected"] for control in found["controls"].values())
+    names = sorted(path.name for path in Path("run").iterdir())
+    assert names == ["comparison.json", "gradients.png", "trajectory.png"]
+
+
+def test_compare_takes_the_preset(capsys):
+    flags = ["--steps", "2", "--draws", "3", "--rounds", "1", "--preset", "practicum"]
+    assert main(["compare", *flags]) == 0
+    assert "identity" in capsys.readouterr().out
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *argv):
+    """Run argv and return the one line it was refused with."""
+    before = sorted(Path().rglob("*"))
+    try:
+        code = main(list(argv))
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    assert sorted(Path().rglob("*")) == before
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("pyro-vae")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prior", "Norml"], "unknown prior 'Norml'; did you mean 'Normal'?"),
+        (["--encoder", "Dleta"], "did you mean 'Delta'?"),
+        (["--decoder", "no.such.Part"], "cannot be imported"),
+        (["--decoder", "pyro_vae.networks.Shape"], "must be a class of torch.nn.Module"),
+        (["--network", "Cnov"], "did you mean 'Conv'?"),
+        (["--loss", "TraceMeanfield_ELBO"], "did you mean 'TraceMeanField_ELBO'?"),
+        (["--binarize", "dynamc"], "did you mean 'dynamic'?"),
+        (["--evaluate", "median"], "Known: mean, sample"),
+        (["--latent-map", "umap"], "Known: first, pca, tsne"),
+        (["--data", "digit"], "no data set or file 'digit'"),
+        (["--data", "mnist", "--data-root", "nowhere"], "--data-root"),
+        (["--data", "missing.npy"], "no file missing.npy"),
+        (["--latent-dim", "0"], "latent_dim must be at least 1"),
+        (["--latent-dim", "two"], "invalid int value: 'two'"),
+        (["--hidden", "0"], "hidden must be at least 1"),
+        (["--batch-size", "0"], "batch_size must be from 1 to 1437"),
+        (["--batch-size", "5000"], "not 5000"),
+        (["--epochs", "-1"], "epochs must be at least 0"),
+        (["--lr", "-1"], "lr must be above 0"),
+        (["--beta", "-1"], "beta must be at least 0"),
+        (["--clip-norm", "0"], "clip_norm must be above 0"),
+        (["--warm-up", "-1"], "warm_up must be at least 0"),
+        (["--device", "nonsense"], "take --device cpu"),
+        (["--out", "/dev/null/run"], "cannot be written"),
+        (["--epoch", "3"], "did you mean --epochs?"),
+        (["--decoder.scale", "3"], "unknown parameter of the decoder Bernoulli: 'scale'"),
+        (["--decoder", "Normal", "--decoder.scal", "3"], "did you mean 'scale'?"),
+        (["--decoder", "Normal", "--decoder.scale", "wide"], "takes a value of type float"),
+        (["--decoder", "Normal", "--decoder.scale", "-1"], "must be above 0 and finite"),
+        (["--decoder", "Normal", "--decoder.scale"], "takes a value"),
+        (["--decoder.grey", "false"], "grey=True"),
+        (["--config", "none.yaml"], "none.yaml cannot be read"),
+        (["--preset", "nope"], "invalid choice: 'nope'"),
+    ],
+)
+def test_a_wrong_flag_gets_one_line_that_names_the_fix(flags, words, capsys):
+    assert words in refused(capsys, "train", *flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs: [1", "cannot be read"),
+        ("- 1", "must hold lines"),
+        ("epochs: many", "invalid int value"),
+        ("a: 1", "--a"),
+    ],
+)
+def test_a_wrong_config_gets_one_line(text, words, capsys):
+    Path("bad.yaml").write_text(text)
+    assert words in refused(capsys, "train", "--config", "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.array([[0.5, np.nan]] * 10), "the data hold nan at index"),
+        (np.array([[0.5, np.inf]] * 10), "the data hold inf at index"),
+        (np.array([[0.5, 255.0]] * 10), "scale the data to [0, 1]"),
+        (np.array([["a", "b"]] * 10), "must hold numbers"),
+        (np.zeros((0, 2)), "N at least 1"),
+        (np.zeros((1, 2)), "at least 2 data"),
+        (np.array(1.0), "must have shape (N, ...)"),
+    ],
+)
+def test_wrong_data_get_one_line(array, words, capsys):
+    np.save("bad.npy", array)
+    assert words in refused(capsys, "train", "--data", "bad.npy", "--batch-size", "2")
+
+
+def test_parts_that_do_not_fit_are_named(capsys):
+    Path("misfits.py").write_text(
+        "import pyro.distributions as dist, torch\n"
+        "class Part(torch.nn.Module):\n"
+        "    def __init__(self, latent_dim):\n"
+        "        super().__init__()\n"
+        "        self.zeros = torch.zeros(latent_dim)\n"
+        "class Plain(Part):\n"
+        "    def forward(self):\n"
+        "        return torch.distributions.Normal(self.zeros, 1.0)\n"
+        "class NoEvent(Part):\n"
+        "    def forward(self):\n"
+        "        return dist.Normal(self.zeros, 1.0)\n"
+        "class Positive(Part):\n"
+        "    def forward(self):\n"
+        "        return dist.Exponential(self.zeros + 1).to_event(1)\n"
+    )
+    assert "a plain torch.distributions.normal.Normal" in refused(capsys, "train", "--prior", "misfits.Plain")
+    assert "end it with .to_event(1)" in refused(capsys, "train", "--prior", "misfits.NoEvent")
+    assert "choose a pair on one support" in refused(capsys, "train", "--prior", "misfits.Positive")
+
+
+def test_a_folder_that_holds_a_run_is_left_as_it_is(capsys):
+    run = train()
+    before = (run / "metrics.csv").read_bytes()
+    capsys.readouterr()
+    assert "already holds a run" in refused(capsys, "train", *QUICK, "--out", "run")
+    assert (run / "metrics.csv").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused(capsys):
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    assert "not an empty folder" in refused(capsys, "train", "--out", "full")
+
+
+@pytest.mark.parametrize("command", ["sample", "reconstruct"])
+def test_a_folder_that_is_no_run_is_refused(command, capsys):
+    assert "holds no config.yaml" in refused(capsys, command, "nowhere")
+
+
+@pytest.mark.parametrize("size", [0, 7, 100])
+def test_truncated_weights_are_refused(size, capsys):
+    weights = train() / "model.safetensors"
+    capsys.readouterr()
+    weights.write_bytes(weights.read_bytes()[:size])
+    assert "missing or damaged" in refused(capsys, "sample", "run")
+
+
+def test_weights_of_another_config_are_refused(capsys):
+    run = train()
+    capsys.readouterr()
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("latent_dim: 3", "latent_dim: 4"))
+    assert "does not fit" in refused(capsys, "sample", "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_written(capsys):
+    assert main(["train", *QUICK, "--lr", "1e12", "--out", "run"]) == 2
+    assert "lower the learning rate" in capsys.readouterr().err.splitlines()[-1]
+    assert [row["epoch"] for row in metrics(Path("run"))] == ["0"]
+    assert all(tensor.isfinite().all() for tensor in load_file("run/model.safetensors").values())
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="unknown prior"):
+        main(["train", "--prior", "Norml", "--debug"])
+
+
+def test_no_command_is_refused(capsys):
+    assert "required: COMMAND" in refused(capsys)
+
+
+def test_help_names_every_part_with_its_own_parameters(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    output = capsys.readouterr().out
+    assert "--decoder ContinuousBernoulli" in output
+    assert "--decoder.scale float, default 1.0" in output
+
+
+def test_the_first_help_does_not_import_torch():
+    code = "import sys; from pyro_vae.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "False"
+    assert "compare" in found.stdout
+
+
+def test_the_module_is_the_command():
+    found = subprocess.run([sys.executable, "-m", "pyro_vae", "sample", "nowhere"], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "Traceback" not in found.stderr
+
+
+def test_config_fields_and_flags_are_the_same_names():
+    config = Config(options={"prior": {"learned": True}, "encoder": {}, "decoder": {}})
+    assert config.flat()["prior.learned"] is True
+    assert "clip_norm" not in config.flat()
+
+
+def test_real_mnist_by_name():
+    mnist_root = os.environ.get("PYRO_VAE_DATA")
+    if not mnist_root or not (Path(mnist_root) / "MNIST" / "raw").is_dir():
+        pytest.skip(f"PYRO_VAE_DATA must name the folder that holds MNIST; it is {mnist_root}")
+    flags = ["--data", "mnist", "--data-root", str(mnist_root), "--epochs", "0", "--hidden", "8"]
+    run = train(*flags)
+    assert float(metrics(run)[0]["test_loss"]) == pytest.approx(28 * 28 * np.log(2), rel=0.05)
+    assert data.load("mnist", mnist_root).test.shape == (10_000, 1, 28, 28)

@@ -1,0 +1,638 @@
+import os
+import pickle
+import struct
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from pyro_vae import data
+from pyro_vae.data import as_tensor, dynamic, import_torchvision_datasets, load, threshold
+
+MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+
+
+def rows(x):
+    """Return a tensor's rows as a sorted list, to compare sets of data."""
+    return sorted(x.flatten(1).tolist())
+
+
+# Digits
+
+
+def test_digits_have_their_sizes_range_and_dtype():
+    digits = load("digits")
+    assert digits.train.shape == (1437, 1, 8, 8)
+    assert digits.test.shape == (360, 1, 8, 8)
+    assert digits.train_labels.shape == (1437,)
+    assert digits.test_labels.shape == (360,)
+    assert digits.train.dtype == digits.test.dtype == torch.float32
+    for part in (digits.train, digits.test):
+        assert part.min() == 0
+        assert part.max() == 1
+        assert torch.equal(16 * part, (16 * part).round())
+
+
+def test_digits_are_those_of_scikit_learn_each_once_with_its_label():
+    from sklearn.datasets import load_digits
+
+    source, digits = load_digits(), load("digits")
+    ours = torch.cat([digits.train, digits.test]).flatten(1), torch.cat([digits.train_labels, digits.test_labels])
+    labelled = torch.cat([16 * ours[0], ours[1][:, None]], 1)
+    theirs = torch.tensor(np.column_stack([source.data, source.target]), dtype=torch.float32)
+    assert rows(labelled) == rows(theirs)
+
+
+def test_digits_are_split_always_in_the_same_way():
+    first = load("digits")
+    torch.manual_seed(1)
+    for one, other in zip(first, load("digits"), strict=True):
+        assert torch.equal(one, other)
+    # Every digit is in both parts, about as often as by chance: the split follows no order of the source.
+    assert (first.test_labels.bincount(minlength=10) >= 20).all()
+
+
+# Files of numpy
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).random((10, 3, 4)).astype(np.float32)
+
+
+def test_npy_is_split_4_to_1_always_in_the_same_way(tmp_path, x):
+    np.save(tmp_path / "x.npy", x)
+    loaded = load(tmp_path / "x.npy")
+    assert len(loaded.train) == 8
+    assert len(loaded.test) == 2
+    assert loaded.train_labels is None
+    assert loaded.test_labels is None
+    assert rows(torch.cat([loaded.train, loaded.test])) == rows(torch.tensor(x))
+    torch.manual_seed(1)
+    assert torch.equal(load(str(tmp_path / "x.npy")).train, loaded.train)
+
+
+@pytest.mark.parametrize(("count", "test"), [(2, 1), (3, 1), (5, 1), (7, 1), (8, 2), (100, 20)])
+def test_the_test_part_is_a_fifth_and_never_empty(tmp_path, count, test):
+    np.save(tmp_path / "x.npy", np.zeros((count, 2)))
+    loaded = load(tmp_path / "x.npy")
+    assert (len(loaded.train), len(loaded.test)) == (count - test, test)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_with_x_and_y_keeps_each_label_with_its_datum(tmp_path, save):
+    y = np.arange(10)
+    save(tmp_path / "x.npz", x=np.repeat(y[:, None] / 10, 3, 1), y=y)
+    loaded = load(tmp_path / "x.npz")
+    for part, labels in ((loaded.train, loaded.train_labels), (loaded.test, loaded.test_labels)):
+        torch.testing.assert_close(part, (labels[:, None] / 10).expand(-1, 3).float())
+    assert sorted([*loaded.train_labels.tolist(), *loaded.test_labels.tolist()]) == list(range(10))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_in_two_parts_is_kept_as_it_is(tmp_path, x, save):
+    save(tmp_path / "x.npz", x_train=x[:7], x_test=x[7:], y_train=np.arange(7), y_test=np.arange(3))
+    loaded = load(tmp_path / "x.npz")
+    assert torch.equal(loaded.train, torch.tensor(x[:7]))
+    assert torch.equal(loaded.test, torch.tensor(x[7:]))
+    assert loaded.train_labels.tolist() == list(range(7))
+    assert loaded.test_labels.tolist() == list(range(3))
+
+
+def test_npz_in_two_parts_needs_no_labels(tmp_path, x):
+    np.savez(tmp_path / "x.npz", x_train=x[:7], x_test=x[7:])
+    assert load(tmp_path / "x.npz").train_labels is None
+    assert load(tmp_path / "x.npz").test_labels is None
+
+
+def test_the_single_array_of_an_npz_may_have_any_name(tmp_path, x):
+    np.savez(tmp_path / "named.npz", faces=x)
+    np.savez(tmp_path / "unnamed.npz", x)
+    for name in ("named", "unnamed"):
+        loaded = load(tmp_path / f"{name}.npz")
+        assert rows(torch.cat([loaded.train, loaded.test])) == rows(torch.tensor(x))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["u1", "f2", "f4", "f8", ">f4", ">f8", "i2", "i4", "i8", "u2", "u4", ">i2", ">u2", "?"]
+)
+def test_numbers_of_every_kind_become_floats_and_only_8_bits_are_scaled(tmp_path, dtype):
+    values = np.array([[0, 1], [1, 0], [1, 1], [0, 0]])
+    values = values * (1 if dtype == "?" else 255)
+    np.save(tmp_path / "x.npy", values.astype(dtype))
+    loaded = load(tmp_path / "x.npy")
+    assert loaded.train.dtype == torch.float32
+    assert rows(torch.cat([loaded.train, loaded.test])) == rows(torch.tensor(values / (255.0 if dtype == "u1" else 1)))
+
+
+def test_arrays_in_fortran_order_are_the_same(tmp_path, x):
+    np.save(tmp_path / "c.npy", x)
+    np.save(tmp_path / "f.npy", np.asfortranarray(x))
+    assert torch.equal(load(tmp_path / "c.npy").train, load(tmp_path / "f.npy").train)
+
+
+def saved(tmp_path, layout, x):
+    path = tmp_path / f"x.{layout.split('-')[0]}"
+    if layout == "npy":
+        np.save(path, x)
+    elif layout == "npz":
+        np.savez(path, x=x)
+    else:
+        np.savez_compressed(path, x=x)
+    return path
+
+
+@pytest.mark.parametrize("layout", ["npy", "npz", "npz-compressed"])
+def test_a_truncated_numpy_file_is_refused_wherever_it_ends(tmp_path, x, layout):
+    path = saved(tmp_path, layout, x)
+    whole = path.read_bytes()
+    load(path)
+    for end in range(0, len(whole), 16):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=r"x\.np[yz]"):
+            load(path)
+
+
+@pytest.mark.parametrize("layout", ["npy", "npz", "npz-compressed"])
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+def test_a_damaged_numpy_file_is_refused_or_read_but_fails_in_no_other_way(tmp_path, x, layout, flip):
+    path = saved(tmp_path, layout, x)
+    whole = path.read_bytes()
+    for index in range(len(whole)):
+        path.write_bytes(bytes([*whole[:index], whole[index] ^ flip, *whole[index + 1 :]]))
+        try:
+            load(path)
+        except ValueError:
+            continue
+
+
+class Trap:
+    """An object whose unpickling would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("layout", ["npy", "npz", "npz-compressed", "pickle"])
+def test_python_objects_are_refused_without_being_unpickled(tmp_path, layout):
+    trap = tmp_path / "sprung"
+    if layout == "pickle":
+        path = tmp_path / "x.npy"
+        path.write_bytes(pickle.dumps(Trap(trap)))
+    else:
+        path = saved(tmp_path, layout, np.array([Trap(trap), Trap(trap)], dtype=object))
+    with pytest.raises(ValueError, match="Python objects"):
+        load(path)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=f"no file .*{name}"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["mnits", "x.csv", ""])
+def test_an_unknown_name_is_refused_with_those_known(name):
+    with pytest.raises(ValueError, match=r"digits, mnist, fashion-mnist, kmnist, \.npy and \.npz files, image folders"):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": (4, 2), "b": (4, 2)}, "needs arrays x_train and x_test, or x, but holds a, b"),
+        ({"x_train": (4, 2), "y_train": (4,)}, "needs arrays x_train and x_test"),
+        ({"x": (4, 2), "y": (3,)}, "4 x and 3 y"),
+        ({"x_train": (4, 2), "x_test": (2, 2), "y_train": (3,)}, "4 x_train and 3 y_train"),
+        ({"x_train": (4, 2), "x_test": (2, 2), "y_test": (3,)}, "2 x_test and 3 y_test"),
+        ({"x_train": (4, 2), "x_test": (2, 3)}, "differ in shape"),
+        ({"x": (4,)}, r"\(N, ...\)"),
+        ({"x": ()}, r"\(N, ...\)"),
+        ({"x": (0, 2)}, "N at least 1"),
+        ({"x": (1, 2)}, "at least 2 data"),
+        ({"x_train": (4, 2), "x_test": (0, 2)}, "N at least 1"),
+        ({}, "holds none"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **{name: np.zeros(shape) for name, shape in arrays.items()})
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "U3", "datetime64[s]"])
+def test_arrays_of_other_things_than_real_numbers_are_refused(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", np.zeros((4, 2), dtype=dtype))
+    with pytest.raises(ValueError, match="must hold numbers"):
+        load(tmp_path / "x.npy")
+
+
+# Folders of images
+
+
+def write(path, pixels, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path, **kwargs)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+
+
+def test_a_folder_of_grey_images_has_one_channel(tmp_path, pixels):
+    for i, image in enumerate(pixels):
+        write(tmp_path / f"{i}.png", image)
+    (tmp_path / "notes.txt").write_text("no image")
+    loaded = load(tmp_path)
+    assert loaded.train.shape == (4, 1, 6, 4)
+    assert loaded.test.shape == (1, 1, 6, 4)
+    assert loaded.train_labels is None
+    assert rows(torch.cat([loaded.train, loaded.test])) == rows(torch.tensor(pixels) / 255)
+
+
+def test_a_folder_of_colour_images_has_three_channels_first(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    for i in range(2):
+        write(tmp_path / f"{i}.png", image)
+    assert torch.equal(load(str(tmp_path)).train[0], torch.tensor(image.transpose(2, 0, 1)) / 255)
+
+
+def test_transparency_is_dropped_and_palettes_are_colours(tmp_path):
+    colour = np.full((6, 4, 3), (255, 0, 51), dtype=np.uint8)
+    Image.fromarray(np.dstack([colour, np.full((6, 4), 9, np.uint8)])).save(tmp_path / "a.png")
+    Image.fromarray(colour).quantize(4).save(tmp_path / "b.png")
+    loaded = load(tmp_path)
+    for part in (loaded.train, loaded.test):
+        torch.testing.assert_close(part, torch.tensor([1.0, 0.0, 0.2]).reshape(1, 3, 1, 1).expand(1, 3, 6, 4))
+
+
+@pytest.mark.parametrize("value", [0, 257, 32896, 65535])
+def test_grey_images_of_16_bits_keep_their_greys(tmp_path, value):
+    for i in range(2):
+        Image.fromarray(np.full((6, 4), value, dtype=np.uint16)).save(tmp_path / f"{i}.png")
+    torch.testing.assert_close(load(tmp_path).train, torch.full((1, 1, 6, 4), value / 65535), rtol=0, atol=1 / 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "gif", "tif", "tiff", "webp", "jpg", "jpeg"])
+def test_every_format_is_read(tmp_path, suffix):
+    for i in range(2):
+        write(tmp_path / f"{i}.{suffix}", np.full((8, 8), 51))
+    # JPEG and WebP are lossy: two grey levels.
+    torch.testing.assert_close(load(tmp_path).train.mean(), torch.tensor(0.2), rtol=0, atol=2 / 255)
+
+
+def test_labels_are_the_sub_folders_in_alphabetical_order(tmp_path):
+    for label, name in enumerate(("ant", "bee", "cat")):
+        for i in range(4):
+            write(tmp_path / name / f"{i}.png", np.full((2, 2), 10 * label + i))
+    loaded = load(tmp_path)
+    for part, labels in ((loaded.train, loaded.train_labels), (loaded.test, loaded.test_labels)):
+        assert torch.equal((part[:, 0, 0, 0] * 255).round().long() // 10, labels)
+    assert torch.cat([loaded.train_labels, loaded.test_labels]).bincount().tolist() == [4, 4, 4]
+
+
+def test_images_of_different_sizes_are_refused_by_name(tmp_path):
+    write(tmp_path / "a.png", np.zeros((4, 4)))
+    write(tmp_path / "b.png", np.zeros((4, 5)))
+    with pytest.raises(ValueError, match=r"a\.png and .*b\.png differ .*\(1, 4, 4\) and \(1, 4, 5\)"):
+        load(tmp_path)
+
+
+def test_grey_and_colour_together_are_refused(tmp_path):
+    write(tmp_path / "a.png", np.zeros((4, 4)))
+    write(tmp_path / "b.png", np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match=r"\(1, 4, 4\) and \(3, 4, 4\)"):
+        load(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's, beside its error
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tif", "webp", "jpg"])
+def test_a_truncated_image_is_refused_or_read_but_fails_in_no_other_way(tmp_path, pixels, suffix):
+    write(tmp_path / f"a.{suffix}", pixels[0])
+    write(tmp_path / f"b.{suffix}", pixels[0])
+    whole = (tmp_path / f"b.{suffix}").read_bytes()
+    refused = []
+    for end in range(0, len(whole), 4):
+        (tmp_path / f"b.{suffix}").write_bytes(whole[:end])
+        try:
+            load(tmp_path)
+        except ValueError as error:
+            assert f"b.{suffix}" in str(error)  # noqa: PT017 (not every end is refused)
+            refused.append(end)
+    assert refused[: len(whole) // 16] == list(range(0, len(whole), 4))[: len(whole) // 16]
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_refused_by_name(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image"):
+        load(tmp_path)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no images"):
+        load(tmp_path)
+
+
+def test_one_image_is_not_enough(tmp_path):
+    write(tmp_path / "a.png", np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="at least 2 data"):
+        load(tmp_path)
+
+
+# Torchvision's data sets
+
+
+def idx(array):
+    """Return an array of bytes in the format of the MNIST files."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def small_mnist(tmp_path):
+    """A folder as torchvision has it, of 5 training and 3 test images."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    arrays = []
+    for count in (5, 3):
+        arrays += [generator.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8)]
+    for name, array in zip(MNIST_FILES, arrays, strict=True):
+        (folder / name).write_bytes(idx(array))
+    return tmp_path, arrays
+
+
+def test_mnist_is_read_from_its_files_as_they_are(small_mnist):
+    root, arrays = small_mnist
+    loaded = load("mnist", root=root)
+    for part, labels, images, numbers in zip(loaded[:2], loaded[2:], arrays[::2], arrays[1::2], strict=True):
+        assert torch.equal(part, torch.tensor(images)[:, None] / 255)
+        assert torch.equal(labels, torch.tensor(numbers).long())
+
+
+def test_the_root_comes_before_the_variable_and_the_variable_before_data(small_mnist, tmp_path, monkeypatch):
+    root, _ = small_mnist
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYRO_VAE_DATA", str(root))
+    assert len(load("mnist").train) == 5
+    with pytest.raises(ValueError, match="elsewhere"):
+        load("mnist", root=tmp_path / "elsewhere")
+    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="empty"):
+        load("mnist")
+    assert len(load("mnist", root=root).train) == 5
+    monkeypatch.delenv("PYRO_VAE_DATA")
+    with pytest.raises(ValueError, match="under data"):
+        load("mnist")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist"])
+def test_a_missing_set_is_refused_with_the_way_to_it(tmp_path, name):
+    with pytest.raises(ValueError, match=f"no {name} under .*--data-root.*PYRO_VAE_DATA.*--download"):
+        load(name, root=tmp_path)
+
+
+@pytest.mark.parametrize("name", MNIST_FILES)
+def test_a_truncated_mnist_file_is_refused_wherever_it_ends(small_mnist, name):
+    root, _ = small_mnist
+    path = root / "MNIST" / "raw" / name
+    whole = path.read_bytes()
+    for end in [*range(min(len(whole), 20)), len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="mnist under"):
+            load("mnist", root=root)
+
+
+@pytest.mark.parametrize(("name", "count"), [(MNIST_FILES[1], 4), (MNIST_FILES[3], 2)])
+def test_mnist_with_fewer_labels_than_images_is_refused(small_mnist, name, count):
+    root, _ = small_mnist
+    (root / "MNIST" / "raw" / name).write_bytes(idx(np.zeros(count, dtype=np.uint8)))
+    with pytest.raises(ValueError, match="mnist under"):
+        load("mnist", root=root)
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    """The data set itself, where the environment says that it is."""
+    root = os.environ.get("PYRO_VAE_DATA")
+    if not root:
+        pytest.skip("PYRO_VAE_DATA is not set: it names the folder that holds MNIST")
+    if not os.path.isdir(os.path.join(root, "MNIST", "raw")):
+        pytest.skip(f"PYRO_VAE_DATA is {root}, which holds no MNIST")
+    return load("mnist")
+
+
+def test_mnist_has_its_sizes_and_range(mnist):
+    assert mnist.train.shape == (60_000, 1, 28, 28)
+    assert mnist.test.shape == (10_000, 1, 28, 28)
+    assert mnist.train_labels.shape == (60_000,)
+    assert mnist.test_labels.shape == (10_000,)
+    assert mnist.train.min() == 0
+    assert mnist.train.max() == 1
+
+
+def test_mnist_has_its_published_mean_and_deviation(mnist):
+    assert mnist.train.mean().item() == pytest.approx(0.1307, abs=1e-4)
+    assert mnist.train.std().item() == pytest.approx(0.3081, abs=1e-4)
+
+
+def test_mnist_has_its_published_label_counts(mnist):
+    assert mnist.train_labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert mnist.test_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_torchvision_data_sets_can_be_imported_twice():
+    datasets = import_torchvision_datasets()
+    assert datasets.__name__ == "torchvision.datasets"
+    assert {family for family in data.TORCHVISION.values() if hasattr(datasets, family)} == {
+        "MNIST",
+        "FashionMNIST",
+        "KMNIST",
+    }
+    assert import_torchvision_datasets() is datasets
+
+
+class BrokenTorchvision:
+    """A finder for which torchvision is there, but fails on import."""
+
+    def find_spec(self, name, path=None, target=None):  # noqa: ARG002 (importlib's signature)
+        if name.startswith("torchvision"):
+            raise RuntimeError("broken in another way")
+
+
+def test_another_failure_of_torchvision_is_not_hidden(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [BrokenTorchvision(), *sys.meta_path])
+    with pytest.raises(RuntimeError, match="broken in another way"):
+        import_torchvision_datasets()
+
+
+# Tensors of anything
+
+
+class Items(Dataset):
+    """A data set that has a length and an index, and no more."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Stream(IterableDataset):
+    """A data set that can only be iterated over."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+X = torch.arange(24.0).reshape(3, 2, 2, 2) / 24
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        X,
+        X.numpy(),
+        TensorDataset(X),
+        TensorDataset(X, torch.arange(3)),
+        Items(X),
+        Items([(datum, 7) for datum in X]),
+        Items([[datum, 7] for datum in X]),
+        Items(list(X.numpy())),
+        Stream(X),
+        Stream([(datum, 7) for datum in X]),
+        list(X),
+        tuple(X.numpy()),
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_as_tensor_reads_every_kind_of_data(source):
+    assert torch.equal(as_tensor(source), X)
+
+
+def test_as_tensor_reads_a_generator():
+    assert torch.equal(as_tensor(datum for datum in X), X)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 1, 4, 5)])
+def test_as_tensor_of_a_list_of_arrays_is_that_of_the_stacked_array(shape):
+    stacked = np.random.default_rng(0).random(shape)
+    assert as_tensor(list(stacked)).shape == as_tensor(stacked).shape
+
+
+@pytest.mark.parametrize("view", [lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.astype(">f4"), lambda a: a.T])
+def test_as_tensor_reads_arrays_of_any_layout(view):
+    array = view(np.arange(12, dtype=np.float32).reshape(3, 4))
+    assert as_tensor(array).tolist() == array.tolist()
+
+
+def test_as_tensor_reads_an_array_that_is_read_only():
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    array.flags.writeable = False
+    assert as_tensor(array).tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_as_tensor_keeps_the_precision(dtype):
+    assert as_tensor(X.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.bool])
+def test_as_tensor_makes_integers_floats_as_they_are(dtype):
+    x = torch.tensor([[0, 1], [1, 1]], dtype=dtype)
+    assert torch.equal(as_tensor(x), x.float())
+    assert as_tensor(x).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("float64")
+def test_as_tensor_follows_the_default_dtype():
+    assert as_tensor(torch.tensor([[0, 1]])).dtype == torch.float64
+    assert as_tensor(torch.tensor([[0, 255]], dtype=torch.uint8)).tolist() == [[0.0, 1.0]]
+    assert load("digits").train.dtype == torch.float64
+
+
+def test_as_tensor_divides_8_bits_by_255():
+    x = torch.arange(256, dtype=torch.uint8).reshape(2, 128)
+    for source in (x, x.numpy(), list(x), list(x.numpy())):
+        assert torch.equal(as_tensor(source), x.float() / 255)
+
+
+def test_as_tensor_reads_images_channels_first_and_scaled():
+    grey = np.random.default_rng(0).integers(0, 256, (4, 3), dtype=np.uint8)
+    colour = np.random.default_rng(0).integers(0, 256, (4, 3, 3), dtype=np.uint8)
+    black_and_white = np.array([[True, False, True]])
+    assert torch.equal(as_tensor([Image.fromarray(grey)])[0], torch.tensor(grey)[None] / 255)
+    assert torch.equal(as_tensor([Image.fromarray(colour)])[0], torch.tensor(colour.transpose(2, 0, 1)) / 255)
+    assert as_tensor([Image.fromarray(black_and_white)]).tolist() == [[[[1.0, 0.0, 1.0]]]]
+    assert torch.equal(as_tensor(Items([(Image.fromarray(grey), 7)]))[0], torch.tensor(grey)[None] / 255)
+
+
+@pytest.mark.parametrize("source", [5, None, "digits", 2.5, object()])
+def test_as_tensor_refuses_what_is_no_data(source):
+    with pytest.raises(TypeError, match=f"must be a tensor, an array or a data set, not {type(source).__name__}"):
+        as_tensor(source)
+
+
+def test_as_tensor_refuses_complex_numbers():
+    with pytest.raises(TypeError, match="real numbers"):
+        as_tensor(torch.zeros(3, 2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("source", [torch.zeros(5), torch.zeros(()), torch.zeros(0, 5), [], [torch.tensor(1.0)]])
+def test_as_tensor_refuses_data_without_entries_or_dimensions(source):
+    with pytest.raises(ValueError, match=r"data must have shape \(N, ...\)"):
+        as_tensor(source)
+
+
+def test_as_tensor_refuses_data_that_differ_in_shape():
+    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
+        as_tensor([torch.zeros(3), torch.zeros(2)])
+
+
+# Binarization
+
+
+def test_threshold_is_1_from_one_half_on():
+    x = torch.tensor([0.0, 0.25, 0.5 - 2**-25, 0.5, 0.5 + 2**-24, 1.0])
+    assert torch.equal(threshold(x), torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
+    assert threshold(x.double()).dtype == torch.float64
+
+
+def test_dynamic_draws_ones_as_often_as_the_grey_value_says():
+    n, grey = 100_000, torch.tensor([0.0, 0.01, 0.3, 0.5, 0.9, 1.0])
+    draws = dynamic(grey.expand(n, -1))
+    assert ((draws == 0) | (draws == 1)).all()
+    # 4 standard errors of 100,000 draws; 0 and 1 are certain.
+    error = (grey * (1 - grey) / n).sqrt()
+    assert ((draws.double().mean(0) - grey).abs() <= 4 * error + 1e-8).all()
+
+
+def test_dynamic_follows_the_seed_of_torch():
+    grey = torch.full((1000,), 0.5)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(dynamic(grey))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_binarizations_have_their_names():
+    assert list(data.BINARIZE.items()) == [("none", None), ("threshold", threshold), ("dynamic", dynamic)]

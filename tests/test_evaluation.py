@@ -1,0 +1,279 @@
+import math
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from scipy import stats
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae.evaluation import Bound, evaluate, kl_parts
+from pyro_vae.networks import MLP
+
+SCALE = 0.5
+LINEAR = partial(MLP, hidden=())
+
+
+class Linear:
+    """Probabilistic principal components: x = W z + b + noise, whose posterior is normal and here diagonal.
+
+    Reference:
+        Tipping and Bishop, 1999, Probabilistic Principal Component Analysis, equations 2 to 8.
+    """
+
+    def __init__(self, latent_dim=2, dim=4):
+        generator = np.random.default_rng(0)
+        # Orthogonal columns make the posterior's covariance diagonal, as the encoder's is.
+        self.w = np.linalg.qr(generator.standard_normal((dim, latent_dim)))[0] * np.linspace(1, 2, latent_dim)
+        self.b = generator.standard_normal(dim)
+        self.x = torch.tensor(generator.standard_normal((20, dim)) @ np.diag(np.linspace(0.5, 2, dim)))
+        self.covariance = np.diag(1 / (1 + (self.w**2).sum(0) / SCALE**2))
+        self.to_mean = self.covariance @ self.w.T / SCALE**2
+
+    @property
+    def log_prob(self):
+        marginal = stats.multivariate_normal(self.b, self.w @ self.w.T + SCALE**2 * np.eye(len(self.b)))
+        return marginal.logpdf(self.x)
+
+    def vae(self):
+        """Return the model as a VAE with its exact posterior for an encoder."""
+        dim, latent_dim = self.w.shape
+        vae = VAE(
+            priors.Normal(latent_dim),
+            encoders.Normal(dim, latent_dim, LINEAR),
+            decoders.Normal(latent_dim, dim, LINEAR, scale=SCALE),
+        )
+        (decode,), (encode,) = vae.decoder.network.layers, vae.encoder.network.layers
+        with torch.no_grad():
+            decode.weight[:], decode.bias[:] = torch.tensor(self.w), torch.tensor(self.b)
+            encode.weight[:], encode.bias[:] = 0, 0
+            encode.weight[:latent_dim] = torch.tensor(self.to_mean)
+            encode.bias[:latent_dim] = torch.tensor(-self.to_mean @ self.b)
+            encode.bias[latent_dim:] = torch.tensor(np.log(np.diag(self.covariance)))
+        return vae
+
+    def posterior_mean(self):
+        return (self.x.numpy() - self.b) @ self.to_mean.T
+
+    def reconstruction(self, z):
+        return -stats.norm.logpdf(self.x.numpy(), z @ self.w.T + self.b, SCALE).sum(-1)
+
+    def kl(self):
+        variance = np.diag(self.covariance)
+        return ((variance - 1 - np.log(variance) + self.posterior_mean() ** 2) / 2).sum(-1)
+
+
+@pytest.fixture
+def linear(float64):  # noqa: ARG001 (the dtype of the networks)
+    return Linear()
+
+
+def programs(vae):
+    return vae.model, vae.guide
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_at_the_exact_posterior_one_sample_gives_the_exact_log_likelihood(linear, seed, particles):
+    # log p(x, z) - log q(z|x) is log p(x) for every z: the estimate has no variance.
+    bound = evaluate(*programs(linear.vae()), linear.x, loss=Trace_ELBO(num_particles=particles), seed=seed)
+    assert bound.loss == pytest.approx(-linear.log_prob.mean(), rel=1e-9)
+    assert bound.reconstruction + bound.kl == pytest.approx(bound.loss, rel=1e-12)
+
+
+def test_the_linear_models_own_marginal_agrees_with_monte_carlo(linear):
+    # The reference itself: log p(x) as a mean over 100,000 draws of the prior, within 4 standard errors.
+    n = 100_000
+    z = np.random.default_rng(0).standard_normal((n, 2))
+    for x, exact in zip(linear.x.numpy()[:3], linear.log_prob, strict=False):
+        weight = np.exp(stats.norm.logpdf(x, z @ linear.w.T + linear.b, SCALE).sum(-1))
+        assert abs(weight.mean() - math.exp(exact)) < 4 * weight.std() / math.sqrt(n)
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO()])
+def test_the_terms_are_unbiased(linear, loss):
+    # The exact terms: E over q of the squared error adds tr(W S W') / (2 s^2) to that at the mean.
+    error = linear.reconstruction(linear.posterior_mean()) + np.trace(linear.w @ linear.covariance @ linear.w.T) / (
+        2 * SCALE**2
+    )
+    found = np.array([evaluate(*programs(linear.vae()), linear.x, loss=loss, seed=seed)[1:] for seed in range(400)])
+    # 4 standard errors of 400 seeds.
+    margin = 4 * found.std(0) / math.sqrt(len(found)) + 1e-9
+    assert (np.abs(found.mean(0) - [error.mean(), linear.kl().mean()]) < margin).all()
+    assert (found[:, 1].std() < 1e-12) == isinstance(loss, TraceMeanField_ELBO)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0])
+def test_another_posterior_costs_its_kl_from_the_exact_one(linear, shift):
+    vae = linear.vae()
+    vae.encoder.network.layers[0].bias.data[:2] += shift
+    gap = (shift**2 / np.diag(linear.covariance)).sum() / 2
+    elbos = np.array(
+        [evaluate(*programs(vae), linear.x, loss=TraceMeanField_ELBO(), seed=seed).loss for seed in range(400)]
+    )
+    # 4 standard errors of 400 seeds.
+    assert abs(elbos.mean() + linear.log_prob.mean() - gap) < 4 * elbos.std() / math.sqrt(len(elbos))
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO()])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_at_mean_is_the_reconstruction_there_and_the_kl_in_closed_form(linear, loss, seed):
+    bound = evaluate(*programs(linear.vae()), linear.x, loss=loss, at="mean", seed=seed)
+    assert bound.reconstruction == pytest.approx(linear.reconstruction(linear.posterior_mean()).mean(), rel=1e-12)
+    assert bound.kl == pytest.approx(linear.kl().mean(), rel=1e-12)
+    assert bound.loss == pytest.approx(bound.reconstruction + bound.kl, rel=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 19, 20, 1000])
+def test_the_batch_size_changes_nothing_that_has_no_noise(linear, batch_size):
+    vae = linear.vae()
+    for kwargs in ({"at": "mean"}, {"loss": Trace_ELBO()}):  # at the exact posterior the bound has no noise
+        whole = evaluate(*programs(vae), linear.x, batch_size=20, **kwargs)
+        assert evaluate(*programs(vae), linear.x, batch_size=batch_size, **kwargs).loss == pytest.approx(
+            whole.loss, rel=1e-12
+        )
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_1_is_refused(linear, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {batch_size}"):
+        evaluate(*programs(linear.vae()), linear.x, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("at", ["mode", "", None, "Mean"])
+def test_an_unknown_at_is_refused(linear, at):
+    with pytest.raises(ValueError, match=f"'sample' or 'mean', not {at!r}"):
+        evaluate(*programs(linear.vae()), linear.x, at=at)
+
+
+def test_the_same_seed_gives_the_same_bound_and_another_another(linear):
+    vae = linear.vae()
+    bounds = [evaluate(*programs(vae), linear.x, seed=seed) for seed in (1, 1, 2)]
+    assert isinstance(bounds[0], Bound)
+    assert bounds[0] == bounds[1]
+    assert bounds[0].kl != bounds[2].kl
+
+
+@pytest.mark.parametrize("at", ["sample", "mean"])
+def test_evaluate_leaves_the_random_state_alone(linear, at):
+    vae = linear.vae()
+    before = torch.get_rng_state()
+    evaluate(*programs(vae), linear.x, at=at)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("at", ["sample", "mean"])
+def test_evaluate_leaves_the_parameter_store_empty(linear, at):
+    evaluate(*programs(linear.vae()), linear.x, at=at)
+    assert not list(pyro.get_param_store().keys())
+
+
+@pytest.mark.parametrize("at", ["sample", "mean"])
+def test_evaluate_leaves_parameters_and_gradients_alone(linear, at):
+    vae = linear.vae()
+    before = {name: parameter.clone() for name, parameter in vae.named_parameters()}
+    evaluate(*programs(vae), linear.x, at=at)
+    for name, parameter in vae.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+class Modes(nn.Module):
+    """A linear map that notes the mode it is called in."""
+
+    def __init__(self, in_shape, out_shape):
+        super().__init__()
+        self.map, self.dropout, self.seen = LINEAR(in_shape, out_shape), nn.Dropout(0.5), set()
+
+    def forward(self, x):
+        self.seen.add((self.training, self.dropout.training))
+        return self.dropout(self.map(x))
+
+
+def with_modes():
+    return VAE(priors.Normal(2), encoders.Normal(4, 2, Modes), decoders.Normal(2, 4, Modes))
+
+
+@pytest.mark.parametrize("at", ["sample", "mean"])
+def test_networks_are_in_evaluation_mode_meanwhile_and_then_as_before(at):
+    vae, x = with_modes(), torch.randn(20, 4)
+    vae.decoder.network.dropout.eval()
+    vae.decoder.network.map.eval()
+    before = [module.training for module in vae.modules()]
+    evaluate(*programs(vae), x, at=at)
+    assert vae.encoder.network.seen == vae.decoder.network.seen == {(False, False)}
+    assert [module.training for module in vae.modules()] == before
+    assert set(before) == {True, False}
+
+
+def test_dropout_is_off():
+    vae, x = with_modes(), torch.randn(20, 4)
+    assert evaluate(*programs(vae), x, at="mean", seed=0) == evaluate(*programs(vae), x, at="mean", seed=1)
+
+
+def test_the_mode_and_the_random_state_are_restored_after_an_error():
+    vae, x = with_modes(), torch.randn(20, 5)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="was built for"):
+        evaluate(*programs(vae), x)
+    assert vae.encoder.network.dropout.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_transform_comes_before_both_programs():
+    vae = VAE(priors.Normal(2), encoders.Normal(4, 2), decoders.Bernoulli(2, 4))
+    x = torch.rand(20, 4)
+    for at in ("sample", "mean"):
+        expected = evaluate(*programs(vae), data.threshold(x), at=at)
+        assert evaluate(*programs(vae), x, at=at, transform=data.threshold) == expected
+
+
+@pytest.mark.parametrize("wrap", [lambda x: TensorDataset(x, torch.zeros(len(x))), lambda x: x.numpy(), list])
+def test_data_of_any_kind_give_the_same_bound(linear, wrap):
+    vae = linear.vae()
+    assert evaluate(*programs(vae), wrap(linear.x)) == evaluate(*programs(vae), linear.x)
+
+
+def test_another_bound_of_pyros_can_be_evaluated(linear):
+    # At the exact posterior every importance weight is p(x): the Renyi bound is log p(x) of the whole batch.
+    bound = evaluate(*programs(linear.vae()), linear.x, loss=RenyiELBO(alpha=0, num_particles=3))
+    assert bound.loss == pytest.approx(-linear.log_prob.mean(), rel=1e-9)
+
+
+def test_programs_of_ones_own_are_evaluated(linear):
+    w, b = torch.tensor(linear.w), torch.tensor(linear.b)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ w.T + b, SCALE).to_event(1), obs=x)
+
+    def guide(x):
+        scale = torch.tensor(np.sqrt(np.diag(linear.covariance)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - b) @ torch.tensor(linear.to_mean).T, scale).to_event(1))
+
+    assert evaluate(model, guide, linear.x).loss == pytest.approx(-linear.log_prob.mean(), rel=1e-9)
+
+
+def test_kl_parts_add_up_to_the_kl_of_torch(linear):
+    vae = VAE(priors.Normal(2, learned=True), encoders.Normal(4, 2), decoders.Normal(2, 4))
+    with torch.no_grad():
+        vae.prior.loc += torch.tensor([0.5, -1.0])
+        vae.prior.log_scale += torch.tensor([0.3, -0.2])
+        posterior, prior = vae.encoder(linear.x), vae.prior()
+        of_variance, of_mean = kl_parts(posterior, prior)
+        expected = torch.distributions.kl_divergence(posterior.base_dist, prior.base_dist.expand((20, 2))).mean(0)
+    torch.testing.assert_close(of_variance + of_mean, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(of_mean, (((posterior.mean - prior.mean) / prior.stddev) ** 2).mean(0) / 2)
+
+
+def test_kl_parts_are_for_normal_distributions_alone(linear):
+    prior = priors.Normal(2)()
+    assert kl_parts(encoders.Delta(4, 2)(linear.x), prior) is None
+    assert kl_parts(prior, dist.Laplace(torch.zeros(2), 1.0).to_event(1)) is None

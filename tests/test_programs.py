@@ -1,0 +1,386 @@
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from pyro_vae import VAE, data, decoders, encoders, evaluate, priors
+from pyro_vae.handlers import LocalModules
+from pyro_vae.programs import check_programs, device_of, mode, modules_of, paired_traces, seeded
+
+D, SHAPE = 3, (1, 4, 5)
+
+
+class Part(nn.Module):
+    """A part that returns what a function returns."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def vae(prior=None, encoder=None, decoder=None, latent_dim=D):
+    return VAE(
+        prior or priors.Normal(latent_dim),
+        encoder or encoders.Normal(SHAPE, latent_dim),
+        decoder or decoders.Normal(latent_dim, SHAPE),
+    )
+
+
+def grey(count=10):
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def check(pair, x=None, **kwargs):
+    check_programs(pair.model, pair.guide, grey() if x is None else x, **kwargs)
+
+
+# What fits is accepted
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        decoders.Normal(D, SHAPE),
+        decoders.Bernoulli(D, SHAPE, grey=True),
+        decoders.ContinuousBernoulli(D, SHAPE),
+    ],
+    ids=lambda decoder: type(decoder).__name__,
+)
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_programs_that_fit_are_accepted_at_any_number_of_data(decoder, count):
+    check(vae(decoder=decoder), grey(count))
+
+
+def test_binary_data_fit_the_strict_bernoulli():
+    check(vae(decoder=decoders.Bernoulli(D, SHAPE)), grey().round())
+
+
+@pytest.mark.parametrize("transform", [data.threshold, data.dynamic])
+def test_the_data_are_checked_as_the_transform_leaves_them(transform):
+    check(vae(decoder=decoders.Bernoulli(D, SHAPE)), grey(), transform=transform)
+
+
+def test_a_decoder_whose_support_depends_on_its_parameters_is_accepted():
+    def binomial(z):
+        return dist.Binomial(16, logits=z.sum(-1)[..., None, None, None].expand(*z.shape[:-1], *SHAPE)).to_event(3)
+
+    x = (16 * grey()).round()
+    check(vae(decoder=Part(binomial)), x)
+    x[9] = 17
+    with pytest.raises(ValueError, match="the data hold 17"):
+        check(vae(decoder=Part(binomial)), x)
+
+
+def test_a_pair_on_one_support_other_than_the_reals_is_accepted():
+    prior = Part(lambda: dist.Gamma(torch.full((D,), 2.0), 1.0).to_event(1))
+    encoder = Part(lambda x: dist.LogNormal(torch.zeros(len(x), D), 1.0).to_event(1))
+    check(vae(prior, encoder))
+
+
+def test_checking_leaves_the_parameter_store_empty():
+    check(vae())
+    assert not list(pyro.get_param_store().keys())
+
+
+# Parts that do not fit
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("prior", lambda: torch.distributions.Normal(torch.zeros(D), 1.0)),
+        ("encoder", lambda x: torch.distributions.Normal(torch.zeros(len(x), D), 1.0)),
+        ("decoder", lambda z: torch.distributions.Normal(torch.zeros(len(z), *SHAPE), 1.0)),
+    ],
+)
+def test_a_plain_torch_distribution_is_refused_with_the_one_to_take(part, value):
+    message = f"the {part} must return a distribution of pyro.distributions.*take pyro.distributions.Normal"
+    with pytest.raises(TypeError, match=message):
+        check(vae(**{part: Part(value)}))
+
+
+@pytest.mark.parametrize("part", ["prior", "encoder", "decoder"])
+@pytest.mark.parametrize("value", [torch.zeros(2, D), (torch.zeros(D), torch.ones(D)), None])
+def test_what_is_no_distribution_is_refused_with_its_type(part, value):
+    with pytest.raises(TypeError, match=f"the {part} must return a distribution .*{type(value).__name__}"):
+        check(vae(**{part: Part(lambda *_: value)}))
+
+
+def loose(part, latent_dim=D):
+    """Return a VAE of which one part does not declare its last dimensions as its event."""
+    functions = {
+        "prior": lambda: dist.Normal(torch.zeros(latent_dim), 1.0),
+        "encoder": lambda x: dist.Normal(torch.zeros(len(x), latent_dim), 1.0),
+        "decoder": lambda z: dist.Normal(torch.zeros(len(z), *SHAPE), 1.0),
+    }
+    return vae(**{part: Part(functions[part])}, latent_dim=latent_dim)
+
+
+@pytest.mark.parametrize(("part", "dims"), [("prior", 1), ("encoder", 1), ("decoder", 3)])
+@pytest.mark.parametrize(("count", "latent_dim"), [(10, 3), (2, 2), (3, 3), (1, 1), (4, 2), (1, 3)])
+def test_a_missing_to_event_is_refused_also_where_the_batch_size_would_hide_it(part, dims, count, latent_dim):
+    with pytest.raises(ValueError, match=rf"the {part} must return .* end it with \.to_event\({dims}\)"):
+        check(loose(part, latent_dim), grey(count))
+
+
+def test_too_few_event_dimensions_are_counted():
+    decoder = Part(lambda z: dist.Normal(torch.zeros(len(z), *SHAPE), 1.0).to_event(1))
+    with pytest.raises(ValueError, match=r"batch shape \(2, 1, 4\) and event shape \(5,\).*to_event\(2\)"):
+        check(vae(decoder=decoder))
+
+
+def test_too_many_event_dimensions_are_refused():
+    encoder = Part(lambda x: dist.Normal(torch.zeros(len(x), D), 1.0).to_event(2))
+    with pytest.raises(ValueError, match=r"the encoder must return .* batch shape \(2,\), but .* batch shape \(\)"):
+        check(vae(encoder=encoder))
+
+
+def test_different_latent_dims_of_prior_and_encoder_are_refused_with_both():
+    with pytest.raises(ValueError, match=r"prior's event shape is \(4,\) and the encoder's \(3,\).*latent_dim"):
+        check(vae(prior=priors.Normal(4)))
+
+
+def test_another_latent_dim_of_the_decoder_is_refused_with_both():
+    with pytest.raises(ValueError, match=r"decoders\.Normal was built for z .*\(\*batch, 4\), but got \(2, 3\)"):
+        check(vae(decoder=decoders.Normal(4, SHAPE)))
+
+
+def test_another_shape_of_the_encoder_is_refused_with_both():
+    with pytest.raises(ValueError, match=r"encoders\.Normal was built for x .*1, 5, 4\), but got \(2, 1, 4, 5\)"):
+        check(vae(encoder=encoders.Normal((1, 5, 4), D)))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 4), (4, 5), (20,), (1, 1, 1)])
+def test_another_shape_of_the_decoder_is_refused_with_both(shape):
+    with pytest.raises(ValueError, match=r"decoder's event shape is .* one datum has shape \(1, 4, 5\)") as caught:
+        check(vae(decoder=decoders.Normal(D, shape)))
+    assert str(shape) in str(caught.value)
+
+
+def test_a_part_that_fails_is_named_with_its_input():
+    with pytest.raises(ValueError, match=r"the encoder, Linear, fails on \(2, 1, 4, 5\)"):
+        check(vae(encoder=nn.Linear(7, 2)))
+
+
+def exponential():
+    return Part(lambda: dist.Exponential(torch.ones(D)).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("prior", "encoder", "message"),
+    [
+        (exponential(), encoders.Normal(SHAPE, D), "the prior lives on GreaterThanEq.*0.*the encoder on Real"),
+        (
+            priors.Normal(D),
+            Part(lambda x: dist.Beta(torch.ones(len(x), D), 1.0).to_event(1)),
+            r"the prior lives on Real",
+        ),
+        (
+            Part(lambda: dist.Uniform(torch.zeros(D), 1.0).to_event(1)),
+            Part(lambda x: dist.Gamma(torch.ones(len(x), D), 1.0).to_event(1)),
+            "choose a pair on one support",
+        ),
+    ],
+)
+def test_prior_and_encoder_on_different_supports_are_refused_with_both(prior, encoder, message):
+    with pytest.raises(ValueError, match=message):
+        check(vae(prior, encoder))
+
+
+# Data that do not fit
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("index", [(0, 0, 0, 0), (9, 0, 3, 4)])
+def test_data_that_are_not_finite_are_refused_with_their_place(value, index):
+    x = grey()
+    x[index] = value
+    with pytest.raises(ValueError, match=r"the data hold .* at index") as caught:
+        check(vae(), x)
+    assert f"hold {value} at index {index}" in str(caught.value)
+
+
+@pytest.mark.parametrize("row", [0, 9])
+def test_grey_pixels_for_the_strict_bernoulli_are_refused_with_the_two_ways_out(row):
+    x = grey().round()
+    x[row, 0, 1, 2] = 0.25
+    with pytest.raises(ValueError, match=r"hold 0\.25, outside .*binarize .*grey=True"):
+        check(vae(decoder=decoders.Bernoulli(D, SHAPE)), x)
+
+
+@pytest.mark.parametrize("count", [9_999, 10_001, 20_001])
+def test_the_last_of_many_data_is_checked_too(count):
+    x = torch.zeros(count, 1)
+    x[-1] = 0.25
+    small = VAE(priors.Normal(1), encoders.Delta(1, 1), decoders.Bernoulli(1, 1))
+    with pytest.raises(ValueError, match=r"hold 0\.25"):
+        check(small, x)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [decoders.Bernoulli(D, SHAPE), decoders.Bernoulli(D, SHAPE, grey=True), decoders.ContinuousBernoulli(D, SHAPE)],
+)
+def test_pixels_of_255_are_refused_with_the_scale_to_take(decoder):
+    with pytest.raises(ValueError, match=r"hold 255, outside .* scale the data to \[0, 1\]"):
+        check(vae(decoder=decoder), 255 * grey().round())
+
+
+def test_pixels_of_255_are_refused_also_before_dynamic_binarization():
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        check(vae(decoder=decoders.Bernoulli(D, SHAPE)), 255 * grey().round(), transform=data.dynamic)
+
+
+def test_negative_pixels_are_refused():
+    with pytest.raises(ValueError, match=r"hold -1, outside .* scale the data"):
+        check(vae(decoder=decoders.ContinuousBernoulli(D, SHAPE)), -torch.ones(10, *SHAPE))
+
+
+def test_data_that_the_transform_takes_out_of_the_support_are_refused():
+    with pytest.raises(ValueError, match="outside the support"):
+        check(vae(decoder=decoders.ContinuousBernoulli(D, SHAPE)), grey(), transform=lambda x: x + 1)
+
+
+# Programs of one's own
+
+
+def own(latent, posterior, likelihood):
+    """Return a model and a guide of a site z and a site x, with the distributions that functions return."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", latent(x))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", posterior(x))
+
+    return model, guide
+
+
+def normal(x, size=D):
+    return dist.Normal(torch.zeros(len(x), size), 1.0).to_event(1)
+
+
+def plain(x):
+    return torch.distributions.Normal(torch.zeros(len(x)), 1.0)
+
+
+def pixels(z):
+    return dist.Normal(torch.zeros(len(z), *SHAPE), 1.0).to_event(3)
+
+
+def test_a_pair_of_ones_own_is_accepted():
+    check_programs(*own(normal, normal, pixels), grey())
+
+
+@pytest.mark.parametrize(
+    ("functions", "site"),
+    [((plain, normal, pixels), "z"), ((normal, plain, pixels), "z"), ((normal, normal, plain), "x")],
+)
+def test_a_plain_torch_distribution_at_a_site_is_refused_with_the_sites_name(functions, site):
+    with pytest.raises(TypeError, match=rf"site '{site}' must have a distribution of pyro\.distributions.*plain torch"):
+        check_programs(*own(*functions), grey())
+
+
+@pytest.mark.parametrize(("count", "latent_dim"), [(10, 3), (2, 2), (3, 3), (10, 2), (10, 1)])
+@pytest.mark.parametrize("sides", ["both", "model", "guide"])
+def test_a_missing_to_event_at_a_site_is_refused_also_where_the_batch_size_would_hide_it(count, latent_dim, sides):
+    def wrong(x):
+        return dist.Normal(torch.zeros(len(x), latent_dim), 1.0)
+
+    def right(x):
+        return normal(x, latent_dim)
+
+    pair = own(right if sides == "guide" else wrong, right if sides == "model" else wrong, pixels)
+    with pytest.raises(ValueError, match=r"."):
+        evaluate(*pair, grey(count))
+
+
+def test_sites_of_different_shapes_are_refused_with_both():
+    with pytest.raises(ValueError, match=r"site 'z' has shape \(2, 4\) in the model and \(2, 3\) in the guide"):
+        check_programs(*own(lambda x: normal(x, 4), normal, pixels), grey())
+
+
+def test_sites_on_different_supports_are_refused_with_both():
+    def positive(x):
+        return dist.Exponential(torch.ones(len(x), D)).to_event(1)
+
+    with pytest.raises(ValueError, match=r"site 'z' of the model lives on GreaterThanEq.*of the guide on Real"):
+        check_programs(*own(positive, normal, pixels), grey())
+
+
+def test_a_model_that_observes_nothing_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal(x))
+
+    with pytest.raises(ValueError, match=r"observes nothing.*obs=x"):
+        check_programs(model, own(normal, normal, pixels)[1], grey())
+
+
+def test_data_outside_the_support_of_a_model_of_ones_own_are_refused():
+    def beta(z):
+        return dist.Beta(torch.ones(len(z), *SHAPE), 1.0).to_event(3)
+
+    with pytest.raises(ValueError, match=r"hold 255, .*site 'x'"):
+        check_programs(*own(normal, normal, beta), 255 * grey().round())
+
+
+# What programs are made of
+
+
+def test_modules_are_found_behind_methods_handlers_and_calls():
+    one, other = vae(), nn.Linear(2, 2)
+    wrapped = poutine.scale(LocalModules()(one.model), scale=2.0)
+    assert modules_of(wrapped, one.guide, other) == [one, other]
+    assert modules_of(lambda x: x, print) == []
+
+
+def test_the_device_is_that_of_the_first_parameter():
+    one = vae()
+    assert device_of(one.model, one.guide) == torch.device("cpu")
+    assert device_of(lambda x: x) is None
+    assert device_of(vae().to("meta").model) == torch.device("meta")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_set_on_every_module_and_put_back_after_an_error(training):
+    one = vae()
+    one.encoder.eval()
+    before = [module.training for module in one.modules()]
+
+    def within():
+        with mode(training, one.model, one.guide):
+            assert {module.training for module in one.modules()} == {training}
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        within()
+    assert [module.training for module in one.modules()] == before
+    assert set(before) == {True, False}
+
+
+def test_the_seed_holds_within_and_the_state_is_put_back():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    state = torch.get_rng_state()
+    with seeded(5, torch.device("cpu")):
+        assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_paired_traces_share_the_guides_codes_and_have_no_plates():
+    one, x = vae(), grey()
+    model_trace, guide_trace = paired_traces(one.model, one.guide, x)
+    assert model_trace.nodes["z"]["value"] is guide_trace.nodes["z"]["value"]
+    assert model_trace.stochastic_nodes == guide_trace.stochastic_nodes == ["z"]
+    assert model_trace.observation_nodes == ["x"]

@@ -1,0 +1,646 @@
+import copy
+import math
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from part_cases import cases
+from pyro import poutine
+from pyro.infer import SVI, JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import is_validation_enabled
+from torch import nn
+from torch.distributions import constraints
+from torch.utils.data import TensorDataset
+
+from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae.evaluation import evaluate
+from pyro_vae.networks import MLP
+from pyro_vae.objectives import linear_warm_up
+from pyro_vae.training import COLUMNS, History, fit
+
+SMALL = partial(MLP, hidden=(5,))
+SGD = partial(torch.optim.SGD, lr=1.0)
+STILL = partial(torch.optim.SGD, lr=0.0)  # an optimizer that changes nothing
+
+
+def small_vae(seed=0, encoder=encoders.Normal, learned=True):
+    torch.manual_seed(seed)
+    return VAE(
+        priors.Normal(2, learned=learned),
+        encoder(6, 2, SMALL),
+        decoders.Normal(2, 6, SMALL, scale=0.5, learned=learned),
+    )
+
+
+def points(count=50):
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(1))
+
+
+def programs(vae):
+    return vae.model, vae.guide
+
+
+def train(vae, x=None, **kwargs):
+    x = points() if x is None else x
+    return fit(*programs(vae), x, **{"batch_size": 16, "epochs": 2} | kwargs)
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_seconds(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+# Reproducible, and alone
+
+
+def test_the_same_seed_gives_the_same_history_and_weights():
+    one, other = small_vae(), small_vae()
+    histories = []
+    for vae in (one, other):
+        torch.manual_seed(int(vae is other))
+        histories.append(without_seconds(train(vae, validation=points(20), seed=7)))
+    assert histories[0] == histories[1]
+    assert same(state(one), state(other))
+
+
+def test_another_seed_gives_another_history_and_other_weights():
+    one, other = small_vae(), small_vae()
+    assert without_seconds(train(one, seed=7)) != without_seconds(train(other, seed=8))
+    assert not same(state(one), state(other))
+
+
+def test_what_is_measured_and_called_has_no_influence_on_the_training():
+    one, other = small_vae(), small_vae()
+    train(one)
+    train(other, validation=points(20), on_step=lambda *_: torch.rand(0), on_epoch=lambda _: None)
+    assert same(state(one), state(other))
+
+
+def test_fit_leaves_the_random_state_alone():
+    vae, x = small_vae(), torch.rand(70, 6)
+    before = torch.get_rng_state()
+    train(vae, x[:50], transform=data.dynamic, validation=x[50:])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fit_leaves_the_parameter_store_empty():
+    train(small_vae(), validation=points(20))
+    assert not list(pyro.get_param_store().keys())
+
+
+def validation():
+    flags = [pyro.settings.get(f"validate_{what}") for what in ("distributions_pyro", "distributions_torch", "poutine")]
+    return *flags, torch.distributions.Distribution._validate_args, is_validation_enabled()
+
+
+class StopError(Exception):
+    """Raised by a test in the middle of a fit."""
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("stops", [True, False])
+def test_fit_leaves_validation_flags_random_state_and_mode_alone_also_after_an_error(enabled, stops):
+    def stop(*_):
+        if stops:
+            raise StopError
+
+    vae = small_vae().eval()
+    vae.decoder.train()
+    modes = [module.training for module in vae.modules()]
+    with pyro.validation_enabled(enabled):
+        before = validation(), torch.get_rng_state()
+        try:
+            train(vae, on_step=stop)
+        except StopError:
+            assert stops
+        assert validation() == before[0]
+        assert torch.equal(torch.get_rng_state(), before[1])
+    assert [module.training for module in vae.modules()] == modes
+
+
+def test_two_vaes_in_one_process_both_train_and_share_nothing():
+    one, other, alone = small_vae(1), small_vae(2), small_vae(2)
+    before = state(one), state(other)
+    train(one)
+    after = state(one)
+    train(other)
+    train(alone)
+    for now, then in ((state(one), before[0]), (state(other), before[1])):
+        assert not any(torch.equal(now[name], then[name]) for name in now)
+    assert same(state(one), after)
+    assert same(state(other), state(alone))
+    assert not {value.data_ptr() for value in one.parameters()} & {value.data_ptr() for value in other.parameters()}
+
+
+def test_training_mode_in_the_steps_and_evaluation_mode_in_the_measures():
+    seen = []
+
+    class Noting(nn.Linear):
+        def forward(self, x):
+            seen.append((len(x), self.training))
+            return super().forward(x)
+
+    vae = VAE(priors.Normal(2), encoders.Delta(6, 2, lambda *_: Noting(6, 2)), decoders.Normal(2, 6)).eval()
+    train(vae, validation=points(20))
+    assert [count for count, training in seen if training] == 2 * [16, 16, 16, 2]
+    assert {count for count, training in seen if not training} >= {50, 20}
+    assert not vae.encoder.network.training
+
+
+# The same as stochastic variational inference by hand
+
+
+def svi(model, guide, x, *, epochs, batch_size, seed, lr=1e-3, loss=None):
+    """Train a pair of programs as the documentation of Pyro has it, each step on the mean of its batch."""
+    optimizer, order = pyro.optim.Adam({"lr": lr}), torch.Generator().manual_seed(seed)
+    pyro.set_rng_seed(seed)
+    for _ in range(epochs):
+        for index in torch.randperm(len(x), generator=order).split(batch_size):
+            scaled = [poutine.scale(program, scale=1 / len(index)) for program in (model, guide)]
+            SVI(*scaled, optimizer, loss or Trace_ELBO()).step(x[index])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": partial(torch.optim.Adam, lr=1e-3)}], ids=["default", "adam"])
+@pytest.mark.parametrize("loss", [Trace_ELBO(), Trace_ELBO(num_particles=2), TraceMeanField_ELBO()])
+def test_fit_equals_svi_after_100_steps(optimizer, loss):
+    ours, theirs, x = small_vae(), small_vae(), points(50)
+    # 4 steps an epoch, the last on 2 data.
+    fit(*programs(ours), x, epochs=25, batch_size=16, seed=3, loss=loss, validation=points(20), **optimizer)
+    svi(*programs(theirs), x, epochs=25, batch_size=16, seed=3, loss=loss)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10, msg=name)
+    assert not same(state(ours), state(small_vae()))
+
+
+class Own:
+    """A pair of functions with a module, and params of which one is constrained and one may come late."""
+
+    def __init__(self, late=math.inf):
+        torch.manual_seed(0)
+        self.encoder, self.steps, self.late = nn.Linear(6, 2), 0, late
+
+    def model(self, x):
+        weight = pyro.param("weight", lambda: torch.ones(2, 6))
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+        offset = pyro.param("offset", torch.zeros(6)) if self.steps >= self.late else 0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight + offset, scale).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
+
+    def programs(self):
+        # Plain functions: the module is known to Pyro alone.
+        return (lambda x: self.model(x)), (lambda x: self.guide(x))
+
+
+def store():
+    return {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("late", [math.inf, 5])
+def test_functions_of_ones_own_are_trained_as_svi_trains_them(late):
+    ours, x = Own(late), points(50) + 1
+
+    def count(step, _):
+        ours.steps = step + 1
+
+    fit(*ours.programs(), x, epochs=10, batch_size=16, seed=3, on_step=count)
+    found = store()
+    assert found.keys() == {"weight", "scale"} | ({"offset"} if late < math.inf else set())
+
+    pyro.clear_param_store()
+    theirs = Own(late)
+    model, guide = theirs.programs()
+
+    def counting(x):  # SVI has no on_step: the guide runs first, then the model, which counts
+        model(x)
+        theirs.steps += 1
+
+    svi(counting, guide, x, epochs=10, batch_size=16, seed=3)
+    for name, value in store().items():
+        if "$$$" not in name:
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10, msg=name)
+    for one, other in zip(ours.encoder.parameters(), theirs.encoder.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    assert abs(found["scale"] - 2) > 1e-3
+    if late < math.inf:
+        assert found["offset"].all()
+
+
+def test_a_constrained_param_stays_within_its_constraint_and_finds_its_maximum():
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale).expand([6]).to_event(1), obs=x)
+
+    def guide(_):
+        pass
+
+    x = 0.01 * points()
+    fit(model, guide, x, epochs=300, batch_size=50, optimizer=partial(torch.optim.Adam, lr=0.1))
+    # The maximum of the likelihood is the root of the mean square.
+    assert pyro.param("scale").item() == pytest.approx((x**2).mean().sqrt().item(), rel=1e-3)
+
+
+# What is reported
+
+
+def test_the_history_has_a_row_for_each_epoch_and_the_stated_columns():
+    history = train(small_vae(), epochs=3, validation=points(20))
+    assert isinstance(history, History)
+    assert history.column("epoch") == [0, 1, 2, 3]
+    for row in history:
+        assert tuple(row) == COLUMNS
+        assert all(math.isfinite(value) for value in row.values())
+    assert history.column("seconds")[0] == 0
+    assert all(seconds > 0 for seconds in history.column("seconds")[1:])
+
+
+def test_no_epochs_measure_and_change_nothing():
+    vae, before = small_vae(), state(small_vae())
+    history = train(vae, epochs=0)
+    assert history.column("epoch") == [0]
+    assert same(state(vae), before)
+
+
+def test_the_test_columns_are_nan_without_validation_and_only_they():
+    for row in train(small_vae()):
+        assert {name for name, value in row.items() if math.isnan(value)} == {c for c in COLUMNS if c[:5] == "test_"}
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO()])
+def test_row_0_is_an_evaluation_before_the_first_step(loss):
+    vae, x = small_vae(), points()
+    before = evaluate(*programs(vae), x, seed=4, loss=loss)
+    row = train(vae, x, seed=4, loss=loss)[0]
+    assert (row["train_loss"], row["train_reconstruction"], row["train_kl"]) == before
+
+
+@pytest.mark.parametrize("transform", [None, torch.sigmoid])
+def test_the_test_columns_of_the_last_row_are_evaluations_afterwards(transform):
+    vae, held_out = small_vae(), points(20)
+    row = train(vae, validation=held_out, seed=4, transform=transform)[-1]
+    after = evaluate(*programs(vae), held_out, seed=4, transform=transform)
+    assert (row["test_loss"], row["test_reconstruction"], row["test_kl"]) == after
+    at_mean = evaluate(*programs(vae), held_out, at="mean", transform=transform)
+    assert row["test_loss_at_mean"] == at_mean.loss
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 4.0, linear_warm_up(6), lambda step: step % 2])
+@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO(), Trace_ELBO(num_particles=2)])
+def test_the_loss_is_reconstruction_plus_kl_in_every_row(beta, loss):
+    for row in train(small_vae(), beta=beta, loss=loss, validation=points(20)):
+        for part in ("train", "test"):
+            terms = row[f"{part}_reconstruction"] + row[f"{part}_kl"]
+            assert row[f"{part}_loss"] == pytest.approx(terms, rel=1e-4)
+
+
+def test_the_loss_is_reconstruction_plus_kl_also_where_a_site_is_summed_out():
+    def model(x):
+        centres = pyro.param("centres", lambda: torch.randn(3, 6))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(centres[k] + z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x)
+
+    guide = small_vae().guide
+    for row in fit(model, guide, points(), loss=TraceEnum_ELBO(max_plate_nesting=1), epochs=1, batch_size=16):
+        assert row["train_loss"] == pytest.approx(row["train_reconstruction"] + row["train_kl"], rel=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 4.0])
+def test_losses_are_reported_at_weight_1_and_steps_at_beta(beta):
+    # The point encoder has no noise: what does not change is measured alike every time.
+    vae, x, steps = small_vae(encoder=encoders.Delta), points(48), []
+    bound = evaluate(*programs(vae), x)
+    history = train(vae, x, beta=beta, optimizer=STILL, on_step=lambda _, loss: steps.append(loss.item()))
+    for row in history:
+        assert row["train_loss"] == pytest.approx(bound.loss, rel=1e-5)
+        assert row["train_reconstruction"] == pytest.approx(bound.reconstruction, rel=1e-5)
+        assert row["train_kl"] == pytest.approx(bound.kl, rel=1e-5)
+    assert np.mean(steps) == pytest.approx(bound.reconstruction + beta * bound.kl, rel=1e-5)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(50, 16), (50, 49), (50, 50), (3, 2), (1, 1)])
+def test_a_smaller_last_batch_counts_by_its_data(count, batch_size):
+    vae, x = small_vae(encoder=encoders.Delta), points(count)
+    row = train(vae, x, batch_size=batch_size, optimizer=STILL, epochs=1)[1]
+    bound = evaluate(*programs(vae), x)
+    assert row["train_loss"] == pytest.approx(bound.loss, rel=1e-5)
+    assert row["train_reconstruction"] == pytest.approx(bound.reconstruction, rel=1e-5)
+    assert row["train_kl"] == pytest.approx(bound.kl, rel=1e-5)
+
+
+def test_on_step_gets_every_step_and_its_detached_loss_per_datum():
+    vae, x, calls = small_vae(encoder=encoders.Delta), points(50), []
+    train(vae, x, optimizer=STILL, on_step=lambda *call: calls.append(call))
+    assert [step for step, _ in calls] == list(range(2 * 4))
+    order = torch.Generator().manual_seed(0)
+    batches = [index for _ in range(2) for index in torch.randperm(50, generator=order).split(16)]
+    for (_, loss), index in zip(calls, batches, strict=True):
+        assert loss.shape == ()
+        assert not loss.requires_grad
+        assert loss.item() == pytest.approx(evaluate(*programs(vae), x[index]).loss, rel=1e-5)
+
+
+def test_on_epoch_gets_every_row_as_it_is_measured():
+    rows, counts = [], []
+
+    def on_epoch(row):
+        rows.append(row)
+        counts.append(len(steps))
+
+    steps = []
+    history = train(small_vae(), epochs=3, on_epoch=on_epoch, on_step=lambda step, _: steps.append(step))
+    assert len(rows) == len(history)
+    assert all(one is other for one, other in zip(rows, history, strict=True))
+    assert counts == [0, 4, 8, 12]
+
+
+def test_every_epoch_sees_every_datum_once_in_another_order():
+    seen = []
+
+    class Noting(VAE):
+        def model(self, x):
+            if torch.is_grad_enabled():
+                seen.append(x[:, 0])
+            return super().model(x)
+
+    vae, x = small_vae(), points(50)
+    noting = Noting(vae.prior, vae.encoder, vae.decoder)
+    train(noting, x)
+    first, second = torch.cat(seen[:4]), torch.cat(seen[4:])
+    assert [len(batch) for batch in seen] == 2 * [16, 16, 16, 2]
+    assert torch.equal(first.sort().values, x[:, 0].sort().values)
+    assert torch.equal(second.sort().values, x[:, 0].sort().values)
+    assert not torch.equal(first, second)
+
+
+# What is trained
+
+
+@pytest.mark.parametrize("case", cases("decoders"), ids=repr)
+def test_the_loss_falls_on_digits_for_every_decoder(case):
+    x = data.load("digits").train[:500, 0, :4, :6].reshape(-1, 2, 4, 3)
+    x = data.threshold(x) if case.name == "decoder-bernoulli" else x
+    network = partial(MLP, hidden=(32,))
+    vae = VAE(priors.Normal(3), encoders.Normal(x.shape[1:], 3, network), case.make(3, network=network))
+    history = fit(*programs(vae), x[:400], validation=x[400:], epochs=5, batch_size=32)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["test_loss"] < history[0]["test_loss"]
+
+
+def test_every_parameter_moves():
+    vae, before = small_vae(), state(small_vae())
+    train(vae)
+    for name, value in state(vae).items():
+        assert not torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_weight_of_0_and_a_point_encoder_are_an_autoencoder(learned):
+    # Least squares by hand: the same network, data and steps, without a prior.
+    vae, by_hand = (small_vae(encoder=encoders.Delta, learned=learned) for _ in range(2))
+    x = points(50)
+    prior = state(vae.prior)
+    train(vae, x, beta=0.0, optimizer=partial(torch.optim.SGD, lr=0.01))
+    assert same(state(vae.prior), prior)
+    order, parameters = torch.Generator().manual_seed(0), [*by_hand.encoder.parameters(), *by_hand.decoder.parameters()]
+    for _ in range(2):
+        for index in torch.randperm(50, generator=order).split(16):
+            (-by_hand.decoder(by_hand.encoder.network(x[index])).log_prob(x[index]).mean()).backward()
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter -= 0.01 * parameter.grad
+                    parameter.grad = None
+    for one, other in zip([*vae.encoder.parameters(), *vae.decoder.parameters()], parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder", [encoders.Normal, encoders.Delta])
+def test_at_a_weight_of_0_a_learned_prior_gets_no_gradient_and_stays_to_the_last_bit(encoder):
+    vae = small_vae(encoder=encoder)
+    before = state(vae.prior)
+    train(vae, beta=0.0)
+    assert same(state(vae.prior), before)
+    for parameter in vae.prior.parameters():
+        assert parameter.grad is None or not parameter.grad.any()
+
+
+def test_a_schedule_is_asked_once_for_every_step():
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return linear_warm_up(6)(step)
+
+    train(small_vae(), beta=schedule)
+    assert asked == list(range(2 * 4))
+
+
+def test_a_constant_schedule_is_a_constant():
+    one, other = small_vae(), small_vae()
+    assert without_seconds(train(one, beta=0.5)) == without_seconds(train(other, beta=lambda _: 0.5))
+    assert same(state(one), state(other))
+
+
+def change(**kwargs):
+    """Return the change that one step of gradient descent on all data makes to the parameters, as a vector."""
+    vae, x = small_vae(), points(50)
+    before = nn.utils.parameters_to_vector(vae.parameters()).detach().clone()
+    train(vae, x, epochs=1, batch_size=50, optimizer=SGD, **kwargs)
+    return nn.utils.parameters_to_vector(vae.parameters()).detach() - before
+
+
+def test_a_large_beta_weighs_the_gradient_of_the_kl_linearly():
+    base = change(beta=0.0)
+    torch.testing.assert_close(change(beta=4.0) - base, 4 * (change(beta=1.0) - base), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("clip_norm", [1e-3, 0.5])
+def test_clip_norm_shortens_the_gradient_of_all_parameters_together(clip_norm):
+    whole, clipped = change(), change(clip_norm=clip_norm)
+    assert whole.norm() > clip_norm
+    assert clipped.norm().item() == pytest.approx(clip_norm, rel=1e-5)
+    torch.testing.assert_close(clipped / clipped.norm(), whole / whole.norm(), rtol=1e-9, atol=1e-9)
+
+
+def test_clip_norm_leaves_a_shorter_gradient_alone():
+    assert torch.equal(change(clip_norm=1e6), change())
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_step_is_on_the_mean_of_the_batch():
+    vae, x = small_vae(encoder=encoders.Delta), points(50)
+    loss = Trace_ELBO().differentiable_loss(*programs(vae), x) / 50
+    gradients = torch.autograd.grad(loss, list(vae.parameters()))
+    before = [parameter.detach().clone() for parameter in vae.parameters()]
+    train(vae, x, epochs=1, batch_size=50, optimizer=SGD)
+    for parameter, start, gradient in zip(vae.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(start - parameter, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_dynamic_binarization_is_drawn_anew_for_every_batch_and_repeats_with_the_seed():
+    x, drawn = torch.full((50, 6), 0.5), []
+
+    def transform(batch):
+        drawn.append(data.dynamic(batch))
+        return drawn[-1]
+
+    def bernoulli_vae():
+        torch.manual_seed(0)
+        return VAE(priors.Normal(2), encoders.Normal(6, 2, SMALL), decoders.Bernoulli(2, 6, SMALL))
+
+    one, other, third = bernoulli_vae(), bernoulli_vae(), bernoulli_vae()
+    histories = [
+        without_seconds(train(one, x, transform=transform)),
+        without_seconds(train(other, x, transform=data.dynamic)),
+        without_seconds(train(third, x, transform=data.dynamic, seed=1)),
+    ]
+    assert histories[0] == histories[1] != histories[2]
+    assert same(state(one), state(other))
+    assert not same(state(one), state(third))
+    batches = [batch for batch in drawn if len(batch) == 16]  # those of the steps
+    assert len(batches) == 2 * 3
+    assert not any(torch.equal(a, b) for i, a in enumerate(batches) for b in batches[:i])
+
+
+def test_what_is_frozen_stays():
+    vae = small_vae()
+    for parameter in vae.encoder.parameters():
+        parameter.requires_grad_(False)
+    before = state(vae)
+    with pytest.warns(UserWarning, match="requires_grad=False"):  # Pyro's
+        train(vae)
+    after = state(vae)
+    for name in before:
+        assert torch.equal(after[name], before[name]) == name.startswith("encoder"), name
+
+
+# What is accepted
+
+
+@pytest.mark.parametrize(
+    "wrap", [TensorDataset, lambda x: TensorDataset(x, torch.zeros(len(x))), lambda x: x.numpy(), list]
+)
+def test_data_of_any_kind_train_alike(wrap):
+    one, other, x = small_vae(), small_vae(), points(50)
+    assert without_seconds(train(one, x)) == without_seconds(train(other, wrap(x)))
+    assert same(state(one), state(other))
+
+
+def test_the_programs_may_stand_in_handlers_of_ones_own():
+    one, other, x = small_vae(), small_vae(), points(50)
+    train(one, x)
+    fit(*(poutine.scale(program, scale=1.0) for program in programs(other)), x, epochs=2, batch_size=16)
+    assert same(state(one), state(other))
+
+
+def test_fit_changes_neither_the_data_nor_the_loss_object():
+    x, loss = points(50), Trace_ELBO(num_particles=2, vectorize_particles=True)
+    before = x.clone(), copy.copy(vars(loss))
+    train(small_vae(), x, loss=loss)
+    assert torch.equal(x, before[0])
+    assert vars(loss) == before[1]
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO, RenyiELBO(), JitTrace_ELBO(), "Trace_ELBO", None])
+def test_a_loss_that_cannot_serve_is_refused(loss):
+    with pytest.raises(TypeError, match=r"loss must be an ELBO .* such as Trace_ELBO\(\)"):
+        train(small_vae(), loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"epochs": -1}, "epochs must be at least 0, not -1"),
+        ({"batch_size": 0}, "batch_size must be from 1 to 50, .*not 0"),
+        ({"batch_size": -3}, "batch_size must be from 1 to 50, .*not -3"),
+        ({"batch_size": 51}, "batch_size must be from 1 to 50, .*not 51"),
+        ({"clip_norm": 0.0}, r"clip_norm must be above 0, not 0\.0"),
+        ({"clip_norm": -1.0}, r"clip_norm must be above 0, not -1\.0"),
+        ({"clip_norm": math.nan}, "clip_norm must be above 0, not nan"),
+        ({"beta": -0.5}, r"beta must be at least 0 and finite, not -0\.5"),
+        ({"beta": math.inf}, "beta must be at least 0 and finite, not inf"),
+        ({"beta": math.nan}, "beta must be at least 0 and finite, not nan"),
+        ({"beta": lambda step: 1.0 - step}, r"beta must be at least 0 and finite, not -1\.0"),
+        ({"validation": torch.zeros(20, 7)}, r"\(\*batch, 6\), but got \(2, 7\)"),
+        ({"validation": torch.full((20, 6), math.nan)}, "the data hold nan"),
+        ({"validation": torch.zeros(0, 6)}, "N at least 1"),
+        ({"x": torch.zeros(0, 6)}, "N at least 1"),
+        ({"x": torch.full((50, 6), math.inf)}, r"the data hold inf at index \(0, 0\)"),
+        ({"x": torch.zeros(50, 7)}, r"\(\*batch, 6\), but got \(2, 7\)"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_with_what_was_given(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        train(small_vae(), **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"x": 5}, {"x": "digits"}, {"validation": 5}])
+def test_data_of_no_known_kind_are_refused(kwargs):
+    with pytest.raises(TypeError, match="must be a tensor, an array or a data set"):
+        train(small_vae(), **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")  # Pyro's, beside our error
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_its_step(value):
+    vae, states = small_vae(), []
+
+    def transform(batch):
+        return value * batch if len(states) == 5 and len(batch) < 50 else batch
+
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 2, step 5; lower the learning rate"):
+        train(vae, on_step=lambda *_: states.append(state(vae)), transform=transform)
+    assert len(states) == 5
+    assert same(state(vae), states[-1])
+
+
+def test_grey_pixels_for_a_strict_bernoulli_are_refused_before_any_step():
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2, SMALL), decoders.Bernoulli(2, 6, SMALL))
+    before = state(vae)
+    with pytest.raises(ValueError, match="grey=True"):
+        train(vae, torch.rand(50, 6))
+    assert same(state(vae), before)
+
+
+def test_programs_without_parameters_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None], torch.ones(6)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"no parameters to train: name them by pyro\.module or pyro\.param"):
+        fit(model, guide, points(), batch_size=16)
+
+
+def test_a_plain_torch_distribution_is_refused():
+    class Plain(priors.Normal):
+        def forward(self):
+            return torch.distributions.Normal(self.loc, self.scale)
+
+    with pytest.raises(TypeError, match=r"prior must return a distribution of pyro\.distributions"):
+        train(VAE(Plain(2), encoders.Normal(6, 2), decoders.Normal(2, 6)))

@@ -1,0 +1,203 @@
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from part_cases import SHAPE, D, cases
+from pyro import poutine
+from scipy import stats
+from torch import nn
+
+from pyro_vae import VAE, decoders, encoders, priors
+
+combinations = [
+    pytest.mark.parametrize("prior", cases("priors"), ids=repr),
+    pytest.mark.parametrize("encoder", cases("encoders"), ids=repr),
+    pytest.mark.parametrize("decoder", cases("decoders"), ids=repr),
+]
+
+
+def every_combination(test):
+    for mark in combinations:
+        test = mark(test)
+    return test
+
+
+def assembled(prior, encoder, decoder):
+    return VAE(prior.make(D), encoder.make(D), decoder.make(D))
+
+
+def small_vae(**kwargs):
+    return VAE(priors.Normal(D), encoders.Normal(SHAPE, D), decoders.Bernoulli(D, SHAPE, grey=True, **kwargs))
+
+
+def x(count=5):
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+@every_combination
+def test_sample_reconstruct_and_interpolate_have_their_shapes(prior, encoder, decoder):
+    vae = assembled(prior, encoder, decoder)
+    for values, shape in (
+        (vae.sample(7), (7, *SHAPE)),
+        (vae.sample(1), (1, *SHAPE)),
+        (vae.reconstruct(x()), (5, *SHAPE)),
+        (vae.reconstruct(x(), mean=False), (5, *SHAPE)),
+        (vae.interpolate(x(), 1 - x(), steps=4), (4, 5, *SHAPE)),
+        (vae.interpolate(x(), 1 - x()), (10, 5, *SHAPE)),
+    ):
+        assert values.shape == shape
+        assert values.isfinite().all()
+        assert not values.requires_grad
+
+
+@every_combination
+def test_the_programs_have_the_sites_of_the_equations(prior, encoder, decoder):
+    vae, data = assembled(prior, encoder, decoder), x().round()
+    guide = poutine.trace(vae.guide).get_trace(data)
+    model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(data)
+    assert guide.stochastic_nodes == ["data", "z"]
+    assert model.stochastic_nodes == ["data", "z"]
+    assert model.observation_nodes == ["x"]
+    for site, shape in (("z", (5, D)), ("x", (5, *SHAPE))):
+        assert model.nodes[site]["fn"].batch_shape == (5,)
+        assert model.nodes[site]["value"].shape == shape
+    assert torch.equal(model.nodes["x"]["value"], data)
+    assert guide.nodes["z"]["value"] is model.nodes["z"]["value"]
+
+
+def test_the_programs_return_the_data_and_the_codes():
+    vae, data = small_vae(), x()
+    assert vae.model(data) is data
+    torch.manual_seed(3)
+    z = vae.guide(data)
+    torch.manual_seed(3)
+    assert torch.equal(z, vae.encoder(data).rsample())
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_log_probabilities_of_the_programs_are_those_of_the_distributions():
+    vae = VAE(priors.Normal(D), encoders.Normal(SHAPE, D), decoders.Normal(D, SHAPE, scale=0.5))
+    data = x().double()
+    guide = poutine.trace(vae.guide).get_trace(data)
+    z = guide.nodes["z"]["value"].detach()
+    model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(data)
+    mean, log_variance = vae.encoder.network(data).detach().unbind(-2)
+    decoded = vae.decoder.network(z).detach()
+    expected = stats.norm.logpdf(z).sum() + stats.norm.logpdf(data, decoded, 0.5).sum()
+    assert model.log_prob_sum().item() == pytest.approx(expected, rel=1e-12)
+    expected = stats.norm.logpdf(z, mean, (log_variance / 2).exp()).sum()
+    assert guide.log_prob_sum().item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_sample_decodes_draws_of_the_prior():
+    vae = small_vae()
+    torch.manual_seed(3)
+    z = torch.randn(7, D)
+    torch.manual_seed(3)
+    torch.testing.assert_close(vae.sample(7), vae.decoder.network(z).sigmoid())
+
+
+def test_samples_follow_a_learned_prior():
+    n, vae = 100_000, VAE(priors.Normal(1, learned=True), encoders.Normal(1, 1), decoders.Normal(1, 1))
+    vae.prior.loc.data += 3
+    vae.prior.log_scale.data += math.log(2)
+    vae.decoder.network = nn.Identity()
+    samples = vae.sample(n)
+    # 4 standard errors of 100,000 draws of N(3, 2^2).
+    assert abs(samples.mean().item() - 3) < 4 * 2 / math.sqrt(n)
+    assert abs(samples.var().item() - 4) < 4 * 4 * math.sqrt(2 / n)
+
+
+def test_reconstruct_decodes_the_posterior_mean_or_one_draw():
+    vae, data = small_vae(), x()
+    mean = vae.encoder.network(data)[..., 0, :]
+    torch.testing.assert_close(vae.reconstruct(data), vae.decoder.network(mean).sigmoid())
+    torch.manual_seed(3)
+    z = vae.encoder(data).sample()
+    torch.manual_seed(3)
+    torch.testing.assert_close(vae.reconstruct(data, mean=False), vae.decoder.network(z).sigmoid())
+    assert not torch.equal(vae.reconstruct(data), vae.reconstruct(data, mean=False))
+
+
+@every_combination
+def test_an_interpolation_ends_in_the_reconstructions(prior, encoder, decoder):
+    vae, a, b = assembled(prior, encoder, decoder), x(), 1 - x()
+    line = vae.interpolate(a, b, steps=3)
+    torch.testing.assert_close(line[0], vae.reconstruct(a))
+    torch.testing.assert_close(line[-1], vae.reconstruct(b))
+    assert not torch.allclose(line[0], line[-1], atol=1e-4)
+
+
+def test_an_interpolation_is_a_straight_line_of_codes_in_equal_steps():
+    vae, a, b = small_vae(), x(), 1 - x()
+    start, end = vae.encoder(a).mean, vae.encoder(b).mean
+    line = vae.interpolate(a, b, steps=5)
+    for i in range(5):
+        torch.testing.assert_close(line[i], vae.decoder((1 - i / 4) * start + i / 4 * end).mean)
+
+
+def test_an_interpolation_of_two_steps_is_its_two_ends():
+    vae, a, b = small_vae(), x(), 1 - x()
+    torch.testing.assert_close(vae.interpolate(a, b, steps=2), torch.stack([vae.reconstruct(a), vae.reconstruct(b)]))
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_fewer_than_1_sample_is_refused(n):
+    with pytest.raises(ValueError, match=f"at least 1, not {n}"):
+        small_vae().sample(n)
+
+
+@pytest.mark.parametrize("steps", [1, 0, -1])
+def test_fewer_than_2_steps_are_refused(steps):
+    with pytest.raises(ValueError, match=f"at least 2, not {steps}"):
+        small_vae().interpolate(x(), x(), steps=steps)
+
+
+def test_ends_of_different_shapes_are_refused_with_both():
+    with pytest.raises(ValueError, match=r"\(5, 2, 4, 3\) and \(1, 2, 4, 3\)"):
+        small_vae().interpolate(x(5), x(1))
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "interpolate", "guide"])
+def test_data_of_another_shape_are_refused_with_both(method):
+    wrong = torch.zeros(5, 24)
+    arguments = (wrong, wrong) if method == "interpolate" else (wrong,)
+    with pytest.raises(ValueError, match=r"\(\*batch, 2, 4, 3\), but got \(5, 24\)"):
+        getattr(small_vae(), method)(*arguments)
+
+
+@pytest.mark.parametrize("name", ["prior", "encoder", "decoder"])
+@pytest.mark.parametrize("value", [lambda: None, "Normal", None, torch.distributions.Normal(0, 1)])
+def test_a_part_that_is_no_module_is_refused(name, value):
+    parts = {"prior": priors.Normal(D), "encoder": encoders.Normal(SHAPE, D), "decoder": decoders.Normal(D, SHAPE)}
+    with pytest.raises(TypeError, match=rf"the {name} must be a torch\.nn\.Module"):
+        VAE(**parts | {name: value})
+
+
+def test_a_class_in_place_of_a_part_is_refused_with_the_fix():
+    with pytest.raises(TypeError, match=r"the prior must be .* make one: Normal\(\.\.\.\)"):
+        VAE(priors.Normal, encoders.Normal(SHAPE, D), decoders.Normal(D, SHAPE))
+
+
+def test_the_state_dict_makes_two_vaes_one():
+    one, other = small_vae(), small_vae()
+    assert not torch.equal(one.reconstruct(x()), other.reconstruct(x()))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one.reconstruct(x()), other.reconstruct(x()))
+
+
+def test_parts_of_ones_own_serve():
+    class Gamma(nn.Module):
+        def forward(self):
+            return dist.Gamma(torch.full((D,), 2.0), torch.ones(D)).to_event(1)
+
+    class LogNormal(encoders.Normal):
+        def forward(self, x):
+            base = super().forward(x).base_dist
+            return dist.LogNormal(base.loc, base.scale).to_event(1)
+
+    vae = VAE(Gamma(), LogNormal(SHAPE, D), decoders.ContinuousBernoulli(D, SHAPE))
+    assert vae.sample(4).shape == (4, *SHAPE)
+    assert math.isfinite(pyro.infer.Trace_ELBO().loss(vae.model, vae.guide, x()))
