@@ -26,7 +26,7 @@ from pyro_vae.training import COLUMNS, History, Row, check_settings, fit
 from pyro_vae.vae import VAE
 
 EVALUATE = ("mean", "sample")
-LATENT_MAPS = ("first", "pca", "tsne")
+MAP_NAMES = {"first": "first dimensions", "pca": "principal components", "tsne": "t-SNE"}
 
 
 class Run:
@@ -41,7 +41,7 @@ class Run:
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
-        for name, choices in (("binarize", BINARIZE), ("evaluate", EVALUATE), ("latent_map", LATENT_MAPS)):
+        for name, choices in (("binarize", BINARIZE), ("evaluate", EVALUATE), ("latent_map", MAP_NAMES)):
             check_choice(name, getattr(config, name), choices)
         check_choice("loss", config.loss, LOSSES)
         check_folder(folder)
@@ -165,7 +165,9 @@ class Run:
         method = "first" if config.latent_dim <= 2 else config.latent_map
         panels = {name: plots.project(*moments, method, config.seed) for name, moments in snapshots.items()}
         shown_labels = None if labels is None else labels[: len(x)]
-        figures["latent_map"] = plots.latent_map(panels, shown_labels, title=f"Posteriors of test data ({method})")
+        figures["latent_map"] = plots.latent_map(
+            panels, shown_labels, title=f"Posteriors of test data, {MAP_NAMES[method]}"
+        )
         figures["posterior_cloud"] = cloud_figure(vae, x, config.seed)
         with torch.no_grad():
             parts = kl_parts(vae.encoder(x), vae.prior())

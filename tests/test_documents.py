@@ -1,0 +1,83 @@
+"""What the documents say runs: README blocks, examples, and the commands that CI takes from the README."""
+
+import ast
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def example(name):
+    return runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_a_readme_block_runs(number):
+    exec(compile(BLOCKS[number], f"README block {number}", "exec"), {"__name__": "readme"})  # noqa: S102
+
+
+def test_the_readme_has_its_blocks_and_commands_once():
+    assert len(BLOCKS) == 3
+    assert len(re.findall(r"^python -m pip install .* && pyro-vae train$", README, re.MULTILINE)) == 1
+    assert len(re.findall(r"^python -m pip install .* && python -m pytest$", README, re.MULTILINE)) == 1
+
+
+def test_the_readme_shows_the_programs_as_they_are():
+    shown = re.search(r"```text\n(def model.*?)```", README, re.DOTALL).group(1)
+    tree = ast.parse((ROOT / "pyro_vae" / "vae.py").read_text(encoding="utf-8"))
+    programs = [node for node in ast.walk(tree) if getattr(node, "name", "") in ("model", "guide")]
+    for program in programs:
+        del program.body[0]  # the docstring
+        program.returns = None
+        for argument in program.args.args:
+            argument.annotation = None
+    assert ast.unparse(ast.parse(shown)) == "\n\n".join(ast.unparse(program) for program in programs)
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in ("vae_pyro", "vae_torch", "plain_svi")])
+def test_an_example_draws_its_pictures(name, tmp_path, capsys):
+    example(name)["main"](epochs=1, out=tmp_path / "pictures")
+    pictures = list((tmp_path / "pictures").glob("*.png"))
+    assert pictures
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    assert re.search(r"\d", capsys.readouterr().out)
+
+
+def test_the_two_vaes_to_be_read_side_by_side_print_the_same_losses():
+    losses = [example(name)["main"](epochs=4) for name in ("vae_torch", "vae_pyro")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][-1] < losses[0][0] - 3
+
+
+def test_the_two_vaes_differ_in_few_lines():
+    texts = [(ROOT / "examples" / f"{name}.py").read_text().splitlines() for name in ("vae_torch", "vae_pyro")]
+    assert len(set(texts[0]) & set(texts[1])) > 0.6 * len(set(texts[0]))
+
+
+def test_the_plain_road_is_some_thirty_lines_and_runs(capsys):
+    lines = (ROOT / "examples" / "plain_svi.py").read_text().split('"""', 2)[2].splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 32
+    example("plain_svi")["main"](epochs=3)
+    losses = [float(value) for value in re.findall(r"([\d.]+) nats", capsys.readouterr().out)]
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["speed", "published"])
+def test_a_benchmark_says_what_it_needs(name):
+    found = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--data-root" in found.stdout
