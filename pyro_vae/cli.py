@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", _train, "train a VAE and write a run: metrics, weights, pictures, report")
     _add_model_flags(train)
     add = train.add_argument
-    add("--epochs", type=int, metavar="N", help="passes over the data (default 60)")
+    add("--epochs", type=int, metavar="N", help="passes over the data (default 100)")
     add("--lr", type=float, metavar="X", help="learning rate of Adam (default 0.001)")
     add("--loss", metavar="NAME", help="Trace_ELBO (default) or TraceMeanField_ELBO, which has the KL in closed form")
     add("--beta", type=float, metavar="X", help="weight of the KL (default 1)")

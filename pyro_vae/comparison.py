@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from pyro_vae import baseline, decoders, encoders, priors
-from pyro_vae.data import as_tensor, shuffled_batches
+from pyro_vae.data import shuffled_batches
 from pyro_vae.handlers import LocalModules
-from pyro_vae.programs import check_programs, seeded
+from pyro_vae.programs import as_input, check_programs, seeded
 from pyro_vae.training import fit
 from pyro_vae.vae import VAE
 
@@ -131,7 +131,7 @@ def compare(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value!r}")
-    x = as_tensor(data).to(next(vae.parameters()).device)
+    x = as_input(data, vae)
     _check_covered(vae)
     batch_size = min(batch_size, len(x))
     with seeded(seed, x.device):
@@ -158,8 +158,8 @@ def twin_of(vae: VAE) -> baseline.VAE:
         TypeError: where the twin does not cover a part.
     """
     _check_covered(vae)
-    fixed = isinstance(vae.decoder, decoders.Normal)
-    error = baseline.squared_error(math.exp(vae.decoder.log_variance.item() / 2)) if fixed else baseline.cross_entropy
+    is_normal = isinstance(vae.decoder, decoders.Normal)
+    error = baseline.squared_error(vae.decoder.scale.item()) if is_normal else baseline.cross_entropy
     return baseline.VAE(copy.deepcopy(vae.encoder.network), copy.deepcopy(vae.decoder.network), error)
 
 

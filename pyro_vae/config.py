@@ -46,7 +46,7 @@ class Config:
     loss: str = "Trace_ELBO"
     beta: float = 1.0
     warm_up: int = 0
-    epochs: int = 60
+    epochs: int = 100
     batch_size: int = 64
     lr: float = 1e-3
     clip_norm: float | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pyro_vae.networks import MLP, Network, as_shape, check_event_shape, soft_clip
+from pyro_vae.networks import MLP, Network, as_shape, as_size, check_event_shape
 
 
 class _Decoder(nn.Module):
@@ -21,7 +21,7 @@ class _Decoder(nn.Module):
 
     def __init__(self, latent_dim: int, shape: int | Sequence[int], network: Network = MLP) -> None:
         super().__init__()
-        self.latent_shape, self.shape = as_shape(latent_dim, "latent_dim"), as_shape(shape)
+        self.latent_shape, self.shape = (as_size(latent_dim, "latent_dim"),), as_shape(shape)
         self.network = network(self.latent_shape, self.shape)
 
     def output(self, z: Tensor) -> Tensor:
@@ -76,20 +76,39 @@ class Bernoulli(_Decoder):
 
 
 class _ContinuousBernoulli(dist.ContinuousBernoulli):
-    """Continuous Bernoulli whose normalizer is exact for every logit.
+    """Continuous Bernoulli that is exact for every logit.
 
-    Torch works from probabilities, which it clamps, and so loses the normalizer's digits near a logit of 0 and its
-    growth beyond one of about 16.
+    Torch works from probabilities, which it clamps: it loses digits of the normalizer near a logit of 0, and beyond one
+    of about 16 its normalizer, mean and samples no longer move. Here all three are functions of the logit, by a series
+    near 0, where the closed forms cancel.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        logits = self.logits
-        size = logits.abs().clamp(min=0.1)  # keeps the branch that is not taken, and its gradient, finite
+        logits, small, size = self.logits, *self._small_and_size(0.1)
+        near = math.log(2) + small**2 / 12 - 7 * small**4 / 1440 + 31 * small**6 / 90720
         far = (size / (size / 2).tanh()).log()
-        near = math.log(2) + logits**2 / 12 - logits**4 / 1440
         return value * logits - softplus(logits) + torch.where(logits.abs() < 0.1, near, far)
+
+    @property
+    def mean(self) -> Tensor:
+        small, size = self._small_and_size(0.1)
+        near = small / 6 - small**3 / 360 + small**5 / 15120
+        far = (1 / (size / 2).tanh() - 2 / size) * self.logits.sign()
+        return (1 + torch.where(self.logits.abs() < 0.1, near, far)) / 2
+
+    def icdf(self, value: Tensor) -> Tensor:
+        small, size = self._small_and_size(0.01)
+        near = value + small * value * (1 - value) * (1 / 2 + small * (1 - 2 * value) / 6)
+        upper = torch.where(self.logits > 0, value, 1 - value)
+        below_one = -(upper + (1 - upper) * (-size).exp()).log() / size
+        far = torch.where(self.logits > 0, 1 - below_one, below_one)
+        return torch.where(self.logits.abs() < 0.01, near, far)
+
+    def _small_and_size(self, edge: float) -> tuple[Tensor, Tensor]:
+        # Each branch gets what it can digest, so that the one not taken, and its gradient, stay finite.
+        return self.logits.clamp(-edge, edge), self.logits.abs().clamp(min=edge)
 
 
 class ContinuousBernoulli(_Decoder):
@@ -149,6 +168,8 @@ class Normal(_Decoder):
         Rybkin, Daniilidis and Levine, 2021, Simple and Effective VAE Training with Calibrated Decoders, section 3.
     """
 
+    scale: Tensor
+
     def __init__(
         self,
         latent_dim: int,
@@ -161,15 +182,15 @@ class Normal(_Decoder):
         if not (0 < scale < math.inf):
             raise ValueError(f"the scale of decoders.Normal must be above 0 and finite, not {scale!r}")
         self.learned = learned
-        log_variance = torch.tensor(2 * math.log(scale))
         if learned:
-            self.log_variance = nn.Parameter(log_variance)
+            self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         else:
-            self.register_buffer("log_variance", log_variance, persistent=False)
+            self.register_buffer("scale", torch.tensor(float(scale)), persistent=False)
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
-        scale = (soft_clip(self.log_variance) / 2).exp()
+        scale = self.log_scale.exp() if self.learned else self.scale
         return dist.Normal(self.output(z), scale).to_event(len(self.shape))
 
     def extra_repr(self) -> str:
-        return f"scale={math.exp(self.log_variance.item() / 2):.4g}, learned={self.learned}"
+        scale = self.log_scale.exp() if self.learned else self.scale
+        return f"scale={scale.item():.4g}, learned={self.learned}"

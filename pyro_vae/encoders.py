@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae.networks import MLP, Network, as_shape, check_event_shape, soft_clip
+from pyro_vae.networks import MLP, Network, as_shape, as_size, check_event_shape, soft_clip
 
 
 class Normal(nn.Module):
@@ -44,7 +44,7 @@ class Normal(nn.Module):
     def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
         super().__init__()
         self.shape = as_shape(shape)
-        self.network = network(self.shape, (2, *as_shape(latent_dim, "latent_dim")))
+        self.network = network(self.shape, (2, as_size(latent_dim, "latent_dim")))
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         check_event_shape(x, self.shape, "encoders.Normal", "x")
@@ -84,7 +84,7 @@ class Delta(nn.Module):
     def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
         super().__init__()
         self.shape = as_shape(shape)
-        self.network = network(self.shape, as_shape(latent_dim, "latent_dim"))
+        self.network = network(self.shape, (as_size(latent_dim, "latent_dim"),))
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         check_event_shape(x, self.shape, "encoders.Delta", "x")

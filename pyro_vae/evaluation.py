@@ -7,10 +7,9 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vae.data import as_tensor
 from pyro_vae.handlers import AtMean, LocalModules
 from pyro_vae.objectives import kl, reconstruction, recording, terms_of
-from pyro_vae.programs import Program, Transform, check_programs, device_of, mode, paired_traces, seeded
+from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
 
 
 class Bound(NamedTuple):
@@ -51,7 +50,7 @@ def evaluate(
         ``loss``, ``reconstruction`` and ``kl`` in nats per datum.
 
     Raises:
-        ValueError: for an unknown ``at`` or data without entries.
+        TypeError, ValueError: as `fit`, for data and programs that do not fit; for an unknown ``at``.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
@@ -66,7 +65,9 @@ def evaluate(
     """
     if at not in ("sample", "mean"):
         raise ValueError(f"at is 'sample' or 'mean', not {at!r}")
-    x = as_tensor(data).to(device_of(model, guide))
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
+    x = as_input(data, model, guide)
     with seeded(seed, x.device), mode(False, model, guide):
         check_programs(model, guide, x, transform)
     return mean_bound(model, guide, x, loss=loss, at=at, batch_size=batch_size, seed=seed, transform=transform)

@@ -34,12 +34,35 @@ def as_shape(shape: int | Sequence[int], name: str = "shape") -> Shape:
         >>> as_shape(784), as_shape([1, 28, 28])
         ((784,), (1, 28, 28))
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
-        raise TypeError(f"{name} is an integer or a tuple of integers, not {shape!r}")
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"{name} must be at least 1, in every size, not {shape!r}")
-    return sizes
+    sizes = (shape,) if isinstance(shape, int) or not isinstance(shape, Sequence) else tuple(shape)
+    if not sizes:
+        raise ValueError(f"{name} must have at least one size, not {shape!r}")
+    return tuple(as_size(size, name) for size in sizes)
+
+
+def as_size(size: int, name: str = "size") -> int:
+    """Return a size, or refuse what is none.
+
+    Arguments:
+        size: an integer, at least 1.
+        name: what the size is called in the error.
+
+    Returns:
+        The size.
+
+    Raises:
+        TypeError: where it is no integer.
+        ValueError: where it is below 1.
+
+    Example:
+        >>> as_size(20)
+        20
+    """
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} must be an integer, not {size!r}")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, not {size!r}")
+    return size
 
 
 def check_event_shape(value: Tensor, shape: Shape, part: str, what: str) -> None:
@@ -123,7 +146,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
-        self.hidden = as_shape(hidden, "hidden") if hidden != () else ()
+        self.hidden = () if hidden in ((), []) else as_shape(hidden, "hidden")
         widths = (math.prod(self.in_shape), *self.hidden, math.prod(self.out_shape))
         layers: list[nn.Module] = []
         for width, next_width in pairwise(widths):

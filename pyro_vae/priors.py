@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_vae.networks import as_shape
+from pyro_vae.networks import as_size
 
 
 class Normal(nn.Module):
@@ -33,14 +33,13 @@ class Normal(nn.Module):
 
     def __init__(self, latent_dim: int, learned: bool = False) -> None:
         super().__init__()
-        (latent_dim,) = as_shape(latent_dim, "latent_dim")
         self.learned = learned
-        zeros = torch.zeros(latent_dim)
+        zeros = torch.zeros(as_size(latent_dim, "latent_dim"))
         if learned:
             self.loc, self.log_scale = nn.Parameter(zeros), nn.Parameter(zeros.clone())
         else:
             self.register_buffer("loc", zeros, persistent=False)
-            self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+            self.register_buffer("scale", torch.ones_like(zeros), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
         scale = self.log_scale.exp() if self.learned else self.scale

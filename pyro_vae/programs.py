@@ -12,6 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from pyro_vae.data import as_tensor
 from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.vae import VAE
 
@@ -48,10 +49,23 @@ def modules_of(*programs: Program) -> list[nn.Module]:
     return list(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
 
 
-def device_of(*programs: Program) -> torch.device | None:
-    """Return the device of the programs' modules, or None where they have no parameters."""
+def as_input(data: Any, *programs: Program) -> Tensor:
+    """Return data as one tensor, on the device and in the precision of the programs' modules.
+
+    Arguments:
+        data: what `pyro_vae.data.as_tensor` takes.
+        programs: methods of modules, or modules; plain functions leave the data as they are.
+
+    Returns:
+        A floating-point tensor whose first dimension counts the data.
+
+    Example:
+        >>> as_input(torch.zeros(3, 2), nn.Linear(2, 2).double()).dtype
+        torch.float64
+    """
+    x = as_tensor(data)
     parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
-    return parameters[0].device if parameters else None
+    return x.to(parameters[0].device, parameters[0].dtype) if parameters else x
 
 
 @contextmanager
@@ -80,6 +94,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@torch.no_grad()
 def check_programs(model: Program, guide: Program, x: Tensor, transform: Transform | None = None) -> None:
     """Refuse programs that do not fit each other or the data, naming the part and the fix.
 
@@ -103,7 +118,7 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
         if isinstance(module, VAE):
             _check_parts(module, batch)
     local = LocalModules()
-    with torch.no_grad(), _PyroDistributions():
+    with _PyroDistributions():
         model_trace, guide_trace = paired_traces(local(model), local(guide), batch)
     _check_sites(model_trace, guide_trace)
     for name in model_trace.observation_nodes:
@@ -159,19 +174,10 @@ def _check_batch_shape(part: str, distribution: TorchDistributionMixin, batch_sh
 def _check_same_support(
     prior_name: str, prior: TorchDistributionMixin, posterior_name: str, posterior: TorchDistributionMixin
 ) -> None:
-    with torch.no_grad():
-        covers = _contains(prior, posterior.sample((100,))) and _contains(posterior, prior.sample((100,)))
-    if not covers:
+    draws = posterior.sample((100,)), prior.expand(posterior.batch_shape).sample((100,))
+    if not (prior.support.check(draws[0]).all() and posterior.support.check(draws[1]).all()):
         supports = f"{_support(prior.support)}, {posterior_name} on {_support(posterior.support)}"
         raise ValueError(f"{prior_name} lives on {supports}: choose a pair on one support")
-
-
-def _contains(distribution: TorchDistributionMixin, z: Tensor) -> bool:
-    # Draws of a prior of batch shape (), or of the same batch shape, against the other's support.
-    value = (
-        z if z.dim() > len(distribution.shape()) else z.reshape(-1, *[1] * len(distribution.batch_shape), z.shape[-1])
-    )
-    return bool(distribution.support.check(value).all())
 
 
 def _support(constraint: Any) -> str:

@@ -12,11 +12,11 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vae.data import as_tensor, shuffled_batches
+from pyro_vae.data import shuffled_batches
 from pyro_vae.evaluation import Bound, evaluate, mean_bound
 from pyro_vae.handlers import LocalModules, weigh_kl
 from pyro_vae.objectives import Beta, check_beta, recording, terms_of
-from pyro_vae.programs import Program, Transform, device_of, mode, seeded
+from pyro_vae.programs import Program, Transform, as_input, mode, seeded
 
 COLUMNS = (
     "epoch",
@@ -122,8 +122,8 @@ def fit(
     local = LocalModules()
     model, guide = local(model), local(guide)
     beta_at = beta if callable(beta) else lambda _: beta
-    x = as_tensor(data).to(device_of(model, guide))
-    test = None if validation is None else as_tensor(validation).to(x.device)
+    x = as_input(data, model, guide)
+    test = None if validation is None else as_input(validation, model, guide)
     check_settings(len(x), epochs=epochs, batch_size=batch_size, beta=beta_at(0), clip_norm=clip_norm)
     recorder, traces = recording(loss)
     order = torch.Generator().manual_seed(seed)

@@ -167,7 +167,7 @@ def test_refuses_a_latent_dim_below_1(case, latent_dim):
 @all_cases
 @pytest.mark.parametrize("latent_dim", [2.5, "2", None, True])
 def test_refuses_a_latent_dim_that_is_no_integer(case, latent_dim):
-    with pytest.raises(TypeError, match="latent_dim is an integer"):
+    with pytest.raises(TypeError, match="latent_dim must be an integer"):
         case.make(latent_dim)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, priors
 from pyro_vae.handlers import LocalModules
-from pyro_vae.programs import check_programs, device_of, mode, modules_of, paired_traces, seeded
+from pyro_vae.programs import as_input, check_programs, mode, modules_of, paired_traces, seeded
 
 D, SHAPE = 3, (1, 4, 5)
 
@@ -347,9 +347,10 @@ def test_modules_are_found_behind_methods_handlers_and_calls():
 
 def test_the_device_is_that_of_the_first_parameter():
     one = vae()
-    assert device_of(one.model, one.guide) == torch.device("cpu")
-    assert device_of(lambda x: x) is None
-    assert device_of(vae().to("meta").model) == torch.device("meta")
+    x = torch.zeros(2, 3)
+    assert as_input(x, one.double().model, one.guide).dtype == torch.float64
+    assert as_input(x, lambda x: x) is x
+    assert as_input(x, vae().to("meta").model).device == torch.device("meta")
 
 
 @pytest.mark.parametrize("training", [True, False])
