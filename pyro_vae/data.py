@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -55,7 +54,7 @@ def load(source: str | Path, root: str | Path | None = None, download: bool = Fa
     if name in TORCHVISION:
         return _torchvision(name, Path(root or os.environ.get("PYRO_VAE_DATA") or "data"), download)
     path = Path(source)
-    if path.is_dir():
+    if name and path.is_dir():
         return _folder(path)
     if path.suffix in (".npy", ".npz"):
         return _numpy(path)
@@ -77,6 +76,9 @@ def dynamic(x: Tensor) -> Tensor:
 
     As a ``transform`` of `fit` it is drawn anew for every batch of every epoch, from the run's seed.
 
+    Raises:
+        ValueError: for values outside [0, 1].
+
     Example:
         >>> dynamic(torch.tensor([0.0, 1.0]))
         tensor([0., 1.])
@@ -84,7 +86,11 @@ def dynamic(x: Tensor) -> Tensor:
     Reference:
         Salakhutdinov and Murray, 2008, On the Quantitative Analysis of Deep Belief Networks, section 6.
     """
-    return torch.bernoulli(x)
+    try:
+        return torch.bernoulli(x)
+    except RuntimeError as error:
+        bounds = f"{x.min().item():.6g} to {x.max().item():.6g}"
+        raise ValueError(f"dynamic binarization takes values in [0, 1], but the data hold {bounds}") from error
 
 
 BINARIZE: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "threshold": threshold, "dynamic": dynamic}
@@ -109,7 +115,7 @@ def as_tensor(data: Any) -> Tensor:
         tensor([[0., 1.]])
     """
     if isinstance(data, np.ndarray):
-        data = torch.from_numpy(data)
+        data = _from_numpy(data)
     if not isinstance(data, Tensor):
         data = _stack(_items(data))
     if data.dim() < 2 or not len(data):
@@ -165,9 +171,19 @@ def _stack(items: Iterable[Any]) -> Tensor:
 def _row(item: Any) -> Tensor:
     if isinstance(item, Tensor):
         return item
-    array = torch.from_numpy(np.array(item))
-    is_colour_image = array.dim() == 3 and not isinstance(item, np.ndarray)  # as Pillow has it: channels last
-    return array.permute(2, 0, 1) if is_colour_image else array[None] if array.dim() == 2 else array
+    row = _from_numpy(np.asarray(item))
+    if not hasattr(item, "getbands"):
+        return row
+    return row[None] if row.dim() == 2 else row.permute(2, 0, 1)  # an image of Pillow's has its channels last
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    """Return a copy of an array of numbers, whatever its layout, byte order and width."""
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"data must hold real numbers, not {array.dtype}")
+    wide = {"u2": "i8", "u4": "i8", "u8": "i8", "f16": "f8"}
+    kind = f"{array.dtype.kind}{array.dtype.itemsize}"
+    return torch.from_numpy(np.array(array, dtype=wide.get(kind, kind.replace("b1", "?")), order="C"))
 
 
 def _split(x: Tensor, y: Tensor | None = None) -> Data:
@@ -195,6 +211,8 @@ def _torchvision(name: str, root: Path, download: bool) -> Data:
     try:
         parts = [family(root=str(root), train=train, download=download) for train in (True, False)]
         images = [part.data[:, None] / 255 for part in parts]
+        if any(len(part.data) != len(part.targets) for part in parts):
+            raise ValueError("it has not as many labels as images")
     except Exception as error:
         if "not found" in str(error):
             hint = "name its folder (--data-root, or the variable PYRO_VAE_DATA), or fetch it (--download)"
@@ -237,7 +255,7 @@ def _numpy(path: Path) -> Data:
             arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except FileNotFoundError as error:
         raise ValueError(f"no file {path}") from error
-    except (OSError, ValueError, EOFError, BadZipFile, KeyError) as error:
+    except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a damaged file
         reason = "" if "pickle" in str(error) else f": {error}"  # numpy would advise to unpickle what it cannot read
         raise ValueError(f"{path} is damaged, or holds Python objects, which are not read{reason}") from error
     tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
@@ -260,13 +278,11 @@ def _numpy(path: Path) -> Data:
 
 
 def _tensor(array: np.ndarray, name: str) -> Tensor:
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must hold numbers, not {array.dtype}")
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32)
-    elif array.dtype.kind == "u" and array.dtype != np.uint8:
-        array = array.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    try:
+        tensor = _from_numpy(array)
+    except TypeError as error:
+        raise ValueError(f"{name} must hold numbers, not {array.dtype}") from error
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _folder(path: Path) -> Data:
@@ -277,8 +293,7 @@ def _folder(path: Path) -> Data:
     for file in files:
         try:
             with Image.open(file) as image:
-                grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
-                rows.append(as_tensor(_row(image.convert("L" if grey else "RGB"))[None])[0])
+                rows.append(_pixels(image))
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
             raise ValueError(f"{file} cannot be read as an image: {error}") from error
         if rows[-1].shape != rows[0].shape:
@@ -289,3 +304,11 @@ def _folder(path: Path) -> Data:
     folders = sorted({file.parent for file in files})
     labels = torch.tensor([folders.index(file.parent) for file in files]) if len(folders) > 1 else None
     return _split(torch.stack(rows), labels)
+
+
+def _pixels(image: Any) -> Tensor:
+    """Return an image of Pillow's as (channels, height, width) in [0, 1]; 16-bit greys keep their 16 bits."""
+    if image.mode.startswith("I"):
+        return _row(image).float() / 65535
+    grey = image.mode in ("1", "L", "LA")
+    return _row(image.convert("L" if grey else "RGB")).float() / 255

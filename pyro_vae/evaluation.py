@@ -100,7 +100,7 @@ def mean_bound(
 def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tuple[float, float, float]:
     recorder, traces = recording(loss)
     value = float(recorder.loss(model, guide, batch))
-    reconstruction, kl = terms_of(recorder, traces or [paired_traces(model, guide, batch)])
+    reconstruction, kl = terms_of(recorder, traces or [paired_traces(model, guide, batch)], value=value)
     return value, reconstruction.item(), kl.item()
 
 

@@ -1,6 +1,7 @@
 """What training adds to Pyro's ELBO objects: a weight on the KL, schedules for it, and the bound's two terms apart."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,22 +97,36 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
     return recorder, traces
 
 
-def terms_of(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: float = 1.0) -> tuple[Tensor, Tensor]:
+def terms_of(
+    loss: ELBO, traces: list[tuple[Trace, Trace]], beta: float = 1.0, value: Tensor | float = math.nan
+) -> tuple[Tensor, Tensor]:
     """Average the reconstruction and the KL of an ELBO's traces over its particles.
+
+    Sites of the model that the ELBO sums out (``TraceEnum_ELBO``) belong to the likelihood: the reconstruction is then
+    what the KL leaves of the loss. Where sites of the guide are summed out, both terms are NaN.
 
     Arguments:
         loss: the ELBO that drew the traces.
         traces: pairs of model trace and guide trace.
         beta: the KL weight that they carry.
+        value: the loss that it made of them, of use where sites are summed out.
 
     Returns:
         Reconstruction and KL at weight 1, two detached scalars: nats, summed over the batch.
     """
     closed_form = isinstance(loss, TraceMeanField_ELBO)
     with torch.no_grad():
-        reconstructions = sum(reconstruction(model) for model, _ in traces)
+        if any(_summed_out(guide) for _, guide in traces):
+            return torch.tensor(math.nan), torch.tensor(math.nan)
         kls = sum(kl(model, guide, closed_form=closed_form, beta=beta) for model, guide in traces)
+        if any(_summed_out(model) for model, _ in traces):
+            return value - beta * kls / loss.num_particles, kls / loss.num_particles
+        reconstructions = sum(reconstruction(model) for model, _ in traces)
         return reconstructions / loss.num_particles, kls / loss.num_particles
+
+
+def _summed_out(trace: Trace) -> set[str]:
+    return {name for name in trace.stochastic_nodes if "_enumerate_dim" in trace.nodes[name]["infer"]}
 
 
 def reconstruction(model_trace: Trace) -> Tensor:
@@ -144,7 +159,8 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, bet
     model_trace.compute_log_prob()
     guide_trace.compute_log_prob()
     total = torch.zeros(())
-    priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes}
+    summed_out = _summed_out(model_trace)
+    priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes if name not in summed_out}
     for name in guide_trace.stochastic_nodes:
         posterior, prior = guide_trace.nodes[name], priors.pop(name, None)
         divergence = _closed_form(posterior, prior, beta) if closed_form and prior else None

@@ -125,7 +125,12 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
         site = model_trace.nodes[name]
         if isinstance(site["value"], Tensor) and site["value"].shape == batch.shape:
             for rows in x.split(10_000):
-                _check_support(name, site["fn"].support, rows if transform is None else transform(rows))
+                value = rows if transform is None else transform(rows)
+                try:
+                    _check_support(name, site["fn"].support, value)
+                except RuntimeError:  # the support hangs on the parameters, whose batch was another
+                    model_trace, _ = paired_traces(local(model), local(guide), value)
+                    _check_support(name, model_trace.nodes[name]["fn"].support, value)
 
 
 def _check_parts(vae: VAE, x: Tensor) -> None:
@@ -203,21 +208,20 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     for name in guide_trace.stochastic_nodes:
         if name in model_trace.nodes:
             prior, posterior = model_trace.nodes[name]["fn"], guide_trace.nodes[name]["fn"]
-            if prior.shape() != posterior.shape():
+            if (prior.batch_shape, prior.event_shape) != (posterior.batch_shape, posterior.event_shape):
                 shapes = f"{tuple(prior.shape())} in the model and {tuple(posterior.shape())} in the guide"
-                raise ValueError(f"site {name!r} has shape {shapes}; they must be equal")
+                events = f"event shape {tuple(prior.event_shape)} and {tuple(posterior.event_shape)}"
+                raise ValueError(f"site {name!r} has shape {shapes}, {events}; they must be equal (see .to_event)")
             _check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
 
 
 def _check_support(name: str, support: Any, value: Tensor) -> None:
-    good = support.check(value)
-    if good.all():
+    if support.check(value).all():
         return
-    row = tuple((~good).nonzero()[0].tolist())
     inner = support
     while hasattr(inner, "base_constraint"):
         inner = inner.base_constraint
-    bad = value[row][~inner.check(value[row])]
+    bad = value[~inner.check(value)].flatten()
     kind = _support(support)
     if kind == "{0, 1}" and bad.min() >= 0 and bad.max() <= 1:
         fix = "binarize the data (threshold or dynamic), or accept grey values by name (decoders.Bernoulli(grey=True))"

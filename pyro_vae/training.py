@@ -8,7 +8,14 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    Trace_ELBO,
+)
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,6 +36,7 @@ COLUMNS = (
     "test_loss_at_mean",
     "seconds",
 )
+JIT_LOSSES = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)  # draw traces only once
 Row = dict[str, float]
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -115,7 +123,7 @@ def fit(
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, algorithm 1.
     """
-    if not isinstance(loss, ELBO) or not hasattr(loss, "differentiable_loss"):
+    if not isinstance(loss, ELBO) or isinstance(loss, JIT_LOSSES) or not hasattr(loss, "differentiable_loss"):
         raise TypeError(
             f"loss must be an ELBO of Pyro's with a differentiable_loss, such as Trace_ELBO(), not {loss!r}"
         )
@@ -124,7 +132,8 @@ def fit(
     beta_at = beta if callable(beta) else lambda _: beta
     x = as_input(data, model, guide)
     test = None if validation is None else as_input(validation, model, guide)
-    check_settings(len(x), epochs=epochs, batch_size=batch_size, beta=beta_at(0), clip_norm=clip_norm)
+    fixed = 1.0 if callable(beta) else beta
+    check_settings(len(x), epochs=epochs, batch_size=batch_size, beta=fixed, clip_norm=clip_norm)
     recorder, traces = recording(loss)
     order = torch.Generator().manual_seed(seed)
     history, step = History(), 0
@@ -164,7 +173,7 @@ def fit(
                         torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
                     optim.step()
 
-                    reconstruction, kl = terms_of(recorder, traces, weight)
+                    reconstruction, kl = terms_of(recorder, traces, weight, value.detach())
                     traces.clear()
                     totals += torch.stack([value.detach() + (1 - weight) * kl, reconstruction, kl])
                     if on_step:

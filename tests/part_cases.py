@@ -76,7 +76,7 @@ def decoder_normal(scale):
 
 
 def decoder_learned_normal(part, z, x):
-    return event_sum(stats.norm.logpdf(x, array(part.network(z)), np.exp(array(part.log_variance) / 2)))
+    return event_sum(stats.norm.logpdf(x, array(part.network(z)), np.exp(array(part.log_scale))))
 
 
 CASES = [

@@ -299,11 +299,13 @@ def test_labels_are_the_sub_folders_in_alphabetical_order(tmp_path):
     assert torch.cat([loaded.train_labels, loaded.test_labels]).bincount().tolist() == [4, 4, 4]
 
 
-def test_images_of_different_sizes_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("size", [(4, 5), (5, 4), (2, 8)])
+def test_images_of_different_sizes_are_refused_by_name(tmp_path, size):
     write(tmp_path / "a.png", np.zeros((4, 4)))
-    write(tmp_path / "b.png", np.zeros((4, 5)))
-    with pytest.raises(ValueError, match=r"a\.png and .*b\.png differ .*\(1, 4, 4\) and \(1, 4, 5\)"):
+    write(tmp_path / "b.png", np.zeros(size))
+    with pytest.raises(ValueError, match=r"a\.png and .*b\.png differ .*\(1, 4, 4\) and") as caught:
         load(tmp_path)
+    assert str((1, *size)) in str(caught.value)
 
 
 def test_grey_and_colour_together_are_refused(tmp_path):

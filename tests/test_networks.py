@@ -196,7 +196,7 @@ def test_as_shape_refuses_what_is_no_integer_by_its_name(shape):
 
 @pytest.mark.parametrize("shape", [(), [], 0, -1, (3, 0)])
 def test_as_shape_refuses_sizes_below_1_by_its_name(shape):
-    with pytest.raises(ValueError, match="latent_dim must (be at least 1|have at least one size)"):
+    with pytest.raises(ValueError, match=r"latent_dim must (be at least 1|have at least one size)"):
         as_shape(shape, "latent_dim")
 
 

@@ -301,6 +301,14 @@ def test_grey_and_strict_bernoulli_agree_on_0_and_1(x):
     assert torch.equal(strict(z).log_prob(value), grey(z).log_prob(value))
 
 
+@pytest.mark.parametrize("grey", [True, False])
+@pytest.mark.parametrize("logit", [-1e4, -50.0, 50.0, 1e4])
+def test_the_bernoulli_log_prob_is_exact_also_where_the_probability_rounds_to_0_or_1(logit, grey):
+    decoder = decoders.Bernoulli(1, 1, network=lambda *_: Constant([logit]), grey=grey)
+    likelihood = decoder(torch.zeros(2, 1)).log_prob(torch.tensor([[0.0], [1.0]]))
+    assert likelihood.tolist() == [min(0.0, -logit), min(0.0, logit)]
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 def test_the_continuous_bernoulli_decoder_refuses_values_outside_0_and_1(value):
     with pytest.raises(ValueError, match="support"):
