@@ -218,10 +218,9 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> "Config":
     import yaml
 
     from pyro_vae.config import Config
-    from pyro_vae.runs import config_fields
 
     config = Config()
-    for name in config_fields():
+    for name in Config.flags():
         if getattr(arguments, name, None) is not None:
             setattr(config, name, getattr(arguments, name))
     while rest:
@@ -356,8 +355,8 @@ def _reconstruct(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pyro_vae.config import LOSSES, check_choice
     from pyro_vae.data import BINARIZE
     from pyro_vae.evaluation import evaluate
+    from pyro_vae.pictures import EVALUATE, reconstruction_figure
     from pyro_vae.programs import seeded
-    from pyro_vae.runs import EVALUATE, reconstruction_figure
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
     vae, data, config = _read_run(arguments, rest)

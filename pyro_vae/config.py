@@ -56,9 +56,14 @@ class Config:
     latent_map: str = "pca"
     options: Options = field(default_factory=lambda: {kind: {} for kind in KINDS})
 
+    @staticmethod
+    def flags() -> list[str]:
+        """Return the names of the fields that are flags: all but the parts' own ``options``."""
+        return [f.name for f in fields(Config) if f.name != "options"]
+
     def flat(self) -> dict[str, Any]:
         """Return the flags that say the same: ``decoder.scale`` for a part's own parameter, none for unset ones."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
+        plain = {name: getattr(self, name) for name in self.flags()}
         own = {f"{kind}.{name}": value for kind, values in self.options.items() for name, value in values.items()}
         return {name: value for name, value in {**plain, **own}.items() if value is not None}
 

@@ -269,6 +269,8 @@ def _numpy(path: Path) -> Data:
         if x_name in tensors and y_name in tensors and len(tensors[x_name]) != len(tensors[y_name]):
             counts = f"{len(tensors[x_name])} {x_name} and {len(tensors[y_name])} {y_name}"
             raise ValueError(f"{path} holds {counts}; they must be as many")
+        if y_name in tensors and tensors[y_name].dim() != 1:
+            raise ValueError(f"{y_name} in {path} must hold one label per datum, not shape {_shape(tensors[y_name])}")
     if "x_train" in tensors:
         x_train, x_test = as_tensor(tensors["x_train"]), as_tensor(tensors["x_test"])
         if x_train.shape[1:] != x_test.shape[1:]:

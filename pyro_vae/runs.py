@@ -4,13 +4,10 @@ import csv
 import io
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,15 +15,12 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.config import LOSSES, Config, beta_of, build, check_choice, device_named, load_data
 from pyro_vae.data import BINARIZE, Data
-from pyro_vae.evaluation import kl_parts
 from pyro_vae.networks import Shape
+from pyro_vae.pictures import EVALUATE, MAP_NAMES, draw, posterior_moments, snapshot_epochs
 from pyro_vae.programs import check_programs, seeded
 from pyro_vae.report import write_report
 from pyro_vae.training import COLUMNS, History, Row, check_settings, fit
 from pyro_vae.vae import VAE
-
-EVALUATE = ("mean", "sample")
-MAP_NAMES = {"first": "first dimensions", "pca": "principal components", "tsne": "t-SNE"}
 
 
 class Run:
@@ -114,7 +108,7 @@ class Run:
             on_epoch=record,
         )
         with seeded(config.seed, self.device):
-            figures = self.figures(history, snapshots)
+            figures = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
         for name, figure in figures.items():
             (self.folder / f"{name}.png").write_bytes(plots.png(figure))
         write_report(self.folder, self.facts(), history, list(figures))
@@ -148,94 +142,11 @@ class Run:
     def _grey(self) -> str:
         return ", grey pixels scored by cross-entropy" if getattr(self.vae.decoder, "grey", False) else ""
 
-    def figures(self, history: History, snapshots: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Figure]:
-        """Draw every picture that the parts allow."""
-        config, vae, x, labels = self.config, self.vae, self.shown, self.data.test_labels
-        figures = {"curves": plots.curves(history, f"{config.data}: training")}
-        figures["samples"] = plots.samples(vae.sample(64), "Samples from the prior, decoded")
-        if not snapshots:  # an encoder without a mean has no map, and nothing to interpolate between
-            figures["reconstructions"] = reconstruction_figure(vae, x[:10], "sample")
-            return figures
-        figures["reconstructions"] = reconstruction_figure(vae, x[:10], config.evaluate)
-        if len(x) > 1:
-            a, b = x[_two(labels)]
-            weight = torch.linspace(0, 1, 10, device=x.device).reshape(-1, *[1] * a.dim())
-            path = vae.interpolate(a[None], b[None], 10)[:, 0]
-            figures["interpolation"] = plots.interpolation(path, torch.lerp(a, b, weight), "From one datum to another")
-        method = "first" if config.latent_dim <= 2 else config.latent_map
-        panels = {name: plots.project(*moments, method, config.seed) for name, moments in snapshots.items()}
-        shown_labels = None if labels is None else labels[: len(x)]
-        figures["latent_map"] = plots.latent_map(
-            panels, shown_labels, title=f"Posteriors of test data, {MAP_NAMES[method]}"
-        )
-        figures["posterior_cloud"] = cloud_figure(vae, x, config.seed)
-        with torch.no_grad():
-            parts = kl_parts(vae.encoder(x), vae.prior())
-        if parts:
-            figures["kl_per_dimension"] = plots.kl_per_dimension(*parts, "KL per latent dimension, test data")
-        if config.latent_dim == 2:
-            figures["decoded_grid"] = grid_figure(vae)
-        return figures
-
 
 def _name(module: torch.nn.Module) -> str:
     own = module.extra_repr()
     network = getattr(module, "network", None)
     return f"{type(module).__name__}({own}){', network ' + type(network).__name__ if network is not None else ''}"
-
-
-def _two(labels: Tensor | None) -> list[int]:
-    """Return the indices of two data to interpolate between, of different labels where there are such."""
-    if labels is None or (labels == labels[0]).all():
-        return [0, 1]
-    return [0, int((labels != labels[0]).nonzero()[0, 0])]
-
-
-def snapshot_epochs(epochs: int) -> set[int]:
-    """Return the epochs at which the latent map is drawn: the start, half time and the end.
-
-    Example:
-        >>> sorted(snapshot_epochs(10))
-        [0, 5, 10]
-    """
-    return {0, epochs // 2, epochs}
-
-
-@torch.no_grad()
-def posterior_moments(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the posteriors' means and standard deviations, each (n, D), or None where they have none."""
-    posterior = vae.encoder(x)
-    try:
-        return posterior.mean.cpu(), posterior.stddev.cpu()
-    except NotImplementedError:
-        return None
-
-
-def reconstruction_figure(vae: VAE, x: Tensor, evaluate: str) -> Figure:
-    """Draw data above their reconstructions, at the posterior's mean or a sample of it."""
-    reconstructed = vae.reconstruct(x, mean=evaluate == "mean")
-    return plots.reconstructions(x, reconstructed, f"Test data and reconstructions, z at the posterior {evaluate}")
-
-
-@torch.no_grad()
-def cloud_figure(vae: VAE, x: Tensor, seed: int) -> Figure:
-    """Draw 100 posterior samples of the first datum in the map of the others, and what some of them decode to."""
-    posterior = vae.encoder(x)
-    draws = vae.encoder(x[:1]).sample((100,))[:, 0]
-    method = "pca" if draws.shape[-1] > 2 else "first"
-    both = torch.cat([posterior.mean, draws])
-    centres, _ = plots.project(both, torch.zeros_like(both), method, seed)
-    title = "100 posterior samples of one datum"
-    return plots.posterior_cloud(x[0], centres[len(x) :], vae.decoder(draws[:25]).mean, centres[: len(x)], title)
-
-
-@torch.no_grad()
-def grid_figure(vae: VAE, side: int = 20, extent: float = 3.0) -> Figure:
-    """Decode an even grid over a 2-dimensional latent space."""
-    line = torch.linspace(-extent, extent, side, device=next(vae.parameters()).device)
-    z = torch.stack([line.expand(side, side), line[:, None].expand(side, side)], -1)
-    title = "Decoded grid over the latent space"
-    return plots.decoded_grid(vae.decoder(z).mean, (-extent, extent, -extent, extent), title)
 
 
 def seeded_vae(config: Config, shape: Shape) -> VAE:
@@ -310,8 +221,3 @@ def load_run(folder: Path, config: Config) -> tuple[VAE, Data]:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {reason}") from error
     return vae.to(device_named(config.device)), data
-
-
-def config_fields() -> dict[str, Any]:
-    """Return the types of a config's fields by name, the parts' own options apart."""
-    return {f.name: f.type for f in fields(Config) if f.name != "options"}

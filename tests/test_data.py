@@ -545,6 +545,20 @@ def test_as_tensor_reads_arrays_of_any_layout(view):
     assert as_tensor(array).tolist() == array.tolist()
 
 
+@pytest.mark.parametrize("dtype", ["u2", "u4", "u8", ">i2", ">u4", ">f8", "f2", "?", np.longdouble])
+def test_as_tensor_reads_numbers_of_every_width(dtype):
+    array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
+    for source in (array, list(array)):
+        assert as_tensor(source).is_floating_point()
+        assert as_tensor(source).tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["U3", "complex64", object])
+def test_as_tensor_refuses_arrays_of_other_things(dtype):
+    with pytest.raises(TypeError, match="real numbers"):
+        as_tensor(np.zeros((2, 3)).astype(dtype))
+
+
 def test_as_tensor_reads_an_array_that_is_read_only():
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     array.flags.writeable = False

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from pyro_vae import VAE, data, decoders, encoders, fit, priors
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,6 +76,19 @@ def test_the_plain_road_is_some_thirty_lines_and_runs(capsys):
     example("plain_svi")["main"](epochs=3)
     losses = [float(value) for value in re.findall(r"([\d.]+) nats", capsys.readouterr().out)]
     assert losses[2] < losses[0]
+
+
+def test_the_plain_road_and_fit_end_in_the_same_parameters_after_100_steps():
+    x = data.load("digits").train[:640].double()
+    road, fitted = (
+        VAE(priors.Normal(3), encoders.Normal((1, 8, 8), 3), decoders.Bernoulli(3, (1, 8, 8), grey=True)).double()
+        for _ in range(2)
+    )
+    fitted.load_state_dict(road.state_dict())
+    example("plain_svi")["train"](road, x, epochs=10, batch_size=64, seed=5)
+    fit(fitted.model, fitted.guide, x, epochs=10, batch_size=64, seed=5)
+    for ours, theirs in zip(fitted.parameters(), road.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["speed", "published"])

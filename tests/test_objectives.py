@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
 
@@ -272,6 +272,44 @@ def test_the_delta_encoders_kl_is_minus_the_log_prior(x):
         loss, traces = recording(elbo)
         loss.loss(vae.model, vae.guide, x)
         assert terms_of(loss, traces)[1].item() == pytest.approx(expected, rel=1e-12)
+
+
+def summing(sums_guide):
+    """A pair with a switch k of two states, summed out in the model, or in both."""
+    infer = {"enumerate": "parallel"}
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            k = pyro.sample("k", dist.Bernoulli(0.3), infer={} if sums_guide else infer)
+            pyro.sample("x", dist.Normal(z + 2 * k, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5))
+            if sums_guide:
+                pyro.sample("k", dist.Bernoulli(0.5), infer=infer)
+
+    return model, guide
+
+
+def test_a_site_that_the_model_sums_out_belongs_to_the_likelihood():
+    x = torch.tensor([0.5, 2.0, -1.0])
+    loss, traces = recording(TraceEnum_ELBO(max_plate_nesting=1))
+    value = loss.loss(*summing(False), x)
+    z = traces[0][1].nodes["z"]["value"].numpy()
+    mixture = 0.7 * stats.norm.pdf(x, z, 0.5) + 0.3 * stats.norm.pdf(x, z + 2, 0.5)
+    divergence = (stats.norm.logpdf(z, x / 2, 0.5) - stats.norm.logpdf(z)).sum()
+    assert [term.item() for term in terms_of(loss, traces, value=value)] == pytest.approx(
+        [-np.log(mixture).sum(), divergence], rel=1e-12
+    )
+
+
+def test_terms_are_nan_where_the_guide_sums_out_a_site():
+    loss, traces = recording(TraceEnum_ELBO(max_plate_nesting=1))
+    value = loss.loss(*summing(True), torch.tensor([0.5, 2.0, -1.0]))
+    assert math.isfinite(value)
+    assert all(term.isnan() for term in terms_of(loss, traces, value=value))
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])

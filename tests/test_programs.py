@@ -345,9 +345,8 @@ def test_modules_are_found_behind_methods_handlers_and_calls():
     assert modules_of(lambda x: x, print) == []
 
 
-def test_the_device_is_that_of_the_first_parameter():
-    one = vae()
-    x = torch.zeros(2, 3)
+def test_data_follow_the_device_and_the_precision_of_the_modules():
+    one, x = vae(), torch.zeros(2, 3)
     assert as_input(x, one.double().model, one.guide).dtype == torch.float64
     assert as_input(x, lambda x: x) is x
     assert as_input(x, vae().to("meta").model).device == torch.device("meta")
