@@ -102,7 +102,7 @@ class _ContinuousBernoulli(dist.ContinuousBernoulli):
         small, size = self._small_and_size(0.01)
         near = value + small * value * (1 - value) * (1 / 2 + small * (1 - 2 * value) / 6)
         upper = torch.where(self.logits > 0, value, 1 - value)
-        below_one = -(upper + (1 - upper) * (-size).exp()).log() / size
+        below_one = (-(upper + (1 - upper) * (-size).exp()).log() / size).clamp(0, 1)
         far = torch.where(self.logits > 0, 1 - below_one, below_one)
         return torch.where(self.logits.abs() < 0.01, near, far)
 
