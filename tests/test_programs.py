@@ -84,9 +84,16 @@ def test_a_pair_on_one_support_other_than_the_reals_is_accepted():
     check(vae(prior, encoder))
 
 
-def test_checking_leaves_the_parameter_store_empty():
-    check(vae())
+def test_checking_leaves_the_parameter_store_empty_and_records_no_gradients():
+    seen = []
+
+    def decode(z):
+        seen.append(torch.is_grad_enabled())
+        return dist.Normal(torch.zeros(len(z), *SHAPE), 1.0).to_event(3)
+
+    check(vae(decoder=Part(decode)))
     assert not list(pyro.get_param_store().keys())
+    assert set(seen) == {False}
 
 
 # Parts that do not fit
@@ -375,6 +382,7 @@ def test_the_seed_holds_within_and_the_state_is_put_back():
     state = torch.get_rng_state()
     with seeded(5, torch.device("cpu")):
         assert torch.equal(torch.rand(3), expected)
+        torch.rand(4)
     assert torch.equal(torch.get_rng_state(), state)
 
 
