@@ -155,7 +155,7 @@ def fit(
 
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            totals = torch.zeros(len(Bound._fields), dtype=torch.float64, device=x.device)
+            totals = Bound(0.0, 0.0, 0.0)
             with pyro.validation_enabled(False):
                 for rows in shuffled_batches(x, batch_size, order):
                     batch = transform(rows) if transform else rows
@@ -163,7 +163,7 @@ def fit(
 
                     optim.zero_grad()
                     value = recorder.differentiable_loss(*weigh_kl(weight, model, guide), batch)
-                    if not math.isfinite(value.item()):
+                    if not math.isfinite(value):
                         raise FloatingPointError(_not_finite(value, epoch, step))
                     (value / len(batch)).backward()
                     if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
@@ -173,14 +173,15 @@ def fit(
                         torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
                     optim.step()
 
-                    reconstruction, kl = terms_of(recorder, traces, weight, value.detach())
+                    reconstruction, kl = map(float, terms_of(recorder, traces, weight, value.detach()))
                     traces.clear()
-                    totals += torch.stack([value.detach() + (1 - weight) * kl, reconstruction, kl])
+                    terms = value.item() + (1 - weight) * kl, reconstruction, kl
+                    totals = Bound(*(total + term for total, term in zip(totals, terms, strict=True)))
                     if on_step:
                         on_step(step, value.detach() / len(batch))
                     step += 1
                 seconds = time.perf_counter() - start
-                history.append(_row(epoch, Bound(*(totals / len(x)).tolist()), measure(), seconds))
+                history.append(_row(epoch, Bound(*(total / len(x) for total in totals)), measure(), seconds))
             if on_epoch:
                 on_epoch(history[-1])
     return history
