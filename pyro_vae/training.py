@@ -163,7 +163,7 @@ def fit(
 
                     optim.zero_grad()
                     value = recorder.differentiable_loss(*weigh_kl(weight, model, guide), batch)
-                    if not math.isfinite(value):
+                    if not math.isfinite(value.item()):
                         raise FloatingPointError(_not_finite(value, epoch, step))
                     (value / len(batch)).backward()
                     if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
