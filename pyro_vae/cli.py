@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pyro_vae.config import Config
-    from pyro_vae.data import Data
     from pyro_vae.vae import VAE
 
 PRESETS = {
@@ -135,8 +134,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
         command.add_argument("--n", type=int, default=count, metavar="N", help=f"how many (default {count})")
         command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-        command.add_argument("--data-root", metavar="DIR", help="folder of the data sets, if not the run's")
         command.add_argument("--out", type=Path, metavar="FILE", help="the picture (default: in the run's folder)")
+    reconstruct.add_argument("--data-root", metavar="DIR", help="folder of the data sets, if not the run's")
     reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")
     return parser
 
@@ -317,8 +316,8 @@ def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"pictures and JSON: {folder}")
 
 
-def _read_run(arguments: argparse.Namespace, rest: list[str]) -> "tuple[VAE, Data, Config]":
-    from pyro_vae.runs import load_run
+def _read_run(arguments: argparse.Namespace, rest: list[str]) -> "tuple[VAE, Config]":
+    from pyro_vae.runs import load_vae
 
     if rest:
         raise ValueError(_unknown_flag(rest[0], arguments))
@@ -328,10 +327,10 @@ def _read_run(arguments: argparse.Namespace, rest: list[str]) -> "tuple[VAE, Dat
     if not path.exists():
         raise ValueError(f"{arguments.run} is no run: it holds no config.yaml")
     tokens = _tokens(_read_yaml(path))
-    if arguments.data_root:
+    if getattr(arguments, "data_root", None):
         tokens.append(f"--data-root={arguments.data_root}")
     config = _config(*_parser().parse_known_args(["train", *tokens]))
-    return *load_run(arguments.run, config), config
+    return load_vae(arguments.run, config), config
 
 
 def _sample(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -340,7 +339,7 @@ def _sample(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pyro_vae import plots
     from pyro_vae.programs import seeded
 
-    vae, _, config = _read_run(arguments, rest)
+    vae, config = _read_run(arguments, rest)
     with seeded(arguments.seed, torch.device(config.device)):
         figure = plots.samples(vae.sample(arguments.n), "Samples from the prior, decoded")
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
@@ -352,14 +351,15 @@ def _reconstruct(arguments: argparse.Namespace, rest: list[str]) -> None:
     import torch
 
     from pyro_vae import plots
-    from pyro_vae.config import LOSSES, check_choice
+    from pyro_vae.config import LOSSES, check_choice, load_data
     from pyro_vae.data import BINARIZE
     from pyro_vae.evaluation import evaluate
     from pyro_vae.pictures import EVALUATE, reconstruction_figure
     from pyro_vae.programs import seeded
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
-    vae, data, config = _read_run(arguments, rest)
+    vae, config = _read_run(arguments, rest)
+    data = load_data(config)
     transform, device = BINARIZE[config.binarize], torch.device(config.device)
     x = data.test[: arguments.n].to(device)
     with seeded(arguments.seed, device):

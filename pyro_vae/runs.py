@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.config import LOSSES, Config, beta_of, build, check_choice, device_named, load_data
-from pyro_vae.data import BINARIZE, Data
+from pyro_vae.data import BINARIZE
 from pyro_vae.networks import Shape
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, draw, posterior_moments, snapshot_epochs
 from pyro_vae.programs import check_programs, seeded
@@ -52,7 +52,8 @@ class Run:
             lr=config.lr,
         )
         beta_of(config, steps_per_epoch=1)
-        self.vae = seeded_vae(config, tuple(self.data.train.shape[1:])).to(self.device)
+        self.shape = tuple(self.data.train.shape[1:])
+        self.vae = seeded_vae(config, self.shape).to(self.device)
         for part in (self.data.train, self.data.test):
             with seeded(config.seed, self.device):
                 check_programs(self.vae.model, self.vae.guide, part.to(self.device), self.transform)
@@ -82,7 +83,7 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 config.save(self.folder / "config.yaml")
             append_metrics(self.folder / "metrics.csv", row)
-            save_weights(self.vae, self.folder / "model.safetensors")
+            save_weights(self.vae, self.folder / "model.safetensors", self.shape)
             if row["epoch"] in watched:
                 posterior = posterior_moments(self.vae, self.shown)
                 if posterior:
@@ -124,7 +125,7 @@ class Run:
     def facts(self) -> dict[str, str]:
         """What the report says of the run in words."""
         count = sum(parameter.numel() for parameter in self.vae.parameters())
-        shape = "x".join(map(str, self.data.train.shape[1:]))
+        shape = "x".join(map(str, self.shape))
         values = {"none": "as they are", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
         return {
             "data": f"{self.config.data}: {len(self.data.train)} train, {len(self.data.test)} test, {shape}",
@@ -190,34 +191,44 @@ def append_metrics(path: Path, row: Row) -> None:
         file.write(text.getvalue())
 
 
-def save_weights(vae: VAE, path: Path) -> None:
-    """Write a VAE's weights as safetensors: to a temporary file first, so that the old ones stand until then."""
+def save_weights(vae: VAE, path: Path, shape: Shape) -> None:
+    """Write a VAE's weights as safetensors: to a temporary file first, so that the old ones stand until then.
+
+    Arguments:
+        vae: the VAE.
+        path: where to.
+        shape: the shape of one datum, which the file keeps beside the weights.
+    """
     temporary = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in vae.state_dict().items()}, temporary)
+    weights = {name: tensor.contiguous() for name, tensor in vae.state_dict().items()}
+    save_file(weights, temporary, metadata={"shape": " ".join(map(str, shape))})
     os.replace(temporary, path)
 
 
-def load_run(folder: Path, config: Config) -> tuple[VAE, Data]:
-    """Read a run's weights into the VAE of its config, and load its data.
+def load_vae(folder: Path, config: Config) -> VAE:
+    """Read a run's weights into the VAE of its config. Its data need not be there.
 
     Arguments:
         folder: the run's folder.
         config: the run's config.
 
     Returns:
-        The VAE, on the config's device, and the data set.
+        The VAE, on the config's device.
 
     Raises:
         ValueError: for weights that are missing, damaged or of another config.
     """
-    data = load_data(config)
-    vae = seeded_vae(config, tuple(data.train.shape[1:]))
     path = folder / "model.safetensors"
     try:
-        vae.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, "pt") as file:
+            shape = tuple(int(size) for size in file.metadata()["shape"].split())
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}") from error
+    vae = seeded_vae(config, shape)
+    try:
+        vae.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {reason}") from error
-    return vae.to(device_named(config.device)), data
+    return vae.to(device_named(config.device))

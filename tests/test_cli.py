@@ -169,6 +169,16 @@ def test_sample_writes_as_many_pictures_as_asked_and_follows_its_seed(capsys):
     assert "again.png" in capsys.readouterr().out
 
 
+def test_sample_does_not_need_the_data_and_reconstruct_says_that_it_does(capsys):
+    np.save("rows.npy", np.random.default_rng(0).random((60, 5)))
+    run = train("--data", "rows.npy", "--batch-size", "20")
+    Path("rows.npy").unlink()
+    assert main(["sample", str(run), "--n", "4"]) == 0
+    capsys.readouterr()
+    assert main(["reconstruct", str(run)]) == 2
+    assert capsys.readouterr().err == "pyro-vae: error: no file rows.npy\n"
+
+
 def test_reconstruct_names_what_it_evaluates_at(capsys):
     run = train()
     last = metrics(run)[-1]
