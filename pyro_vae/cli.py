@@ -190,6 +190,8 @@ def _with_config(argv: list[str]) -> list[str]:
 def _tokens(flags: dict[str, Any]) -> list[str]:
     tokens = []
     for name, value in flags.items():
+        if value is None:  # a flag that is not set
+            continue
         flag = f"--{name}" if name.startswith(PARTS) and "." in name else f"--{name.replace('_', '-')}"
         if value is True and "." not in name:
             tokens.append(flag)

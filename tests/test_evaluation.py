@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-from scipy import stats
+from scipy import integrate, stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -277,3 +277,23 @@ def test_kl_parts_are_for_normal_distributions_alone(linear):
     prior = priors.Normal(2)()
     assert kl_parts(encoders.Delta(4, 2)(linear.x), prior) is None
     assert kl_parts(prior, dist.Laplace(torch.zeros(2), 1.0).to_event(1)) is None
+
+
+def test_at_the_mean_a_kl_without_a_closed_form_is_the_kl_all_the_same():
+    class StudentT(nn.Module):
+        def forward(self):
+            return dist.StudentT(torch.tensor([4.0]), 0.0, 1.0).to_event(1)
+
+    count = 20_000  # one draw for each of as many copies of a datum
+    vae = VAE(StudentT(), encoders.Normal(3, 1), decoders.Normal(1, 3))
+    x = torch.full((1, 3), 0.5)
+    q = vae.encoder(x)
+    mean, scale = q.mean.item(), q.stddev.item()
+
+    def log_ratio(z):
+        return stats.norm.logpdf(z, mean, scale) - stats.t.logpdf(z, 4)
+
+    expected, _ = integrate.quad(lambda z: stats.norm.pdf(z, mean, scale) * log_ratio(z), mean - 12, mean + 12)
+    draws = log_ratio(stats.norm.rvs(mean, scale, size=count, random_state=0))
+    found = evaluate(vae.model, vae.guide, x.expand(count, 3), at="mean")
+    assert abs(found.kl - expected) < 4 * draws.std() / count**0.5
