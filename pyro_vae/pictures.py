@@ -42,7 +42,8 @@ def draw(
     panels = {name: plots.project(*moments, method, config.seed) for name, moments in snapshots.items()}
     shown_labels = None if labels is None else labels[: len(x)]
     title = f"Posteriors of test data, {MAP_NAMES[method]}"
-    figures["latent_map"] = plots.latent_map(panels, shown_labels, title=title)
+    shared = method != "tsne"  # a t-SNE map has no unit, so that two of them have no common scale
+    figures["latent_map"] = plots.latent_map(panels, shown_labels, title=title, shared=shared)
     figures["posterior_cloud"] = cloud_figure(vae, x, config.seed)
     with torch.no_grad():
         parts = kl_parts(vae.encoder(x), vae.prior())

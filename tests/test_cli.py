@@ -121,6 +121,7 @@ def test_the_preset_is_the_recipe_of_the_practicum():
         ["--binarize", "threshold", "--warm-up", "1", "--clip-norm", "1"],
         ["--latent-dim", "2", "--evaluate", "sample"],
         ["--latent-dim", "1", "--latent-map", "first"],
+        ["--latent-map", "tsne"],
         ["--epochs", "0"],
     ],
 )
