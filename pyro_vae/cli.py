@@ -33,7 +33,7 @@ PRESETS = {
     }
 }
 PARTS = ("prior", "encoder", "decoder")
-TRAIN_ONLY = {"epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "evaluate", "latent_map"}
+TRAIN_ONLY = {"epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "evaluate", "latent_map"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--loss", metavar="NAME", help="Trace_ELBO (default) or TraceMeanField_ELBO, which has the KL in closed form")
     add("--beta", type=float, metavar="X", help="weight of the KL (default 1)")
     add("--warm-up", type=int, metavar="N", help="epochs over which the weight of the KL rises from 0 (default 0)")
+    add("--engine", metavar="HOW", help="auto (default), eager, recorded (replay the programs' arithmetic) or compiled")
     add("--clip-norm", type=float, metavar="X", help="largest norm of the whole gradient (default: none)")
     add("--evaluate", metavar="WHAT", help="z of the pictured reconstructions: posterior mean (default) or sample")
     add("--latent-map", metavar="HOW", help="first (two dimensions), pca (default) or tsne")
@@ -280,8 +281,10 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
+            warnings.filterwarnings("ignore", "the step cannot be recorded")  # said below
             history = run.train(on_epoch, on_step)
     last = history[-1]
+    print(f"{'engine:':<20}{history.engine}")
     print(
         f"epoch {last['epoch']:.0f}: train_loss {last['train_loss']:.2f}, test_loss {last['test_loss']:.2f},"
         f" test_loss_at_mean {last['test_loss_at_mean']:.2f} nats per datum"

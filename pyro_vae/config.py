@@ -50,6 +50,7 @@ class Config:
     batch_size: int = 64
     lr: float = 1e-3
     clip_norm: float | None = None
+    engine: str = "auto"
     seed: int = 0
     device: str = "cpu"
     evaluate: str = "mean"

@@ -19,7 +19,7 @@ class KLWeight(Messenger):
     It is ``poutine.scale`` for the latent sites alone, and allows a weight of 0.
 
     Arguments:
-        beta: the weight, at least 0.
+        beta: the weight, at least 0; a tensor where it changes from step to step.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -31,7 +31,7 @@ class KLWeight(Messenger):
         Higgins et al., 2017, beta-VAE, equation 4.
     """
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: Tensor | float) -> None:
         super().__init__()
         self.beta = beta
 
@@ -40,11 +40,11 @@ class KLWeight(Messenger):
             msg["scale"] = msg["scale"] * self.beta
 
 
-def weigh_kl(beta: float, *programs: Program) -> tuple[Program, ...]:
+def weigh_kl(beta: Tensor | float, *programs: Program) -> tuple[Program, ...]:
     """Put a `KLWeight` around each program, unless the weight is 1.
 
     Arguments:
-        beta: the weight, at least 0.
+        beta: the weight, at least 0; a tensor where it changes from step to step.
         programs: Pyro programs.
 
     Returns:
@@ -56,7 +56,9 @@ def weigh_kl(beta: float, *programs: Program) -> tuple[Program, ...]:
         >>> pyro.poutine.trace(program).get_trace().nodes["z"]["scale"]
         0.5
     """
-    return programs if beta == 1 else tuple(KLWeight(beta)(program) for program in programs)
+    if isinstance(beta, float | int) and beta == 1:
+        return programs
+    return tuple(KLWeight(beta)(program) for program in programs)
 
 
 class AtMean(Messenger):

@@ -98,7 +98,7 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
 
 
 def terms_of(
-    loss: ELBO, traces: list[tuple[Trace, Trace]], beta: float = 1.0, value: Tensor | float = math.nan
+    loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float = 1.0, value: Tensor | float = math.nan
 ) -> tuple[Tensor, Tensor]:
     """Average the reconstruction and the KL of an ELBO's traces over its particles.
 
@@ -142,7 +142,7 @@ def reconstruction(model_trace: Trace) -> Tensor:
     return -sum(model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes)
 
 
-def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, beta: float = 1.0) -> Tensor:
+def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, beta: Tensor | float = 1.0) -> Tensor:
     r"""Sum the KL of the latent sites as it is at weight 1.
 
     .. math:: \log q(z|x) - \log p(z) \quad \text{or, in closed form,} \quad \mathrm{KL}(q(z|x) \,\|\, p(z))
@@ -170,7 +170,7 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, bet
     return total - sum(_log_prob(prior, beta) for prior in priors.values())
 
 
-def _closed_form(posterior: dict[str, Any], prior: dict[str, Any], beta: float) -> Tensor | None:
+def _closed_form(posterior: dict[str, Any], prior: dict[str, Any], beta: Tensor | float) -> Tensor | None:
     try:
         divergence = kl_divergence(posterior["fn"], prior["fn"])
     except NotImplementedError:
@@ -178,14 +178,18 @@ def _closed_form(posterior: dict[str, Any], prior: dict[str, Any], beta: float) 
     return _without_weight(divergence, posterior, beta)
 
 
-def _log_prob(site: dict[str, Any], beta: float) -> Tensor:
-    total: Tensor = site["log_prob_sum"]
-    if beta == 1:
+def _log_prob(site: dict[str, Any], beta: Tensor | float) -> Tensor:
+    if isinstance(beta, float | int) and beta == 1:
+        total: Tensor = site["log_prob_sum"]
         return total
-    return total / beta if beta else _without_weight(site["unscaled_log_prob"], site, beta)
+    return _without_weight(site["unscaled_log_prob"], site, beta)
 
 
-def _without_weight(log_prob: Tensor, site: dict[str, Any], beta: float) -> Tensor:
+def _without_weight(log_prob: Tensor, site: dict[str, Any], beta: Tensor | float) -> Tensor:
     # A weight of 0 has wiped out any scale of the program's own, which is then taken for 1.
-    total: Tensor = scale_and_mask(log_prob, site["scale"] / beta if beta else 1.0, site["mask"]).sum()
+    if isinstance(beta, Tensor):
+        scale: Tensor | float = torch.where(beta == 0, 1.0, site["scale"] / beta)
+    else:
+        scale = site["scale"] / beta if beta else 1.0
+    total: Tensor = scale_and_mask(log_prob, scale, site["mask"]).sum()
     return total

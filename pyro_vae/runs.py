@@ -50,6 +50,7 @@ class Run:
             beta=config.beta,
             clip_norm=config.clip_norm,
             lr=config.lr,
+            engine=config.engine,
         )
         beta_of(config, steps_per_epoch=1)
         self.shape = tuple(self.data.train.shape[1:])
@@ -105,6 +106,7 @@ class Run:
             beta=beta_of(config, steps_per_epoch),
             clip_norm=config.clip_norm,
             transform=self.transform,
+            engine=config.engine,
             on_step=on_step,
             on_epoch=record,
         )

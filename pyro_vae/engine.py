@@ -1,0 +1,205 @@
+"""How a step is computed: by running the Pyro programs, or by replaying a recording of their arithmetic."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+ENGINES = ("auto", "eager", "recorded", "compiled")
+WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 steps save
+Outputs = Sequence[Any]  # tensors, or None for the gradient of a parameter that has none
+Step = Callable[..., Outputs]
+
+
+class Recorded:
+    """A step that runs its programs a few times, and from then on replays the arithmetic that they did.
+
+    The first call runs the step itself, so that whatever is made lazily is made. The second one records every tensor
+    operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of calls has
+    doubled since, the recording is run beside the step, on the same random numbers, and must give the same outputs to
+    the last bit (compiled, or on a GPU, where sums have another order, to a part in 100,000 of their norm); all other
+    calls run the recording alone. Parameters and
+    buffers are the programs' own, not copies, and noise is drawn anew at every call.
+
+    A batch of another shape than the first, such as the last one of an epoch, is left to the step. So is everything
+    from where a step cannot be recorded (a branch of Python on data), or differs from its recording.
+
+    Arguments:
+        step: a function of tensors, and of numbers that never change, to tensors or None.
+        compiled: have ``torch.compile`` make one kernel of many operations. This takes seconds, once.
+        quiet: do not warn where the step cannot be recorded.
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> step = Recorded(lambda x: torch.autograd.grad((weight * x).sin().sum(), weight))
+        >>> for number in range(4):
+        ...     gradient, = step(torch.full((2,), float(number)))
+        >>> torch.equal(gradient, 3 * torch.full((2,), 3.0).cos()), step.replayed
+        (True, 1)
+    """
+
+    def __init__(self, step: Step, *, compiled: bool = False, quiet: bool = False) -> None:
+        self.step, self.compiled, self.quiet = step, compiled, quiet
+        self.calls = self.replayed = 0
+        self.reason = ""
+        self._check_at = 0
+        self._shape = torch.Size()
+        self._recording: GraphModule | None = None
+        self._replay: Step = step
+
+    def __call__(self, batch: Tensor, *inputs: Tensor | float) -> Outputs:
+        """Return the step's outputs."""
+        self.calls += 1
+        if self.calls == 1:
+            self._shape = batch.shape
+        if self.calls == 1 or self.reason or batch.shape != self._shape:
+            return self.step(batch, *inputs)
+        if self._recording is None:
+            return self._record(batch, *inputs)
+        if self.calls >= self._check_at:
+            return self._check(self._recording, batch, *inputs)
+        self.replayed += 1
+        with torch.no_grad():
+            return self._replay(batch, *inputs)
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"eager: the step cannot be recorded ({self.reason})"
+        return f"{'compiled' if self.compiled else 'recorded'}: {self.replayed} of {self.calls} steps were replayed"
+
+    def _record(self, *inputs: Tensor | float) -> Outputs:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        outputs: Outputs = ()
+
+        def step(*args: Tensor | float) -> Outputs:
+            nonlocal outputs
+            outputs = self.step(*args)
+            return outputs
+
+        random_state = _random_state()
+        try:
+            with _kept_on_device():
+                self._recording = make_fx(step)(*inputs)
+        except Exception as error:  # any program may stand here, and fail in any way
+            self._fall_back(_reason(error))
+            _set_random_state(random_state)
+            return self.step(*inputs)
+        self._replay = self._recording
+        if self.compiled:  # at its first call; random numbers are those of the uncompiled recording
+            self._replay = torch.compile(self._recording, dynamic=False, options={"fallback_random": True})
+        return outputs
+
+    def _check(self, recording: GraphModule, batch: Tensor, *inputs: Tensor | float) -> Outputs:
+        self._check_at = 2 * self.calls
+        state = [(value, value.clone()) for value in _constants(recording)]
+        random_state = _random_state()
+        with torch.no_grad():
+            try:
+                replayed = self._replay(batch, *inputs)
+            except Exception as error:  # of the compiler, or where there is none
+                self._fall_back(_reason(error))
+                return self.step(batch, *inputs)
+            for value, before in state:  # such as the running mean of a batch normalization
+                if not _same([value], [before]):
+                    value.copy_(before)
+        after = _random_state()
+        _set_random_state(random_state)
+        outputs = self.step(batch, *inputs)
+        tolerance = 1e-5 if self.compiled or batch.device.type != "cpu" else 0.0
+        if not (_same(outputs, replayed, tolerance) and _same(after, _random_state())):
+            self._fall_back("the programs' arithmetic is not the same at every step")
+        return outputs
+
+    def _fall_back(self, reason: str) -> None:
+        self.reason = reason
+        self._recording = None
+        if not self.quiet:
+            warnings.warn(f"the step cannot be recorded and is run eagerly ({reason})", RuntimeWarning, stacklevel=4)
+
+
+def chosen(step: Step, engine: str, steps: int) -> tuple[Step, Callable[[], str]]:
+    """Return what computes a step, and what says in a line, when all is done, how that was and why.
+
+    Arguments:
+        step: what `Recorded` takes.
+        engine: one of `ENGINES`.
+        steps: how many there will be.
+
+    Returns:
+        A function with the step's arguments and results, and one that returns the line.
+
+    Example:
+        >>> compute, how = chosen(lambda x: (x + 1,), "auto", steps=10)
+        >>> compute(torch.zeros(1)), how()
+        ((tensor([1.]),), 'eager: 10 steps are too few to gain from a recording')
+    """
+    if engine == "eager":
+        return step, lambda: "eager, as asked"
+    if engine == "auto" and steps < WORTHWHILE:
+        return step, lambda: f"eager: {steps} steps are too few to gain from a recording"
+    recorded = Recorded(step, compiled=engine == "compiled", quiet=engine == "auto")
+    return recorded, lambda: str(recorded)
+
+
+def _constants(recording: GraphModule) -> list[Tensor]:
+    values = [getattr(recording, node.target) for node in recording.graph.nodes if node.op == "get_attr"]
+    return [value for value in values if not (value.is_leaf and value.requires_grad)]
+
+
+def _random_state() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def _set_random_state(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1:]:
+        torch.cuda.set_rng_state_all(state[1:])
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+
+
+def _same(ones: Outputs, others: Outputs, tolerance: float = 0.0) -> bool:
+    if [one is None for one in ones] != [other is None for other in others]:
+        return False
+    pairs = [(one, other) for one, other in zip(ones, others, strict=True) if one is not None and other is not None]
+    return all(
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and torch.allclose(one, other, rtol=0, atol=tolerance and tolerance * _norm(one), equal_nan=True)
+        for one, other in pairs
+    )
+
+
+def _norm(value: Tensor) -> float:
+    return float(torch.linalg.vector_norm(value.double()))
+
+
+@contextmanager
+def _kept_on_device() -> Iterator[None]:
+    """Have Pyro's ELBOs (seen in 1.9) neither turn tensors into numbers nor branch on them, and put all back."""
+    without = {
+        "torch_item": lambda x: x.detach().double() if isinstance(x, Tensor) else x,  # numbers of Python are double
+        "warn_if_nan": lambda *_, **__: None,  # `fit` stops at what is not finite
+    }
+    modules = [
+        pyro.infer.trace_elbo,
+        pyro.infer.trace_mean_field_elbo,
+        pyro.infer.tracegraph_elbo,
+        pyro.infer.traceenum_elbo,
+    ]
+    before = [(module, name, getattr(module, name)) for module in modules for name in without if hasattr(module, name)]
+    try:
+        for module, name, _ in before:
+            setattr(module, name, without[name])
+        yield
+    finally:
+        for module, name, function in before:
+            setattr(module, name, function)

@@ -1,0 +1,388 @@
+import shutil
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from part_cases import CASES
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_elbo
+from torch import nn
+
+from pyro_vae import VAE, data, decoders, encoders, fit, priors
+from pyro_vae.engine import ENGINES, Recorded, chosen
+from pyro_vae.networks import MLP
+from pyro_vae.objectives import linear_warm_up
+
+SMALL = partial(MLP, hidden=(5,))
+ELBO = partial(Trace_ELBO, num_particles=3)
+VECTORIZED = {"vectorize_particles": True}
+
+
+def points(count=40, seed=1):
+    return torch.rand(count, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def small_vae(encoder=encoders.Normal, decoder=decoders.Normal, **own):
+    torch.manual_seed(0)
+    return VAE(priors.Normal(2, learned=True), encoder(6, 2, SMALL), decoder(2, 6, SMALL, **own))
+
+
+def trained(make, engine, x=None, **settings):
+    """The history without its times, every parameter and buffer, and the line on the engine, of 33 steps."""
+    model, guide, state = make()
+    settings = {"epochs": 11, "batch_size": 16, "seed": 3, "validation": points(8, 2)} | settings
+    history = fit(model, guide, points() if x is None else x, engine=engine, **settings)
+    rows = [[row[name] for name in row if name != "seconds"] for row in history]
+    return torch.tensor(rows), [value.detach().clone() for value in state()], history.engine
+
+
+def of_vae(**own):
+    def make():
+        vae = small_vae(**own)
+        return vae.model, vae.guide, lambda: vae.state_dict().values()
+
+    return make
+
+
+def assert_recorded_is_eager(make, **settings):
+    rows, state, _ = trained(make, "eager", **settings)
+    recorded_rows, recorded_state, line = trained(make, "recorded", **settings)
+    assert line.startswith("recorded: ")
+    assert torch.equal(rows.nan_to_num(-1.0), recorded_rows.nan_to_num(-1.0))
+    assert all(map(torch.equal, state, recorded_state))
+    return line
+
+
+# The same to the last bit
+
+
+SETTINGS = {
+    "Trace_ELBO": {},
+    "closed-form KL": {"loss": TraceMeanField_ELBO()},
+    "3 particles": {"loss": ELBO()},
+    "3 particles, closed-form KL": {"loss": TraceMeanField_ELBO(num_particles=3)},
+    "3 particles, vectorized": {"loss": ELBO(max_plate_nesting=1, **VECTORIZED)},
+    "3 particles, vectorized, plates to be guessed": {"loss": ELBO(**VECTORIZED)},
+    "beta": {"beta": 0.3},
+    "no KL": {"beta": 0.0},
+    "warm-up": {"beta": linear_warm_up(20)},
+    "warm-up, closed-form KL": {"beta": linear_warm_up(20), "loss": TraceMeanField_ELBO()},
+    "clipping": {"clip_norm": 0.1},
+    "dynamic binarization": {"transform": data.dynamic},
+    "SGD": {"optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_recorded_training_is_the_eager_one_to_the_last_bit(name):
+    line = assert_recorded_is_eager(of_vae(learned=True), **SETTINGS[name])
+    # 33 steps, 11 of them with the last smaller batch; 1 runs first, 2 is recorded, and 4, 8, 16 and 32 are checked
+    assert line == "recorded: 16 of 33 steps were replayed"
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_every_part_is_recorded_to_the_last_bit(case):
+    torch.manual_seed(0)
+    part = case.make(3).double()
+    prior, encoder = priors.Normal(3), encoders.Normal((2, 4, 3), 3, SMALL)
+    decoder = decoders.Normal(3, (2, 4, 3), SMALL)
+    built = VAE(*(part if case.kind == kind else other for kind, other in zip(
+        ("prior", "encoder", "decoder"), (prior, encoder, decoder), strict=True))).double()  # fmt: skip
+    start = {name: value.clone() for name, value in built.state_dict().items()}
+
+    def make():
+        built.load_state_dict(start)
+        return built.model, built.guide, lambda: built.state_dict().values()
+
+    x = torch.rand(40, 2, 4, 3, dtype=torch.float64).round()
+    beta = 0.0 if case.family is encoders.Delta else 1.0
+    assert_recorded_is_eager(make, x=x, validation=None, beta=beta, epochs=6)
+
+
+def test_parameters_of_the_store_are_recorded_also_two_that_share_their_gradient():
+    def make():
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+
+        def model(x):
+            mean = pyro.param("a", torch.zeros(6)) + pyro.param("b", torch.ones(6))
+            scale = pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([6]).to_event(1))
+                pyro.sample("x", dist.Normal(mean + z, scale).to_event(1), obs=x)
+
+        def guide(x):
+            shift = pyro.param("shift", torch.zeros(6))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x + shift, 0.3).to_event(1))
+
+        return model, guide, lambda: [value for _, value in sorted(pyro.get_param_store().items())]
+
+    assert_recorded_is_eager(make, clip_norm=0.1)
+    store = pyro.get_param_store()
+    assert torch.allclose(store["b"] - store["a"], torch.ones(6))  # clipped once each, not twice
+
+
+def test_dropout_and_the_running_moments_of_a_batch_normalization_are_recorded():
+    class Normalized(nn.Sequential):
+        def __init__(self, in_shape, out_shape):
+            super().__init__(nn.BatchNorm1d(6), nn.Dropout(0.5), SMALL(in_shape, out_shape))
+
+    def make():
+        torch.manual_seed(0)
+        vae = VAE(priors.Normal(2), encoders.Normal(6, 2, Normalized), decoders.Normal(2, 6, SMALL))
+        return vae.model, vae.guide, lambda: vae.state_dict().values()
+
+    assert_recorded_is_eager(make)
+    _, state, _ = trained(make, "recorded")
+    assert any(value.dtype == torch.int64 and value == 33 for value in state)  # num_batches_tracked
+
+
+def test_the_programs_are_not_run_at_the_replayed_steps():
+    runs = []
+
+    def make():
+        vae = small_vae()
+
+        def model(x):
+            runs.append(len(x))
+            return vae.model(x)
+
+        return model, vae.guide, vae.parameters
+
+    trained(make, "eager", validation=None)
+    eager = len(runs)
+    runs.clear()
+    _, _, line = trained(make, "recorded", validation=None)
+    assert eager - len(runs) == 16
+    assert line == "recorded: 16 of 33 steps were replayed"
+
+
+# Noise
+
+
+def test_noise_is_drawn_anew_at_every_replayed_step_and_follows_the_seed():
+    step = Recorded(lambda x: (x + torch.randn(3),))
+
+    def draws(seed):
+        torch.manual_seed(seed)
+        return torch.cat([step(torch.zeros(3))[0] for _ in range(40)])
+
+    first = draws(0)
+    assert step.replayed > 20
+    assert len(first.unique()) == 120
+    again = draws(0)
+    assert torch.equal(first, again)
+    assert not torch.equal(again, draws(1))
+
+
+def test_noise_that_became_a_constant_is_caught():
+    def step(x):
+        return (x + torch.from_numpy(torch.randn(3).numpy()),)  # what passes through numpy leaves the recording
+
+    recorded = Recorded(step)
+    torch.manual_seed(0)
+    with pytest.warns(RuntimeWarning, match="not the same at every step"):
+        found = [recorded(torch.zeros(3))[0] for _ in range(10)]
+    torch.manual_seed(0)
+    assert torch.equal(torch.stack(found), torch.stack([torch.randn(3) for _ in range(10)]))
+    assert recorded.replayed == 0
+
+
+def test_a_step_that_draws_another_number_of_random_numbers_each_time_is_caught():
+    counts = iter(range(1, 100))
+
+    def step(x):
+        torch.randn(next(counts))
+        return (x,)
+
+    recorded = Recorded(step)
+    with pytest.warns(RuntimeWarning, match="not the same at every step"):
+        [recorded(torch.zeros(3)) for _ in range(3)]
+
+
+# What cannot be recorded
+
+
+def branching(x):
+    return (x * 2,) if x.sum() > 0 else (x * 3,)
+
+
+def with_item(x):
+    return (x * x.sum().item(),)
+
+
+@pytest.mark.parametrize("step", [branching, with_item])
+def test_a_branch_or_a_number_taken_from_data_leads_to_eager_steps_with_one_warning(step):
+    recorded = Recorded(step)
+    inputs = torch.randn(8, 5)
+    with pytest.warns(RuntimeWarning, match="the step cannot be recorded and is run eagerly") as warned:
+        found = [recorded(x)[0] for x in inputs]
+    assert len(warned) == 1
+    assert all(torch.equal(value, step(x)[0]) for value, x in zip(found, inputs, strict=True))
+    assert str(recorded).startswith("eager: the step cannot be recorded (")
+
+
+def test_a_branch_on_the_batch_in_a_program_is_trained_as_without_a_recording():
+    def make():
+        vae = small_vae()
+
+        def model(x):
+            with pyro.poutine.scale(scale=2.0 if x.mean() > 0.5 else 1.0):
+                return vae.model(x)
+
+        return model, vae.guide, vae.parameters
+
+    rows, state, _ = trained(make, "eager", validation=None)
+    with pytest.warns(RuntimeWarning, match="cannot be recorded"):
+        recorded_rows, recorded_state, line = trained(make, "recorded", validation=None)
+    assert line.startswith("eager: the step cannot be recorded")
+    assert torch.equal(rows.nan_to_num(), recorded_rows.nan_to_num())
+    assert all(map(torch.equal, state, recorded_state))
+
+
+def test_a_number_that_changes_in_python_is_seen_when_the_calls_have_doubled():
+    temperature = [1.0]
+    recorded = Recorded(lambda x: (x / temperature[0],))
+    for _ in range(10):
+        recorded(torch.ones(1))
+    assert recorded.replayed
+    temperature[0] = 0.5
+    with pytest.warns(RuntimeWarning, match="not the same at every step"):
+        found = [recorded(torch.ones(1))[0].item() for _ in range(12)]
+    assert found[-1] == found[-7] == 2.0
+
+
+def test_random_numbers_are_as_without_a_recording_after_one_has_failed():
+    def step(x):
+        noise = torch.randn(3)
+        return (noise * float(x.sum()),)
+
+    recorded = Recorded(step, quiet=True)
+    torch.manual_seed(0)
+    found = torch.stack([recorded(torch.ones(1))[0] for _ in range(4)])
+    torch.manual_seed(0)
+    assert torch.equal(found, torch.stack([torch.randn(3) for _ in range(4)]))
+
+
+def test_no_function_of_pyro_stays_changed_also_after_a_failure():
+    before = trace_elbo.torch_item, trace_elbo.warn_if_nan
+    during = []
+
+    def step(x):
+        during.append(trace_elbo.torch_item)
+        if len(during) == 2:
+            raise RuntimeError("in the recording")
+        return (x,)
+
+    recorded = Recorded(step, quiet=True)
+    for _ in range(3):
+        recorded(torch.ones(1))
+    assert during[1] is not before[0]  # the change that is put back was there
+    assert (trace_elbo.torch_item, trace_elbo.warn_if_nan) == before
+    assert "in the recording" in str(recorded)
+
+
+# Compiled
+
+
+needs_a_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here"
+)
+
+
+@needs_a_compiler
+def test_a_compiled_training_draws_the_same_noise_and_agrees_with_the_eager_one():
+    settings = {"beta": linear_warm_up(20), "transform": data.dynamic}
+    rows, state, _ = trained(of_vae(learned=True), "eager", **settings)
+    compiled_rows, compiled_state, line = trained(of_vae(learned=True), "compiled", **settings)
+    assert line == "compiled: 16 of 33 steps were replayed"
+    assert torch.allclose(rows, compiled_rows, rtol=1e-5, atol=1e-5)
+    for value, compiled in zip(state, compiled_state, strict=True):
+        assert (value - compiled).norm() < 1e-4 * value.norm()  # after 33 steps of Adam, which amplifies
+
+
+@needs_a_compiler
+def test_a_compiled_step_that_is_not_the_eager_one_is_caught(monkeypatch):
+    def spoiled(recording, **_):
+        return lambda *inputs: [value * (1 + 1e-4) for value in recording(*inputs)]
+
+    monkeypatch.setattr(torch, "compile", spoiled)
+    recorded = Recorded(lambda x: (x * 2,), compiled=True)
+    with pytest.warns(RuntimeWarning, match="not the same at every step"):
+        found = [recorded(torch.ones(3))[0] for _ in range(4)]
+    assert all(torch.equal(value, torch.full((3,), 2.0)) for value in found)
+
+
+def test_a_compiler_that_fails_leads_to_eager_steps_with_one_warning(monkeypatch):
+    def without_compiler(*_, **__):
+        def fail(*_):
+            raise RuntimeError("no C++ compiler found\nmore")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", without_compiler)
+    recorded = Recorded(lambda x: (x + torch.randn(3),), compiled=True)
+    torch.manual_seed(0)
+    with pytest.warns(RuntimeWarning, match=r"run eagerly \(RuntimeError: no C\+\+ compiler found\)"):
+        found = [recorded(torch.zeros(3))[0] for _ in range(4)]
+    torch.manual_seed(0)
+    assert torch.equal(torch.stack(found), torch.stack([torch.randn(3) for _ in range(4)]))
+
+
+# Which engine
+
+
+def test_auto_records_long_trainings_and_says_so_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, _, short = trained(of_vae(), "auto", validation=None)
+        _, _, long = trained(of_vae(), "auto", validation=None, epochs=140)
+    assert short == "eager: 33 steps are too few to gain from a recording"
+    assert long.startswith("recorded: ")
+
+
+def test_auto_falls_back_without_a_warning():
+    compute, how = chosen(branching, "auto", steps=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            compute(torch.ones(2))
+    assert how().startswith("eager: the step cannot be recorded")
+
+
+def test_eager_is_the_step_itself():
+    compute, how = chosen(branching, "eager", steps=1000)
+    assert (compute, how()) == (branching, "eager, as asked")
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(ValueError, match="engine is one of auto, eager, recorded, compiled, not 'fast'"):
+        trained(of_vae(), "fast")
+    assert ENGINES[0] == "auto"
+
+
+def test_an_enumerated_model_is_trained_as_without_a_recording():
+    def make():
+        torch.manual_seed(0)
+        logits = nn.Parameter(torch.zeros(2))
+        means = nn.Parameter(torch.randn(2, 6))
+
+        @pyro.infer.config_enumerate
+        def model(x):
+            pyro.param("logits", logits), pyro.param("means", means)
+            with pyro.plate("data", len(x)):
+                code = pyro.sample("code", dist.Categorical(logits=pyro.param("logits")))
+                pyro.sample("x", dist.Normal(pyro.param("means")[code], 0.5).to_event(1), obs=x)
+
+        return model, lambda _: None, lambda: [value for _, value in sorted(pyro.get_param_store().items())]
+
+    settings = {"loss": TraceEnum_ELBO(max_plate_nesting=1), "validation": None}
+    results = []
+    for engine in ("eager", "auto"):
+        pyro.clear_param_store()
+        results.append(trained(make, engine, epochs=140, **settings))
+    assert torch.equal(results[0][0].nan_to_num(), results[1][0].nan_to_num())
+    assert all(map(torch.equal, results[0][1], results[1][1]))
