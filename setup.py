@@ -29,6 +29,7 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.66",
         "pillow>=10",
+        "zuko>=1.3",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-cov>=5", "scipy>=1.11"],

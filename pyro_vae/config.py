@@ -95,7 +95,7 @@ def parts(kind: str) -> dict[str, type[nn.Module]]:
     """
     module = KINDS[kind]
     classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
-    own = {name: value for name, value in classes.items() if value.__module__ == module.__name__}
+    own = {name: value for name, value in classes.items() if value.__module__.startswith(module.__name__)}
     return {name: value for name, value in own.items() if issubclass(value, nn.Module) and not name.startswith("_")}
 
 
@@ -114,7 +114,7 @@ def part(kind: str, name: str) -> type[nn.Module]:
 
     Example:
         >>> part("prior", "Normal").__module__
-        'pyro_vae.priors'
+        'pyro_vae.priors.normal'
     """
     if "." not in name:
         if name not in parts(kind):

@@ -6,6 +6,8 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vae.distributions import mean_of
+
 Program = Callable[..., Any]
 
 
@@ -73,7 +75,7 @@ class AtMean(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
-            msg["value"], msg["done"] = msg["fn"].mean, True
+            msg["value"], msg["done"] = mean_of(msg["fn"]), True
 
 
 class LocalModules(Messenger):

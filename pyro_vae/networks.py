@@ -115,6 +115,26 @@ def soft_clip(value: Tensor, bound: float = 10.0) -> Tensor:
     return value.clamp(-bound, bound) + value.sign() * excess.log1p()
 
 
+def positive(value: Tensor) -> Tensor:
+    r"""Return a positive number for any output of a network: the exponential of `soft_clip`.
+
+    .. math:: f(v) = e^v \text{ for } |v| \le 10, \text{ and polynomial beyond, from } 5 \cdot 10^{-9} \text{ to }
+              2 \cdot 10^8 \text{ for } |v| \le 10^4
+
+    Arguments:
+        value: any tensor.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> import torch
+        >>> positive(torch.tensor([0.0, 1.0]))
+        tensor([1.0000, 2.7183])
+    """
+    return soft_clip(value).exp()
+
+
 class MLP(nn.Module):
     """Fully connected network with one activation between its layers.
 

@@ -6,6 +6,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.distributions import mean_of
+
 
 class VAE(nn.Module):
     r"""Variational autoencoder: a prior p(z), an encoder q(z|x) and a decoder p(x|z).
@@ -88,7 +90,7 @@ class VAE(nn.Module):
         """
         if n < 1:
             raise ValueError(f"the number of samples must be at least 1, not {n!r}")
-        return self.decoder(self.prior().sample((n,))).mean
+        return mean_of(self.decoder(self.prior().sample((n,))))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
@@ -105,7 +107,7 @@ class VAE(nn.Module):
             ValueError: where x does not have the shape that the encoder was built for.
         """
         posterior = self.encoder(x)
-        return self.decoder(posterior.mean if mean else posterior.sample()).mean
+        return mean_of(self.decoder(mean_of(posterior) if mean else posterior.sample()))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
@@ -126,6 +128,6 @@ class VAE(nn.Module):
             raise ValueError(f"the number of steps must be at least 2, not {steps!r}")
         if a.shape != b.shape:
             raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
-        start, end = self.encoder(a).mean, self.encoder(b).mean
+        start, end = mean_of(self.encoder(a)), mean_of(self.encoder(b))
         weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).reshape(-1, *[1] * start.dim())
-        return self.decoder(torch.lerp(start, end, weight)).mean
+        return mean_of(self.decoder(torch.lerp(start, end, weight)))

@@ -1,4 +1,4 @@
-"""Priors: modules whose ``forward()`` returns p(z), with batch shape () and event shape (latent_dim,)."""
+"""Normal priors."""
 
 import pyro.distributions as dist
 import torch

@@ -1,18 +1,13 @@
-"""Encoders: modules whose ``forward(x)`` returns q(z|x), with batch shape (\\*batch) and event shape (latent_dim,).
-
-Each is built by ``Encoder(shape, latent_dim, network=...)``: the shape of one datum, the number of latent dimensions,
-and how to build its network (see `pyro_vae.networks`), to which the encoder says how many numbers it needs.
-"""
-
-from collections.abc import Sequence
+"""Normal encoders, and the limit of no variance."""
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.networks import MLP, Network, as_shape, as_size, check_event_shape, soft_clip
+from pyro_vae.encoders._encoder import _Encoder
+from pyro_vae.networks import soft_clip
 
 
-class Normal(nn.Module):
+class Normal(_Encoder):
     r"""Normal encoder with a diagonal covariance.
 
     .. math:: q(z|x) = \prod_d \mathcal{N}(z_d; \mu_d(x), \exp(\ell_d(x)))
@@ -41,18 +36,14 @@ class Normal(nn.Module):
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 9.
     """
 
-    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
-        super().__init__()
-        self.shape = as_shape(shape)
-        self.network = network(self.shape, (2, as_size(latent_dim, "latent_dim")))
+    numbers = 2
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        check_event_shape(x, self.shape, "encoders.Normal", "x")
-        mean, log_variance = self.network(x).unbind(-2)
+        mean, log_variance = self.outputs(x)
         return dist.Normal(mean, (soft_clip(log_variance) / 2).exp()).to_event(1)
 
 
-class Delta(nn.Module):
+class Delta(_Encoder):
     r"""Encoder to a single point: with it and a KL weight of 0 the VAE is the classic autoencoder.
 
     .. math:: q(z|x) = \delta(z - f(x))
@@ -81,11 +72,5 @@ class Delta(nn.Module):
         Hinton and Salakhutdinov, 2006, Reducing the Dimensionality of Data with Neural Networks.
     """
 
-    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
-        super().__init__()
-        self.shape = as_shape(shape)
-        self.network = network(self.shape, (as_size(latent_dim, "latent_dim"),))
-
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        check_event_shape(x, self.shape, "encoders.Delta", "x")
-        return dist.Delta(self.network(x), event_dim=1)
+        return dist.Delta(self.output(x), event_dim=1)

@@ -1,0 +1,9 @@
+"""Encoders: modules whose ``forward(x)`` returns q(z|x), with batch shape (\\*batch) and event shape (latent_dim,).
+
+Each is built by ``Encoder(shape, latent_dim, network=...)``: the shape of one datum, the number of latent dimensions,
+and how to build its network (see `pyro_vae.networks`), to which the encoder says how many numbers it needs.
+"""
+
+from pyro_vae.encoders.normal import Delta, Normal
+
+__all__ = ["Delta", "Normal"]

@@ -1,0 +1,27 @@
+"""What the encoders share."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pyro_vae.networks import MLP, Network, as_shape, as_size, check_event_shape
+
+
+class _Encoder(nn.Module):
+    """A network from x to ``numbers`` per latent dimension, or to one where ``numbers`` is None."""
+
+    numbers: int | None = None
+
+    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
+        super().__init__()
+        self.shape, self.latent_dim = as_shape(shape), as_size(latent_dim, "latent_dim")
+        self.network = network(self.shape, (*([self.numbers] if self.numbers else []), self.latent_dim))
+
+    def output(self, x: Tensor) -> Tensor:
+        """Return the network's output for x, of shape (\\*batch, D) or (\\*batch, numbers, D)."""
+        check_event_shape(x, self.shape, f"encoders.{type(self).__name__}", "x")
+        return self.network(x)
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the ``numbers`` outputs of the network for x, each of shape (\\*batch, D)."""
+        return self.output(x).unbind(-2)

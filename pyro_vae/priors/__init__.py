@@ -1,0 +1,5 @@
+"""Priors: modules whose ``forward()`` returns p(z), with batch shape () and event shape (latent_dim,)."""
+
+from pyro_vae.priors.normal import Normal
+
+__all__ = ["Normal"]
