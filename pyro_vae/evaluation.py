@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vae.handlers import AtMean, LocalModules
-from pyro_vae.objectives import kl, reconstruction, recording, terms_of
+from pyro_vae.objectives import Objective, kl, reconstruction, recording, terms_of
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
 
 
@@ -99,6 +99,9 @@ def mean_bound(
 
 
 def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tuple[float, float, float]:
+    if isinstance(loss, Objective):
+        terms = loss.terms(model, guide, batch)
+        return terms.negative_bound.item(), terms.reconstruction.item(), terms.kl.item()
     recorder, traces = recording(loss)
     value = float(recorder.loss(model, guide, batch))
     reconstruction, kl = terms_of(recorder, traces or [paired_traces(model, guide, batch)], value=value)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyro.infer import (
     JitTraceEnum_ELBO,
     JitTraceGraph_ELBO,
     JitTraceMeanField_ELBO,
+    RenyiELBO,
     Trace_ELBO,
 )
 from torch import Tensor
@@ -23,7 +24,7 @@ from pyro_vae.data import shuffled_batches
 from pyro_vae.engine import ENGINES, Outputs, chosen
 from pyro_vae.evaluation import Bound, evaluate, mean_bound
 from pyro_vae.handlers import LocalModules, weigh_kl
-from pyro_vae.objectives import Beta, check_beta, recording, terms_of
+from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
 from pyro_vae.programs import Program, Transform, as_input, mode, seeded
 
 COLUMNS = (
@@ -37,7 +38,10 @@ COLUMNS = (
     "test_loss_at_mean",
     "seconds",
 )
-JIT_LOSSES = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)  # draw traces only once
+REFUSED_LOSSES = (
+    *(JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO),  # draw their traces only once
+    RenyiELBO,  # a KL weight changes its bound without a word: take objectives.Renyi
+)
 Row = dict[str, float]
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -95,7 +99,7 @@ def fit(
         model: the Pyro program of p(x, z), called with a batch; for a ``VAE``, ``vae.model``.
         guide: the Pyro program of q(z|x), called with a batch; for a ``VAE``, ``vae.guide``.
         data: a tensor whose first dimension counts the data, or a data set, which is read into memory once.
-        loss: the objective, an ELBO of Pyro's.
+        loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
         optimizer: makes a torch optimizer from the parameters.
         epochs: passes over the data, at least 0.
         batch_size: data per step, from 1 to their number; the last batch of an epoch may be smaller.
@@ -133,28 +137,27 @@ def fit(
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, algorithm 1.
     """
-    if not isinstance(loss, ELBO) or isinstance(loss, JIT_LOSSES) or not hasattr(loss, "differentiable_loss"):
+    if not isinstance(loss, ELBO) or isinstance(loss, REFUSED_LOSSES):
         raise TypeError(
-            f"loss must be an ELBO of Pyro's with a differentiable_loss, such as Trace_ELBO(), not {loss!r}"
+            f"loss must be an ELBO such as Trace_ELBO(), objectives.IWAE(5) or objectives.Renyi(0.5), not {loss!r}"
         )
     local = LocalModules()
     model, guide = local(model), local(guide)
     beta_at = beta if callable(beta) else lambda _: beta
     x = as_input(data, model, guide)
     test = None if validation is None else as_input(validation, model, guide)
+    if isinstance(loss, Objective) and not loss.weighs_kl and (callable(beta) or beta != 1):
+        raise ValueError(f"{loss!r} has no KL to weigh: leave beta at 1, or take Trace_ELBO or CIWAE")
     fixed = 1.0 if callable(beta) else beta
     check_settings(len(x), epochs=epochs, batch_size=batch_size, beta=fixed, clip_norm=clip_norm, engine=engine)
-    recorder, traces = recording(loss)
+    objective = terms_and_gradients(loss)
 
-    def loss_terms_and_gradients(batch: Tensor, weight: Tensor | float) -> Outputs:
-        traces.clear()
-        value = recorder.differentiable_loss(*weigh_kl(weight, model, guide), batch)
-        reconstruction, kl = terms_of(recorder, traces, weight, value.detach())
-        value = value.to(kl.dtype)  # in a recording it is of double precision up to here
-        return value.detach(), reconstruction, kl, *_gradients(value / len(batch), local.parameters)
+    def compute_eagerly(batch: Tensor, weight: Tensor | float) -> Outputs:
+        terms, gradients = objective(*weigh_kl(weight, model, guide), batch, weight, lambda: local.parameters)
+        return *terms, *gradients
 
     steps = epochs * math.ceil(len(x) / batch_size)
-    compute, how = chosen(loss_terms_and_gradients, engine, steps)
+    compute, how = chosen(compute_eagerly, engine, steps)
     order = torch.Generator().manual_seed(seed)
     history, step = History(), 0
 
@@ -182,7 +185,8 @@ def fit(
                     weight = check_beta(beta_at(step))
                     input_weight = torch.tensor(weight, dtype=x.dtype, device=x.device) if callable(beta) else weight
 
-                    value, reconstruction, kl, *gradients = compute(batch, input_weight)
+                    outputs = compute(batch, input_weight)
+                    (value, *terms), gradients = outputs[:4], outputs[4:]
                     if not math.isfinite(value):
                         raise FloatingPointError(_not_finite(value, epoch, step))
                     if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
@@ -194,8 +198,7 @@ def fit(
                         torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
                     optim.step()
 
-                    terms = float(value) + (1 - weight) * float(kl), float(reconstruction), float(kl)
-                    totals = Bound(*(total + term for total, term in zip(totals, terms, strict=True)))
+                    totals = Bound(*(total + float(term) for total, term in zip(totals, terms, strict=True)))
                     if on_step:
                         on_step(step, value.detach() / len(batch))
                     step += 1
@@ -205,15 +208,6 @@ def fit(
                 on_epoch(history[-1])
     history.engine = how()
     return history
-
-
-def _gradients(loss: Tensor, parameters: list[Tensor]) -> Iterator[Tensor | None]:
-    """Yield the gradients, none of which shares memory with another: what clips them writes into each."""
-    seen = set()
-    for gradient in torch.autograd.grad(loss, parameters, allow_unused=True):
-        shared = gradient is not None and (gradient.data_ptr() in seen or not gradient.is_contiguous())
-        yield gradient.clone() if shared else gradient
-        seen.add(None if gradient is None else gradient.data_ptr())
 
 
 def _test_columns(

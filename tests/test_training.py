@@ -564,7 +564,7 @@ def test_fit_changes_neither_the_data_nor_the_loss_object():
 
 @pytest.mark.parametrize("loss", [Trace_ELBO, RenyiELBO(), JitTrace_ELBO(), "Trace_ELBO", None])
 def test_a_loss_that_cannot_serve_is_refused(loss):
-    with pytest.raises(TypeError, match=r"loss must be an ELBO .* such as Trace_ELBO\(\)"):
+    with pytest.raises(TypeError, match=r"loss must be an ELBO such as Trace_ELBO\(\)"):
         train(small_vae(), loss=loss)
 
 

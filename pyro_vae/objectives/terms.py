@@ -1,4 +1,4 @@
-"""What training adds to Pyro's ELBO objects: a weight on the KL, schedules for it, and the bound's two terms apart."""
+"""What training adds to an ELBO: a weight on the KL, schedules for it, and the bound's two terms apart."""
 
 import copy
 import math
@@ -11,6 +11,8 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
+
+from pyro_vae.objectives._objective import Objective, Program, Terms
 
 Beta = float | Callable[[int], float]
 
@@ -62,6 +64,72 @@ def check_beta(beta: float) -> float:
     if not 0 <= beta < float("inf"):
         raise ValueError(f"the KL weight beta must be at least 0 and finite, not {beta!r}")
     return beta
+
+
+def terms_and_gradients(loss: ELBO) -> Callable[..., tuple[Terms, list[Tensor | None]]]:
+    """Return a function that computes an objective's terms and gradients.
+
+    Arguments:
+        loss: an objective of this package, or an ELBO of Pyro's; one that has only ``loss_and_grads``, such as
+            ``TraceGraph_ELBO``, will do.
+
+    Returns:
+        A function of model, guide, batch, the KL weight that the programs carry, and a function that returns the
+        parameters met; it returns the terms, summed over the batch, and the gradients of their mean.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro_vae import VAE, decoders, encoders, priors
+        >>> vae = VAE(priors.Normal(2), encoders.Normal(64, 2), decoders.Normal(2, 64))
+        >>> compute = terms_and_gradients(Trace_ELBO())
+        >>> terms, gradients = compute(vae.model, vae.guide, torch.zeros(5, 64), 1.0, lambda: list(vae.parameters()))
+        >>> len(gradients) == len(list(vae.parameters()))
+        True
+    """
+    if isinstance(loss, Objective):
+        return lambda model, guide, batch, _, parameters: _with_gradients(
+            loss.terms(model, guide, batch), batch, parameters()
+        )
+    recorder, traces = recording(loss)
+
+    def differentiated(
+        model: Program, guide: Program, batch: Tensor, beta: Tensor | float, parameters: Callable[[], list[Tensor]]
+    ) -> tuple[Terms, list[Tensor | None]]:
+        traces.clear()
+        value = recorder.differentiable_loss(model, guide, batch)
+        return _with_gradients(_terms(recorder, traces, beta, value), batch, parameters())
+
+    def accumulated(
+        model: Program, guide: Program, batch: Tensor, beta: Tensor | float, parameters: Callable[[], list[Tensor]]
+    ) -> tuple[Terms, list[Tensor | None]]:
+        traces.clear()
+        for parameter in parameters():
+            parameter.grad = None
+        value = torch.as_tensor(recorder.loss_and_grads(model, guide, batch))
+        gradients = [None if p.grad is None else p.grad / len(batch) for p in parameters()]
+        return _terms(recorder, traces, beta, value), gradients
+
+    return differentiated if hasattr(loss, "differentiable_loss") else accumulated
+
+
+def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor) -> Terms:
+    reconstruction, kl = terms_of(loss, traces, beta, value.detach())
+    traces.clear()
+    value = value.to(kl.dtype)  # in a recording it is of double precision up to here
+    at_1 = value.detach() if isinstance(beta, float | int) and beta == 1 else value.detach() + (1 - beta) * kl
+    return Terms(value, at_1, reconstruction, kl)
+
+
+def _with_gradients(terms: Terms, batch: Tensor, parameters: list[Tensor]) -> tuple[Terms, list[Tensor | None]]:
+    """Return the terms, and gradients of which none shares memory: what clips them writes into each."""
+    seen: set[int] = set()
+    gradients: list[Tensor | None] = []
+    for gradient in torch.autograd.grad(terms.loss / len(batch), parameters, allow_unused=True):
+        if gradient is not None:
+            gradient = gradient.clone() if gradient.data_ptr() in seen else gradient.contiguous()
+            seen.add(gradient.data_ptr())
+        gradients.append(gradient)
+    return Terms(*(term.detach() for term in terms)), gradients
 
 
 def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:

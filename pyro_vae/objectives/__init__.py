@@ -1,0 +1,44 @@
+"""Objectives: Pyro's ELBOs, those that Pyro lacks, and what training adds to either.
+
+Each is a ``pyro.infer.ELBO``, to be given as ``loss=`` to `pyro_vae.fit` and to ``pyro.infer.SVI``.
+"""
+
+from pyro_vae.objectives._objective import Draws, Objective, Terms
+from pyro_vae.objectives.bounds import BetaTC, FreeBits, InfoVAE, StickingTheLanding, Thermodynamic
+from pyro_vae.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, VIMCO, DReG, Renyi
+from pyro_vae.objectives.terms import (
+    Beta,
+    check_beta,
+    kl,
+    linear_warm_up,
+    reconstruction,
+    recording,
+    terms_and_gradients,
+    terms_of,
+)
+
+__all__ = [
+    "CIWAE",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "VIMCO",
+    "Beta",
+    "BetaTC",
+    "DReG",
+    "Draws",
+    "FreeBits",
+    "InfoVAE",
+    "Objective",
+    "Renyi",
+    "StickingTheLanding",
+    "Terms",
+    "Thermodynamic",
+    "check_beta",
+    "kl",
+    "linear_warm_up",
+    "reconstruction",
+    "recording",
+    "terms_and_gradients",
+    "terms_of",
+]

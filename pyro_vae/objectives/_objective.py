@@ -1,0 +1,221 @@
+"""What the objectives of this package share: per-datum log-weights of K particles, and Pyro's interface of an ELBO."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pyro_vae.networks import as_size
+
+Program = Callable[..., Any]
+PARTICLES = "num_particles_vectorized"  # the name that Pyro gives this plate
+
+
+class Draws(NamedTuple):
+    r"""What K particles are worth for each of B data: log-probabilities of shape (K, B), in nats.
+
+    ``likelihood`` is :math:`\log p(x|z_k)`, ``prior`` :math:`\log p(z_k)`, ``posterior`` :math:`\log q(z_k|x)`; the
+    last two carry a KL weight, where there is one. ``kl`` is their difference without a weight, and without gradients.
+    """
+
+    likelihood: Tensor
+    prior: Tensor
+    posterior: Tensor
+    kl: Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        r"""Importance weights :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)`, shape (K, B)."""
+        return self.likelihood + self.prior - self.posterior
+
+
+class Terms(NamedTuple):
+    """What a step needs of an objective: nats, summed over the batch. ``loss`` alone carries gradients."""
+
+    loss: Tensor
+    negative_bound: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+
+
+class Objective(ELBO):
+    """An objective per datum, made of the log-weights of K particles that pass through the programs together.
+
+    A class of this kind says in ``estimate`` what it makes of `Draws`. ``weighs_kl`` says whether it has a KL that
+    `pyro_vae.handlers.KLWeight` may scale, and ``pathwise`` whether its gradient needs a pathwise sampler.
+    """
+
+    weighs_kl = False
+    pathwise = True
+
+    def __init__(self, num_particles: int = 1, chunk: int | None = None) -> None:
+        super().__init__(num_particles=as_size(num_particles, "num_particles"), max_plate_nesting=2)
+        self.vectorize_particles = True
+        self.chunk = num_particles if chunk is None else as_size(chunk, "chunk")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_particles={self.num_particles})"
+
+    def estimate(self, draws: Draws) -> Tensor:
+        """Return what is maximized for each datum, shape (B,), with the gradient of the estimator."""
+        raise NotImplementedError
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """Return the loss, the negative bound, the reconstruction and the KL of a pair of programs."""
+        draws = self.draws(model, guide, *args, **kwargs)
+        loss = -self.estimate(draws).sum()
+        reconstruction, kl = reported(draws)
+        return Terms(loss, reconstruction + kl if self.weighs_kl else loss.detach(), reconstruction, kl)
+
+    def draws(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Draws:
+        """Run both programs on K particles, ``chunk`` of them at a time.
+
+        Where there are several chunks and gradients are wanted, each chunk is run again on the way back, on the same
+        noise: the memory is that of one chunk.
+        """
+        sizes = [min(self.chunk, self.num_particles - start) for start in range(0, self.num_particles, self.chunk)]
+
+        def run(size: int) -> Draws:
+            return self.draws_of(*self.traces(model, guide, *args, particles=size, **kwargs))
+
+        if len(sizes) == 1:
+            return run(sizes[0])
+        if torch.is_grad_enabled():
+            chunks = [checkpoint(run, size, use_reentrant=False) for size in sizes]
+        else:
+            chunks = [run(size) for size in sizes]
+        return Draws(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+    def traces(self, model: Program, guide: Program, *args: Any, particles: int, **kwargs: Any) -> tuple[Trace, Trace]:
+        """Run the guide and then the model on several particles, and check that they are made for it."""
+        plate = pyro.plate(PARTICLES, particles, dim=-2)
+        guide = plate(guide) if self.pathwise else _Detached()(plate(guide))
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        plate = pyro.plate(PARTICLES, particles, dim=-2)
+        model_trace = poutine.trace(poutine.replay(plate(model), trace=guide_trace)).get_trace(*args, **kwargs)
+        pair = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+        for trace in pair:
+            for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
+                self._check_site(name, trace.nodes[name])
+        if self.pathwise:
+            self._check_pathwise(pair[1])
+        return pair
+
+    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
+        """Read the log-probabilities off a pair of traces."""
+        return Draws(
+            log_prob(model_trace, model_trace.observation_nodes),
+            log_prob(model_trace, model_trace.stochastic_nodes),
+            log_prob(guide_trace, guide_trace.stochastic_nodes),
+            unweighed(guide_trace) - unweighed(model_trace),
+        )
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return self.traces(model, guide, *args, particles=self.num_particles, **kwargs)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss, summed over the batch, with the gradient of the estimator."""
+        return self.terms(model, guide, *args, **kwargs).loss
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Return the loss, summed over the batch."""
+        with torch.no_grad():
+            return self.terms(model, guide, *args, **kwargs).loss.item()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Add the gradients to those of the parameters, and return the loss, summed over the batch."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+    def _check_site(self, name: str, site: dict[str, Any]) -> None:
+        plates = [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
+        if len(plates) != 1 or plates[0].dim != -1:
+            raise ValueError(
+                f"{type(self).__name__} weighs each datum by itself, so that every site must stand in one plate, over"
+                f" the data, of dim -1; site {name!r} stands in {len(plates)}: take Trace_ELBO for such programs"
+            )
+        if not self.weighs_kl and not (isinstance(site["scale"], float | int) and site["scale"] == 1):
+            raise ValueError(
+                f"{type(self).__name__} has no KL to weigh: a scale of {site['scale']} at site {name!r} would change"
+                " the bound without a word; leave beta at 1, or take Trace_ELBO or CIWAE"
+            )
+
+    def _check_pathwise(self, guide_trace: Trace) -> None:
+        for name in guide_trace.stochastic_nodes:
+            if not guide_trace.nodes[name]["fn"].has_rsample:
+                raise ValueError(
+                    f"{type(self).__name__} needs a pathwise sampler, which {kind(guide_trace.nodes[name]['fn'])} at"
+                    f" site {name!r} has not: take VIMCO, Thermodynamic, or Trace_ELBO, which fall back on the score"
+                    " function"
+                )
+
+
+class _Detached(Messenger):
+    """Draw every latent sample without a gradient."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not (msg["is_observed"] or msg["done"]):
+            msg["value"], msg["done"] = msg["fn"](*msg["args"], **msg["kwargs"]).detach(), True
+
+
+def kind(distribution: Any) -> str:
+    """Return the name of what a distribution is at heart."""
+    while hasattr(distribution, "base_dist") and type(distribution).__name__ in ("Independent", "ExpandedDistribution"):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
+
+
+def reported(draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return reconstruction and KL as they are reported: means over the particles, sums over the batch."""
+    return -draws.likelihood.detach().mean(0).sum(), draws.kl.mean(0).sum()
+
+
+def log_prob(trace: Trace, names: list[str]) -> Tensor:
+    """Sum the log-probabilities of some sites of a trace, shape (K, B)."""
+    trace.compute_log_prob(lambda name, _: name in names)
+    total: Tensor = sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
+    return total
+
+
+def unweighed(trace: Trace) -> Tensor:
+    """Sum the log-probabilities of a trace's latent sites without a scale or a gradient, shape (K, B)."""
+    sites = [trace.nodes[name] for name in trace.stochastic_nodes]
+    log_probs = [scale_and_mask(site["unscaled_log_prob"].detach(), 1.0, site["mask"]) for site in sites]
+    total: Tensor = sum(log_probs, torch.zeros(()))
+    return total
+
+
+def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
+    """Return the guide's latent site, or refuse a guide that has several."""
+    names = guide_trace.stochastic_nodes
+    if len(names) != 1:
+        raise ValueError(
+            f"{type(objective).__name__} takes a guide of one latent site, not of {len(names)}: {names};"
+            " take IWAE or Trace_ELBO"
+        )
+    site: dict[str, Any] = guide_trace.nodes[names[0]]
+    return site
+
+
+def path_only(site: dict[str, Any]) -> Tensor:
+    """Return log q(z) with a gradient through z alone, and none to the parameters of q: its score is left out."""
+    distribution, value = site["fn"], site["value"]
+    if not (torch.is_grad_enabled() and value.requires_grad):
+        result: Tensor = distribution.log_prob(value)
+        return result
+    leaf = value.detach().requires_grad_()
+    log_q = distribution.log_prob(leaf)
+    (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
+    along = ((value - value.detach()) * slope).sum(tuple(range(log_q.dim(), value.dim())))
+    path: Tensor = log_q.detach() + along
+    return path

@@ -1,0 +1,274 @@
+"""The evidence lower bound with another gradient or another penalty, and the thermodynamic bound."""
+
+import math
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.objectives._objective import Draws, Objective, Program, Terms, kind, path_only, reported, the_latent_site
+
+
+class StickingTheLanding(Objective):
+    r"""The evidence lower bound, its gradient without the score of q.
+
+    .. math:: \nabla \; \mathbb{E}_q \big[ \log p(x, z) - \log q_{\bar\phi}(z|x) \big],
+              \qquad \bar\phi \text{ held fixed, } z \text{ a function of } \phi
+
+    What is left out has expectation 0. The variance of the encoder's gradient then vanishes as q approaches
+    :math:`p(z|x)`.
+
+    Arguments:
+        num_particles: samples that are averaged, at least 1.
+        chunk: how many of them are in memory at a time (default: all).
+
+    Raises:
+        ValueError: when it is run, for an encoder without a pathwise sampler, a guide of several latent sites, or
+            sites that do not stand in one plate over the data.
+
+    Example:
+        >>> StickingTheLanding()
+        StickingTheLanding(num_particles=1)
+
+    Reference:
+        Roeder, Wu and Duvenaud, 2017, Sticking the Landing, equation 7.
+    """
+
+    weighs_kl = True
+
+    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
+        site = the_latent_site(self, guide_trace)
+        return super().draws_of(model_trace, guide_trace)._replace(posterior=site["scale"] * path_only(site))
+
+    def estimate(self, draws: Draws) -> Tensor:
+        return draws.log_weights.mean(0)
+
+
+class Thermodynamic(Objective):
+    r"""The thermodynamic variational bound: a left Riemann sum along the path from q to p.
+
+    .. math:: \sum_{j=0}^{J-1} (\beta_{j+1} - \beta_j) \, \mathbb{E}_{\pi_{\beta_j}} [\log w], \qquad
+              \pi_\beta(z) \propto q(z|x) \, w^\beta, \quad 0 = \beta_0 < \dots < \beta_J = 1
+
+    The expectations are self-normalized averages over K samples of q. The gradient is the covariance that the paper
+    gives, and needs no pathwise sampler. At J = 1 the bound is the evidence lower bound.
+
+    Arguments:
+        num_particles: K, at least 2.
+        partitions: J, at least 1.
+        first: :math:`\beta_1`, between 0 and 1; the others are spaced evenly in its logarithm.
+
+    Raises:
+        ValueError: for numbers out of range; when it is run, for a KL weight or sites outside one plate.
+
+    Example:
+        >>> Thermodynamic(num_particles=10, partitions=3, first=0.1).steps
+        [0.0, 0.1, 0.316..., 1.0]
+
+    Reference:
+        Masrani, Le and Wood, 2019, The Thermodynamic Variational Objective, equations 9 and 14.
+    """
+
+    pathwise = False
+
+    def __init__(self, num_particles: int = 10, partitions: int = 5, first: float = 0.025) -> None:
+        super().__init__(num_particles)
+        if num_particles < 2 or partitions < 1 or not 0 < first < 1:
+            received = f"num_particles={num_particles!r}, partitions={partitions!r}, first={first!r}"
+            raise ValueError(f"Thermodynamic takes 2 particles or more, 1 partition or more, 0 < first < 1: {received}")
+        inner = [first ** (1 - j / (partitions - 1)) for j in range(partitions - 1)] if partitions > 1 else []
+        self.steps = [0.0, *inner, 1.0]
+
+    def estimate(self, draws: Draws) -> Tensor:
+        log_weights, joint = draws.log_weights, draws.likelihood + draws.prior
+        total = torch.zeros_like(log_weights[0])
+        for beta, following in zip(self.steps, self.steps[1:], strict=False):
+            weights = (beta * log_weights.detach()).softmax(0)
+            mean = (weights * log_weights.detach()).sum(0)
+            centred = weights * (log_weights.detach() - mean)
+            # Of K draws a covariance is that of the sample times K / (K - 1); at beta = 0 this is without bias.
+            count = len(log_weights)
+            score = count / (count - 1) * (centred * (beta * joint + (1 - beta) * draws.posterior)).sum(0)
+            path = (weights * log_weights).sum(0)
+            total = total + (following - beta) * (path + score - score.detach())
+        return total
+
+
+class _Penalized(Objective):
+    """The evidence lower bound with another penalty in place of the KL; the bound is reported as it is without."""
+
+    weighs_kl = True
+
+    def penalty(self, model_trace: Trace, guide_trace: Trace, draws: Draws) -> Tensor:
+        """Return what takes the place of the KL: nats, summed over the batch."""
+        raise NotImplementedError
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        model_trace, guide_trace = self.traces(model, guide, *args, particles=self.num_particles, **kwargs)
+        the_latent_site(self, guide_trace)
+        draws = self.draws_of(model_trace, guide_trace)
+        reconstruction, kl = reported(draws)
+        loss = -draws.likelihood.mean(0).sum() + self.penalty(model_trace, guide_trace, draws)
+        return Terms(loss, reconstruction + kl, reconstruction, kl)
+
+
+def by_dimension(objective: Objective, site: dict[str, Any], value: Tensor) -> Tensor:
+    """Return the log-density of a site's value apart for each dimension, or refuse what is not a product of them."""
+    distribution = site["fn"]
+    while type(distribution).__name__ == "ExpandedDistribution":
+        distribution = distribution.base_dist
+    base: Any = getattr(distribution, "base_dist", None)
+    if type(distribution).__name__ != "Independent" or base.event_shape:
+        raise ValueError(
+            f"{type(objective).__name__} needs independent latent dimensions, which {kind(distribution)} at site"
+            f" {site['name']!r} has not: take a Normal prior and encoder"
+        )
+    log_density: Tensor = base.log_prob(value)
+    return log_density
+
+
+class FreeBits(_Penalized):
+    r"""The evidence lower bound with a part of each dimension's KL for free.
+
+    .. math:: \mathbb{E}_q [\log p(x|z)] - \sum_d \max \Big( \lambda, \frac1B \sum_n \mathrm{KL}_{n,d} \Big)
+
+    Arguments:
+        floor: :math:`\lambda`, nats per latent dimension, at least 0.
+        num_particles: samples that are averaged, at least 1.
+
+    Raises:
+        ValueError: for a negative floor; when it is run, for a prior or an encoder whose dimensions are not
+            independent, or as `StickingTheLanding`.
+
+    Example:
+        >>> FreeBits(0.1)
+        FreeBits(num_particles=1)
+
+    Reference:
+        Kingma et al., 2016, Improved Variational Inference with Inverse Autoregressive Flow, equation 15.
+    """
+
+    def __init__(self, floor: float = 0.1, num_particles: int = 1) -> None:
+        super().__init__(num_particles)
+        if not 0 <= floor < math.inf:
+            raise ValueError(f"the floor of FreeBits must be at least 0 and finite, not {floor!r}")
+        self.floor = floor
+
+    def penalty(self, model_trace: Trace, guide_trace: Trace, draws: Draws) -> Tensor:
+        site = the_latent_site(self, guide_trace)
+        prior = by_dimension(self, model_trace.nodes[site["name"]], site["value"])
+        kl = (site["scale"] * (by_dimension(self, site, site["value"]) - prior)).mean((0, 1))
+        return kl.clamp(min=self.floor).sum() * draws.likelihood.shape[1]
+
+
+class InfoVAE(_Penalized):
+    r"""The evidence lower bound with the aggregate posterior drawn to the prior by maximum mean discrepancy.
+
+    .. math:: \mathbb{E}_q [\log p(x|z)] - (1 - \alpha) \, \mathrm{KL}(q(z|x) \,\|\, p(z))
+              - (\alpha + \lambda - 1) \, \mathrm{MMD}(q(z), p(z))
+
+    The kernel is the sum of inverse multiquadratics :math:`C / (C + \|z - z'\|^2)`, C = 2 D s, for s from 0.1 to 10. At
+    alpha = 1 there is no KL: the Wasserstein autoencoder.
+
+    Arguments:
+        alpha: how much of the KL is taken away; 1 takes all.
+        scale: :math:`\lambda`, the weight of the discrepancy, in nats per datum.
+
+    Raises:
+        ValueError: for numbers that are not finite; when it is run, as `StickingTheLanding`.
+
+    Example:
+        >>> InfoVAE(alpha=1.0, scale=10.0)
+        InfoVAE(num_particles=1)
+
+    Reference:
+        Zhao, Song and Ermon, 2019, InfoVAE, equation 6; Tolstikhin et al., 2018, Wasserstein Auto-Encoders, section 4.
+    """
+
+    def __init__(self, alpha: float = 0.0, scale: float = 10.0) -> None:
+        super().__init__(1)
+        if not (math.isfinite(alpha) and math.isfinite(scale)):
+            raise ValueError(f"alpha and scale must be finite, not {alpha!r} and {scale!r}")
+        self.alpha, self.scale = alpha, scale
+
+    def penalty(self, model_trace: Trace, guide_trace: Trace, draws: Draws) -> Tensor:
+        site = the_latent_site(self, guide_trace)
+        z = site["value"].flatten(0, 1).flatten(1)
+        prior = model_trace.nodes[site["name"]]["fn"].sample().flatten(0, 1).flatten(1)
+        kl = (draws.posterior - draws.prior).mean(0).sum()
+        return (1 - self.alpha) * kl + (self.alpha + self.scale - 1) * len(z) * maximum_mean_discrepancy(z, prior)
+
+
+def maximum_mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
+    r"""Estimate without bias the squared maximum mean discrepancy of two samples.
+
+    .. math:: \mathbb{E} [k(a, a')] + \mathbb{E} [k(b, b')] - 2 \mathbb{E} [k(a, b)]
+
+    Arguments:
+        a: a sample, shape (N, D), N at least 2.
+        b: another, of the same shape.
+
+    Returns:
+        A scalar, which may be negative; 0 for a sample of one.
+
+    Example:
+        >>> a = torch.tensor([[0.0], [1.0]])
+        >>> maximum_mean_discrepancy(a, a + 100) > maximum_mean_discrepancy(a, a + 1)
+        tensor(True)
+
+    Reference:
+        Gretton et al., 2012, A Kernel Two-Sample Test, equation 3.
+    """
+    count = len(a)
+    if count < 2:
+        return 0 * a.sum()
+    within = (_kernel(a, a) + _kernel(b, b)).fill_diagonal_(0).sum() / (count * (count - 1))
+    return within - 2 * _kernel(a, b).mean()
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    distance = (a[:, None] - b[None]).square().sum(-1)
+    widths = [2 * a.shape[1] * scale for scale in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)]
+    return sum((width / (width + distance) for width in widths), torch.zeros((), dtype=a.dtype, device=a.device))
+
+
+class BetaTC(_Penalized):
+    r"""The evidence lower bound with a weight on the total correlation of the aggregate posterior.
+
+    .. math:: \mathbb{E}_q [\log p(x|z)] - I(z; x) - \beta \, \mathrm{KL} \big( q(z) \,\|\, \textstyle\prod_d q(z_d)
+              \big) - \sum_d \mathrm{KL}(q(z_d) \,\|\, p(z_d))
+
+    The aggregate q(z) is estimated from the batch, by the minibatch-weighted sampling of the paper. At beta = 1 the
+    penalty is the KL.
+
+    Arguments:
+        beta: the weight, at least 0.
+        size: the number N of training data.
+
+    Raises:
+        ValueError: for a negative beta or a size below 1; when it is run, for a prior or an encoder whose dimensions
+            are not independent, or as `StickingTheLanding`.
+
+    Example:
+        >>> BetaTC(beta=6.0, size=60000)
+        BetaTC(num_particles=1)
+
+    Reference:
+        Chen et al., 2018, Isolating Sources of Disentanglement in VAEs, equations 2 and 5.
+    """
+
+    def __init__(self, beta: float = 6.0, size: int = 60_000) -> None:
+        super().__init__(1)
+        if not 0 <= beta < math.inf or size < 1:
+            raise ValueError(f"beta must be at least 0 and size at least 1, not {beta!r} and {size!r}")
+        self.beta, self.size = beta, size
+
+    def penalty(self, _: Trace, guide_trace: Trace, draws: Draws) -> Tensor:
+        site = the_latent_site(self, guide_trace)
+        z = site["value"][0]
+        pairs = by_dimension(self, site, z.unsqueeze(1))  # of z_i under q(z|x_j), shape (B, B, D)
+        aggregate = pairs - math.log(self.size * len(z))
+        product = aggregate.logsumexp(1).sum(-1)
+        joint = (pairs.sum(-1) - math.log(self.size * len(z))).logsumexp(1)
+        return (draws.posterior - draws.prior)[0].sum() + (self.beta - 1) * (joint - product).sum()

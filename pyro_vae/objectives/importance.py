@@ -1,0 +1,300 @@
+"""Importance-weighted bounds, and estimators of their gradients."""
+
+import math
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.objectives._objective import Draws, Objective, Program, Terms, path_only, reported, the_latent_site
+
+SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    r"""Return :math:`\log \frac1K \sum_k e^{v_k}` over the first dimension.
+
+    Example:
+        >>> log_mean_exp(torch.tensor([[1000.0], [1000.0]]))
+        tensor([1000.])
+    """
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+class IWAE(Objective):
+    r"""The importance-weighted bound of K particles.
+
+    .. math:: \mathcal{L}_K = \mathbb{E}_{z_{1:K} \sim q} \Big[ \log \frac1K \sum_k w_k \Big], \qquad
+              w_k = \frac{p(x, z_k)}{q(z_k|x)}
+
+    It grows with K towards :math:`\log p(x)`; at K = 1 it is the evidence lower bound. The gradient is pathwise.
+
+    Arguments:
+        num_particles: K, at least 1.
+        chunk: how many of them are in memory at a time (default: all).
+
+    Raises:
+        ValueError: when it is run, for a KL weight, an encoder without a pathwise sampler, or sites that do not stand
+            in one plate over the data.
+
+    Example:
+        >>> from pyro_vae import VAE, data, decoders, encoders, fit, priors
+        >>> x = data.load("digits").train
+        >>> vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+        >>> history = fit(vae.model, vae.guide, x, loss=IWAE(5), epochs=1)
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, 2016, Importance Weighted Autoencoders, equation 8.
+    """
+
+    def estimate(self, draws: Draws) -> Tensor:
+        return log_mean_exp(draws.log_weights)
+
+
+class DReG(Objective):
+    r"""The bound of `IWAE`, with a doubly reparameterized gradient for the encoder.
+
+    .. math:: \nabla_\phi \mathcal{L}_K = \mathbb{E} \Big[ \sum_k \tilde w_k^2
+              \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi} \Big], \qquad
+              \tilde w_k = \frac{w_k}{\sum_j w_j}
+
+    It has the same expectation as that of `IWAE`, and a signal-to-noise ratio that grows with K. Prior and decoder
+    have the gradient of `IWAE`.
+
+    Arguments:
+        num_particles: K, at least 1.
+
+    Raises:
+        ValueError: as `IWAE`, and for a guide of several latent sites.
+
+    Example:
+        >>> DReG(64)
+        DReG(num_particles=64)
+
+    Reference:
+        Tucker et al., 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, equation 8.
+    """
+
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__(num_particles)
+
+    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
+        site = the_latent_site(self, guide_trace)
+        draws = super().draws_of(model_trace, guide_trace)._replace(posterior=path_only(site))
+        weights = draws.log_weights.detach().softmax(0)
+        _scale_gradient(site["value"], weights)
+        return draws
+
+    def estimate(self, draws: Draws) -> Tensor:
+        return log_mean_exp(draws.log_weights)
+
+
+def _scale_gradient(value: Tensor, factor: Tensor) -> None:
+    """Multiply the gradient that will reach a value by a factor of shape (K, B)."""
+    if value.requires_grad:
+        value.register_hook(lambda gradient: gradient * factor.reshape(*factor.shape, *[1] * (value.dim() - 2)))
+
+
+class Renyi(Objective):
+    r"""The variational Renyi bound; with alpha at minus infinity VR-max.
+
+    .. math:: \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \mathbb{E} \Big[ \log \frac1K \sum_k w_k^{1 - \alpha} \Big]
+
+    At alpha = 0 it is `IWAE`, towards 1 the evidence lower bound; below 0, with many particles, it lies above
+    :math:`\log p(x)`.
+
+    Arguments:
+        alpha: the order, a number, or ``-math.inf`` for the largest weight alone.
+        num_particles: K, at least 1.
+        chunk: how many of them are in memory at a time (default: all).
+
+    Raises:
+        ValueError: for an alpha that is NaN or plus infinity; when it is run, as `IWAE`.
+
+    Example:
+        >>> Renyi(0.5, num_particles=8)
+        Renyi(alpha=0.5, num_particles=8)
+
+    Reference:
+        Li and Turner, 2016, Renyi Divergence Variational Inference, equations 11 and 15.
+    """
+
+    def __init__(self, alpha: float = 0.5, num_particles: int = 2, chunk: int | None = None) -> None:
+        super().__init__(num_particles, chunk)
+        if math.isnan(alpha) or alpha == math.inf:
+            raise ValueError(f"alpha must be a number or -inf, not {alpha!r}")
+        self.alpha = alpha
+
+    def __repr__(self) -> str:
+        return f"Renyi(alpha={self.alpha}, num_particles={self.num_particles})"
+
+    def estimate(self, draws: Draws) -> Tensor:
+        if self.alpha == -math.inf:
+            return draws.log_weights.max(0).values
+        if self.alpha == 1:
+            return draws.log_weights.mean(0)
+        return log_mean_exp((1 - self.alpha) * draws.log_weights) / (1 - self.alpha)
+
+
+class CIWAE(Objective):
+    r"""A combination of the evidence lower bound and `IWAE`.
+
+    .. math:: \beta \, \mathcal{L}_1 + (1 - \beta) \, \mathcal{L}_K
+
+    Arguments:
+        beta: the share of the evidence lower bound, from 0 to 1.
+        num_particles: K, at least 1.
+        chunk: how many of them are in memory at a time (default: all).
+
+    Raises:
+        ValueError: for a beta outside [0, 1]; when it is run, as `IWAE`.
+
+    Example:
+        >>> CIWAE(0.05, num_particles=64)
+        CIWAE(beta=0.05, num_particles=64)
+
+    Reference:
+        Rainforth et al., 2018, Tighter Variational Bounds are Not Necessarily Better, equation 12.
+    """
+
+    def __init__(self, beta: float = 0.5, num_particles: int = 2, chunk: int | None = None) -> None:
+        super().__init__(num_particles, chunk)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"the beta of CIWAE must be from 0 to 1, not {beta!r}")
+        self.beta = beta
+
+    def __repr__(self) -> str:
+        return f"CIWAE(beta={self.beta}, num_particles={self.num_particles})"
+
+    def estimate(self, draws: Draws) -> Tensor:
+        return self.beta * draws.log_weights.mean(0) + (1 - self.beta) * log_mean_exp(draws.log_weights)
+
+
+def _grouped(log_weights: Tensor, groups: int) -> Tensor:
+    """Return log-weights of shape (M K, B) as (K, M, B)."""
+    return log_weights.unflatten(0, (groups, -1)).transpose(0, 1)
+
+
+class MIWAE(Objective):
+    r"""The average of M bounds of K particles each.
+
+    .. math:: \frac1M \sum_m \log \frac1K \sum_k w_{m,k}
+
+    Arguments:
+        groups: M, at least 1.
+        num_particles: K, at least 1; M K particles are drawn.
+        chunk: how many of those are in memory at a time (default: all).
+
+    Raises:
+        ValueError: when it is run, as `IWAE`.
+
+    Example:
+        >>> MIWAE(8, num_particles=8)
+        MIWAE(groups=8, num_particles=8)
+
+    Reference:
+        Rainforth et al., 2018, Tighter Variational Bounds are Not Necessarily Better, equation 10.
+    """
+
+    def __init__(self, groups: int = 8, num_particles: int = 8, chunk: int | None = None) -> None:
+        super().__init__(groups * num_particles, chunk)
+        self.groups = groups
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(groups={self.groups}, num_particles={self.num_particles // self.groups})"
+
+    def estimate(self, draws: Draws) -> Tensor:
+        return log_mean_exp(_grouped(draws.log_weights, self.groups)).mean(0)
+
+
+class PIWAE(Objective):
+    r"""`IWAE` of M K particles for prior and decoder, `MIWAE` of M groups of K for the encoder.
+
+    .. math:: \nabla_\theta \mathcal{L}_{MK}, \qquad \nabla_\phi \frac1M \sum_m \log \frac1K \sum_k w_{m,k}
+
+    Arguments:
+        groups: M, at least 1.
+        num_particles: K, at least 1; M K particles are drawn.
+
+    Raises:
+        ValueError: as `IWAE`, and for a guide of several latent sites.
+
+    Example:
+        >>> PIWAE(8, num_particles=8)
+        PIWAE(groups=8, num_particles=8)
+
+    Reference:
+        Rainforth et al., 2018, Tighter Variational Bounds are Not Necessarily Better, equations 13 and 14.
+    """
+
+    def __init__(self, groups: int = 8, num_particles: int = 8) -> None:
+        super().__init__(groups * num_particles)
+        self.groups = groups
+
+    __repr__ = MIWAE.__repr__
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        model_trace, guide_trace = self.traces(model, guide, *args, particles=self.num_particles, **kwargs)
+        site, draws = the_latent_site(self, guide_trace), self.draws_of(model_trace, guide_trace)
+        log_weights = draws.log_weights.detach()
+        for_model = log_weights.log_softmax(0).clamp(min=SMALLEST).exp()
+        grouped = _grouped(log_weights, self.groups).softmax(0) / self.groups
+        for_guide = grouped.transpose(0, 1).flatten(0, 1)
+        # What reaches z from the weights is theirs by for_model, and becomes by for_guide on its way to the encoder.
+        along = for_model * (draws.likelihood + draws.prior - path_only(site))
+        _scale_gradient(site["value"], for_guide / for_model)
+        score = for_guide * site["fn"].log_prob(site["value"].detach())
+        surrogate = (along - score).sum()
+        negative_bound = -log_mean_exp(log_weights).sum()
+        return Terms(negative_bound + surrogate.detach() - surrogate, negative_bound, *reported(draws))
+
+
+class VIMCO(Objective):
+    r"""The bound of `IWAE`, with a gradient by the score function: for discrete codes, and for any others.
+
+    .. math:: \nabla \mathcal{L}_K = \mathbb{E} \Big[ \sum_k (\hat L - \hat L_{-k}) \nabla \log q(z_k|x)
+              + \sum_k \tilde w_k \nabla \log w_k \Big]
+
+    :math:`\hat L_{-k}` is the bound with :math:`w_k` replaced by the geometric mean of the others: a baseline for each
+    particle that the other particles give, and nothing to be learned.
+
+    Arguments:
+        num_particles: K, at least 2.
+        chunk: how many of them are in memory at a time (default: all).
+
+    Raises:
+        ValueError: for fewer than 2 particles; when it is run, for a KL weight or sites outside one plate.
+
+    Example:
+        >>> VIMCO(5)
+        VIMCO(num_particles=5)
+
+    Reference:
+        Mnih and Rezende, 2016, Variational Inference for Monte Carlo Objectives, equations 10 and 11.
+    """
+
+    pathwise = False  # samples are taken as they are, without a gradient of their own
+
+    def __init__(self, num_particles: int = 2, chunk: int | None = None) -> None:
+        super().__init__(num_particles, chunk)
+        if num_particles < 2:
+            raise ValueError(f"VIMCO takes at least 2 particles, not {num_particles!r}: each is the others' baseline")
+
+    def estimate(self, draws: Draws) -> Tensor:
+        log_weights = draws.log_weights
+        bound = log_mean_exp(log_weights)
+        with torch.no_grad():
+            signal = bound - _leave_one_out(log_weights)
+        score = (signal * draws.posterior).sum(0)
+        return bound + score - score.detach()
+
+
+def _leave_one_out(log_weights: Tensor) -> Tensor:
+    """Return the bounds in which each weight is replaced by the geometric mean of the others, shape (K, B)."""
+    count = len(log_weights)
+    others = (log_weights.sum(0) - log_weights) / (count - 1)
+    replaced = log_weights.expand(count, *log_weights.shape).clone()
+    index = torch.arange(count, device=log_weights.device)
+    replaced[index, index] = others
+    return replaced.logsumexp(1) - math.log(count)
