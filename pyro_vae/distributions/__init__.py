@@ -2,5 +2,6 @@
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.moments import mean_of
+from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
 
-__all__ = ["ContinuousBernoulli", "GreyBernoulli", "mean_of"]
+__all__ = ["ContinuousBernoulli", "GreyBernoulli", "HypersphericalUniform", "PowerSpherical", "mean_of"]
