@@ -1,10 +1,13 @@
 """Priors, each with an independent reference for its log-probability."""
 
+import copy
+
 import numpy as np
-from part_cases import array, event_sum, prior_case
+import torch
+from part_cases import SHAPE, Case, array, event_sum, prior_case
 from scipy import special, stats
 
-from pyro_vae import priors
+from pyro_vae import encoders, priors
 
 
 def standard_normal(_part, _, z):
@@ -71,6 +74,33 @@ def mixture_of_normals(part, _, z):
     return special.logsumexp(log_weights + components, -1)
 
 
+def flow(part, _, z):
+    """Change of variables, with the Jacobian by central differences of 1e-6."""
+    transform, step = copy.deepcopy(part).double().flow().transform, 1e-6 * np.eye(len(z))
+    with torch.no_grad():
+        noise, ahead, behind = (transform(torch.from_numpy(v)).numpy() for v in (z, z + step, z - step))
+    return stats.norm.logpdf(noise).sum() + np.linalg.slogdet((ahead - behind) / 2e-6)[1]
+
+
+def vamp(**own):
+    def make(latent_dim):
+        # The encoder is not the prior's to save, so that two priors of one state must have one encoder.
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            encoder = encoders.Normal(SHAPE, latent_dim)
+        return priors.VampPrior(encoder, components=4, **own)
+
+    return make
+
+
+def mixture_of_posteriors(part, _, z):
+    u = array(part.free)
+    u = special.expit(u) if part.unit_interval else u
+    output = array(part._encoder[0].network(torch.from_numpy(u).to(part.free)))
+    components = stats.norm.logpdf(z[..., None, :], output[:, 0], np.exp(output[:, 1] / 2)).sum(-1)
+    return special.logsumexp(components, -1) - np.log(4)
+
+
 def variants(name, family, log_prob, **own):
     """One case as it is and one that is learned."""
     plain = prior_case(name, family, log_prob, **own)
@@ -114,4 +144,10 @@ CASES = [
         temperature=2.0,
     ),
     prior_case("mixture-of-normals", priors.MixtureOfNormals, mixture_of_normals, components=4),
+    *[
+        prior_case(f"flow-{transform}".lower(), priors.Flow, flow, transform=transform, hidden=16)
+        for transform in ("NSF", "MAF", "RealNVP")
+    ],
+    Case("prior-vamp", "priors", priors.VampPrior, vamp(), mixture_of_posteriors),
+    Case("prior-vamp-real", "priors", priors.VampPrior, vamp(unit_interval=False), mixture_of_posteriors),
 ]

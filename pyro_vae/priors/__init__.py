@@ -5,7 +5,8 @@ Those of categorical variables have the event shape (latent_dim, categories).
 
 from pyro_vae.priors.bounded import Beta, Dirichlet
 from pyro_vae.priors.discrete import Bernoulli, OneHotCategorical, RelaxedOneHotCategorical
-from pyro_vae.priors.mixture import MixtureOfNormals
+from pyro_vae.priors.flow import Flow
+from pyro_vae.priors.mixture import MixtureOfNormals, VampPrior
 from pyro_vae.priors.normal import Normal
 from pyro_vae.priors.positive import Exponential, Gamma
 from pyro_vae.priors.real import Laplace, StudentT
@@ -16,6 +17,7 @@ __all__ = [
     "Beta",
     "Dirichlet",
     "Exponential",
+    "Flow",
     "Gamma",
     "HypersphericalUniform",
     "Laplace",
@@ -24,4 +26,5 @@ __all__ = [
     "OneHotCategorical",
     "RelaxedOneHotCategorical",
     "StudentT",
+    "VampPrior",
 ]
