@@ -76,7 +76,7 @@ def one_hot(event_shape):
 def rule(distribution):
     """Return nodes of shape (N, *event_shape) and weights of shape (N,) for a distribution's support."""
     support = distribution.support
-    while isinstance(support, constraints.independent):
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     event, name = tuple(distribution.event_shape), type(support).__name__
     if "Sphere" in name:

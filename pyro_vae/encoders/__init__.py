@@ -5,5 +5,6 @@ and how to build its network (see `pyro_vae.networks`), to which the encoder say
 """
 
 from pyro_vae.encoders.normal import Delta, Normal
+from pyro_vae.encoders.sphere import PowerSpherical
 
-__all__ = ["Delta", "Normal"]
+__all__ = ["Delta", "Normal", "PowerSpherical"]

@@ -1,0 +1,191 @@
+"""Distributions on the unit sphere, with densities with respect to its surface measure."""
+
+import math
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions.kl import register_kl
+
+from pyro_vae.networks import as_size
+
+
+def log_area(dim: int) -> float:
+    """Return the log of the surface area of the unit sphere in ``dim`` dimensions."""
+    return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+
+
+def sphere_dim(dim: int, name: str) -> int:
+    """Return the dimension of the space around a sphere, or refuse what is below 2, in which a sphere has no area."""
+    if as_size(dim, name) < 2:
+        raise ValueError(f"{name} must be at least 2 for a sphere, whose space it is, not {dim}; a circle has 2")
+    return dim
+
+
+class HypersphericalUniform(dist.TorchDistribution):
+    r"""Uniform distribution on the unit sphere.
+
+    .. math:: p(x) = \frac{\Gamma(D/2)}{2 \pi^{D/2}}, \qquad x \in \mathbb{R}^D, \; |x| = 1
+
+    Arguments:
+        dim: dimension D of the space that holds the sphere, at least 2: its values have D coordinates.
+        dtype: of the values, the default one where it is None.
+        device: of the values, the default one where it is None.
+
+    Raises:
+        TypeError: where ``dim`` is not an integer.
+        ValueError: where ``dim`` is below 2.
+
+    Example:
+        >>> HypersphericalUniform(3).log_prob(torch.tensor([0.0, 0.0, 1.0]))  # minus the log of 4 pi
+        tensor(-2.5310)
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.sphere
+    has_rsample = True
+
+    def __init__(
+        self,
+        dim: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._origin = torch.zeros(sphere_dim(dim, "dim"), dtype=dtype, device=device)
+        super().__init__(torch.Size(), torch.Size([dim]), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "HypersphericalUniform":
+        new = self._get_checked_instance(HypersphericalUniform, _instance)
+        new._origin = self._origin
+        super(HypersphericalUniform, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def mean(self) -> Tensor:
+        return self._origin.expand(self.batch_shape + self.event_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return directions(self._origin.new_empty(self._extended_shape(sample_shape)).normal_())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+        return value.new_full(shape, -log_area(self.event_shape[0]))
+
+    def entropy(self) -> Tensor:
+        return self._origin.new_full(self.batch_shape, log_area(self.event_shape[0]))
+
+
+class PowerSpherical(dist.TorchDistribution):
+    r"""Power spherical distribution: like von Mises-Fisher around a direction, but drawn without rejection.
+
+    .. math:: p(x) = \frac{\Gamma(a + b)}{2^{a + b} \pi^b \, \Gamma(a)} \, (1 + \mu^\top x)^\kappa, \qquad
+              b = \frac{D - 1}{2}, \; a = b + \kappa
+
+    A draw is :math:`t \mu + \sqrt{1 - t^2} \, v` with :math:`(1 + t) / 2 \sim \mathrm{Beta}(a, b)` and v uniform among
+    the directions at right angles to :math:`\mu`. Gradients pass through it. Each difference is computed in a form
+    that keeps its digits, from a concentration of :math:`10^{-6}` to one of :math:`10^6`, also in float32.
+
+    Arguments:
+        loc: the direction :math:`\mu`, shape (\*batch, D), of length 1, D at least 2.
+        concentration: :math:`\kappa`, shape (\*batch), above 0; 0 is the limit of the uniform distribution.
+
+    Raises:
+        ValueError: where the location is no direction of at least 2 coordinates, or the concentration is not above 0.
+
+    Example:
+        >>> PowerSpherical(torch.tensor([0.0, 1.0, 0.0]), torch.tensor(6.0)).mean
+        tensor([0.0000, 0.7500, 0.0000])
+
+    Reference:
+        De Cao and Aziz, 2020, The Power Spherical Distribution, equations 6 to 8 and algorithm 1.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {
+        "loc": constraints.sphere,
+        "concentration": constraints.positive,
+    }
+    support = constraints.sphere
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
+        if loc.dim() < 1:
+            raise ValueError(f"the location of PowerSpherical must be a vector, not {loc!r}")
+        sphere_dim(loc.shape[-1], "the last size of the location of PowerSpherical")
+        batch_shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
+        self.loc, self.concentration = loc.expand(*batch_shape, -1), concentration.expand(batch_shape)
+        super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "PowerSpherical":
+        new = self._get_checked_instance(PowerSpherical, _instance)
+        batch_shape = torch.Size(batch_shape)
+        new.loc, new.concentration = self.loc.expand(*batch_shape, -1), self.concentration.expand(batch_shape)
+        super(PowerSpherical, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc * (self.concentration / (self.concentration + self.event_shape[0] - 1)).unsqueeze(-1)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape, b = self._extended_shape(sample_shape), (self.event_shape[0] - 1) / 2
+        # The Beta variable as a ratio of gammas: it and its complement then both keep their digits near 0.
+        ahead = torch._standard_gamma((self.concentration + b).expand(shape[:-1]))
+        behind = torch._standard_gamma(torch.full_like(ahead, b))
+        along = (ahead - behind) / (ahead + behind)
+        across = 2 * ahead.sqrt() * behind.sqrt() / (ahead + behind)
+        aside = directions(torch.randn_like(self.loc[..., 1:].expand(*shape[:-1], -1)))
+        return self._turned(along.unsqueeze(-1), across.unsqueeze(-1) * aside)
+
+    def _turned(self, along: Tensor, aside: Tensor) -> Tensor:
+        """Reflect a draw around a pole, the first axis or its opposite, to one around the location."""
+        # The pole is the one further from the location: the axis of reflection is then never short.
+        pole = torch.where(self.loc[..., :1] > 0, -1.0, 1.0).to(self.loc)
+        axis = torch.cat([pole - self.loc[..., :1], -self.loc[..., 1:]], -1)
+        draw = torch.cat([pole * along, aside], -1)
+        return draw - 2 * axis * (axis * draw).sum(-1, keepdim=True) / (axis * axis).sum(-1, keepdim=True)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        # (1 + mu x) / 2 is one minus a quarter of the squared distance to mu: digits are kept near mu, and near -mu
+        # with the distance to that. Each branch gets what it can digest. At -mu itself the density is 0, but the
+        # least positive one is given, as neither a loss nor its gradient can take minus infinity.
+        far = (self.loc * value).sum(-1) < 0
+        square = (torch.where(far.unsqueeze(-1), self.loc + value, self.loc - value) ** 2).sum(-1) / 4
+        near_part = torch.where(far, torch.zeros_like(square), square).neg().log1p()
+        far_part = torch.where(far, square, torch.ones_like(square)).clamp(min=torch.finfo(square.dtype).tiny).log()
+        return self.concentration * torch.where(far, far_part, near_part) + self._log_density_at_loc()
+
+    def _log_density_at_loc(self) -> Tensor:
+        # In float64: these are differences of numbers of the size of the concentration times its log.
+        b = (self.event_shape[0] - 1) / 2
+        a = self.concentration.double() + b
+        return ((a + b).lgamma() - a.lgamma() - b * math.log(4 * math.pi)).to(self.concentration)
+
+    def entropy(self) -> Tensor:
+        b = (self.event_shape[0] - 1) / 2
+        a = self.concentration.double() + b
+        mean_log = (self.concentration.double() * (a.digamma() - (a + b).digamma())).to(self.concentration)
+        return -mean_log - self._log_density_at_loc()
+
+
+def directions(value: Tensor) -> Tensor:
+    """Return vectors divided by their length, all finite: the first axis is added to those that have none."""
+    short = torch.linalg.vector_norm(value.detach(), dim=-1, keepdim=True) < 1e-12
+    first = torch.nn.functional.one_hot(torch.zeros_like(value[..., 0], dtype=torch.long), value.shape[-1])
+    value = value + short * first
+    return value / torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+
+
+@register_kl(PowerSpherical, HypersphericalUniform)
+def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> Tensor:
+    if p.event_shape != q.event_shape:
+        raise ValueError(f"the spheres differ: the values have {p.event_shape[0]} and {q.event_shape[0]} coordinates")
+    return log_area(p.event_shape[0]) - p.entropy() + p.loc.new_zeros(q.batch_shape)

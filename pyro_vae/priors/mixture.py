@@ -1,0 +1,129 @@
+"""Mixture priors."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.networks import as_size, positive
+
+
+class MixtureOfNormals(nn.Module):
+    r"""Mixture of normal distributions with diagonal covariances and learned weights, locations and scales.
+
+    .. math:: p(z) = \sum_k \pi_k \prod_d \mathcal{N}(z_d; \mu_{kd}, \sigma_{kd}^2)
+
+    The weights start equal, the locations from standard normal draws and the scales from 1.
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1.
+        components: number of components K, at least 1.
+
+    Returns:
+        ``forward()`` returns a distribution of batch shape () and event shape (D,). It has no pathwise sampler.
+
+    Raises:
+        TypeError: where ``latent_dim`` or ``components`` is not an integer.
+        ValueError: where one of them is below 1.
+
+    Example:
+        >>> MixtureOfNormals(20, components=10)().event_shape
+        torch.Size([20])
+
+    Reference:
+        Dilokthanakul et al., 2016, Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders.
+        Tomczak and Welling, 2018, VAE with a VampPrior, section 5 (where it is called MoG).
+    """
+
+    def __init__(self, latent_dim: int, components: int = 10) -> None:
+        super().__init__()
+        shape = as_size(components, "components"), as_size(latent_dim, "latent_dim")
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(torch.randn(shape))
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+
+    def forward(self) -> dist.TorchDistribution:
+        normals = dist.Normal(self.loc, positive(self.log_scale)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={self.loc.shape[1]}, components={self.loc.shape[0]}"
+
+
+class VampPrior(nn.Module):
+    r"""Mixture of the encoder's posteriors at learned pseudo-inputs.
+
+    .. math:: p(z) = \frac{1}{K} \sum_k q(z|u_k)
+
+    The encoder is the one of the VAE itself, and learns from both its places. It is held without being registered, so
+    that its parameters are counted and saved once, as the encoder's; the pseudo-inputs alone are the prior's. Whatever
+    is done to the VAE as a whole (a device, a dtype, a saved state, a deep copy) reaches it here too.
+
+    Pseudo-inputs in [0, 1] are logistic functions of free numbers. The clamp of the paper has no gradient outside, so
+    that an entry which once leaves the interval stays at its end.
+
+    Arguments:
+        encoder: a module whose call on u, of shape (K, \*shape), returns q(z|u), of batch shape (K,), with a
+            log-probability in closed form; its attribute ``shape`` is the shape of one datum.
+        components: number of pseudo-inputs K, at least 1.
+        data: data to start from, of shape (N, \*shape), at least K of them, of which the first K are taken; without
+            them the pseudo-inputs start from uniform draws in [0, 1], of the encoder's ``shape``.
+        unit_interval: keep the pseudo-inputs in [0, 1]; they then start within [0.01, 0.99], where they can move.
+
+    Returns:
+        ``forward()`` returns a distribution of batch shape () and the event shape of the encoder. It has no pathwise
+        sampler.
+
+    Raises:
+        TypeError: where the encoder is no module with a shape, or ``components`` no integer.
+        ValueError: where ``components`` is below 1, or the data are too few, of another shape or outside [0, 1].
+
+    Example:
+        >>> from pyro_vae import encoders
+        >>> encoder = encoders.Normal(64, 20)
+        >>> VampPrior(encoder, components=50)().event_shape
+        torch.Size([20])
+
+    Reference:
+        Tomczak and Welling, 2018, VAE with a VampPrior, equation 9.
+    """
+
+    _encoder: tuple[Any]
+
+    def __init__(
+        self, encoder: Any, components: int = 500, data: Tensor | None = None, unit_interval: bool = True
+    ) -> None:
+        super().__init__()
+        if not (isinstance(encoder, nn.Module) and hasattr(encoder, "shape")):
+            raise TypeError(f"the encoder of priors.VampPrior must be a module that has a shape, not {encoder!r}")
+        # A tuple hides a module from torch: it is then in neither parameters() nor state_dict().
+        self._encoder, self.unit_interval = (encoder,), unit_interval
+        shape = (as_size(components, "components"), *self._encoder[0].shape)
+        start = torch.rand(shape) if data is None else first_rows(data, shape, unit_interval)
+        self.free = nn.Parameter(start.clamp(0.01, 0.99).logit() if unit_interval else start)
+
+    def pseudo_inputs(self) -> Tensor:
+        """Return the pseudo-inputs, shape (K, \\*shape)."""
+        return self.free.sigmoid() if self.unit_interval else self.free
+
+    def forward(self) -> dist.TorchDistribution:
+        posteriors = self._encoder[0](self.pseudo_inputs())
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.free.new_zeros(len(self.free))), posteriors)
+
+    def extra_repr(self) -> str:
+        return f"components={len(self.free)}, unit_interval={self.unit_interval}"
+
+
+def first_rows(data: Tensor, shape: tuple[int, ...], unit_interval: bool) -> Tensor:
+    """Return a copy of the first data, as many as the shape says, or refuse data that do not serve."""
+    if data.shape[1:] != shape[1:] or len(data) < shape[0]:
+        wanted = ", ".join(map(str, shape[1:]))
+        raise ValueError(
+            f"priors.VampPrior needs data of shape (N, {wanted}), N >= {shape[0]}, not {tuple(data.shape)}"
+        )
+    rows = data[: shape[0]].detach().to(torch.get_default_dtype(), copy=True)
+    if unit_interval and not ((rows >= 0) & (rows <= 1)).all():
+        low, high = rows.min().item(), rows.max().item()
+        raise ValueError(f"the data lie in [{low:g}, {high:g}], outside [0, 1]: set unit_interval=False")
+    return rows

@@ -1,0 +1,89 @@
+"""Priors of real numbers with heavier tails than the normal one."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.networks import positive
+from pyro_vae.priors._prior import _Prior, above
+
+
+class Laplace(_Prior):
+    r"""Laplace prior with independent dimensions, standard or with learned location and scale.
+
+    .. math:: p(z) = \prod_d \frac{1}{2 b_d} e^{-|z_d - \mu_d| / b_d}, \qquad \mu = 0, b = 1 \text{ unless learned.}
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1.
+        learned: learn the location and the scale, starting from the standard Laplace distribution.
+
+    Returns:
+        ``forward()`` returns a distribution of batch shape () and event shape (D,).
+
+    Raises:
+        TypeError: where ``latent_dim`` is not an integer.
+        ValueError: where ``latent_dim`` is below 1.
+
+    Example:
+        >>> Laplace(20)().event_shape
+        torch.Size([20])
+
+    Reference:
+        Barello, Charles and Pillow, 2018, Sparse-Coding Variational Auto-Encoders.
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+
+    def __init__(self, latent_dim: int, learned: bool = False) -> None:
+        super().__init__(latent_dim, learned)
+        self.hold("loc", torch.zeros(latent_dim))
+        self.hold("log_scale", torch.zeros(latent_dim))
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.Laplace(self.loc, positive(self.log_scale)).to_event(1)
+
+
+class StudentT(_Prior):
+    r"""Student's t prior with independent dimensions, standard or with learned location and scale.
+
+    .. math:: p(z) = \prod_d \frac{\Gamma((\nu + 1) / 2)}{\Gamma(\nu / 2) \sqrt{\nu \pi} \, \sigma_d}
+              \left(1 + \frac{(z_d - \mu_d)^2}{\nu \sigma_d^2}\right)^{-(\nu + 1) / 2},
+              \qquad \mu = 0, \sigma = 1 \text{ unless learned.}
+
+    The variance is :math:`\sigma^2 \nu / (\nu - 2)`.
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1.
+        df: degrees of freedom :math:`\nu`, above 2, fixed.
+        learned: learn the location and the scale, starting from the standard distribution.
+
+    Returns:
+        ``forward()`` returns a distribution of batch shape () and event shape (D,).
+
+    Raises:
+        TypeError: where ``latent_dim`` is not an integer.
+        ValueError: where ``latent_dim`` is below 1, or the degrees of freedom are not above 2.
+
+    Example:
+        >>> StudentT(2, df=4.0)().variance
+        tensor([2., 2.])
+
+    Reference:
+        Abiri and Ohlsson, 2020, Variational Auto-Encoders with Student's t-Prior.
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+
+    def __init__(self, latent_dim: int, df: float = 5.0, learned: bool = False) -> None:
+        super().__init__(latent_dim, learned)
+        self.df = above(df, 2, "the degrees of freedom of priors.StudentT, whose variance is finite,")
+        self.hold("loc", torch.zeros(latent_dim))
+        self.hold("log_scale", torch.zeros(latent_dim))
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.StudentT(self.df, self.loc, positive(self.log_scale)).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, df={self.df:g}"
