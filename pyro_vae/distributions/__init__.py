@@ -1,7 +1,18 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
+from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
 from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import mean_of
+from pyro_vae.distributions.planar import Planar
 
-__all__ = ["ContinuousBernoulli", "GreyBernoulli", "MixtureOfNormals", "mean_of"]
+__all__ = [
+    "ConditionalAutoregressive",
+    "ConditionalFlow",
+    "ConditionalPlanar",
+    "ContinuousBernoulli",
+    "GreyBernoulli",
+    "MixtureOfNormals",
+    "Planar",
+    "mean_of",
+]

@@ -1,9 +1,13 @@
 """A mixture whose draws have a pathwise gradient."""
 
+from typing import ClassVar
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+
+_ONE = torch.Size()  # the shape of one draw
 
 
 class MixtureOfNormals(dist.TorchDistribution):
@@ -38,7 +42,7 @@ class MixtureOfNormals(dist.TorchDistribution):
         Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, equation 7, and appendix on mixtures.
     """
 
-    arg_constraints = {
+    arg_constraints: ClassVar = {
         "logits": constraints.real_vector,
         "loc": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 2),
@@ -74,13 +78,13 @@ class MixtureOfNormals(dist.TorchDistribution):
         return (self.logits + of_components).logsumexp(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size = _ONE) -> Tensor:
         component = dist.Categorical(logits=self.logits).sample(sample_shape)
         draws = dist.Normal(self.loc, self.scale).sample(sample_shape)
         index = component[..., None, None].expand(*component.shape, 1, self.event_shape[0])
         return draws.gather(-2, index).squeeze(-2)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = _ONE) -> Tensor:
         value = self.sample(sample_shape)
         if not torch.is_grad_enabled() or not any(t.requires_grad for t in (self.logits, self.loc, self.scale)):
             return value
