@@ -4,7 +4,21 @@ Each is built by ``Encoder(shape, latent_dim, network=...)``: the shape of one d
 and how to build its network (see `pyro_vae.networks`), to which the encoder says how many numbers it needs.
 """
 
+from pyro_vae.encoders.flow import Flow
+from pyro_vae.encoders.mixture import MixtureOfNormals
 from pyro_vae.encoders.normal import Delta, Normal
+from pyro_vae.encoders.real import FullRankNormal, Laplace, LogNormal, LowRankNormal, StudentT
 from pyro_vae.encoders.sphere import PowerSpherical
 
-__all__ = ["Delta", "Normal", "PowerSpherical"]
+__all__ = [
+    "Delta",
+    "Flow",
+    "FullRankNormal",
+    "Laplace",
+    "LogNormal",
+    "LowRankNormal",
+    "MixtureOfNormals",
+    "Normal",
+    "PowerSpherical",
+    "StudentT",
+]

@@ -4,18 +4,20 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vae.networks import MLP, Network, as_shape, as_size, check_event_shape
+from pyro_vae.networks import MLP, Network, Shape, as_shape, as_size, check_event_shape
 
 
 class _Encoder(nn.Module):
-    """A network from x to ``numbers`` per latent dimension, or to one where ``numbers`` is None."""
+    """A network from x to ``numbers`` per latent dimension, to one where that is None, or to ``out_shape``."""
 
     numbers: int | None = None
 
-    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
+    def __init__(
+        self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, out_shape: Shape | None = None
+    ) -> None:
         super().__init__()
         self.shape, self.latent_dim = as_shape(shape), as_size(latent_dim, "latent_dim")
-        self.network = network(self.shape, (*([self.numbers] if self.numbers else []), self.latent_dim))
+        self.network = network(self.shape, out_shape or (*([self.numbers] if self.numbers else []), self.latent_dim))
 
     def output(self, x: Tensor) -> Tensor:
         """Return the network's output for x, of shape (\\*batch, D) or (\\*batch, numbers, D)."""

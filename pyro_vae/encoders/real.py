@@ -1,0 +1,225 @@
+"""Encoders of one bump: heavier tails than a normal's, positive values, and correlated dimensions."""
+
+import math
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.encoders._encoder import _Encoder
+from pyro_vae.networks import MLP, Network, as_size, positive, soft_clip
+
+
+class Laplace(_Encoder):
+    r"""Laplace encoder with independent dimensions.
+
+    .. math:: q(z|x) = \prod_d \frac{1}{2 b_d(x)} \exp\left(-\frac{|z_d - \mu_d(x)|}{b_d(x)}\right)
+
+    The network gives the location :math:`\mu` and the logarithm of the scale :math:`b`, by
+    `pyro_vae.networks.positive`.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (2, D).
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        ValueError: where x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> Laplace((1, 8, 8), 20)(torch.zeros(5, 1, 8, 8)).event_shape
+        torch.Size([20])
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, section 2.4, location-scale families.
+    """
+
+    numbers = 2
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        location, scale = self.outputs(x)
+        return dist.Laplace(location, positive(scale)).to_event(1)
+
+
+class StudentT(_Encoder):
+    r"""Student t encoder with independent dimensions and fixed degrees of freedom.
+
+    .. math:: q(z|x) = \prod_d \frac{\Gamma((\nu + 1) / 2)}{\Gamma(\nu / 2) \sqrt{\nu \pi} \, s_d(x)}
+              \left(1 + \frac{(z_d - \mu_d(x))^2}{\nu \, s_d(x)^2}\right)^{-(\nu + 1) / 2}
+
+    The network gives the location :math:`\mu` and the logarithm of the scale :math:`s`, by
+    `pyro_vae.networks.positive`. The variance is :math:`s^2 \nu / (\nu - 2)`.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (2, D).
+        df: the degrees of freedom :math:`\nu`, above 2, so that there is a variance.
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        ValueError: where x is not of the shape the encoder was built for, or ``df`` is not above 2 and finite.
+
+    Example:
+        >>> import torch
+        >>> StudentT((1, 8, 8), 20, df=3.0)(torch.zeros(5, 1, 8, 8)).event_shape
+        torch.Size([20])
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, section 2.4, location-scale families.
+    """
+
+    numbers = 2
+
+    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, df: float = 5.0) -> None:
+        if not 2 < df < math.inf:
+            raise ValueError(f"df of encoders.StudentT must be above 2 and finite, not {df!r}")
+        super().__init__(shape, latent_dim, network)
+        self.df = df
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        location, scale = self.outputs(x)
+        return dist.StudentT(self.df, location, positive(scale)).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"df={self.df}"
+
+
+class LogNormal(_Encoder):
+    r"""Log-normal encoder: positive values, whose logarithms are independent normals.
+
+    .. math:: q(z|x) = \prod_d \frac{1}{z_d} \mathcal{N}(\log z_d; \mu_d(x), \sigma_d(x)^2)
+
+    The network gives :math:`\mu` and :math:`\log \sigma^2`. Both pass through `pyro_vae.networks.soft_clip`, and
+    :math:`\sigma` does once more, beyond 2: with outputs of :math:`\pm 10^4` it is 11.6, and float32 holds the draws.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (2, D).
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        ValueError: where x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> bool((LogNormal((1, 8, 8), 20)(torch.zeros(5, 1, 8, 8)).sample() > 0).all())
+        True
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, section 2.4, composition.
+    """
+
+    numbers = 2
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        mean, log_variance = self.outputs(x)
+        return dist.LogNormal(soft_clip(mean), soft_clip(_deviation(log_variance), 2.0)).to_event(1)
+
+
+class FullRankNormal(_Encoder):
+    r"""Normal encoder with a full covariance, by its Cholesky factor.
+
+    .. math:: q(z|x) = \mathcal{N}(z; \mu(x), L L^\top), \qquad L = \operatorname{diag}(s(x)) \, (I + N(x))
+
+    The network gives the mean :math:`\mu`, the logarithms of :math:`s^2`, and the D(D-1)/2 entries of N below the
+    diagonal. The last two pass through `pyro_vae.networks.soft_clip`. As s multiplies rows, a small one makes no
+    ratio of entries large, and the triangular system stays solvable in float32.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (D(D+3)/2,).
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        ValueError: where x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> FullRankNormal((1, 8, 8), 20)(torch.zeros(5, 1, 8, 8)).covariance_matrix.shape
+        torch.Size([5, 20, 20])
+
+    Reference:
+        Kingma and Welling, 2019, An Introduction to Variational Autoencoders, section 2.5.1, algorithm 3.
+    """
+
+    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
+        size = as_size(latent_dim, "latent_dim")
+        super().__init__(shape, latent_dim, network, out_shape=(size * (size + 3) // 2,))
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        size = self.latent_dim
+        mean, log_variance, entries = self.output(x).split([size, size, size * (size - 1) // 2], -1)
+        rows, columns = torch.tril_indices(size, size, -1, device=mean.device)
+        unit = torch.eye(size, dtype=mean.dtype, device=mean.device).expand(*mean.shape, size).clone()
+        unit[..., rows, columns] = soft_clip(entries)
+        return dist.MultivariateNormal(mean, scale_tril=_deviation(log_variance).unsqueeze(-1) * unit)
+
+
+class LowRankNormal(_Encoder):
+    r"""Normal encoder whose correlation comes from a few directions.
+
+    .. math:: q(z|x) = \mathcal{N}\left(z; \mu(x), S (I + V V^\top) S\right), \qquad S = \operatorname{diag}(s(x))
+
+    The network gives the mean :math:`\mu`, the logarithms of :math:`s^2`, and the columns of V; the last two pass
+    through `pyro_vae.networks.soft_clip`. V is in units of s, so that float32 factorizes :math:`I + V^\top V` however
+    small s is.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (2 + rank, D).
+        rank: number of columns of V, at least 1.
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        TypeError: where ``rank`` is not an integer.
+        ValueError: where ``rank`` is below 1, or x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> LowRankNormal((1, 8, 8), 20, rank=3)(torch.zeros(5, 1, 8, 8)).cov_factor.shape
+        torch.Size([5, 20, 3])
+
+    Reference:
+        Rezende, Mohamed and Wierstra, 2014, Stochastic Backpropagation and Approximate Inference in Deep Generative
+        Models, equation 16 (there of the precision, and of rank 1).
+    """
+
+    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, rank: int = 2) -> None:
+        out_shape = (2 + as_size(rank, "rank"), as_size(latent_dim, "latent_dim"))
+        super().__init__(shape, latent_dim, network, out_shape)
+        self.rank = rank
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        mean, log_variance, *columns = self.outputs(x)
+        deviation = _deviation(log_variance)
+        factor = deviation.unsqueeze(-1) * soft_clip(torch.stack(columns, -1))
+        return dist.LowRankMultivariateNormal(mean, factor, deviation**2)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}"
+
+
+def _deviation(log_variance: Tensor) -> Tensor:
+    return (soft_clip(log_variance) / 2).exp()
