@@ -5,5 +5,8 @@ and how to build its network (see `pyro_vae.networks`), to which the encoder say
 """
 
 from pyro_vae.encoders.normal import Delta, Normal
+from pyro_vae.encoders.positive import Exponential, Gamma, Weibull
+from pyro_vae.encoders.simplex import Dirichlet
+from pyro_vae.encoders.unit import Beta, Kumaraswamy
 
-__all__ = ["Delta", "Normal"]
+__all__ = ["Beta", "Delta", "Dirichlet", "Exponential", "Gamma", "Kumaraswamy", "Normal", "Weibull"]
