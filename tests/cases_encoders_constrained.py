@@ -2,7 +2,7 @@
 
 import numpy as np
 from part_cases import array, encoder_case, event_sum
-from scipy import stats
+from scipy import special, stats
 
 from pyro_vae import encoders
 
@@ -45,6 +45,26 @@ def dirichlet(part, x, z):
     return np.reshape([stats.dirichlet.logpdf(row / row.sum(), a) for row, a in rows], z.shape[:-1])
 
 
+def bernoulli(part, x, z):
+    return event_sum(stats.bernoulli.logpmf(z, special.expit(array(part.network(x)))), 1)
+
+
+def one_hot(part, x, z):
+    return event_sum(z * special.log_softmax(array(part.network(x)), -1), 2)
+
+
+def relaxed(part, x, z):
+    # Maddison et al., equation 10.
+    logits, log_z, (k, t) = array(part.network(x)), np.log(z), (part.categories, part.temperature)
+    total = special.logsumexp(logits - t * log_z, -1)
+    log_density = special.gammaln(k) + (k - 1) * np.log(t) - k * total + (logits - (t + 1) * log_z).sum(-1)
+    return event_sum(log_density, 1)
+
+
+def categories(number):
+    return lambda latent_dim: (latent_dim, number)
+
+
 CASES = [
     encoder_case("exponential", encoders.Exponential, exponential),
     encoder_case("gamma", encoders.Gamma, gamma),
@@ -52,4 +72,16 @@ CASES = [
     encoder_case("beta", encoders.Beta, beta),
     encoder_case("kumaraswamy", encoders.Kumaraswamy, kumaraswamy),
     encoder_case("dirichlet", encoders.Dirichlet, dirichlet, dim=2),
+    encoder_case("bernoulli", encoders.Bernoulli, bernoulli, dim=2),
+    encoder_case("one-hot", encoders.OneHotCategorical, one_hot, event=categories(4), dim=2, categories=4),
+    encoder_case("relaxed-2", encoders.RelaxedOneHotCategorical, relaxed, event=categories(2), categories=2),
+    encoder_case(
+        "relaxed-4",
+        encoders.RelaxedOneHotCategorical,
+        relaxed,
+        event=categories(4),
+        density=False,  # quadrature is for two categories
+        categories=4,
+        temperature=1.3,
+    ),
 ]

@@ -1,7 +1,17 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
+from pyro_vae.distributions.discrete import EnumerableIndependent
 from pyro_vae.distributions.kumaraswamy import Kumaraswamy
 from pyro_vae.distributions.moments import mean_of
+from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
 
-__all__ = ["ContinuousBernoulli", "GreyBernoulli", "Kumaraswamy", "mean_of"]
+__all__ = [
+    "ContinuousBernoulli",
+    "EnumerableIndependent",
+    "GreyBernoulli",
+    "Kumaraswamy",
+    "RelaxedOneHotCategorical",
+    "RelaxedOneHotCategoricalStraightThrough",
+    "mean_of",
+]
