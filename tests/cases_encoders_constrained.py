@@ -54,7 +54,7 @@ def one_hot(part, x, z):
 
 
 def relaxed(part, x, z):
-    # Maddison et al., equation 10.
+    # Maddison, Mnih and Teh, 2017, definition 1.
     logits, log_z, (k, t) = array(part.network(x)), np.log(z), (part.categories, part.temperature)
     total = special.logsumexp(logits - t * log_z, -1)
     log_density = special.gammaln(k) + (k - 1) * np.log(t) - k * total + (logits - (t + 1) * log_z).sum(-1)

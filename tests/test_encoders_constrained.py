@@ -3,13 +3,17 @@
 import math
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
+import quadrature
 import torch
 from part_cases import array
+from pyro.infer import TraceMeanField_ELBO
 from scipy import special, stats
 from torch import nn
+from torch.distributions import kl_divergence
 
-from pyro_vae import encoders
+from pyro_vae import VAE, decoders, encoders
 from pyro_vae.distributions import Kumaraswamy
 
 CONTINUOUS = [
@@ -138,3 +142,36 @@ def test_the_kumaraswamy_gradients_are_those_of_its_closed_form(dtype):
     y = 1 - value**1.7
     np.testing.assert_allclose(array(by_a), -value * np.log(value) / 1.7, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(array(by_b), value**-0.7 * y * np.log(y) / (1.7 * 2.4), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+@pytest.mark.parametrize("k", [0.6, 1.0, 4.0])
+@pytest.mark.parametrize("rate", [0.5, 3.0])
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 6.0])
+def test_the_kl_of_weibull_to_gamma_is_that_of_quadrature(scale, k, alpha, rate):
+    q, p = stats.weibull_min(k, scale=scale), stats.gamma(alpha, scale=1 / rate)
+    nodes, weights = map(array, quadrature.positive())
+    nodes, weights = nodes[q.logpdf(nodes) > -700], weights[q.logpdf(nodes) > -700]
+    expected = (weights * q.pdf(nodes) * (q.logpdf(nodes) - p.logpdf(nodes))).sum()
+    weibull = dist.Weibull(*torch.tensor([scale, k], dtype=torch.float64))
+    rates = torch.tensor([rate], dtype=torch.float64)
+    assert kl_divergence(weibull, dist.Gamma(alpha, rates)).item() == pytest.approx(expected, abs=1e-7)
+    if alpha == 1:
+        assert kl_divergence(weibull, dist.Exponential(rates)).item() == pytest.approx(expected, abs=1e-7)
+
+
+class GammaPrior(nn.Module):
+    """Gamma distributions of concentration 2 and rate 3."""
+
+    def forward(self):
+        return dist.Gamma(2 * torch.ones(3), 3 * torch.ones(3)).to_event(1)
+
+
+def test_pyros_mean_field_elbo_finds_the_kl_of_weibull_to_gamma():
+    vae, x = VAE(GammaPrior(), encoders.Weibull(4, 3), decoders.Normal(3, 4)), torch.rand(5, 4)
+    torch.manual_seed(1)
+    loss = TraceMeanField_ELBO().loss(vae.model, vae.guide, x)
+    torch.manual_seed(1)
+    q = vae.encoder(x)
+    expected = kl_divergence(q, vae.prior().expand((5,))).sum() - vae.decoder(q.rsample()).log_prob(x).sum()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)

@@ -2,6 +2,7 @@
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.discrete import EnumerableIndependent
+from pyro_vae.distributions.divergences import kl_weibull_exponential, kl_weibull_gamma
 from pyro_vae.distributions.kumaraswamy import Kumaraswamy
 from pyro_vae.distributions.moments import mean_of
 from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
@@ -13,5 +14,7 @@ __all__ = [
     "Kumaraswamy",
     "RelaxedOneHotCategorical",
     "RelaxedOneHotCategoricalStraightThrough",
+    "kl_weibull_exponential",
+    "kl_weibull_gamma",
     "mean_of",
 ]

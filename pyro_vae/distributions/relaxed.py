@@ -29,7 +29,7 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
         True
 
     Reference:
-        Maddison, Mnih and Teh, 2017, The Concrete Distribution, equation 10; Jang, Gu and Poole, 2017, Categorical
+        Maddison, Mnih and Teh, 2017, The Concrete Distribution, definition 1; Jang, Gu and Poole, 2017, Categorical
         Reparameterization with Gumbel-Softmax, equation 3.
     """
 

@@ -37,7 +37,7 @@ class Bernoulli(_Encoder):
         torch.Size([8, 1, 3])
 
     Reference:
-        Mnih and Gregor, 2014, Neural Variational Inference and Learning in Belief Networks, equation 2.
+        Mnih and Gregor, 2014, Neural Variational Inference and Learning in Belief Networks.
     """
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:

@@ -71,7 +71,7 @@ class Gamma(_Encoder):
         True
 
     Reference:
-        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, equation 6.
+        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 3.
     """
 
     numbers = 2
@@ -89,8 +89,9 @@ class Weibull(_Encoder):
               z_d = \lambda_d(x) (-\log \epsilon_d)^{1 / k_d(x)}, \quad \epsilon_d \sim \mathcal{U}(0, 1)
 
     The second equation is how it is drawn, and what its gradients pass through. It resembles a gamma distribution, to
-    which its KL has a closed form. The network gives the scale :math:`\lambda`, which passes through
-    `pyro_vae.networks.positive`, and the concentration :math:`k`, between 0.25 and 1,000.
+    which its KL has a closed form (`pyro_vae.distributions.kl_weibull_gamma`). The network gives the scale
+    :math:`\lambda`, which passes through `pyro_vae.networks.positive`, and the concentration :math:`k`, between 0.25
+    and 1,000.
 
     Arguments:
         shape: shape of one datum.
@@ -110,8 +111,7 @@ class Weibull(_Encoder):
         True
 
     Reference:
-        Zhang, Chen, Guo and Zhou, 2018, WHAI: Weibull Hybrid Autoencoding Inference for Deep Topic Modeling,
-        section 3.1.
+        Zhang, Chen, Guo and Zhou, 2018, WHAI: Weibull Hybrid Autoencoding Inference for Deep Topic Modeling.
     """
 
     numbers = 2

@@ -41,7 +41,7 @@ class Dirichlet(_Encoder):
         True
 
     Reference:
-        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 3 and appendix B.
+        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 3.
     """
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:

@@ -36,7 +36,7 @@ class Beta(_Encoder):
         True
 
     Reference:
-        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 3 and appendix B.
+        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 3.
     """
 
     numbers = 2
@@ -74,7 +74,7 @@ class Kumaraswamy(_Encoder):
         True
 
     Reference:
-        Nalisnick and Smyth, 2017, Stick-Breaking Variational Autoencoders, equations 3 and 4.
+        Nalisnick and Smyth, 2017, Stick-Breaking Variational Autoencoders.
     """
 
     numbers = 2
