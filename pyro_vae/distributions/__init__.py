@@ -2,10 +2,14 @@
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
+from pyro_vae.distributions.discrete import EnumerableIndependent
+from pyro_vae.distributions.divergences import kl_weibull_exponential, kl_weibull_gamma
 from pyro_vae.distributions.flow import ZukoFlow
+from pyro_vae.distributions.kumaraswamy import Kumaraswamy
 from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import mean_of
 from pyro_vae.distributions.planar import Planar
+from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
 
 __all__ = [
@@ -13,11 +17,17 @@ __all__ = [
     "ConditionalFlow",
     "ConditionalPlanar",
     "ContinuousBernoulli",
+    "EnumerableIndependent",
     "GreyBernoulli",
     "HypersphericalUniform",
+    "Kumaraswamy",
     "MixtureOfNormals",
     "Planar",
     "PowerSpherical",
+    "RelaxedOneHotCategorical",
+    "RelaxedOneHotCategoricalStraightThrough",
     "ZukoFlow",
+    "kl_weibull_exponential",
+    "kl_weibull_gamma",
     "mean_of",
 ]

@@ -1,24 +1,39 @@
 """Encoders: modules whose ``forward(x)`` returns q(z|x), with batch shape (\\*batch) and event shape (latent_dim,).
 
+The event shape of one-hot codes is (latent_dim, categories).
+
 Each is built by ``Encoder(shape, latent_dim, network=...)``: the shape of one datum, the number of latent dimensions,
 and how to build its network (see `pyro_vae.networks`), to which the encoder says how many numbers it needs.
 """
 
+from pyro_vae.encoders.discrete import Bernoulli, OneHotCategorical
 from pyro_vae.encoders.flow import Flow
 from pyro_vae.encoders.mixture import MixtureOfNormals
 from pyro_vae.encoders.normal import Delta, Normal
+from pyro_vae.encoders.positive import Exponential, Gamma, Weibull
 from pyro_vae.encoders.real import FullRankNormal, Laplace, LogNormal, LowRankNormal, StudentT
+from pyro_vae.encoders.simplex import Dirichlet, RelaxedOneHotCategorical
 from pyro_vae.encoders.sphere import PowerSpherical
+from pyro_vae.encoders.unit import Beta, Kumaraswamy
 
 __all__ = [
+    "Bernoulli",
+    "Beta",
     "Delta",
+    "Dirichlet",
+    "Exponential",
     "Flow",
     "FullRankNormal",
+    "Gamma",
+    "Kumaraswamy",
     "Laplace",
     "LogNormal",
     "LowRankNormal",
     "MixtureOfNormals",
     "Normal",
+    "OneHotCategorical",
     "PowerSpherical",
+    "RelaxedOneHotCategorical",
     "StudentT",
+    "Weibull",
 ]

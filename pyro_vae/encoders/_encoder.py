@@ -20,7 +20,7 @@ class _Encoder(nn.Module):
         self.network = network(self.shape, out_shape or (*([self.numbers] if self.numbers else []), self.latent_dim))
 
     def output(self, x: Tensor) -> Tensor:
-        """Return the network's output for x, of shape (\\*batch, D) or (\\*batch, numbers, D)."""
+        """Return the network's output for x, of shape (\\*batch, [numbers,] D[, categories])."""
         check_event_shape(x, self.shape, f"encoders.{type(self).__name__}", "x")
         return self.network(x)
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.distributions.sphere import directions, sphere_dim
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, Shape, positive
+from pyro_vae.networks import MLP, Network, positive
 
 
 class PowerSpherical(_Encoder):
@@ -44,10 +44,7 @@ class PowerSpherical(_Encoder):
     """
 
     def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
-        def with_concentration(in_shape: Shape, out_shape: Shape) -> nn.Module:
-            return network(in_shape, (sphere_dim(out_shape[0], "latent_dim") + 1,))
-
-        super().__init__(shape, latent_dim, with_concentration)
+        super().__init__(shape, latent_dim, network, out_shape=(sphere_dim(latent_dim, "latent_dim") + 1,))
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         output = self.output(x)

@@ -1,0 +1,177 @@
+"""The mathematics of the encoders on constrained and discrete supports, beyond the contract of `test_parts.py`."""
+
+import math
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import quadrature
+import torch
+from part_cases import array
+from pyro.infer import TraceMeanField_ELBO
+from scipy import special, stats
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pyro_vae import VAE, decoders, encoders
+from pyro_vae.distributions import Kumaraswamy
+
+CONTINUOUS = [
+    encoders.Exponential,
+    encoders.Gamma,
+    encoders.Weibull,
+    encoders.Beta,
+    encoders.Kumaraswamy,
+    encoders.Dirichlet,
+]
+DTYPES = [torch.float32, torch.float64]
+
+
+class Output(nn.Module):
+    """A network that gives the same numbers for every datum."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self, x):
+        return self.value.expand(len(x), *self.value.shape)
+
+
+def posterior(family, value, n, **own):
+    """Return an encoder's distribution for n data, and what its network gives."""
+    network = Output(value)
+    encoder = family(1, value.shape[-1] if not own else value.shape[-2], network=lambda *_: network, **own)
+    return encoder(torch.zeros(n, 1)), network.value
+
+
+def signs(shape, dtype):
+    """All combinations of plus and minus 10,000, one per column, of the rows of an output."""
+    rows = shape[0] if len(shape) > 1 else 1
+    columns = torch.tensor([[(i >> row) & 1 for i in range(2**rows)] for row in range(rows)], dtype=dtype)
+    value = 1e4 * (2 * columns - 1)
+    return value if len(shape) > 1 else value[0]
+
+
+@pytest.mark.parametrize("family", CONTINUOUS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_at_outputs_of_10000_draws_lie_strictly_inside_and_all_is_finite(family, dtype):
+    value = signs((2, 1) if family.numbers else (1,), dtype)
+    q, leaf = posterior(family, value, 10_000)
+    z = q.rsample()
+    assert (z > 0).all()
+    assert (z < 1).all() or family not in (encoders.Beta, encoders.Kumaraswamy)
+    log_prob = q.log_prob(z)
+    assert log_prob.isfinite().all()
+    (gradient,) = torch.autograd.grad((log_prob + z.sum(-1)).sum(), leaf)
+    assert gradient.isfinite().all()
+
+
+MODERATE = {
+    encoders.Exponential: lambda v: stats.expon(scale=np.exp(-v[0])),
+    encoders.Gamma: lambda v: stats.gamma(bounded(v[0], 0.1), scale=np.exp(-v[1])),
+    encoders.Weibull: lambda v: stats.weibull_min(bounded(v[1], 0.25), scale=np.exp(v[0])),
+    encoders.Beta: lambda v: stats.beta(bounded(v[0], 0.5), bounded(v[1], 0.5)),
+}
+
+
+def bounded(v, floor):
+    return floor + np.exp(v / np.sqrt(1 + (v / np.log(1000)) ** 2))
+
+
+@pytest.mark.parametrize("family", MODERATE)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("v", [(-4.0, 3.0), (0.0, -4.0), (2.0, 8.0)])
+def test_draws_follow_scipys_distribution_and_minus_log_prob_has_its_entropy(family, dtype, v):
+    """20,000 draws: Kolmogorov-Smirnov at a level of 1e-4, and the entropy within 4 standard errors."""
+    value = torch.tensor(v, dtype=dtype)[:, None] if family.numbers else torch.tensor(v[:1], dtype=dtype)
+    q, _ = posterior(family, value, 20_000)
+    z = q.sample()
+    reference = MODERATE[family](v)
+    assert stats.kstest(array(z)[:, 0], reference.cdf).pvalue > 1e-4
+    surprise = -array(q.log_prob(z))
+    assert abs(surprise.mean() - reference.entropy()) < 4 * surprise.std() / math.sqrt(len(z)) + 1e-3
+
+
+@pytest.mark.parametrize("family", CONTINUOUS)
+def test_the_mean_is_that_of_the_draws(family):
+    """50,000 draws, 4 standard errors."""
+    value = torch.tensor([[0.5, -1.0, 2.0], [0.3, 1.0, -0.5]], dtype=torch.float64)
+    q, _ = posterior(family, value if family.numbers else value[0], 50_000)
+    z = q.sample()
+    assert ((z.mean(0) - q.mean[0]).abs() < 4 * z.std(0) / math.sqrt(len(z))).all()
+
+
+def kumaraswamy_log_prob(a, b, z):
+    return np.log(a * b) + (a - 1) * np.log(z) + (b - 1) * np.log1p(-(z**a))
+
+
+@pytest.mark.parametrize("a", [0.5, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize("b", [0.5, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kumaraswamy_keeps_its_digits(a, b, dtype):
+    """20,000 draws: Kolmogorov-Smirnov at a level of 1e-4 of z^a, a beta variate of (1, b)."""
+    distribution = Kumaraswamy(torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype))
+    z = distribution.sample((20_000,))
+    assert ((z > 0) & (z < 1)).all()
+    assert distribution.log_prob(z).isfinite().all()
+    power = np.exp(a * np.log(array(z)))
+    assert stats.kstest(power, lambda y: -np.expm1(b * np.log1p(-y))).pvalue > 1e-4
+    inner = torch.tensor([1e-6, 0.1, 0.5, 0.9], dtype=dtype)
+    np.testing.assert_allclose(
+        array(distribution.log_prob(inner)), kumaraswamy_log_prob(a, b, array(inner)), rtol=1e-5, atol=1e-4
+    )
+    assert distribution.mean.item() == pytest.approx(b * special.beta(1 + 1 / a, b), rel=1e-5)
+
+
+def test_the_kumaraswamy_is_uniform_at_concentrations_of_1_edges_included():
+    one = torch.ones(())
+    edges = torch.tensor([0.0, 0.3, 1.0])
+    torch.testing.assert_close(Kumaraswamy(one, one).log_prob(edges), torch.zeros(3))
+    assert Kumaraswamy(one / 2, one / 2).log_prob(edges).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kumaraswamy_gradients_are_those_of_its_closed_form(dtype):
+    # z = (1 - y)^(1/a), y = u^(1/b) = 1 - z^a: dz/da = -z log(z) / a, dz/db = z^(1-a) y log(y) / (a b).
+    a = torch.full((2000,), 1.7, dtype=dtype, requires_grad=True)
+    b = torch.full((2000,), 2.4, dtype=dtype, requires_grad=True)
+    z = Kumaraswamy(a, b).rsample()
+    by_a, by_b = torch.autograd.grad(z.sum(), (a, b))
+    value = array(z)
+    y = 1 - value**1.7
+    np.testing.assert_allclose(array(by_a), -value * np.log(value) / 1.7, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(array(by_b), value**-0.7 * y * np.log(y) / (1.7 * 2.4), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+@pytest.mark.parametrize("k", [0.6, 1.0, 4.0])
+@pytest.mark.parametrize("rate", [0.5, 3.0])
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 6.0])
+def test_the_kl_of_weibull_to_gamma_is_that_of_quadrature(scale, k, alpha, rate):
+    q, p = stats.weibull_min(k, scale=scale), stats.gamma(alpha, scale=1 / rate)
+    nodes, weights = map(array, quadrature.positive())
+    nodes, weights = nodes[q.logpdf(nodes) > -700], weights[q.logpdf(nodes) > -700]
+    expected = (weights * q.pdf(nodes) * (q.logpdf(nodes) - p.logpdf(nodes))).sum()
+    weibull = dist.Weibull(*torch.tensor([scale, k], dtype=torch.float64))
+    rates = torch.tensor([rate], dtype=torch.float64)
+    assert kl_divergence(weibull, dist.Gamma(alpha, rates)).item() == pytest.approx(expected, abs=1e-7)
+    if alpha == 1:
+        assert kl_divergence(weibull, dist.Exponential(rates)).item() == pytest.approx(expected, abs=1e-7)
+
+
+class GammaPrior(nn.Module):
+    """Gamma distributions of concentration 2 and rate 3."""
+
+    def forward(self):
+        return dist.Gamma(2 * torch.ones(3), 3 * torch.ones(3)).to_event(1)
+
+
+def test_pyros_mean_field_elbo_finds_the_kl_of_weibull_to_gamma():
+    vae, x = VAE(GammaPrior(), encoders.Weibull(4, 3), decoders.Normal(3, 4)), torch.rand(5, 4)
+    torch.manual_seed(1)
+    loss = TraceMeanField_ELBO().loss(vae.model, vae.guide, x)
+    torch.manual_seed(1)
+    q = vae.encoder(x)
+    expected = kl_divergence(q, vae.prior().expand((5,))).sum() - vae.decoder(q.rsample()).log_prob(x).sum()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)

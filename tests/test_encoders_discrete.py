@@ -1,0 +1,320 @@
+"""Discrete encoders and their relaxation: temperatures, enumeration, and gradients by the score function."""
+
+import copy
+import itertools
+import math
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from part_cases import array
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
+from scipy import special
+from torch import nn
+
+from pyro_vae import VAE, decoders, encoders, fit
+from pyro_vae.distributions import (
+    EnumerableIndependent,
+    RelaxedOneHotCategorical,
+    RelaxedOneHotCategoricalStraightThrough,
+)
+from pyro_vae.networks import MLP
+
+DTYPES = [torch.float32, torch.float64]
+Linear = partial(MLP, hidden=())
+adam = partial(torch.optim.Adam, lr=0.05)
+
+
+def identity(*_):
+    return nn.Identity()
+
+
+# Relaxed
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+@pytest.mark.parametrize("temperature", [0.01, 0.67, 5.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_relaxed_codes_and_their_gradients_are_finite_at_outputs_of_10000(temperature, dtype, straight_through):
+    encoder = encoders.RelaxedOneHotCategorical(
+        (2, 40), 2, network=identity, categories=40, temperature=temperature, straight_through=straight_through
+    )
+    size = torch.tensor([1e4, 1.0, 0.0], dtype=dtype)[:, None, None, None]
+    outputs = (size * torch.randn(3, 1000, 2, 40, dtype=dtype).sign()).requires_grad_()
+    q = encoder(outputs)
+    z = q.rsample()
+    ones = torch.ones((), dtype=dtype)
+    # The second factor of a prior without regard to this package's classes.
+    plain = dist.RelaxedOneHotCategorical(0.5 * ones, logits=torch.zeros(2, 40, dtype=dtype)).to_event(1)
+    p = RelaxedOneHotCategorical(0.5 * ones, logits=torch.zeros(2, 40, dtype=dtype)).to_event(1)
+    torch.testing.assert_close(z.sum(-1), ones.expand(3, 1000, 2))
+    assert (z > 0).all() or straight_through
+    terms = q.log_prob(z) - p.log_prob(z) + (0 if straight_through else plain.log_prob(z))
+    assert terms.isfinite().all()
+    (gradient,) = torch.autograd.grad((terms + z[..., 0].sum(-1)).sum(), outputs)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_the_largest_entry_of_a_relaxed_code_is_distributed_as_the_categorical(temperature):
+    """Maddison et al., proposition 1(b): 100,000 draws, 4 standard errors."""
+    n, probs = 100_000, np.array([0.1, 0.2, 0.3, 0.4])
+    q = RelaxedOneHotCategorical(torch.tensor(temperature), probs=torch.tensor(probs))
+    found = np.bincount(q.sample((n,)).argmax(-1), minlength=4) / n
+    assert (np.abs(found - probs) < 4 * np.sqrt(probs * (1 - probs) / n)).all()
+
+
+def test_straight_through_rounds_the_draws_and_nothing_else():
+    logits = torch.randn(50, 12, dtype=torch.float64)
+    results = []
+    for family in (RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough):
+        torch.manual_seed(1)
+        leaf = logits.clone().requires_grad_()
+        q = family(torch.tensor(0.5, dtype=torch.float64), logits=leaf)
+        z = q.rsample()
+        log_prob = q.log_prob(z)
+        (gradient,) = torch.autograd.grad((z * logits.detach()).sum(), leaf, retain_graph=True)
+        results.append((z.detach(), log_prob.detach(), gradient))
+    (soft, soft_density, soft_gradient), (hard, hard_density, hard_gradient) = results
+    assert torch.equal(hard, nn.functional.one_hot(soft.argmax(-1), 12).double())
+    assert torch.equal(soft_density, hard_density)
+    torch.testing.assert_close(soft_gradient, hard_gradient)
+
+
+def annealed(**own):
+    return encoders.RelaxedOneHotCategorical(
+        3, 2, categories=4, temperature=2.0, final_temperature=0.5, anneal_steps=8, **own
+    )
+
+
+def temperature_of(encoder):
+    return encoder(torch.zeros(5, 3)).base_dist.temperature.item()
+
+
+def test_the_temperature_falls_exponentially_over_calls_in_training_mode_alone():
+    encoder = annealed()
+    for call in range(10):
+        encoder.eval()
+        assert temperature_of(encoder) == pytest.approx(2 * 0.25 ** min(call / 8, 1))
+        encoder.train()
+        assert temperature_of(encoder) == pytest.approx(2 * 0.25 ** min(call / 8, 1))
+    assert encoder.calls == 10
+
+
+def test_the_temperature_is_saved_with_the_weights_and_has_their_dtype():
+    encoder, other = annealed(), annealed()
+    for _ in range(5):
+        encoder(torch.zeros(5, 3))
+    other.load_state_dict(copy.deepcopy(encoder.state_dict()))
+    assert temperature_of(other) == pytest.approx(2 * 0.25 ** (5 / 8))
+    assert encoder.double()(torch.zeros(5, 3).double()).base_dist.temperature.dtype == torch.float64
+    assert "calls" not in encoders.RelaxedOneHotCategorical(3, 2).state_dict()
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_a_recording_of_a_step_counts_as_the_step_does(straight_through):
+    class Prior(nn.Module):
+        def forward(self):
+            return RelaxedOneHotCategorical(torch.tensor(1.0), logits=torch.zeros(2, 4)).to_event(1)
+
+    results = []
+    for engine in ("eager", "recorded"):
+        torch.manual_seed(0)
+        vae = VAE(Prior(), annealed(straight_through=straight_through), decoders.Normal((2, 4), 3))
+        history = fit(vae.model, vae.guide, torch.rand(20, 3), epochs=12, batch_size=20, engine=engine)
+        results.append((vae.state_dict(), history))
+    (eager, _), (recorded, history) = results
+    assert history.engine.startswith("recorded: "), history.engine
+    assert recorded["encoder.calls"] == eager["encoder.calls"] >= 12
+    assert all(torch.equal(recorded[name], eager[name]) for name in eager)
+
+
+@pytest.mark.parametrize(
+    ("own", "error", "message"),
+    [
+        ({"temperature": 0.0}, ValueError, "temperature of encoders.RelaxedOneHotCategorical must be above 0"),
+        ({"temperature": math.nan}, ValueError, "must be above 0 and finite, not nan"),
+        ({"final_temperature": -1.0, "anneal_steps": 3}, ValueError, "must be above 0 and finite, not -1.0"),
+        ({"final_temperature": 0.5}, ValueError, "anneal_steps .* must be at least 1, not 0"),
+        ({"final_temperature": 0.5, "anneal_steps": 2.5}, TypeError, "anneal_steps .* must be an integer"),
+        ({"anneal_steps": 3}, ValueError, "anneal_steps .* must be 0 without a final_temperature, not 3"),
+        ({"categories": 0}, ValueError, "categories must be at least 1"),
+    ],
+)
+def test_the_relaxed_encoder_refuses(own, error, message):
+    with pytest.raises(error, match=message):
+        encoders.RelaxedOneHotCategorical(3, 2, **own)
+
+
+def test_reprs_tell_the_categories_and_temperatures():
+    assert "categories=4, temperature=2 to 0.5 in 8 steps, straight_through=True" in repr(
+        annealed(straight_through=True)
+    )
+    assert "categories=7" in repr(encoders.OneHotCategorical(3, 2, categories=7))
+
+
+@pytest.mark.parametrize("categories", [0, -1])
+def test_the_one_hot_encoder_refuses_fewer_categories_than_1(categories):
+    with pytest.raises(ValueError, match="categories must be at least 1"):
+        encoders.OneHotCategorical(3, 2, categories=categories)
+
+
+# Enumerated
+
+
+def bernoulli(latent_dim):
+    return encoders.Bernoulli(4, latent_dim, network=Linear), latent_dim
+
+
+def one_hot(latent_dim):
+    return encoders.OneHotCategorical(4, latent_dim, network=Linear, categories=3), (latent_dim, 3)
+
+
+both = pytest.mark.parametrize("make", [bernoulli, one_hot])
+
+
+@both
+@pytest.mark.parametrize("latent_dim", [1, 3])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
+def test_all_joint_codes_are_enumerated_once(make, latent_dim, batch):
+    encoder, _ = make(latent_dim)
+    q = encoder(torch.rand(*batch, 4))
+    codes = q.enumerate_support()
+    count = (2 if make is bernoulli else 3) ** latent_dim
+    assert codes.shape == (count, *batch, *q.event_shape)
+    assert q.enumerate_support(expand=False).shape == (count, *[1 for _ in batch], *q.event_shape)
+    assert len({tuple(code.flatten().tolist()) for code in q.enumerate_support(expand=False)}) == count
+    torch.testing.assert_close(q.log_prob(codes).exp().sum(0), torch.ones(batch))
+    assert torch.equal(q.expand((7, *batch)).enumerate_support()[:, 0], codes)
+
+
+def test_codes_are_enumerated_up_to_4096():
+    assert len(encoders.Bernoulli(4, 12)(torch.zeros(4)).enumerate_support()) == 4096
+    with pytest.raises(NotImplementedError, match="13 variables of 2 values have 8192 joint values"):
+        encoders.Bernoulli(4, 13)(torch.zeros(4)).enumerate_support()
+    assert len(encoders.OneHotCategorical(4, 3, categories=16)(torch.zeros(4)).enumerate_support()) == 4096
+    with pytest.raises(NotImplementedError, match="4 variables of 10 values have 10000 joint values"):
+        encoders.OneHotCategorical(4, 4)(torch.zeros(4)).enumerate_support()
+
+
+def test_a_closed_form_kl_is_still_found():
+    p, q = torch.tensor([0.2, 0.7]), torch.tensor([0.5, 0.4])
+    kl = dist.kl.kl_divergence(EnumerableIndependent(dist.Bernoulli(p), 1), dist.Bernoulli(q).to_event(1))
+    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(kl, expected.sum())
+
+
+class Prior(nn.Module):
+    """A prior of codes that are not equally probable, of the encoder's distribution class or of Pyro's."""
+
+    def __init__(self, make, latent_dim, plain=False):
+        super().__init__()
+        shape = (latent_dim,) if make is bernoulli else (latent_dim, 3)
+        self.family = dist.Bernoulli if make is bernoulli else dist.OneHotCategorical
+        self.plain = plain
+        self.logits = nn.Parameter(torch.randn(shape))
+
+    def forward(self):
+        codes = self.family(logits=self.logits)
+        return codes.to_event(1) if self.plain else EnumerableIndependent(codes, 1)
+
+
+def small_vae(make, latent_dim=2, plain=False):
+    encoder, code_shape = make(latent_dim)
+    return VAE(Prior(make, latent_dim, plain), encoder, decoders.Bernoulli(code_shape, 4, network=Linear))
+
+
+def log_probability(make, logits, codes):
+    """Of codes of shape (N, *event), given logits of shape (*batch, *event): an array of shape (N, *batch)."""
+    codes = codes.reshape(len(codes), *[1] * (logits.ndim - codes.ndim + 1), *codes.shape[1:])
+    if make is bernoulli:
+        return (codes * special.log_expit(logits) + (1 - codes) * special.log_expit(-logits)).sum(-1)
+    return (codes * special.log_softmax(logits, -1)).sum((-2, -1))
+
+
+def elbo_by_hand(make, vae, x, latent_dim=2):
+    """The sum over all codes of q(z|x) (log p(x|z) + log p(z) - log q(z|x)), summed over data, in numpy."""
+    values = np.eye(2)[:, 1:] if make is bernoulli else np.eye(3)
+    codes = np.array([values[list(choice)] for choice in itertools.product(range(len(values)), repeat=latent_dim)])
+    codes = codes.reshape(len(codes), *vae.prior.logits.shape)
+    (weight, bias), (back_weight, back_bias) = (
+        map(array, part.network.layers[0].parameters()) for part in (vae.encoder, vae.decoder)
+    )
+    logits = (array(x) @ weight.T + bias).reshape(len(x), *codes.shape[1:])
+    log_q = log_probability(make, logits, codes)
+    log_prior = log_probability(make, array(vae.prior.logits), codes)[:, None]
+    means = (codes.reshape(len(codes), -1) @ back_weight.T + back_bias)[:, None]
+    log_likelihood = (array(x) * special.log_expit(means) + (1 - array(x)) * special.log_expit(-means)).sum(-1)
+    return (np.exp(log_q) * (log_likelihood + log_prior - log_q)).sum()
+
+
+@both
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.usefixtures("float64")
+def test_pyros_enumeration_gives_the_sum_over_all_codes(make, plain):
+    vae, x = small_vae(make, plain=plain), torch.rand(5, 4).round()
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(vae.model, config_enumerate(vae.guide), x)
+    assert loss == pytest.approx(-elbo_by_hand(make, vae, x), abs=1e-6)
+
+
+@both
+@pytest.mark.usefixtures("float64")
+def test_a_guide_may_ask_for_enumeration_site_by_site(make):
+    vae, x = small_vae(make), torch.rand(5, 4).round()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", vae.encoder(x), infer={"enumerate": "parallel"})
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(vae.model, guide, x)
+    assert loss == pytest.approx(-elbo_by_hand(make, vae, x), abs=1e-6)
+
+
+@both
+@pytest.mark.parametrize("estimator", [Trace_ELBO, TraceGraph_ELBO])
+@pytest.mark.usefixtures("float64")
+def test_gradients_by_the_score_function_are_unbiased(make, estimator):
+    """20,000 data that are one and the same, each with logits of its own: 20,000 draws, 4 standard errors."""
+    n, vae = 20_000, small_vae(make)
+    vae.encoder.network = nn.Identity()
+    outputs = torch.randn(vae.prior.logits.shape)
+    vae.encoder.shape = tuple(outputs.shape)
+    x = torch.tensor([1.0, 0.0, 1.0, 1.0])
+
+    def gradients(elbo, n, enumerate_):
+        leaf = outputs.expand(n, *outputs.shape).clone().requires_grad_()
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", vae.encoder(leaf), infer={"enumerate": enumerate_})
+
+        elbo.loss_and_grads(vae.model, guide, x.expand(n, 4))
+        return leaf.grad
+
+    exact = gradients(TraceEnum_ELBO(max_plate_nesting=1), 1, "parallel")[0]
+    draws = gradients(estimator(), n, None)
+    error = draws.std(0) / math.sqrt(n)
+    assert exact.any()
+    assert ((draws.mean(0) - exact).abs() < 4 * error).all(), (draws.mean(0), exact, error)
+
+
+@both
+def test_discrete_codes_train_by_the_score_function_and_by_enumeration(make):
+    assert not make(2)[0](torch.zeros(4)).has_rsample
+    x = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]).repeat(25, 1)
+    for loss, wrap in ((Trace_ELBO(), lambda guide: guide), (TraceEnum_ELBO(max_plate_nesting=1), config_enumerate)):
+        vae = small_vae(make, plain=True)
+        before = elbo_by_hand(make, vae, x)
+        fit(vae.model, wrap(vae.guide), x, loss=loss, epochs=40, batch_size=50, optimizer=adam)
+        assert elbo_by_hand(make, vae, x) > before + len(x) * 0.1  # nats
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_a_saturated_logit_keeps_a_gradient(logit):
+    leaf = torch.full((1, 2), logit, requires_grad=True)
+    q = encoders.Bernoulli(2, 2, network=identity)(leaf)
+    (gradient,) = torch.autograd.grad(q.base_dist.logits.sum(), leaf)
+    assert (gradient > 0).all()
