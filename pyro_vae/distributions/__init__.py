@@ -1,6 +1,17 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
+from pyro_vae.distributions.beta import OpenBeta
+from pyro_vae.distributions.categorical import Categorical
+from pyro_vae.distributions.logistic import DiscretizedLogistic, bits_per_dimension
 from pyro_vae.distributions.moments import mean_of
 
-__all__ = ["ContinuousBernoulli", "GreyBernoulli", "mean_of"]
+__all__ = [
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "GreyBernoulli",
+    "OpenBeta",
+    "bits_per_dimension",
+    "mean_of",
+]
