@@ -15,7 +15,7 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["pyro_vae"]),
+    packages=find_packages(include=["pyro_vae*"]),
     package_data={"pyro_vae": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[

@@ -137,7 +137,7 @@ def own_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
 
     Example:
         >>> list(own_parameters(decoders.Normal))
-        ['scale', 'learned']
+        ['scale', 'learned', 'per_dimension']
     """
     known = inspect.signature(cls).parameters
     return {name: value for name, value in known.items() if name not in ("shape", "latent_dim", "network")}

@@ -223,7 +223,9 @@ def _check_support(name: str, support: Any, value: Tensor) -> None:
         inner = inner.base_constraint
     bad = value[~inner.check(value)].flatten()
     kind = _support(support)
-    if kind == "{0, 1}" and bad.min() >= 0 and bad.max() <= 1:
+    if hasattr(inner, "hint"):
+        fix = inner.hint
+    elif kind == "{0, 1}" and bad.min() >= 0 and bad.max() <= 1:
         fix = "binarize the data (threshold or dynamic), or accept grey values by name (decoders.Bernoulli(grey=True))"
     elif bad.min() >= 0 and bad.max() > 1:
         fix = "scale the data to [0, 1], or choose another decoder"

@@ -76,7 +76,7 @@ def one_hot(event_shape):
 def rule(distribution):
     """Return nodes of shape (N, *event_shape) and weights of shape (N,) for a distribution's support."""
     support = distribution.support
-    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
+    while hasattr(support, "base_constraint"):
         support = support.base_constraint
     event, name = tuple(distribution.event_shape), type(support).__name__
     if "Sphere" in name:
@@ -93,6 +93,9 @@ def rule(distribution):
         return product(counts(), event)
     if isinstance(support, constraints.integer_interval):
         nodes = torch.arange(float(support.lower_bound), float(support.upper_bound) + 1, dtype=torch.float64)
+        return product((nodes, torch.ones_like(nodes)), event)
+    if "Grid" in name:
+        nodes = torch.arange(support.steps + 1, dtype=torch.float64) / support.steps
         return product((nodes, torch.ones_like(nodes)), event)
     coarse = math.prod(event) > 1
     if isinstance(support, constraints.greater_than | constraints.greater_than_eq):

@@ -5,6 +5,23 @@ the shape of one datum, and how to build its network (see `pyro_vae.networks`).
 """
 
 from pyro_vae.decoders.bernoulli import Bernoulli, ContinuousBernoulli
+from pyro_vae.decoders.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyro_vae.decoders.normal import Normal
+from pyro_vae.decoders.pixels import DiscretizedLogistic
+from pyro_vae.decoders.real import Laplace, StudentT
+from pyro_vae.decoders.tokens import Categorical
+from pyro_vae.decoders.unit import Beta
 
-__all__ = ["Bernoulli", "ContinuousBernoulli", "Normal"]
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "Laplace",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+]

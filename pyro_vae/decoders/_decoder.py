@@ -1,7 +1,9 @@
 """What the decoders share."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.networks import MLP, Network, as_shape, check_event_shape
@@ -25,3 +27,40 @@ class _Decoder(nn.Module):
     def outputs(self, z: Tensor) -> tuple[Tensor, ...]:
         """Return the ``numbers`` outputs of the network for z, each of shape (\\*batch, \\*shape)."""
         return self.output(z).unbind(-1 - len(self.shape))
+
+
+class _ScaleDecoder(_Decoder):
+    """A network from z to a location per entry of x, and a scale: fixed, learned, or learned per entry."""
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        latent_dim: int | Sequence[int],
+        shape: int | Sequence[int],
+        network: Network = MLP,
+        scale: float = 1.0,
+        learned: bool = False,
+        per_dimension: bool = False,
+    ) -> None:
+        super().__init__(latent_dim, shape, network)
+        name = f"decoders.{type(self).__name__}"
+        if not (0 < scale < math.inf):
+            raise ValueError(f"the scale of {name} must be above 0 and finite, not {scale!r}")
+        if per_dimension and not learned:
+            raise ValueError(f"{name} has a scale per dimension only where it is learned: give learned=True as well")
+        self.learned, self.per_dimension = learned, per_dimension
+        if learned:
+            size = self.shape if per_dimension else ()
+            self.log_scale = nn.Parameter(torch.full(size, math.log(scale)))
+        else:
+            self.register_buffer("scale", torch.tensor(float(scale)), persistent=False)
+
+    def scales(self) -> Tensor:
+        """Return the scale, of shape () or that of a datum."""
+        return self.log_scale.exp() if self.learned else self.scale
+
+    def extra_repr(self) -> str:
+        scale = self.scales().detach().mean().item()
+        each = ", per_dimension=True" if self.per_dimension else ""
+        return f"scale={scale:.4g}, learned={self.learned}{each}"

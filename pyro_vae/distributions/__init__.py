@@ -1,11 +1,14 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
+from pyro_vae.distributions.beta import OpenBeta
+from pyro_vae.distributions.categorical import Categorical
 from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
 from pyro_vae.distributions.discrete import EnumerableIndependent
 from pyro_vae.distributions.divergences import kl_weibull_exponential, kl_weibull_gamma
 from pyro_vae.distributions.flow import ZukoFlow
 from pyro_vae.distributions.kumaraswamy import Kumaraswamy
+from pyro_vae.distributions.logistic import DiscretizedLogistic, bits_per_dimension
 from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import mean_of
 from pyro_vae.distributions.planar import Planar
@@ -13,20 +16,24 @@ from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, RelaxedOneH
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
 
 __all__ = [
+    "Categorical",
     "ConditionalAutoregressive",
     "ConditionalFlow",
     "ConditionalPlanar",
     "ContinuousBernoulli",
+    "DiscretizedLogistic",
     "EnumerableIndependent",
     "GreyBernoulli",
     "HypersphericalUniform",
     "Kumaraswamy",
     "MixtureOfNormals",
+    "OpenBeta",
     "Planar",
     "PowerSpherical",
     "RelaxedOneHotCategorical",
     "RelaxedOneHotCategoricalStraightThrough",
     "ZukoFlow",
+    "bits_per_dimension",
     "kl_weibull_exponential",
     "kl_weibull_gamma",
     "mean_of",

@@ -1,0 +1,73 @@
+"""Decoders of the discrete values of a pixel."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.decoders._decoder import _Decoder
+from pyro_vae.distributions import DiscretizedLogistic as DiscretizedLogisticDistribution
+from pyro_vae.networks import MLP, Network, as_size, positive
+
+
+class DiscretizedLogistic(_Decoder):
+    r"""Mixture of logistic distributions in bins: probabilities of the :math:`2^b` values of a pixel.
+
+    .. math:: p(x|z) = \prod_i \sum_k w_{ik} \left[ \sigma \left( \frac{x_i + \delta - \mu_{ik}}{s_{ik}} \right) -
+              \sigma \left( \frac{x_i - \delta - \mu_{ik}}{s_{ik}} \right) \right],
+              \quad \delta = \frac{1}{2 (2^b - 1)},
+
+    where the bin of 0 has no lower end and the bin of 1 no upper one. Data hold multiples of :math:`1 / (2^b - 1)` in
+    [0, 1], as images are loaded. `pyro_vae.distributions.bits_per_dimension` turns nats into the customary unit.
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
+        shape: shape of one datum.
+        network: builds the network from (D,) to (3 K - 1, \*shape): K means :math:`\mu`, K logarithms of scales s, both
+            in units of x, and the logits of the weights w but for the first, which is 0.
+        bits: the number of bits b of a value, from 1 to 8.
+        components: the number of components K, at least 1.
+
+    Returns:
+        ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
+        ``shape``.
+
+    Raises:
+        TypeError: where the bits or the components are no integers.
+        ValueError: where they are out of range or z is not of the shape the decoder was built for.
+
+    Example:
+        >>> import torch
+        >>> DiscretizedLogistic(20, (1, 8, 8), components=5)(torch.zeros(3, 20)).sample().shape
+        torch.Size([3, 1, 8, 8])
+
+    Reference:
+        Kingma et al., 2016, Improved Variational Inference with Inverse Autoregressive Flow, appendix; Salimans,
+        Karpathy, Chen and Kingma, 2017, PixelCNN++, equation 2.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int | Sequence[int],
+        shape: int | Sequence[int],
+        network: Network = MLP,
+        bits: int = 8,
+        components: int = 1,
+    ) -> None:
+        if as_size(bits, "bits") > 8:
+            raise ValueError(f"the bits of decoders.DiscretizedLogistic must be from 1 to 8, not {bits}")
+        self.bits, self.components = bits, as_size(components, "components")
+        self.numbers = 3 * components - 1
+        super().__init__(latent_dim, shape, network)
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        outputs = self.output(z).movedim(-1 - len(self.shape), -1)
+        mean, log_scale, logits = outputs.split([self.components, self.components, self.components - 1], -1)
+        # The mixture checks the values; its components need not do it again.
+        family = DiscretizedLogisticDistribution(mean, positive(log_scale), self.bits, validate_args=False)
+        weights = dist.Categorical(logits=torch.cat([torch.zeros_like(mean[..., :1]), logits], -1))
+        return dist.MixtureSameFamily(weights, family).to_event(len(self.shape))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, components={self.components}"

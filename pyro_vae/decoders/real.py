@@ -1,0 +1,97 @@
+"""Decoders of real values with heavier tails than the normal ones."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from pyro_vae.decoders._decoder import _ScaleDecoder
+from pyro_vae.networks import MLP, Network
+
+
+class Laplace(_ScaleDecoder):
+    r"""Laplace likelihood: absolute error in units of a scale, fixed or learned.
+
+    .. math:: \log p(x|z) = - \sum_i \frac{|x_i - \mu_i(z)|}{b_i} + \log 2 b_i
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
+        shape: shape of one datum.
+        network: builds the network from (D,) to ``shape``.
+        scale: the scale b, above 0; where the learning starts, if it is learned.
+        learned: learn the scale.
+        per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
+
+    Returns:
+        ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
+        ``shape``.
+
+    Raises:
+        ValueError: where the scale is not above 0, it is per dimension but not learned, or z is not of the shape the
+            decoder was built for.
+
+    Example:
+        >>> import torch
+        >>> Laplace(20, 64, scale=0.5)(torch.zeros(5, 20)).variance[0, 0]
+        tensor(0.5000)
+
+    Reference:
+        Bishop, 2006, Pattern Recognition and Machine Learning, equation 2.126 at q = 1.
+    """
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        return dist.Laplace(self.output(z), self.scales()).to_event(len(self.shape))
+
+
+class StudentT(_ScaleDecoder):
+    r"""Student's t likelihood: robust to entries far from their location, whose pull falls off with the distance.
+
+    .. math:: \log p(x|z) = \sum_i \log \mathcal{T}_\nu \left( \frac{x_i - \mu_i(z)}{\sigma_i} \right)
+              - \log \sigma_i
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
+        shape: shape of one datum.
+        network: builds the network from (D,) to ``shape``.
+        df: the degrees of freedom, above 2, so that there is a variance.
+        scale: the scale, above 0; where the learning starts, if it is learned.
+        learned: learn the scale.
+        per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
+
+    Returns:
+        ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
+        ``shape``.
+
+    Raises:
+        ValueError: where the degrees of freedom are not above 2, the scale is not above 0, it is per dimension but not
+            learned, or z is not of the shape the decoder was built for.
+
+    Example:
+        >>> import torch
+        >>> StudentT(20, 64, df=4.0, learned=False)(torch.zeros(5, 20)).variance[0, 0]
+        tensor(2.)
+
+    Reference:
+        Bishop, 2006, Pattern Recognition and Machine Learning, equation 2.159.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int | Sequence[int],
+        shape: int | Sequence[int],
+        network: Network = MLP,
+        df: float = 5.0,
+        scale: float = 1.0,
+        learned: bool = True,
+        per_dimension: bool = False,
+    ) -> None:
+        super().__init__(latent_dim, shape, network, scale, learned, per_dimension)
+        if not (2 < df < float("inf")):
+            raise ValueError(f"the df of decoders.StudentT must be above 2 and finite, not {df!r}; see decoders.Normal")
+        self.df = df
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        return dist.StudentT(self.df, self.output(z), self.scales()).to_event(len(self.shape))
+
+    def extra_repr(self) -> str:
+        return f"df={self.df:.4g}, {super().extra_repr()}"

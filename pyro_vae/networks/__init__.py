@@ -1,0 +1,27 @@
+"""Plain torch networks from one shape to another. No Pyro here.
+
+A network is built by a call ``network(in_shape, out_shape)``, and maps ``(*batch, *in_shape)`` to
+``(*batch, *out_shape)``: every leading dimension is batch, so that several particles per datum pass through at once.
+Parts (`pyro_vae.encoders`, `pyro_vae.decoders`) make that call, because only they know how many numbers their
+distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(256, 128))``.
+"""
+
+from pyro_vae.networks.convolutional import ConvDecoder, ConvEncoder, halved_sizes
+from pyro_vae.networks.mlp import MLP
+from pyro_vae.networks.ranges import positive, soft_clip
+from pyro_vae.networks.shapes import Network, Shape, as_image_shape, as_shape, as_size, check_event_shape
+
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Network",
+    "Shape",
+    "as_image_shape",
+    "as_shape",
+    "as_size",
+    "check_event_shape",
+    "halved_sizes",
+    "positive",
+    "soft_clip",
+]

@@ -1,0 +1,119 @@
+"""Convolutional networks."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from pyro_vae.networks.shapes import Shape, as_image_shape, as_shape
+
+
+class ConvEncoder(nn.Module):
+    """Convolutions that halve an image, one per entry of ``channels``, then a linear map.
+
+    Arguments:
+        in_shape: shape of one image, (height, width) or (channels, height, width).
+        out_shape: shape of one output.
+        channels: channels after each 3x3 convolution of stride 2.
+        activation: the module class after each convolution.
+
+    Returns:
+        ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
+
+    Raises:
+        ValueError: where ``in_shape`` has no height and width.
+
+    Example:
+        >>> import torch
+        >>> ConvEncoder((1, 28, 28), (2, 20))(torch.zeros(5, 3, 1, 28, 28)).shape
+        torch.Size([5, 3, 2, 20])
+    """
+
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        out_shape: int | Sequence[int],
+        channels: int | Sequence[int] = (32, 64),
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = as_image_shape(in_shape, "ConvEncoder"), as_shape(out_shape, "out_shape")
+        self.image_shape = (math.prod(self.in_shape[:-2]), *self.in_shape[-2:])
+        maps = (self.image_shape[0], *as_shape(channels, "channels"))
+        height, width = halved_sizes(self.in_shape[-2:], len(maps) - 1)[-1]
+        layers: list[nn.Module] = []
+        for count, next_count in pairwise(maps):
+            layers += [nn.Conv2d(count, next_count, 3, stride=2, padding=1), activation()]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(maps[-1] * height * width, math.prod(self.out_shape))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.dim() - len(self.in_shape)]
+        return self.layers(x.reshape(-1, *self.image_shape)).reshape(*batch, *self.out_shape)
+
+
+class ConvDecoder(nn.Module):
+    """A linear map, then transposed convolutions that double an image: `ConvEncoder` backwards.
+
+    Arguments:
+        in_shape: shape of one input; its dimensions are flattened.
+        out_shape: shape of one output, (..., height, width); the dimensions before height and width are channels.
+        channels: channels before each 3x3 transposed convolution of stride 2.
+        activation: the module class before each transposed convolution.
+
+    Returns:
+        ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
+
+    Raises:
+        ValueError: where ``out_shape`` has no height and width.
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder(20, (1, 28, 28))(torch.zeros(5, 3, 20)).shape
+        torch.Size([5, 3, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        out_shape: int | Sequence[int],
+        channels: int | Sequence[int] = (64, 32),
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_image_shape(out_shape, "ConvDecoder")
+        maps = (*as_shape(channels, "channels"), math.prod(self.out_shape[:-2]))
+        sizes = halved_sizes(self.out_shape[-2:], len(maps) - 1)[::-1]
+        start = (maps[0], *sizes[0])
+        layers: list[nn.Module] = [nn.Linear(math.prod(self.in_shape), math.prod(start)), nn.Unflatten(1, start)]
+        for (count, next_count), (height, width) in zip(pairwise(maps), sizes[1:], strict=True):
+            # A stride of 2 gives 2n - 1 rows from n; one row of output padding gives the even sizes.
+            padding = (1 - height % 2, 1 - width % 2)
+            layers += [activation(), nn.ConvTranspose2d(count, next_count, 3, 2, padding=1, output_padding=padding)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        batch = z.shape[: z.dim() - len(self.in_shape)]
+        return self.layers(z.reshape(-1, math.prod(self.in_shape))).reshape(*batch, *self.out_shape)
+
+
+def halved_sizes(size: Sequence[int], times: int) -> list[Shape]:
+    """Return an image size and what each of several convolutions of stride 2 makes of it.
+
+    Arguments:
+        size: (height, width).
+        times: number of halvings, at least 0.
+
+    Returns:
+        ``times + 1`` sizes, the first as given; odd sizes are rounded up.
+
+    Example:
+        >>> halved_sizes((28, 28), 3)
+        [(28, 28), (14, 14), (7, 7), (4, 4)]
+    """
+    sizes = [tuple(size)]
+    for _ in range(times):
+        sizes.append(tuple((side + 1) // 2 for side in sizes[-1]))
+    return sizes

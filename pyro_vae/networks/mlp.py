@@ -1,0 +1,52 @@
+"""Fully connected networks."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from pyro_vae.networks.shapes import as_shape
+
+
+class MLP(nn.Module):
+    """Fully connected network with one activation between its layers.
+
+    Arguments:
+        in_shape: shape of one input; its dimensions are flattened.
+        out_shape: shape of one output.
+        hidden: width of each hidden layer, each at least 1; empty for a linear map.
+        activation: the module class between the layers.
+
+    Returns:
+        ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
+
+    Raises:
+        TypeError: for sizes that are not integers.
+        ValueError: for a size below 1.
+
+    Example:
+        >>> import torch
+        >>> MLP((1, 28, 28), (2, 20), hidden=(400,))(torch.zeros(5, 3, 1, 28, 28)).shape
+        torch.Size([5, 3, 2, 20])
+    """
+
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        out_shape: int | Sequence[int],
+        hidden: int | Sequence[int] = (400,),
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
+        self.hidden = () if hidden in ((), []) else as_shape(hidden, "hidden")
+        widths = (math.prod(self.in_shape), *self.hidden, math.prod(self.out_shape))
+        layers: list[nn.Module] = []
+        for width, next_width in pairwise(widths):
+            layers += [nn.Linear(width, next_width), activation()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.dim() - len(self.in_shape)]
+        return self.layers(x.reshape(*batch, -1)).reshape(*batch, *self.out_shape)

@@ -1,0 +1,49 @@
+"""Functions that keep the numbers of a network in range."""
+
+from torch import Tensor
+
+
+def soft_clip(value: Tensor, bound: float = 10.0) -> Tensor:
+    r"""Compress a tensor beyond a bound, and leave it as it is within.
+
+    .. math:: f(v) = v \text{ for } |v| \le b, \qquad
+              f(v) = \operatorname{sign}(v) \, (b + \log(1 + |v| - b)) \text{ beyond.}
+
+    The log-variances of this package pass through it. The function is increasing and its slope is continuous and
+    never zero, so that no variance is out of reach and no gradient dies, as it does with a clamp; yet an output of
+    :math:`\pm 10^4` becomes :math:`\pm 19.2`, whose exponential float32 holds.
+
+    Arguments:
+        value: any tensor.
+        bound: where the compression starts, above 0.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> import torch
+        >>> soft_clip(torch.tensor([-1e4, 3.0, 1e4]))
+        tensor([-19.2094,   3.0000,  19.2094])
+    """
+    excess = (value.abs() - bound).relu()
+    return value.clamp(-bound, bound) + value.sign() * excess.log1p()
+
+
+def positive(value: Tensor) -> Tensor:
+    r"""Return a positive number for any output of a network: the exponential of `soft_clip`.
+
+    .. math:: f(v) = e^v \text{ for } |v| \le 10, \text{ and polynomial beyond, from } 5 \cdot 10^{-9} \text{ to }
+              2 \cdot 10^8 \text{ for } |v| \le 10^4
+
+    Arguments:
+        value: any tensor.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> import torch
+        >>> positive(torch.tensor([0.0, 1.0]))
+        tensor([1.0000, 2.7183])
+    """
+    return soft_clip(value).exp()

@@ -1,0 +1,242 @@
+"""The mathematics that is special to some decoders."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from part_cases import SHAPE, D
+from scipy import stats
+
+from pyro_vae import VAE, decoders, encoders, priors
+from pyro_vae.distributions import Categorical, DiscretizedLogistic, OpenBeta, bits_per_dimension
+from pyro_vae.programs import check_programs
+
+SCALED = [decoders.Normal, decoders.Laplace, decoders.StudentT]
+
+
+def check(decoder, x):
+    shape = tuple(x.shape[1:])
+    vae = VAE(priors.Normal(D), encoders.Normal(shape, D), decoder)
+    check_programs(vae.model, vae.guide, x)
+
+
+# Scales
+
+
+@pytest.mark.parametrize("family", SCALED)
+def test_a_scale_per_dimension_is_learned_for_each_entry_and_starts_as_told(family):
+    part = family(D, SHAPE, scale=0.3, learned=True, per_dimension=True)
+    assert part.log_scale.shape == SHAPE
+    torch.testing.assert_close(part.scales(), torch.full(SHAPE, 0.3))
+    assert "per_dimension=True" in repr(part)
+
+
+@pytest.mark.parametrize("family", SCALED)
+def test_a_scale_per_dimension_must_be_learned(family):
+    with pytest.raises(ValueError, match=rf"decoders\.{family.__name__} .*learned=True"):
+        family(D, SHAPE, learned=False, per_dimension=True)
+
+
+@pytest.mark.parametrize("family", SCALED)
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_scale_is_above_0_and_finite(family, scale):
+    with pytest.raises(ValueError, match=rf"scale of decoders\.{family.__name__} must be above 0"):
+        family(D, SHAPE, scale=scale)
+
+
+@pytest.mark.parametrize("df", [2.0, 0.0, -1.0, math.inf, math.nan])
+def test_degrees_of_freedom_without_a_variance_are_refused(df):
+    with pytest.raises(ValueError, match=r"df of decoders\.StudentT must be above 2"):
+        decoders.StudentT(D, SHAPE, df=df)
+
+
+@pytest.mark.usefixtures("float64")
+def test_students_t_tends_to_the_normal_likelihood():
+    student, normal = decoders.StudentT(D, SHAPE, df=1e7, learned=False), decoders.Normal(D, SHAPE)
+    normal.load_state_dict(student.state_dict())
+    z, x = torch.randn(5, D), torch.randn(5, *SHAPE)
+    torch.testing.assert_close(student(z).log_prob(x), normal(z).log_prob(x), rtol=1e-5, atol=1e-4)
+
+
+# Beta
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_beta_decoder_has_the_mean_and_variance_of_its_outputs():
+    part = decoders.Beta(D, SHAPE)
+    z = torch.randn(5, D)
+    logits, log_concentration = part.outputs(z)
+    mean = logits.sigmoid()
+    torch.testing.assert_close(part(z).mean, mean)
+    torch.testing.assert_close(part(z).variance, mean * (1 - mean) / (log_concentration.exp() + 1))
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_the_beta_decoder_refuses_the_ends_with_the_way_out(end):
+    with pytest.raises(ValueError, match="support"):
+        decoders.Beta(D, SHAPE)(torch.zeros(D)).log_prob(torch.full(SHAPE, end))
+    with pytest.raises(ValueError, match=r"hold [01], outside the support \(0, 1\).*ContinuousBernoulli"):
+        check(decoders.Beta(D, SHAPE), torch.full((3, *SHAPE), end))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_of_the_beta_keep_off_the_ends(dtype):
+    concentration = torch.tensor([1e-6, 1e-3, 1.0, 1e6], dtype=dtype)
+    draws = OpenBeta(concentration[:, None], concentration).sample((1000,))
+    assert ((draws > 0) & (draws < 1)).all()
+
+
+# Counts
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_negative_binomial_decoder_has_its_mean_and_variance_and_tends_to_poisson():
+    part, poisson = decoders.NegativeBinomial(D, SHAPE, inverse_dispersion=2.5), decoders.Poisson(D, SHAPE)
+    poisson.network.load_state_dict(part.network.state_dict())
+    z = torch.randn(5, D)
+    mean = part.output(z).exp()
+    torch.testing.assert_close(part(z).mean, mean)
+    torch.testing.assert_close(part(z).variance, mean + mean**2 / 2.5)
+    x = poisson(z).sample()
+    part.log_inverse_dispersion.data[:] = 10.0
+    torch.testing.assert_close(part(z).log_prob(x), poisson(z).log_prob(x), rtol=0, atol=0.05)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_gate_that_is_shut_leaves_the_negative_binomial():
+    part = decoders.ZeroInflatedNegativeBinomial(D, 1, network=lambda *_: Constant([[0.7], [-1e6]]))
+    x = torch.arange(20.0)[:, None]
+    expected = stats.nbinom.logpmf(np.arange(20), 1, 1 / (1 + np.exp(0.7)))
+    np.testing.assert_allclose(part(torch.zeros(D)).log_prob(x).detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [decoders.NegativeBinomial, decoders.ZeroInflatedNegativeBinomial])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_an_inverse_dispersion_is_above_0_and_finite(family, value):
+    with pytest.raises(ValueError, match=rf"inverse_dispersion of decoders\.{family.__name__}"):
+        family(D, SHAPE, inverse_dispersion=value)
+
+
+@pytest.mark.parametrize("family", [decoders.Poisson, decoders.NegativeBinomial, decoders.ZeroInflatedNegativeBinomial])
+@pytest.mark.parametrize("value", [0.5, -1.0])
+def test_decoders_of_counts_refuse_what_is_none(family, value):
+    with pytest.raises(ValueError, match="support"):
+        family(D, SHAPE)(torch.zeros(D)).log_prob(torch.full(SHAPE, value))
+
+
+class Constant(torch.nn.Module):
+    """A network of one constant output."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = torch.nn.Parameter(torch.tensor(outputs))
+
+    def forward(self, z):
+        return self.outputs.expand(*z.shape[:-1], *self.outputs.shape)
+
+
+# Categories
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_categorical_distribution_knows_its_moments_and_draws_floats():
+    probs = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.0, 0.5]])
+    distribution, numbers = Categorical(probs=probs), np.arange(3)
+    mean = probs.numpy() @ numbers
+    np.testing.assert_allclose(distribution.mean, mean)
+    np.testing.assert_allclose(distribution.variance, probs.numpy() @ numbers**2 - mean**2)
+    assert distribution.sample((4,)).dtype == torch.float64
+    assert isinstance(distribution.expand((6, 2)), Categorical)
+
+
+@pytest.mark.parametrize("categories", [1, 0, -3])
+def test_fewer_than_two_categories_are_refused(categories):
+    with pytest.raises(ValueError, match="categories"):
+        decoders.Categorical(D, SHAPE, categories=categories)
+
+
+@pytest.mark.parametrize("value", [5.0, 0.5, -1.0])
+def test_the_categorical_decoder_refuses_what_is_no_category(value):
+    with pytest.raises(ValueError, match="support"):
+        decoders.Categorical(D, SHAPE, categories=5)(torch.zeros(D)).log_prob(torch.full(SHAPE, value))
+
+
+# Logistic distributions in bins
+
+
+def grid(bits, dtype=torch.float32):
+    return torch.arange(2**bits, dtype=dtype) / (2**bits - 1)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e-4, 1e-2, 0.1, 1.0, 1e3, 1e8])
+@pytest.mark.parametrize("loc", [-1e4, -3.0, 0.0, 1e-3, 0.3, 0.5, 1.0, 1.7, 1e4])
+def test_the_probabilities_of_the_bins_sum_to_1_and_have_the_mean(bits, dtype, scale, loc):
+    values = grid(bits, dtype)
+    logistic = DiscretizedLogistic(torch.tensor(loc, dtype=dtype), torch.tensor(scale, dtype=dtype), bits)
+    log_prob = logistic.log_prob(values)
+    assert log_prob.isfinite().all()
+    probabilities = log_prob.double().exp()
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
+    assert logistic.mean.item() == pytest.approx((probabilities * values).sum().item(), abs=1e-5)
+
+
+def test_a_bin_far_from_the_mean_keeps_its_logarithm():
+    # Below the mean, log P = (u + l) / 2 + log(2 sinh((u - l) / 2)) up to terms of e^u.
+    logistic = DiscretizedLogistic(torch.tensor(0.9), torch.tensor(0.001))
+    upper, lower = (100.5 / 255 - 0.9) / 0.001, (99.5 / 255 - 0.9) / 0.001
+    exact = upper + math.log1p(-math.exp(lower - upper))
+    assert logistic.log_prob(torch.tensor(100 / 255)).item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_draws_in_bins_have_their_probabilities():
+    n, logistic = 100_000, DiscretizedLogistic(torch.tensor(0.3), torch.tensor(0.15), bits=3)
+    draws = logistic.sample((n,))
+    assert logistic.support.check(draws).all()
+    counts = torch.bincount((draws * 7).round().long(), minlength=8).double() / n
+    p = logistic.log_prob(grid(3)).double().exp()
+    # 4.5 standard errors of a proportion among 100,000 draws.
+    assert ((counts - p).abs() < 4.5 * (p * (1 - p) / n).sqrt()).all()
+
+
+def test_the_mean_of_a_mixture_in_bins_is_the_sum_over_them():
+    part = decoders.DiscretizedLogistic(D, SHAPE, bits=4, components=3)
+    distribution = part(torch.randn(D))
+    values = grid(4)
+    probabilities = torch.stack([distribution.base_dist.log_prob(value.expand(SHAPE)).exp() for value in values])
+    expected = (probabilities * values.reshape(-1, 1, 1, 1)).sum(0)
+    torch.testing.assert_close(distribution.mean, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.5, -1 / 255, 256 / 255, math.nan])
+def test_values_off_the_grid_are_refused_with_the_way_out(value):
+    x = torch.full((3, *SHAPE), value)
+    with pytest.raises(ValueError, match="support"):
+        decoders.DiscretizedLogistic(D, SHAPE)(torch.zeros(D)).log_prob(x)
+    if not math.isnan(value):
+        with pytest.raises(ValueError, match=r"multiples of 1/255 in \[0, 1\].*round"):
+            check(decoders.DiscretizedLogistic(D, SHAPE), x)
+
+
+def test_images_as_they_are_loaded_lie_on_the_grid():
+    x = torch.arange(256, dtype=torch.uint8) / 255
+    assert DiscretizedLogistic(torch.zeros(()), torch.ones(())).support.check(x).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "error"), [({"bits": 0}, ValueError), ({"bits": 9}, ValueError), ({"bits": 8.0}, TypeError)]
+)
+def test_bits_are_1_to_8(own, error):
+    with pytest.raises(error, match="bits"):
+        decoders.DiscretizedLogistic(D, SHAPE, **own)
+
+
+def test_components_are_at_least_1():
+    with pytest.raises(ValueError, match="components must be at least 1"):
+        decoders.DiscretizedLogistic(D, SHAPE, components=0)
+
+
+def test_a_uniform_pixel_costs_its_bits():
+    assert bits_per_dimension(3 * 32 * 32 * 8 * math.log(2), (3, 32, 32)) == pytest.approx(8)
