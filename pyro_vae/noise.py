@@ -36,7 +36,6 @@ WORKS = (
     "Normal, Laplace, Uniform, Exponential and all else that has an icdf, MultivariateNormal and its low-rank form,"
     " RelaxedOneHotCategorical, RelaxedBernoulli, and transforms or flows of these"
 )
-BITS = 30  # of torch's Sobol points
 Draw = Callable[[Size, Tensor], Tensor]
 
 
@@ -186,13 +185,14 @@ class LatinHypercube(_Noise):
 
 
 class Sobol(_Noise):
-    r"""Randomized quasi-Monte Carlo: the particles are the first K points of a Sobol sequence, shifted at random.
+    r"""Randomized quasi-Monte Carlo: the particles are the first K points of a Sobol sequence, randomized.
 
-    .. math:: u_{kd} = s_{kd} \oplus v_d, \qquad v \sim \mathrm{Uniform}(0, 1)
+    .. math:: u_{kd} = ((\lfloor 2^m s_{kd} \rfloor \oplus v_d) + w_{kd}) / 2^m, \qquad m = \lceil \log_2 K \rceil
 
-    with :math:`\oplus` the exclusive or of binary digits. Every datum has a shift v of its own at every call, which
-    makes each point uniform and keeps how evenly the K points fill the cube; best for K a power of 2. The sites of one
-    run take consecutive dimensions of the sequence.
+    with :math:`\oplus` the exclusive or of binary digits. Every datum has, at every call, a random shift v of its own,
+    of m digits, and every point a uniform w within its cell. That makes each point uniform, and keeps how evenly K
+    points fill the cube, which their first m digits say; best for K a power of 2. The sites of one run take
+    consecutive dimensions of the sequence.
 
     Raises:
         ValueError: for sites whose distribution is no function of uniform noise that is known here, or that have
@@ -222,18 +222,18 @@ class Sobol(_Noise):
 
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         start, self._used = self._used, self._used + event.numel()
-        points = _sobol_points(particles, self._used)[:, start:].to(like.device)
+        cells = 1 << (particles - 1).bit_length()
+        points = _sobol_points(particles, self._used, cells)[:, start:].to(like.device)
         points = points.reshape(particles, *[1] * len(batch), *event)
-        shift = torch.randint(2**BITS, (*batch, *event), device=like.device)
-        digits = points ^ shift
-        return _open((digits + _rand(tuple(digits.shape), like)) / 2**BITS, like)
+        shifted = points ^ torch.randint(cells, (*batch, *event), device=like.device)
+        return _open((shifted + _rand(tuple(shifted.shape), like)) / cells, like)
 
 
 @lru_cache(maxsize=32)
-def _sobol_points(particles: int, dimensions: int) -> Tensor:
-    """Return the first points of the Sobol sequence as integers of 30 bits, shape (particles, dimensions)."""
+def _sobol_points(particles: int, dimensions: int, cells: int) -> Tensor:
+    """Return the cells, from 0 on, that the first Sobol points fall into, shape (particles, dimensions)."""
     points = torch.quasirandom.SobolEngine(dimensions).draw(particles, dtype=torch.float64)
-    return (points * 2**BITS).long()
+    return (points * cells).long()
 
 
 def _rand(shape: tuple[int, ...], like: Tensor) -> Tensor:
