@@ -32,7 +32,7 @@ PRESETS = {
         "lr": 1e-3,
     }
 }
-PARTS = ("prior", "encoder", "decoder")
+PARTS = ("prior", "encoder", "decoder", "loss")
 TRAIN_ONLY = {"epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "evaluate", "latent_map"}
 
 
@@ -56,7 +56,8 @@ class _HelpWithParts(argparse.Action):
                 summary = (cls.__doc__ or "").strip().splitlines()[0]
                 lines.append(f"  --{kind} {name:<20}{summary}")
                 for own, parameter in config.own_parameters(cls).items():
-                    lines.append(f"      --{kind}.{own} {parameter.annotation.__name__}, default {parameter.default}")
+                    kind_of_value = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+                    lines.append(f"      --{kind}.{own} {kind_of_value}, default {parameter.default}")
         parser.print_help()
         print("\n" + "\n".join(lines))
         parser.exit()
@@ -110,7 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     add = train.add_argument
     add("--epochs", type=int, metavar="N", help="passes over the data (default 100)")
     add("--lr", type=float, metavar="X", help="learning rate of Adam (default 0.001)")
-    add("--loss", metavar="NAME", help="Trace_ELBO (default) or TraceMeanField_ELBO, which has the KL in closed form")
+    add(
+        "--loss",
+        metavar="NAME",
+        help="the objective: a name below; Trace_ELBO (default), TraceMeanField_ELBO, IWAE, ...",
+    )
     add("--beta", type=float, metavar="X", help="weight of the KL (default 1)")
     add("--warm-up", type=int, metavar="N", help="epochs over which the weight of the KL rises from 0 (default 0)")
     add("--engine", metavar="HOW", help="auto (default), eager, recorded (replay the programs' arithmetic) or compiled")
@@ -128,6 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)"
     )
+
+    laboratory = _command(commands, "gradients", _gradients, "measure bias and variance of every gradient estimator")
+    laboratory.add_argument("--model", default="linear-gaussian", metavar="NAME", help="linear-gaussian or discrete")
+    laboratory.add_argument("--draws", type=int, default=10_000, metavar="N", help="of each gradient (default 10000)")
+    laboratory.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
+    laboratory.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    laboratory.add_argument("--out", type=Path, metavar="FILE", help="draw the rows as a picture")
+    listing = _command(commands, "list", _list, "list all parts and objectives, with their references")
+    listing.add_argument("--markdown", action="store_true", help="as a table")
 
     sample = _command(commands, "sample", _sample, "decode samples from a run's prior")
     reconstruct = _command(commands, "reconstruct", _reconstruct, "reconstruct test data of a run")
@@ -157,7 +171,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--data-root", metavar="DIR", help="folder of torchvision's data sets (default: $PYRO_VAE_DATA, or data)")
     add("--download", action="store_true", default=None, help="fetch the data set where it is missing")
     add("--binarize", metavar="HOW", help="none (default: grey values), threshold or dynamic")
-    for kind in PARTS:
+    for kind in PARTS[:-1]:
         add(f"--{kind}", metavar="CLASS", help=f"the {kind}: a name below, or package.module.Class")
     add("--network", metavar="NAME", help="MLP (default) or Conv")
     add("--hidden", type=int, nargs="+", metavar="N", help="widths of the MLP's hidden layers (default 400)")
@@ -321,6 +335,35 @@ def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"pictures and JSON: {folder}")
 
 
+def _gradients(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pyro_vae import plots
+    from pyro_vae.laboratory import gradients
+
+    if rest:
+        raise ValueError(_unknown_flag(rest[0], arguments))
+    found = gradients(arguments.model, arguments.draws, arguments.seed)
+    print(found.table())
+    if arguments.json:
+        arguments.json.write_text(found.json() + "\n", encoding="utf-8")
+    if arguments.out:
+        names, unbiased = (found.column(name, "encoder") for name in ("estimator", "unbiased_expected"))
+        variances = {block: found.column("variance", block) for block in ("encoder", "decoder")}
+        title = f"{found.model}: {found.draws} draws of each gradient (hollow: biased by design)"
+        figure = plots.estimators(names, variances, [not expected for expected in unbiased], title)
+        arguments.out.write_bytes(plots.png(figure))
+
+
+def _list(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pyro_vae.config import catalogue
+
+    if rest:
+        raise ValueError(_unknown_flag(rest[0], arguments))
+    if arguments.markdown:
+        print("| kind | name | what it is | reference |\n| --- | --- | --- | --- |")
+    for row in catalogue():
+        print(f"| {' | '.join(row)} |" if arguments.markdown else f"{row[0]:<9}{row[1]:<29}{row[2]} ({row[3]})")
+
+
 def _read_run(arguments: argparse.Namespace, rest: list[str]) -> "tuple[VAE, Config]":
     from pyro_vae.runs import load_vae
 
@@ -356,7 +399,7 @@ def _reconstruct(arguments: argparse.Namespace, rest: list[str]) -> None:
     import torch
 
     from pyro_vae import plots
-    from pyro_vae.config import LOSSES, check_choice, load_data
+    from pyro_vae.config import build_loss, check_choice, load_data
     from pyro_vae.data import BINARIZE
     from pyro_vae.evaluation import evaluate
     from pyro_vae.pictures import EVALUATE, reconstruction_figure
@@ -371,7 +414,7 @@ def _reconstruct(arguments: argparse.Namespace, rest: list[str]) -> None:
         figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
     path.write_bytes(plots.png(figure))
-    loss = LOSSES[config.loss]()
+    loss = build_loss(config, len(data.train))
     settings = {"loss": loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
     bound = evaluate(vae.model, vae.guide, data.test, **settings)
     what = "a bound" if arguments.evaluate == "sample" else "no bound"

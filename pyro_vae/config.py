@@ -12,16 +12,39 @@ from typing import Any
 
 import torch
 import yaml
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_vae import data, decoders, encoders, networks, objectives, priors
 from pyro_vae.networks import Network, Shape
 from pyro_vae.vae import VAE
 
-KINDS = {"prior": priors, "encoder": encoders, "decoder": decoders}
+KINDS = {"prior": priors, "encoder": encoders, "decoder": decoders, "loss": objectives}
 NETWORKS = ("MLP", "Conv")
-LOSSES: dict[str, type[ELBO]] = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO}
+PYRO_LOSSES = {cls.__name__: cls for cls in (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)}
+PYRO_LOSS_SUMMARIES = {
+    "Trace_ELBO": (
+        "The evidence lower bound, its KL sampled; pathwise, or by the score function where there is no other way.",
+        "Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 6.",
+    ),
+    "TraceMeanField_ELBO": (
+        "The evidence lower bound, its KL in closed form where there is one.",
+        "Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 7.",
+    ),
+    "TraceGraph_ELBO": (
+        "The evidence lower bound, its score function with Rao-Blackwellization and baselines.",
+        "Schulman et al., 2015, Gradient Estimation Using Stochastic Computation Graphs, theorem 1.",
+    ),
+    "TraceEnum_ELBO": (
+        "The evidence lower bound, summed over discrete sites that are marked for enumeration.",
+        "Obermeyer et al., 2019, Tensor Variable Elimination for Plated Factor Graphs, section 5.",
+    ),
+}
+PYRO_LOSS_PARAMETERS = {
+    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type(default))
+    for name, default in (("num_particles", 1), ("vectorize_particles", False))
+}
+GIVEN = ("shape", "latent_dim", "network", "encoder", "prior", "decoder", "data")  # by the config, not by flags
 Options = dict[str, dict[str, Any]]
 
 
@@ -86,20 +109,23 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
     return f"unknown {what} {name!r}; {hint}Known: {', '.join(sorted(known))}"
 
 
-def parts(kind: str) -> dict[str, type[nn.Module]]:
-    """Return the classes of one kind of part that the package has, by name.
+def parts(kind: str) -> dict[str, type[Any]]:
+    """Return the classes of one kind of part that the package has, by name; for "loss" also Pyro's own.
 
     Example:
-        >>> sorted({"Delta", "Normal"} & set(parts("encoder")))
-        ['Delta', 'Normal']
+        >>> "Normal" in parts("encoder"), "IWAE" in parts("loss"), "Trace_ELBO" in parts("loss")
+        (True, True, True)
     """
     module = KINDS[kind]
     classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
+    if kind == "loss":
+        concrete = {name: value for name, value in classes.items() if issubclass(value, ELBO)}
+        return {**PYRO_LOSSES, **{name: value for name, value in concrete.items() if name != "Objective"}}
     own = {name: value for name, value in classes.items() if value.__module__.startswith(module.__name__)}
     return {name: value for name, value in own.items() if issubclass(value, nn.Module) and not name.startswith("_")}
 
 
-def part(kind: str, name: str) -> type[nn.Module]:
+def part(kind: str, name: str) -> type[Any]:
     """Return a part's class by its name, or a user's own by its import path.
 
     Arguments:
@@ -127,20 +153,39 @@ def part(kind: str, name: str) -> type[nn.Module]:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the {kind} {name!r} cannot be imported: {error}") from error
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise ValueError(f"the {kind} {name!r} must be a class of torch.nn.Module, not {found!r}")
+    base = ELBO if kind == "loss" else nn.Module
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ValueError(f"the {kind} {name!r} must be a class of {base.__module__}.{base.__name__}, not {found!r}")
     return found
 
 
-def own_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+def own_parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a part's constructor that are its own: all but the shapes and the network.
 
     Example:
         >>> list(own_parameters(decoders.Normal))
         ['scale', 'learned', 'per_dimension']
     """
-    known = inspect.signature(cls).parameters
-    return {name: value for name, value in known.items() if name not in ("shape", "latent_dim", "network")}
+    if cls in PYRO_LOSSES.values():
+        return PYRO_LOSS_PARAMETERS
+    return {name: value for name, value in inspect.signature(cls).parameters.items() if name not in GIVEN}
+
+
+def catalogue() -> list[tuple[str, str, str, str]]:
+    """Return kind, name, summary and reference of every part and objective, the last two from its docstring.
+
+    Example:
+        >>> [row for row in catalogue() if row[:2] == ("loss", "IWAE")][0][2]
+        'The importance-weighted bound of K particles.'
+    """
+    rows = []
+    for kind in KINDS:
+        for name, cls in sorted(parts(kind).items()):
+            text = inspect.getdoc(cls) or ""
+            summary = " ".join(text.partition("\n\n")[0].split())
+            _, _, reference = text.partition("Reference:\n")
+            rows.append((kind, name, *PYRO_LOSS_SUMMARIES.get(name, (summary, " ".join(reference.split())))))
+    return rows
 
 
 def build(config: Config, shape: Shape) -> VAE:
@@ -167,17 +212,41 @@ def build(config: Config, shape: Shape) -> VAE:
         encoder_network = partial(networks.ConvEncoder, channels=tuple(config.channels))
         decoder_network = partial(networks.ConvDecoder, channels=tuple(config.channels[::-1]))
     given = {"shape": shape, "latent_dim": config.latent_dim}
-    return VAE(
-        _construct("prior", config, given),
-        _construct("encoder", config, {**given, "network": encoder_network}),
-        _construct("decoder", config, {**given, "network": decoder_network}),
-    )
+    encoder = _construct("encoder", config, {**given, "network": encoder_network})
+    prior = _construct("prior", config, {**given, "encoder": encoder})
+    event = tuple(prior().event_shape)
+    of_codes = {**given, "latent_dim": event if len(event) > 1 else event[0], "network": decoder_network}
+    return VAE(prior, encoder, _construct("decoder", config, of_codes))
 
 
-def _construct(kind: str, config: Config, given: dict[str, Any]) -> nn.Module:
+def build_loss(config: Config, size: int) -> ELBO:
+    """Build the objective of a config.
+
+    Arguments:
+        config: the config.
+        size: the number of training data, which `pyro_vae.objectives.BetaTC` takes.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ValueError: for unknown names and values that it does not take.
+
+    Example:
+        >>> build_loss(Config(loss="IWAE", options={"loss": {"num_particles": 5}}), 1000)
+        IWAE(num_particles=5)
+    """
+    loss: ELBO = _construct("loss", config, {"size": size})
+    return loss
+
+
+def _construct(kind: str, config: Config, given: dict[str, Any]) -> Any:
     cls = part(kind, getattr(config, kind))
     accepted, own = inspect.signature(cls).parameters, own_parameters(cls)
-    values = dict(config.options[kind])
+    missing = [name for name, value in accepted.items() if value.default is value.empty and name not in given]
+    if missing:
+        raise ValueError(f"the {kind} {cls.__name__} takes {', '.join(missing)}: build it in Python, not by a flag")
+    values = dict(config.options.get(kind, {}))
     if "grey" in own:  # what --binarize none says by name
         values.setdefault("grey", config.binarize == "none")
     for name, value in values.items():

@@ -411,6 +411,42 @@ def gradients(pathwise: ArrayLike, score_function: ArrayLike, title: str = "") -
     return figure
 
 
+def estimators(
+    names: Sequence[str], variances: Mapping[str, ArrayLike], biased: Sequence[bool], title: str = ""
+) -> Figure:
+    """Draw the variance of gradient estimators, one panel per block of parameters, on a logarithmic axis.
+
+    Arguments:
+        names: of the estimators, length n.
+        variances: for each block's name the variances, shape (n,); those of 0 stand at the left edge.
+        biased: whether an estimator is expected to be, length n: these are hollow.
+        title: of the figure.
+
+    Returns:
+        A figure with one panel per block.
+
+    Raises:
+        ValueError: for no blocks, or lengths that differ.
+
+    Example:
+        >>> estimators(["a", "b"], {"encoder": [1.0, 0.1]}, [False, True]).axes[0].get_title()
+        'encoder'
+    """
+    panels = {name: _array(values) for name, values in _at_least_one(variances).items()}
+    if any(values.shape != (len(names),) for values in [*panels.values(), np.array(biased)]):
+        raise ValueError(f"every block takes {len(names)} variances, one for each name")
+    figure, all_axes = _figure(title, 5 + 4 * len(panels), 1.6 + 0.3 * len(names), columns=len(panels), sharey=True)
+    rows = np.arange(len(names))[::-1]
+    for axes, (block, values) in zip(all_axes, panels.items(), strict=True):
+        least = values[values > 1e-12].min(initial=1.0) / 10
+        fill = ["none" if hollow else "tab:blue" for hollow in biased]
+        axes.scatter(np.where(values > 1e-12, values, least), rows, s=45, c=fill, edgecolors="tab:blue", zorder=3)
+        axes.set(xscale="log", title=block, xlabel="variance of the gradient")
+        axes.set_yticks(rows, names)
+        axes.grid(axis="both", alpha=0.3)
+    return figure
+
+
 def trajectory(differences: ArrayLike, title: str = "") -> Figure:
     """Draw how far two runs have drifted apart, step by step, with a logarithmic height.
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.config import LOSSES, Config, beta_of, build, check_choice, device_named, load_data
+from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data
 from pyro_vae.data import BINARIZE
 from pyro_vae.networks import Shape
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, draw, posterior_moments, snapshot_epochs
@@ -37,7 +37,6 @@ class Run:
     def __init__(self, config: Config, folder: Path) -> None:
         for name, choices in (("binarize", BINARIZE), ("evaluate", EVALUATE), ("latent_map", MAP_NAMES)):
             check_choice(name, getattr(config, name), choices)
-        check_choice("loss", config.loss, LOSSES)
         check_folder(folder)
         self.config, self.folder = config, folder
         self.device = device_named(config.device)
@@ -53,6 +52,7 @@ class Run:
             engine=config.engine,
         )
         beta_of(config, steps_per_epoch=1)
+        self.loss = build_loss(config, len(self.data.train))
         self.shape = tuple(self.data.train.shape[1:])
         self.vae = seeded_vae(config, self.shape).to(self.device)
         for part in (self.data.train, self.data.test):
@@ -97,7 +97,7 @@ class Run:
             self.vae.model,
             self.vae.guide,
             self.data.train,
-            loss=LOSSES[config.loss](),
+            loss=self.loss,
             optimizer=partial(torch.optim.Adam, lr=config.lr, fused=True),
             epochs=config.epochs,
             batch_size=config.batch_size,
