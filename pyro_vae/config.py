@@ -87,7 +87,7 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
 
 
 def parts(kind: str) -> dict[str, type[nn.Module]]:
-    """Return the classes of one kind of part that the package has, by name.
+    """Return the classes of one kind of part that plain values can build, by name: not those made of other parts.
 
     Example:
         >>> sorted({"Delta", "Normal"} & set(parts("encoder")))
@@ -96,7 +96,8 @@ def parts(kind: str) -> dict[str, type[nn.Module]]:
     module = KINDS[kind]
     classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
     own = {name: value for name, value in classes.items() if value.__module__.startswith(module.__name__)}
-    return {name: value for name, value in own.items() if issubclass(value, nn.Module) and not name.startswith("_")}
+    public = {name: value for name, value in own.items() if issubclass(value, nn.Module) and not name.startswith("_")}
+    return {name: value for name, value in public.items() if "latent_dim" in inspect.signature(value).parameters}
 
 
 def part(kind: str, name: str) -> type[nn.Module]:

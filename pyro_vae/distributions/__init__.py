@@ -5,6 +5,7 @@ from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, C
 from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import mean_of
 from pyro_vae.distributions.planar import Planar
+from pyro_vae.distributions.score_function import ScoreFunction
 
 __all__ = [
     "ConditionalAutoregressive",
@@ -14,5 +15,6 @@ __all__ = [
     "GreyBernoulli",
     "MixtureOfNormals",
     "Planar",
+    "ScoreFunction",
     "mean_of",
 ]

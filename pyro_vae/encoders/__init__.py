@@ -2,12 +2,14 @@
 
 Each is built by ``Encoder(shape, latent_dim, network=...)``: the shape of one datum, the number of latent dimensions,
 and how to build its network (see `pyro_vae.networks`), to which the encoder says how many numbers it needs.
+`ScoreFunction` takes another encoder instead.
 """
 
 from pyro_vae.encoders.flow import Flow
 from pyro_vae.encoders.mixture import MixtureOfNormals
 from pyro_vae.encoders.normal import Delta, Normal
 from pyro_vae.encoders.real import FullRankNormal, Laplace, LogNormal, LowRankNormal, StudentT
+from pyro_vae.encoders.wrappers import ScoreFunction
 
 __all__ = [
     "Delta",
@@ -18,5 +20,6 @@ __all__ = [
     "LowRankNormal",
     "MixtureOfNormals",
     "Normal",
+    "ScoreFunction",
     "StudentT",
 ]
