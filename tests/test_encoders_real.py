@@ -91,6 +91,24 @@ def test_low_rank_refuses_a_rank(rank, error):
         encoders.LowRankNormal(SHAPE, D, rank=rank)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("family", [encoders.FullRankNormal, encoders.LowRankNormal, encoders.StudentT])
+def test_the_closed_form_of_the_kl_to_a_diagonal_normal_is_the_mean_of_draws(family):
+    n, q = 100_000, family(SHAPE, D)(torch.rand(5, *SHAPE))
+    p = dist.Normal(torch.randn(D), torch.rand(D) + 0.5).to_event(1).expand((5,))
+    z = q.sample((n,))
+    differences = array(q.log_prob(z) - p.log_prob(z))
+    # 4 standard errors of 100,000 draws.
+    error = differences.std(0) / math.sqrt(n)
+    assert (np.abs(array(kl_divergence(q, p)) - differences.mean(0)) < 4 * error).all()
+
+
+def test_a_full_covariance_has_no_closed_form_to_what_is_no_normal():
+    q = encoders.FullRankNormal(SHAPE, D)(torch.rand(5, *SHAPE))
+    with pytest.raises(NotImplementedError):
+        kl_divergence(q, dist.Laplace(torch.zeros(5, D), torch.ones(5, D)).to_event(1))
+
+
 # Mixtures
 
 

@@ -1,5 +1,6 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
+from pyro_vae.distributions import kl as _kl  # noqa: F401  (registers closed forms)
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
 from pyro_vae.distributions.mixture import MixtureOfNormals
