@@ -13,6 +13,7 @@ from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import mean_of
 from pyro_vae.distributions.planar import Planar
 from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
+from pyro_vae.distributions.score_function import ScoreFunction
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PowerSpherical",
     "RelaxedOneHotCategorical",
     "RelaxedOneHotCategoricalStraightThrough",
+    "ScoreFunction",
     "ZukoFlow",
     "bits_per_dimension",
     "kl_weibull_exponential",

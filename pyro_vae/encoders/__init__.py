@@ -4,6 +4,7 @@ The event shape of one-hot codes is (latent_dim, categories).
 
 Each is built by ``Encoder(shape, latent_dim, network=...)``: the shape of one datum, the number of latent dimensions,
 and how to build its network (see `pyro_vae.networks`), to which the encoder says how many numbers it needs.
+`ScoreFunction` takes another encoder instead.
 """
 
 from pyro_vae.encoders.discrete import Bernoulli, OneHotCategorical
@@ -15,6 +16,7 @@ from pyro_vae.encoders.real import FullRankNormal, Laplace, LogNormal, LowRankNo
 from pyro_vae.encoders.simplex import Dirichlet, RelaxedOneHotCategorical
 from pyro_vae.encoders.sphere import PowerSpherical
 from pyro_vae.encoders.unit import Beta, Kumaraswamy
+from pyro_vae.encoders.wrappers import ScoreFunction
 
 __all__ = [
     "Bernoulli",
@@ -34,6 +36,7 @@ __all__ = [
     "OneHotCategorical",
     "PowerSpherical",
     "RelaxedOneHotCategorical",
+    "ScoreFunction",
     "StudentT",
     "Weibull",
 ]
