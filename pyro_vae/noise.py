@@ -9,7 +9,6 @@ by the inverse distribution function, normal quantiles through a Cholesky factor
 transforms, so that gradients reach the parameters pathwise. The log-probabilities of the programs stay as they are.
 
 For instance ``fit(model, noise.Sobol()(guide), x, loss=Trace_ELBO(num_particles=8, vectorize_particles=True))``.
-@@vae.model, noise.Sobol()(vae.guide), x, loss=Trace_ELBO(num_particles=8, vectorize_particles=True))``.
 
 The K particles are those of the plate that an ELBO with ``num_particles=K, vectorize_particles=True`` puts around the
 programs. Each particle by itself has plain uniform noise, so every estimate keeps its expectation; what changes is how

@@ -103,6 +103,16 @@ def test_every_particles_noise_is_uniform(kind, dtype):
             assert stats.kstest(column, "uniform").pvalue > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_noise_stays_within_0_and_1_and_mirrors_exactly(dtype):
+    ends = torch.tensor([0.0, 1e-300, 0.3, 1 - 2**-53, 1.0], dtype=torch.float64)
+    u = noise._open(ends, torch.zeros((), dtype=dtype))
+    assert u.dtype == dtype
+    assert ((u > 0) & (u < 1)).all()
+    assert torch.equal(1 - (1 - u), u)
+    assert u[0] == 1 - u[-1]
+
+
 @pytest.mark.parametrize("kind", COUPLED)
 def test_data_and_dimensions_have_noise_of_their_own(kind):
     value = uniforms(KINDS[kind](), 8, 3000, (2,))
