@@ -8,6 +8,8 @@ here goes around a guide, draws noise u of its own kind, uniform on the open int
 by the inverse distribution function, normal quantiles through a Cholesky factor, Gumbel quantiles, or a flow's
 transforms, so that gradients reach the parameters pathwise. The log-probabilities of the programs stay as they are.
 
+For instance ``fit(model, noise.Sobol()(guide), x, loss=Trace_ELBO(num_particles=8, vectorize_particles=True))``.
+
 The K particles are those of the plate that an ELBO with ``num_particles=K, vectorize_particles=True`` puts around the
 programs. Each particle by itself has plain uniform noise, so every estimate keeps its expectation; what changes is how
 the particles of one datum depend on each other. Different data, and different sites, get noise of their own. Where

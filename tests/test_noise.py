@@ -103,6 +103,16 @@ def test_every_particles_noise_is_uniform(kind, dtype):
             assert stats.kstest(column, "uniform").pvalue > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_noise_stays_within_0_and_1_and_mirrors_exactly(dtype):
+    ends = torch.tensor([0.0, 1e-300, 0.3, 1 - 2**-53, 1.0], dtype=torch.float64)
+    u = noise._open(ends, torch.zeros((), dtype=dtype))
+    assert u.dtype == dtype
+    assert ((u > 0) & (u < 1)).all()
+    assert torch.equal(1 - (1 - u), u)
+    assert u[0] == 1 - u[-1]
+
+
 @pytest.mark.parametrize("kind", COUPLED)
 def test_data_and_dimensions_have_noise_of_their_own(kind):
     value = uniforms(KINDS[kind](), 8, 3000, (2,))
@@ -279,9 +289,9 @@ def test_a_familys_draws_are_finite_at_both_ends_of_the_noise(name, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flow_of_zuko_takes_its_noise_at_its_base(kind):
-    torch.distributions.Distribution.set_default_validate_args(True)
+    before = torch.distributions.Distribution._validate_args
     zuko = pytest.importorskip("zuko")
-    torch.distributions.Distribution.set_default_validate_args(True)
+    torch.distributions.Distribution.set_default_validate_args(before)  # zuko turns it off for the whole process
     flow = zuko.flows.NSF(2, context=1, hidden_features=(4,)).double()
     context = torch.randn(5, 1, dtype=torch.float64)
     with pyro.plate(PARTICLES, 4, dim=-2), KINDS[kind](), pyro.plate("data", 5):
@@ -313,6 +323,24 @@ def test_a_site_that_is_no_function_of_uniform_noise_is_refused_by_name(kind, fn
     with pytest.raises(ValueError, match=words) as error:
         KINDS[kind]()(lambda: pyro.sample("z", fn))()
     assert "What works: Normal" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", COUPLED)
+def test_sites_outside_the_plate_of_data_have_one_noise_for_all_data(kind):
+    def guide():
+        w = pyro.sample("w", dist.Uniform(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", 5):
+            return w, pyro.sample("z", dist.Normal(w.sum(-1), 1.0))
+
+    with pyro.plate(PARTICLES, 4, dim=-2):
+        trace = poutine.trace(KINDS[kind]()(guide)).get_trace()
+    assert trace.nodes["w"]["value"].shape == (4, 1, 3)
+    assert trace.nodes["z"]["value"].shape == (4, 5)
+    trace.compute_log_prob()
+    assert trace.nodes["z"]["log_prob"].shape == (4, 5)
+    if kind != "antithetic":
+        strata = (4 * trace.nodes["w"]["value"][:, 0]).floor().sort(0).values
+        assert (strata == torch.arange(4).unsqueeze(-1)).all()
 
 
 def test_a_point_takes_no_noise_and_observed_sites_none():
