@@ -149,7 +149,7 @@ def chosen(step: Step, engine: str, steps: int) -> tuple[Step, Callable[[], str]
 
 def _constants(recording: GraphModule) -> list[Tensor]:
     values = [getattr(recording, node.target) for node in recording.graph.nodes if node.op == "get_attr"]
-    return [value for value in values if not (value.is_leaf and value.requires_grad)]
+    return [value for value in values if isinstance(value, Tensor) and not (value.is_leaf and value.requires_grad)]
 
 
 def _random_state() -> list[Tensor]:

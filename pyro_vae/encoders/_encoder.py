@@ -11,12 +11,13 @@ class _Encoder(nn.Module):
     """A network from x to ``numbers`` per latent dimension, to one where that is None, or to ``out_shape``."""
 
     numbers: int | None = None
-    out_shape: Shape | None = None  # set before this constructor runs, where it depends on the arguments
 
-    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
+    def __init__(
+        self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, *, out_shape: Shape | None = None
+    ) -> None:
         super().__init__()
         self.shape, self.latent_dim = as_shape(shape), as_size(latent_dim, "latent_dim")
-        out_shape = self.out_shape or (*([self.numbers] if self.numbers else []), self.latent_dim)
+        out_shape = out_shape or (*([self.numbers] if self.numbers else []), self.latent_dim)
         self.network = network(self.shape, out_shape)
 
     def output(self, x: Tensor) -> Tensor:

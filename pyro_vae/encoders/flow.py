@@ -74,8 +74,7 @@ class Flow(_Encoder):
         if transform not in _KINDS:
             raise ValueError(f"transform of encoders.Flow must be one of {', '.join(_KINDS)}, not {transform!r}")
         hidden, context = as_size(hidden, "hidden"), as_size(context, "context")
-        self.out_shape = (2 * size + context,)
-        super().__init__(shape, latent_dim, network)
+        super().__init__(shape, latent_dim, network, out_shape=(2 * size + context,))
         self.transform, self.context = transform, context
         self.transforms = nn.ModuleList(
             ConditionalPlanar(size, context)

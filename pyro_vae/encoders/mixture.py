@@ -45,8 +45,7 @@ class MixtureOfNormals(_Encoder):
         self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, components: int = 5
     ) -> None:
         size = as_size(latent_dim, "latent_dim")
-        self.out_shape = (as_size(components, "components") * (1 + 2 * size),)
-        super().__init__(shape, latent_dim, network)
+        super().__init__(shape, latent_dim, network, out_shape=(as_size(components, "components") * (1 + 2 * size),))
         self.components = components
 
     def forward(self, x: Tensor) -> distributions.MixtureOfNormals:

@@ -162,8 +162,7 @@ class FullRankNormal(_Encoder):
 
     def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
         size = as_size(latent_dim, "latent_dim")
-        self.out_shape = (size * (size + 3) // 2,)
-        super().__init__(shape, latent_dim, network)
+        super().__init__(shape, latent_dim, network, out_shape=(size * (size + 3) // 2,))
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         size = self.latent_dim
@@ -208,8 +207,9 @@ class LowRankNormal(_Encoder):
     """
 
     def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, rank: int = 2) -> None:
-        self.out_shape = (2 + as_size(rank, "rank"), as_size(latent_dim, "latent_dim"))
-        super().__init__(shape, latent_dim, network)
+        super().__init__(
+            shape, latent_dim, network, out_shape=(2 + as_size(rank, "rank"), as_size(latent_dim, "latent_dim"))
+        )
         self.rank = rank
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
