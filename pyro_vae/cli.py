@@ -5,6 +5,7 @@ What needs torch is imported inside the commands, so that ``pyro-vae --help`` an
 
 import argparse
 import difflib
+import inspect
 import sys
 import time
 import warnings
@@ -56,8 +57,8 @@ class _HelpWithParts(argparse.Action):
                 summary = (cls.__doc__ or "").strip().splitlines()[0]
                 lines.append(f"  --{kind} {name:<20}{summary}")
                 for own, parameter in config.own_parameters(cls).items():
-                    kind_of_value = getattr(parameter.annotation, "__name__", str(parameter.annotation))
-                    lines.append(f"      --{kind}.{own} {kind_of_value}, default {parameter.default}")
+                    takes = inspect.formatannotation(parameter.annotation)
+                    lines.append(f"      --{kind}.{own} {takes}, default {parameter.default}")
         parser.print_help()
         print("\n" + "\n".join(lines))
         parser.exit()

@@ -4,7 +4,7 @@ from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.beta import OpenBeta
 from pyro_vae.distributions.categorical import Categorical
 from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
-from pyro_vae.distributions.discrete import EnumerableIndependent
+from pyro_vae.distributions.discrete import EnumerableIndependent, OneHotCategorical
 from pyro_vae.distributions.divergences import kl_weibull_exponential, kl_weibull_gamma
 from pyro_vae.distributions.flow import ZukoFlow
 from pyro_vae.distributions.kumaraswamy import Kumaraswamy
@@ -28,6 +28,7 @@ __all__ = [
     "HypersphericalUniform",
     "Kumaraswamy",
     "MixtureOfNormals",
+    "OneHotCategorical",
     "OpenBeta",
     "Planar",
     "PowerSpherical",

@@ -56,3 +56,25 @@ class EnumerableIndependent(dist.Independent):
         digits = torch.arange(joint, device=values.device)[:, None] // places % len(values)
         codes = values[digits].reshape(joint, *[1] * len(self.batch_shape), *self.event_shape)
         return codes.expand(joint, *self.batch_shape, *self.event_shape) if expand else codes
+
+
+class OneHotCategorical(dist.OneHotCategorical):
+    """One-hot vectors whose drawing can be recorded by `pyro_vae.engine`.
+
+    Torch's own drawing turns tensors into numbers to check their range (seen in torch 2.13), which a recording cannot.
+
+    Arguments:
+        probs: probabilities, of shape (\\*batch, K); or
+        logits: their logarithms up to a constant.
+
+    Returns:
+        A distribution of batch shape (\\*batch) and event shape (K,).
+
+    Example:
+        >>> OneHotCategorical(torch.tensor([0.0, 1.0])).sample()
+        tensor([0., 1.])
+    """
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        rows = torch.eye(self.event_shape[0], dtype=self.logits.dtype, device=self.logits.device)
+        return rows[self._categorical.sample(sample_shape)]

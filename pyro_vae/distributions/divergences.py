@@ -30,7 +30,7 @@ def kl_weibull_gamma(q: Weibull, p: Gamma) -> Tensor:
         tensor(True)
 
     Reference:
-        Bauckhage, 2014, Computing the Kullback-Leibler Divergence between two Generalized Gamma Distributions.
+        Zhang, Chen, Guo and Zhou, 2018, WHAI: Weibull Hybrid Autoencoding Inference for Deep Topic Modeling.
     """
     k, alpha, rate = q.concentration, p.concentration, p.rate * q.scale
     entropy = EULER * (1 - 1 / k) - k.log() + 1  # less the logarithm of the scale, which is in the rate

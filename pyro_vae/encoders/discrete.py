@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_vae.distributions import EnumerableIndependent
+from pyro_vae import distributions
 from pyro_vae.encoders._encoder import _Encoder
 from pyro_vae.networks import MLP, Network, as_size, soft_clip
 
@@ -41,7 +41,7 @@ class Bernoulli(_Encoder):
     """
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        return EnumerableIndependent(dist.Bernoulli(logits=soft_clip(self.output(x))), 1)
+        return distributions.EnumerableIndependent(dist.Bernoulli(logits=soft_clip(self.output(x))), 1)
 
 
 class OneHotCategorical(_Encoder):
@@ -85,7 +85,7 @@ class OneHotCategorical(_Encoder):
         self.categories = sizes[1]
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        return EnumerableIndependent(dist.OneHotCategorical(logits=soft_clip(self.output(x))), 1)
+        return distributions.EnumerableIndependent(distributions.OneHotCategorical(logits=soft_clip(self.output(x))), 1)
 
     def extra_repr(self) -> str:
         return f"categories={self.categories}"
