@@ -87,7 +87,7 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
 
 
 def parts(kind: str) -> dict[str, type[nn.Module]]:
-    """Return the classes of one kind of part that the package has, by name.
+    """Return the classes of one kind of part that the package has and that plain values can build, by name.
 
     Example:
         >>> sorted(parts("encoder"))
@@ -96,7 +96,12 @@ def parts(kind: str) -> dict[str, type[nn.Module]]:
     module = KINDS[kind]
     classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
     own = {name: value for name, value in classes.items() if value.__module__.startswith(module.__name__)}
-    return {name: value for name, value in own.items() if issubclass(value, nn.Module) and not name.startswith("_")}
+    public = {n: value for n, value in own.items() if issubclass(value, nn.Module) and not n.startswith("_")}
+    return {name: value for name, value in public.items() if not _wraps_a_part(value)}
+
+
+def _wraps_a_part(cls: type[nn.Module]) -> bool:
+    return any(parameter.default is parameter.empty for parameter in own_parameters(cls).values())
 
 
 def part(kind: str, name: str) -> type[nn.Module]:

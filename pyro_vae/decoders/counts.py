@@ -139,5 +139,5 @@ class ZeroInflatedNegativeBinomial(_DispersedDecoder):
         log_mean, gate = self.outputs(z)
         count, logits = self.counts_and_logits(log_mean)
         # Not dist.ZeroInflatedNegativeBinomial, which refuses logits beyond 17, whose probability rounds to 1.
-        counts = dist.NegativeBinomial(count, logits=logits)
+        counts = dist.NegativeBinomial(count, logits=logits, validate_args=False)  # values are checked outside
         return dist.ZeroInflatedDistribution(counts, gate_logits=soft_clip(gate)).to_event(len(self.shape))

@@ -4,6 +4,7 @@ from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.beta import OpenBeta
 from pyro_vae.distributions.categorical import Categorical
 from pyro_vae.distributions.logistic import DiscretizedLogistic, bits_per_dimension
+from pyro_vae.distributions.missing import MissingEntries
 from pyro_vae.distributions.moments import mean_of
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "GreyBernoulli",
+    "MissingEntries",
     "OpenBeta",
     "bits_per_dimension",
     "mean_of",

@@ -7,6 +7,7 @@ distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(2
 """
 
 from pyro_vae.networks.convolutional import ConvDecoder, ConvEncoder, halved_sizes
+from pyro_vae.networks.missing import FillMissing
 from pyro_vae.networks.mlp import MLP
 from pyro_vae.networks.ranges import positive, soft_clip
 from pyro_vae.networks.shapes import Network, Shape, as_image_shape, as_shape, as_size, check_event_shape
@@ -15,6 +16,7 @@ __all__ = [
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "FillMissing",
     "Network",
     "Shape",
     "as_image_shape",
