@@ -145,8 +145,8 @@ def _refuse(x: Tensor, bad: Tensor, fix: str) -> None:
         raise ValueError(f"the data hold {x[where].item()} at index {where}; {fix}")
 
 
-def _accepts_nan(support: Any, value: Tensor) -> bool:
-    return bool(support.check(torch.full_like(value, torch.nan)).all())
+def _accepts_nan(support: Any, value: Any) -> bool:
+    return isinstance(value, Tensor) and bool(support.check(torch.full_like(value, torch.nan)).all())
 
 
 def _check_guide_of_missing(guide: Program, batch: Tensor) -> None:

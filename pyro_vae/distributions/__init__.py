@@ -3,6 +3,7 @@
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.beta import OpenBeta
 from pyro_vae.distributions.categorical import Categorical
+from pyro_vae.distributions.counts import ZeroInflated
 from pyro_vae.distributions.logistic import DiscretizedLogistic, bits_per_dimension
 from pyro_vae.distributions.missing import MissingEntries
 from pyro_vae.distributions.moments import mean_of
@@ -14,6 +15,7 @@ __all__ = [
     "GreyBernoulli",
     "MissingEntries",
     "OpenBeta",
+    "ZeroInflated",
     "bits_per_dimension",
     "mean_of",
 ]
