@@ -44,7 +44,7 @@ PYRO_LOSS_PARAMETERS = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type(default))
     for name, default in (("num_particles", 1), ("vectorize_particles", False))
 }
-GIVEN = ("shape", "latent_dim", "network", "encoder", "prior", "decoder", "data")  # by the config, not by flags
+GIVEN = ("out_shape", "shape", "latent_dim", "network", "encoder", "prior", "decoder", "data")  # by the config, not by flags
 Options = dict[str, dict[str, Any]]
 
 

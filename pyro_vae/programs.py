@@ -101,7 +101,8 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
-        x: all data, shape (N, \\*shape).
+        x: all data, shape (N, \\*shape). NaN is accepted where the support of the model's site for x has it, as a
+            missing entry (`pyro_vae.decoders.Masked`).
         transform: what is done to a batch before the programs see it.
 
     Raises:
@@ -109,11 +110,10 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
         ValueError: for data that are not finite or outside the model's support, shapes that do not fit, and a prior
             and an encoder on different supports.
     """
-    finite = x.isfinite()
-    if not finite.all():
-        where = tuple((~finite).nonzero()[0].tolist())
-        raise ValueError(f"the data hold {x[where].item()} at index {where}; remove or fill what is not finite")
-    batch = x[:2] if transform is None else transform(x[:2])
+    missing = x.isnan()
+    _refuse(x, x.isinf(), "remove or fill what is not finite")
+    first = x[:2].nan_to_num(0.5)  # a number that every network can take; what is missing comes below
+    batch = first if transform is None else transform(first)
     for module in modules_of(model, guide):
         if isinstance(module, VAE):
             _check_parts(module, batch)
@@ -121,6 +121,12 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
     with _PyroDistributions():
         model_trace, guide_trace = paired_traces(local(model), local(guide), batch)
     _check_sites(model_trace, guide_trace)
+    if missing.any():
+        sites = [model_trace.nodes[name] for name in model_trace.observation_nodes]
+        if not any(_accepts_nan(site["fn"].support, site["value"]) for site in sites):
+            _refuse(x, missing, "remove or fill what is not finite, or score only the rest (decoders.Masked)")
+        rows = x[missing.flatten(1).any(1)][:2]
+        _check_guide_of_missing(local(guide), rows if transform is None else transform(rows))
     for name in model_trace.observation_nodes:
         site = model_trace.nodes[name]
         if isinstance(site["value"], Tensor) and site["value"].shape == batch.shape:
@@ -131,6 +137,27 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
                 except RuntimeError:  # the support hangs on the parameters, whose batch was another
                     model_trace, _ = paired_traces(local(model), local(guide), value)
                     _check_support(name, model_trace.nodes[name]["fn"].support, value)
+
+
+def _refuse(x: Tensor, bad: Tensor, fix: str) -> None:
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(f"the data hold {x[where].item()} at index {where}; {fix}")
+
+
+def _accepts_nan(support: Any, value: Any) -> bool:
+    return isinstance(value, Tensor) and bool(support.check(torch.full_like(value, torch.nan)).all())
+
+
+def _check_guide_of_missing(guide: Program, batch: Tensor) -> None:
+    fix = "build the encoder with network=networks.FillMissing"
+    try:
+        trace = poutine.trace(guide).get_trace(batch)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the guide fails on data with missing entries: {fix}") from error
+    for name in trace.stochastic_nodes:
+        if not trace.nodes[name]["value"].isfinite().all():
+            raise ValueError(f"the guide's site {name!r} is not finite on data with missing entries: {fix}")
 
 
 def _check_parts(vae: VAE, x: Tensor) -> None:
@@ -221,7 +248,8 @@ def _check_support(name: str, support: Any, value: Tensor) -> None:
     inner = support
     while hasattr(inner, "base_constraint"):
         inner = inner.base_constraint
-    bad = value[~inner.check(value)].flatten()
+    allowed = inner.check(value) | (value.isnan() if _accepts_nan(support, value) else False)
+    bad = value[~allowed].flatten()
     kind = _support(support)
     if hasattr(inner, "hint"):
         fix = inner.hint

@@ -1,7 +1,7 @@
 """More decoders, each with an independent reference for its log-probability."""
 
 import numpy as np
-from part_cases import array, decoder_case, event_sum
+from part_cases import SHAPE, Case, array, decoder_case, event_sum
 from scipy import special, stats
 
 from pyro_vae import decoders
@@ -74,6 +74,18 @@ def discretized_logistic(part, z, x):
     return event_sum(np.log((weights * bins).sum(0)))
 
 
+def masked(family, log_prob):
+    """A decoder within Masked, of data that are complete."""
+
+    def make(latent_dim, *, shape=SHAPE, **kwargs):
+        return decoders.Masked(family(latent_dim, shape, **kwargs))
+
+    def reference(part, z, x):
+        return log_prob(part.decoder, z, x)
+
+    return Case(f"decoder-masked-{family.__name__.lower()}", "decoders", decoders.Masked, make, reference)
+
+
 CASES = [
     decoder_case("normal-per-dimension", decoders.Normal, normal_each, scale=0.5, learned=True, per_dimension=True),
     decoder_case("laplace", decoders.Laplace, laplace, scale=0.5),
@@ -91,4 +103,8 @@ CASES = [
     decoder_case("discretized-logistic", decoders.DiscretizedLogistic, discretized_logistic),
     decoder_case("discretized-logistic-mixture", decoders.DiscretizedLogistic, discretized_logistic, components=3),
     decoder_case("discretized-logistic-3-bits", decoders.DiscretizedLogistic, discretized_logistic, bits=3),
+    masked(decoders.Laplace, laplace),
+    masked(decoders.Beta, beta),
+    masked(decoders.ZeroInflatedNegativeBinomial, zero_inflated),
+    masked(decoders.DiscretizedLogistic, discretized_logistic),
 ]

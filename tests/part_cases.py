@@ -8,7 +8,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -113,15 +112,3 @@ def inputs(case, batch, dtype=torch.float64, latent_dim=D):
 
 def event_shape(case, latent_dim=D):
     return SHAPE if case.kind == "decoders" else case.event(latent_dim)
-
-
-# The files import from this one, so they come last.
-CASES = [
-    case
-    for path in sorted(Path(__file__).parent.glob("cases_*.py"))
-    for case in importlib.import_module(path.stem).CASES
-]
-
-
-def cases(*kinds):
-    return [case for case in CASES if case.kind in kinds]

@@ -1,15 +1,18 @@
 """The mathematics that is special to some decoders."""
 
 import math
+from functools import partial
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from part_cases import SHAPE, D
 from scipy import stats
 
-from pyro_vae import VAE, decoders, encoders, priors
-from pyro_vae.distributions import Categorical, DiscretizedLogistic, OpenBeta, bits_per_dimension
+from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
+from pyro_vae.distributions import Categorical, DiscretizedLogistic, MissingEntries, OpenBeta, bits_per_dimension
+from pyro_vae.networks import MLP, FillMissing
 from pyro_vae.programs import check_programs
 
 SCALED = [decoders.Normal, decoders.Laplace, decoders.StudentT]
@@ -240,3 +243,107 @@ def test_components_are_at_least_1():
 
 def test_a_uniform_pixel_costs_its_bits():
     assert bits_per_dimension(3 * 32 * 32 * 8 * math.log(2), (3, 32, 32)) == pytest.approx(8)
+
+
+# What was not observed
+
+FAMILIES = [
+    decoders.Bernoulli,
+    decoders.Beta,
+    partial(decoders.Categorical, categories=5),
+    decoders.ContinuousBernoulli,
+    decoders.DiscretizedLogistic,
+    decoders.Laplace,
+    decoders.NegativeBinomial,
+    decoders.Normal,
+    decoders.Poisson,
+    decoders.StudentT,
+    decoders.ZeroInflatedNegativeBinomial,
+]
+
+
+def with_missing(x, share=0.3, seed=1):
+    return x.masked_fill(torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < share, torch.nan)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_a_masked_decoder_scores_the_sum_over_what_is_observed(family):
+    part = family(D, SHAPE)
+    z = torch.randn(5, D)
+    x = part(z).sample()
+    y = with_missing(x)
+    assert y.isnan().any()
+    masked = decoders.Masked(part)(z)
+    assert masked.support.check(y).all()
+    assert torch.equal(masked.log_prob(x), part(z).log_prob(x))
+    expected = (part(z).base_dist.log_prob(x) * ~y.isnan()).flatten(1).sum(1)
+    torch.testing.assert_close(masked.log_prob(y), expected)
+    torch.testing.assert_close(masked.expand((4, 5)).log_prob(y), expected.expand(4, 5))
+    masked.log_prob(y).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in part.parameters())
+    assert masked.sample().isfinite().all()
+    assert masked.mean.isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_what_is_missing_has_no_gradient_also_at_extreme_outputs(family):
+    part = decoders.Masked(family(D, SHAPE))
+    for parameter in part.parameters():
+        parameter.data *= 1e4
+    part(torch.randn(5, D)).log_prob(torch.full((5, *SHAPE), torch.nan)).sum().backward()
+    assert not any(parameter.grad.any() or parameter.grad.isnan().any() for parameter in part.parameters())
+
+
+def test_a_masked_decoder_still_refuses_what_is_outside_the_support():
+    with pytest.raises(ValueError, match="support"):
+        decoders.Masked(decoders.Bernoulli(D, SHAPE))(torch.zeros(D)).log_prob(torch.full(SHAPE, 0.5))
+
+
+def test_masked_refuses_what_is_no_decoder_and_entries_that_are_not_independent():
+    with pytest.raises(TypeError, match="wraps a decoder"):
+        decoders.Masked(decoders.Normal)
+    with pytest.raises(ValueError, match=r"independent ones, not from one of event shape \(3,\)"):
+        MissingEntries(dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))
+
+
+def digits_vae(masked, latent_dim=10):
+    torch.manual_seed(0)
+    decoder = decoders.Normal(latent_dim, (1, 8, 8), partial(MLP, hidden=128), scale=0.3, learned=True)
+    network = partial(FillMissing, network=partial(MLP, hidden=128))
+    encoder = encoders.Normal((1, 8, 8), latent_dim, network)
+    return VAE(priors.Normal(latent_dim), encoder, decoders.Masked(decoder) if masked else decoder)
+
+
+def test_with_nothing_missing_the_losses_are_those_without_a_mask():
+    x = data.load("digits").test[:100]
+    pairs = [(vae.model, vae.guide) for vae in map(digits_vae, (True, False))]
+    assert evaluate(*pairs[0], x) == evaluate(*pairs[1], x)
+    histories = [fit(*pair, x, epochs=2, batch_size=50) for pair in pairs]
+    assert histories[0].column("train_loss") == histories[1].column("train_loss")
+
+
+def test_a_vae_learns_from_digits_of_which_a_third_is_missing_and_imputes_them():
+    images = data.load("digits")
+    x, y = with_missing(images.train), with_missing(images.test, seed=2)
+    vae = digits_vae(masked=True)
+    fit(vae.model, vae.guide, x, epochs=30, batch_size=64)
+    missing = y.isnan()
+    error = (vae.reconstruct(y) - images.test)[missing].square().mean()
+    by_the_mean = (x.nanmean(0) - images.test)[missing].square().mean()
+    assert error < 0.8 * by_the_mean, (error, by_the_mean)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_outputs_give_draws_in_the_support_with_finite_densities_and_gradients(family, dtype):
+    part = family(D, SHAPE).to(dtype)
+    for parameter in part.network.parameters():
+        parameter.data *= 1e3
+    distribution = part(torch.randn(20, D, dtype=dtype))
+    x = distribution.sample()
+    assert distribution.support.check(x).all()
+    assert distribution.mean.isfinite().all()
+    log_prob = distribution.log_prob(x)
+    assert log_prob.isfinite().all()
+    log_prob.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in part.parameters())

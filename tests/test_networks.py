@@ -10,11 +10,17 @@ from pyro_vae.networks import (
     MLP,
     ConvDecoder,
     ConvEncoder,
+    FillMissing,
+    GRUDecoder,
+    GRUEncoder,
+    ResidualConvDecoder,
+    ResidualConvEncoder,
     as_image_shape,
     as_shape,
     check_event_shape,
     halved_sizes,
     soft_clip,
+    with_output_bias,
 )
 
 IMAGES = [(7, 9), (28, 28), (1, 28, 28), (3, 28, 28), (3, 7, 9), (2, 3, 8, 5), (1, 1, 1)]
@@ -27,6 +33,21 @@ NETWORKS = [
     (partial(ConvEncoder, channels=(2, 3, 4)), (1, 28, 28), 3),
     (partial(ConvDecoder, channels=4), (2, 3), (1, 7, 9)),
     (partial(ConvDecoder, channels=(4, 3, 2)), 3, (1, 28, 28)),
+    *[(partial(MLP, gated=True, hidden=hidden), (2, 3), (2, 3)) for hidden in [(), 5, (5, 6)]],
+    *[(partial(ResidualConvEncoder, channels=channels), (2, 7, 9), (2, 3)) for channels in [4, (4, 3)]],
+    *[(partial(ResidualConvDecoder, channels=channels), (2, 3), (2, 7, 9)) for channels in [4, (4, 3)]],
+    (ResidualConvEncoder, (8, 8), 3),
+    (ResidualConvDecoder, 3, (8, 8)),
+]
+# Without an activation to choose.
+OTHERS = [
+    *[(partial(FillMissing, mask=mask), (1, 4, 4), (2, 3)) for mask in (True, False)],
+    (partial(FillMissing, network=ConvEncoder, mask=True), (1, 8, 8), (2, 3)),
+    (with_output_bias(MLP, torch.ones(2, 3)), 4, (2, 3)),
+    *[(partial(GRUEncoder, hidden=6), in_shape, (2, 3)) for in_shape in [7, (7,), (7, 2)]],
+    (partial(GRUDecoder, hidden=6), (2, 2), (4, 7)),
+    (partial(GRUDecoder, hidden=6), 3, 7),
+    *[(partial(GRUDecoder, hidden=6, time=time), 3, (2, 7, 4)) for time in (-3, -2, -1, 0, 1, 2)],
 ]
 
 
@@ -35,14 +56,26 @@ def parameter_count(network):
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (1, 1)])
-@pytest.mark.parametrize(("network", "in_shape", "out_shape"), NETWORKS)
+@pytest.mark.parametrize(("network", "in_shape", "out_shape"), NETWORKS + OTHERS)
 def test_networks_keep_every_leading_dimension(network, in_shape, out_shape, batch):
     x = torch.zeros(*batch, *as_shape(in_shape))
     assert network(in_shape, out_shape)(x).shape == (*batch, *as_shape(out_shape))
 
 
+@pytest.mark.parametrize(("network", "in_shape", "out_shape"), NETWORKS + OTHERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_reach_every_parameter_in_either_precision(network, in_shape, out_shape, dtype):
+    built = network(in_shape, out_shape).to(dtype)
+    output = built(torch.randn(20, *as_shape(in_shape), dtype=dtype))
+    assert output.dtype == dtype
+    (output * torch.randn_like(output)).sum().backward()
+    for name, parameter in built.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("network", "in_shape", "out_shape"), NETWORKS)
+@pytest.mark.parametrize(("network", "in_shape", "out_shape"), NETWORKS + OTHERS)
 def test_a_batched_call_is_the_calls_one_by_one(network, in_shape, out_shape):
     built = network(in_shape, out_shape)
     x = torch.randn(2, 3, *as_shape(in_shape))
@@ -103,7 +136,7 @@ def test_mlp_is_matrix_products_with_the_activation_between():
     np.testing.assert_allclose(network(x).detach(), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("network", [MLP, ConvEncoder, ConvDecoder])
+@pytest.mark.parametrize("network", [MLP, ConvEncoder, ConvDecoder, ResidualConvEncoder, ResidualConvDecoder])
 @pytest.mark.parametrize(
     ("in_shape", "out_shape"), [((1, 8, 8), 2.5), (2.5, (1, 8, 8)), ((1, 8, True), (1, 8, 8)), ((1, 8, 8), (1, 8, "8"))]
 )
@@ -112,7 +145,7 @@ def test_networks_refuse_sizes_that_are_no_integers(network, in_shape, out_shape
         network(in_shape, out_shape)
 
 
-@pytest.mark.parametrize("network", [MLP, ConvEncoder, ConvDecoder])
+@pytest.mark.parametrize("network", [MLP, ConvEncoder, ConvDecoder, ResidualConvEncoder, ResidualConvDecoder])
 @pytest.mark.parametrize(("in_shape", "out_shape"), [((1, 8, 8), 0), ((1, 0, 8), (1, 8, 8)), ((1, 8, 8), (-1, 8, 8))])
 def test_networks_refuse_sizes_below_1(network, in_shape, out_shape):
     with pytest.raises(ValueError, match="at least 1"):
@@ -226,3 +259,95 @@ def test_halved_sizes_are_those_of_convolutions_of_stride_2(size, times):
         image = nn.functional.conv2d(image, torch.zeros(1, 1, 3, 3), stride=2, padding=1)
         sizes.append(tuple(image.shape[-2:]))
     assert halved_sizes(size, times) == sizes
+
+
+@pytest.mark.usefixtures("float64")
+def test_gated_layers_are_a_linear_map_times_the_sigmoid_of_another():
+    network = MLP((2, 3), 2, hidden=5, gated=True)
+    weight, bias, last, last_bias = [parameter.detach().numpy() for parameter in network.parameters()]
+    x = torch.randn(7, 2, 3)
+    a, b = np.split(x.flatten(1).numpy() @ weight.T + bias, 2, axis=1)
+    expected = (a / (1 + np.exp(-b))) @ last.T + last_bias
+    np.testing.assert_allclose(network(x).detach(), expected, rtol=0, atol=1e-12)
+
+
+def test_an_output_bias_is_added_and_learned_from_a_copy():
+    bias = torch.randn(2, 3)
+    network = with_output_bias(MLP, bias)(4, (2, 3))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(network(x), network.network(x) + bias)
+    network.bias.data += 1
+    assert not torch.equal(network.bias, bias)
+    assert isinstance(network.bias, nn.Parameter)
+
+
+def test_an_output_bias_of_another_shape_is_refused_with_both():
+    with pytest.raises(ValueError, match=r"output has shape \(2, 3\), but its bias \(3,\)"):
+        with_output_bias(MLP, torch.zeros(3))(4, (2, 3))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_what_is_missing_is_filled_with_0_and_told_where_wished(mask):
+    network = FillMissing(6, 3, mask=mask)
+    x = torch.randn(5, 6)
+    observed = torch.rand(5, 6) < 0.6
+    filled = torch.where(observed, x, 0.0)
+    given = torch.stack([filled, observed.float()], -2) if mask else filled
+    torch.testing.assert_close(network(x.masked_fill(~observed, math.nan)), network.network(given))
+
+
+@pytest.mark.parametrize("network", [ResidualConvEncoder, ResidualConvDecoder])
+def test_a_residual_network_without_its_blocks_is_the_convolutional_one(network):
+    residual = network((1, 7, 9), (1, 7, 9), channels=4)
+    plain = (ConvEncoder if network is ResidualConvEncoder else ConvDecoder)((1, 7, 9), (1, 7, 9), channels=4)
+    block = next(layer for layer in residual.layers if hasattr(layer, "layers"))
+    nn.init.zeros_(block.layers[-1].weight)
+    nn.init.zeros_(block.layers[-1].bias)
+    outer = [parameter for name, parameter in residual.named_parameters() if name.count("layers") == 1]
+    for one, other in zip(plain.parameters(), outer, strict=True):
+        one.data = other.data
+    x = torch.randn(5, 1, 7, 9)
+    torch.testing.assert_close(residual(x), plain(x))
+
+
+def test_gru_encoder_reads_tokens_by_their_number_and_in_their_order():
+    network = GRUEncoder(4, 3, categories=10)
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 9.0]])
+    y = network(x)
+    assert (y[0] != y[1]).all()
+    assert (y[0] != y[2]).all()
+    assert all(parameter.requires_grad for parameter in network.embedding.parameters())
+    assert network(x.reshape(3, 1, 4)).shape == (3, 1, 3)
+
+
+def test_gru_decoder_puts_the_length_where_told():
+    first, last = GRUDecoder(3, (7, 2), time=-2), GRUDecoder(3, (2, 7))
+    last.load_state_dict(first.state_dict())
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(first(z), last(z).transpose(1, 2))
+
+
+def test_gru_decoder_is_causal_in_nothing_but_its_state():
+    short, long = GRUDecoder(3, (2, 4)), GRUDecoder(3, (2, 9))
+    long.load_state_dict(short.state_dict())
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(long(z)[..., :4], short(z))
+
+
+def test_gru_networks_refuse_what_is_no_sequence():
+    with pytest.raises(ValueError, match=r"\(length,\) or \(length, features\), not \(1, 8, 8\)"):
+        GRUEncoder((1, 8, 8), 3)
+    with pytest.raises(ValueError, match=r"\(length,\) for tokens, not \(8, 2\)"):
+        GRUEncoder((8, 2), 3, categories=5)
+    with pytest.raises(ValueError, match="categories must be at least 1"):
+        GRUEncoder(8, 3, categories=-1)
+    with pytest.raises(ValueError, match=r"has no dimension 2"):
+        GRUDecoder(3, (2, 7), time=2)
+
+
+@pytest.mark.parametrize("network", [GRUEncoder, GRUDecoder])
+def test_gru_networks_refuse_sizes_that_are_none(network):
+    with pytest.raises(ValueError, match="hidden must be at least 1"):
+        network(3, 7, hidden=0)
+    with pytest.raises(TypeError, match="hidden must be an integer"):
+        network(3, 7, hidden=2.5)

@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import pytest
 import quadrature
 import torch
-from part_cases import CASES, SHAPE, D, array, built, cases, event_shape, inputs, public_parts
+from all_cases import CASES, cases
+from part_cases import SHAPE, D, array, built, event_shape, inputs, public_parts
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import Trace_ELBO
 from torch import nn
@@ -158,7 +159,7 @@ def test_refuses_another_shape_with_both_shapes_and_its_name(case, extra):
     right = SHAPE if case.kind == "encoders" else (D,)
     wrong = (*extra, *right[:-1], right[-1] + 1)
     part = case.make(D)
-    name = type(getattr(part, "encoder", part)).__name__  # the encoder that is wrapped sees the input
+    name = type(getattr(part, "encoder", getattr(part, "decoder", part))).__name__  # what is wrapped sees the input
     with pytest.raises(ValueError, match=f"{case.kind}.{name} was built for") as caught:
         part(torch.zeros(wrong))
     assert f"(*batch, {', '.join(map(str, right))})" in str(caught.value)

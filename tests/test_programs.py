@@ -9,6 +9,7 @@ from torch import nn
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, priors
 from pyro_vae.handlers import LocalModules
+from pyro_vae.networks import FillMissing
 from pyro_vae.programs import as_input, check_programs, mode, modules_of, paired_traces, seeded
 
 D, SHAPE = 3, (1, 4, 5)
@@ -253,6 +254,64 @@ def test_negative_pixels_are_refused():
 def test_data_that_the_transform_takes_out_of_the_support_are_refused():
     with pytest.raises(ValueError, match="outside the support"):
         check(vae(decoder=decoders.ContinuousBernoulli(D, SHAPE)), grey(), transform=lambda x: x + 1)
+
+
+# Data of which some entries are missing
+
+
+def incomplete(row=9):
+    x = grey(20)
+    x[row, 0, 1, 2] = math.nan
+    return x
+
+
+def vae_of_missing(encoder=None):
+    return vae(
+        encoder=encoder or encoders.Normal(SHAPE, D, FillMissing), decoder=decoders.Masked(decoders.Normal(D, SHAPE))
+    )
+
+
+@pytest.mark.parametrize("row", [0, 9])
+@pytest.mark.parametrize("transform", [None, lambda x: 2 * x])
+def test_missing_entries_are_accepted_where_the_decoder_leaves_them_out(row, transform):
+    check(vae_of_missing(), incomplete(row), transform=transform)
+
+
+@pytest.mark.parametrize("row", [0, 9])
+def test_missing_entries_are_refused_by_other_decoders_with_their_place_and_the_way_out(row):
+    with pytest.raises(ValueError, match=rf"hold nan at index \({row}, 0, 1, 2\).*decoders\.Masked"):
+        check(vae(encoder=encoders.Normal(SHAPE, D, FillMissing)), incomplete(row))
+
+
+def test_infinite_entries_are_refused_by_every_decoder():
+    x = incomplete()
+    x[3, 0, 0, 0] = math.inf
+    with pytest.raises(ValueError, match=r"hold inf at index \(3, 0, 0, 0\)"):
+        check(vae_of_missing(), x)
+
+
+@pytest.mark.parametrize("encoder", [encoders.Normal(SHAPE, D), encoders.Delta(SHAPE, D)], ids=["normal", "delta"])
+@pytest.mark.parametrize("row", [0, 9])
+def test_an_encoder_that_cannot_take_missing_entries_is_refused_with_the_network_to_take(encoder, row):
+    with pytest.raises(ValueError, match=r"missing entries.*networks\.FillMissing"):
+        check(vae_of_missing(encoder), incomplete(row))
+
+
+def test_what_is_outside_the_support_is_named_also_among_missing_entries():
+    x = incomplete().round()
+    x[5, 0, 0, 0] = 0.25
+    part = decoders.Masked(decoders.Bernoulli(D, SHAPE))
+    with pytest.raises(ValueError, match=r"hold 0\.25, outside .*binarize"):
+        check(vae(encoder=encoders.Normal(SHAPE, D, FillMissing), decoder=part), x)
+
+
+def test_a_transform_that_makes_nan_is_refused():
+    with pytest.raises(ValueError, match="hold nan, outside the support"):
+        check(
+            vae(encoder=encoders.Normal(SHAPE, D, FillMissing)),
+            grey(),
+            transform=lambda x: x.masked_fill(x > 0.9, math.nan),
+        )
 
 
 # Programs of one's own

@@ -5,7 +5,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from part_cases import SHAPE, D, cases
+from all_cases import cases
+from part_cases import SHAPE, D
 from pyro import poutine
 from scipy import stats
 from torch import nn

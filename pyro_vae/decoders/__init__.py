@@ -6,6 +6,7 @@ the shape of one datum, and how to build its network (see `pyro_vae.networks`).
 
 from pyro_vae.decoders.bernoulli import Bernoulli, ContinuousBernoulli
 from pyro_vae.decoders.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from pyro_vae.decoders.masked import Masked
 from pyro_vae.decoders.normal import Normal
 from pyro_vae.decoders.pixels import DiscretizedLogistic
 from pyro_vae.decoders.real import Laplace, StudentT
@@ -19,6 +20,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Laplace",
+    "Masked",
     "NegativeBinomial",
     "Normal",
     "Poisson",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.decoders._decoder import _Decoder
+from pyro_vae.distributions import ZeroInflated
 from pyro_vae.networks import MLP, Network, positive, soft_clip
 
 
@@ -139,5 +140,5 @@ class ZeroInflatedNegativeBinomial(_DispersedDecoder):
         log_mean, gate = self.outputs(z)
         count, logits = self.counts_and_logits(log_mean)
         # Not dist.ZeroInflatedNegativeBinomial, which refuses logits beyond 17, whose probability rounds to 1.
-        counts = dist.NegativeBinomial(count, logits=logits)
-        return dist.ZeroInflatedDistribution(counts, gate_logits=soft_clip(gate)).to_event(len(self.shape))
+        counts = dist.NegativeBinomial(count, logits=logits, validate_args=False)  # values are checked outside
+        return ZeroInflated(counts, gate_logits=soft_clip(gate)).to_event(len(self.shape))

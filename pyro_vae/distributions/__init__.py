@@ -4,11 +4,13 @@ from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.beta import OpenBeta
 from pyro_vae.distributions.categorical import Categorical
 from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
+from pyro_vae.distributions.counts import ZeroInflated
 from pyro_vae.distributions.discrete import EnumerableIndependent, OneHotCategorical
 from pyro_vae.distributions.divergences import kl_weibull_exponential, kl_weibull_gamma
 from pyro_vae.distributions.flow import ZukoFlow
 from pyro_vae.distributions.kumaraswamy import Kumaraswamy
 from pyro_vae.distributions.logistic import DiscretizedLogistic, bits_per_dimension
+from pyro_vae.distributions.missing import MissingEntries
 from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import mean_of
 from pyro_vae.distributions.planar import Planar
@@ -27,6 +29,7 @@ __all__ = [
     "GreyBernoulli",
     "HypersphericalUniform",
     "Kumaraswamy",
+    "MissingEntries",
     "MixtureOfNormals",
     "OneHotCategorical",
     "OpenBeta",
@@ -35,6 +38,7 @@ __all__ = [
     "RelaxedOneHotCategorical",
     "RelaxedOneHotCategoricalStraightThrough",
     "ScoreFunction",
+    "ZeroInflated",
     "ZukoFlow",
     "bits_per_dimension",
     "kl_weibull_exponential",

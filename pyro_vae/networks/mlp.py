@@ -10,16 +10,19 @@ from pyro_vae.networks.shapes import as_shape
 
 
 class MLP(nn.Module):
-    """Fully connected network with one activation between its layers.
+    r"""Fully connected network with one activation between its layers, or with gates.
+
+    .. math:: h = A x \odot \sigma(B x) \quad \text{for each hidden layer, where gated}
 
     Arguments:
         in_shape: shape of one input; its dimensions are flattened.
         out_shape: shape of one output.
         hidden: width of each hidden layer, each at least 1; empty for a linear map.
-        activation: the module class between the layers.
+        activation: the module class between the layers, unless they are gated.
+        gated: make each hidden layer a product of a linear map with the sigmoid of another.
 
     Returns:
-        ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
+        ``forward`` maps (\*batch, \*in_shape) to (\*batch, \*out_shape).
 
     Raises:
         TypeError: for sizes that are not integers.
@@ -29,6 +32,10 @@ class MLP(nn.Module):
         >>> import torch
         >>> MLP((1, 28, 28), (2, 20), hidden=(400,))(torch.zeros(5, 3, 1, 28, 28)).shape
         torch.Size([5, 3, 2, 20])
+
+    Reference:
+        Dauphin, Fan, Auli and Grangier, 2017, Language Modeling with Gated Convolutional Networks, equation 1; Tomczak
+        and Welling, 2018, VAE with a VampPrior, section 5.
     """
 
     def __init__(
@@ -37,15 +44,18 @@ class MLP(nn.Module):
         out_shape: int | Sequence[int],
         hidden: int | Sequence[int] = (400,),
         activation: type[nn.Module] = nn.ReLU,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
         self.hidden = () if hidden in ((), []) else as_shape(hidden, "hidden")
-        widths = (math.prod(self.in_shape), *self.hidden, math.prod(self.out_shape))
+        widths = (math.prod(self.in_shape), *self.hidden)
         layers: list[nn.Module] = []
         for width, next_width in pairwise(widths):
-            layers += [nn.Linear(width, next_width), activation()]
-        self.layers = nn.Sequential(*layers[:-1])
+            layers += (
+                [nn.Linear(width, 2 * next_width), nn.GLU()] if gated else [nn.Linear(width, next_width), activation()]
+            )
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
 
     def forward(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.dim() - len(self.in_shape)]
