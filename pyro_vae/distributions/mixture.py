@@ -39,7 +39,8 @@ class MixtureOfNormals(dist.TorchDistribution):
         torch.Size([3, 2])
 
     Reference:
-        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, equation 7, and appendix on mixtures.
+        Graves, 2016, Stochastic Backpropagation through Mixture Density Distributions; Figurnov, Mohamed and Mnih,
+        2018, Implicit Reparameterization Gradients, section 3.
     """
 
     arg_constraints: ClassVar = {

@@ -24,8 +24,8 @@ class ScoreFunction(dist.TorchDistribution):
         (False, False, False)
 
     Reference:
-        Williams, 1992, Simple Statistical Gradient-Following Algorithms, equation 4; Ranganath, Gerrish and Blei, 2014,
-        Black Box Variational Inference, equation 3.
+        Williams, 1992, Simple Statistical Gradient-Following Algorithms; Ranganath, Gerrish and Blei, 2014,
+        Black Box Variational Inference, equations 2 and 3.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}

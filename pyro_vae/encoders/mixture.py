@@ -38,7 +38,8 @@ class MixtureOfNormals(_Encoder):
         torch.Size([20])
 
     Reference:
-        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, equation 7.
+        Graves, 2016, Stochastic Backpropagation through Mixture Density Distributions; Figurnov, Mohamed and Mnih,
+        2018, Implicit Reparameterization Gradients, section 3.
     """
 
     def __init__(

@@ -157,7 +157,7 @@ class FullRankNormal(_Encoder):
         torch.Size([5, 20, 20])
 
     Reference:
-        Kingma and Welling, 2019, An Introduction to Variational Autoencoders, section 2.5.1, algorithm 3.
+        Kingma and Welling, 2019, An Introduction to Variational Autoencoders, section 2.5.1.
     """
 
     def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
@@ -202,8 +202,7 @@ class LowRankNormal(_Encoder):
         torch.Size([5, 20, 3])
 
     Reference:
-        Rezende, Mohamed and Wierstra, 2014, Stochastic Backpropagation and Approximate Inference in Deep Generative
-        Models, equation 16 (there of the precision, and of rank 1).
+        Ong, Nott and Smith, 2018, Gaussian Variational Approximation with a Factor Covariance Structure.
     """
 
     def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, rank: int = 2) -> None:

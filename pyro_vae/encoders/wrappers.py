@@ -31,8 +31,8 @@ class ScoreFunction(nn.Module):
         False
 
     Reference:
-        Ranganath, Gerrish and Blei, 2014, Black Box Variational Inference, equation 3; Mnih and Gregor, 2014, Neural
-        Variational Inference and Learning in Belief Networks, equation 5.
+        Ranganath, Gerrish and Blei, 2014, Black Box Variational Inference, equations 2 and 3; Mnih and Gregor, 2014,
+        Neural Variational Inference and Learning in Belief Networks.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
