@@ -44,7 +44,16 @@ PYRO_LOSS_PARAMETERS = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type(default))
     for name, default in (("num_particles", 1), ("vectorize_particles", False))
 }
-GIVEN = ("out_shape", "shape", "latent_dim", "network", "encoder", "prior", "decoder", "data")  # by the config, not by flags
+GIVEN = ("shape", "latent_dim", "network", "out_shape", "encoder", "prior", "decoder", "data")  # not by flags
+    "out_shape",
+    "shape",
+    "latent_dim",
+    "network",
+    "encoder",
+    "prior",
+    "decoder",
+    "data",
+)  # by the config, not by flags
 Options = dict[str, dict[str, Any]]
 
 
