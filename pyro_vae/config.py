@@ -133,14 +133,14 @@ def part(kind: str, name: str) -> type[nn.Module]:
 
 
 def own_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a part's constructor that are its own: all but the shapes and the network.
+    """Return the parameters of a part's constructor that are its own and plain values, not shapes or objects.
 
     Example:
         >>> list(own_parameters(decoders.Normal))
         ['scale', 'learned']
     """
-    known = inspect.signature(cls).parameters
-    return {name: value for name, value in known.items() if name not in ("shape", "latent_dim", "network")}
+    known, objects = inspect.signature(cls).parameters, ("shape", "latent_dim", "network", "encoder", "data")
+    return {name: value for name, value in known.items() if name not in objects}
 
 
 def build(config: Config, shape: Shape) -> VAE:
