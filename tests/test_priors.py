@@ -264,7 +264,7 @@ def test_a_vamp_prior_is_trained_by_fit():
 
 @pytest.mark.parametrize("unit_interval", [True, False])
 def test_pseudo_inputs_start_from_the_first_data(unit_interval):
-    data = torch.rand(9, *SHAPE, dtype=torch.float64)
+    data = torch.rand(9, *SHAPE)
     prior = vamp_vae(data=data, unit_interval=unit_interval).prior
     expected = data[:6].clamp(0.01, 0.99) if unit_interval else data[:6]
     np.testing.assert_allclose(prior.pseudo_inputs().detach().numpy(), expected.numpy(), atol=1e-6)
