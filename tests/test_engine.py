@@ -1,4 +1,3 @@
-import copy
 import shutil
 import warnings
 from functools import partial
@@ -8,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from all_cases import CASES
+from partners import vae_around
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_elbo
 from torch import nn
 
@@ -83,32 +83,15 @@ def test_a_recorded_training_is_the_eager_one_to_the_last_bit(name):
     assert line == "recorded: 16 of 33 steps were replayed"
 
 
-class AtZero(nn.Module):
-    """A prior on the support of an encoder: what a copy of it gives for a datum of zeros."""
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder = copy.deepcopy(encoder)
-
-    def forward(self):
-        return self.encoder(torch.zeros(2, 4, 3, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_every_part_is_recorded_to_the_last_bit(case):
-    torch.manual_seed(0)
-    part, code = case.make(3).double(), case.event(3)
-    prior = AtZero(part) if case.kind == "encoders" and case.family is not encoders.Delta else priors.Normal(3)
-    encoder, decoder = encoders.Normal((2, 4, 3), 3, SMALL), decoders.Normal(code, (2, 4, 3), SMALL)
-    built = VAE(*(part if case.kind == kind else other for kind, other in zip(
-        ("priors", "encoders", "decoders"), (prior, encoder, decoder), strict=True))).double()  # fmt: skip
-    start = {name: value.clone() for name, value in built.state_dict().items()}
+    vae, x = vae_around(case)
+    start = {name: value.clone() for name, value in vae.state_dict().items()}
 
     def make():
-        built.load_state_dict(start)
-        return built.model, built.guide, lambda: built.state_dict().values()
+        vae.load_state_dict(start)
+        return vae.model, vae.guide, lambda: vae.state_dict().values()
 
-    x = torch.rand(40, 2, 4, 3, dtype=torch.float64).round()
     beta = 0.0 if case.family is encoders.Delta else 1.0
     assert_recorded_is_eager(make, x=x, validation=None, beta=beta, epochs=6)
 

@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from scipy import special
 from torch.distributions import kl_divergence
 
-from pyro_vae import VAE, decoders, encoders, priors
+from pyro_vae import VAE, decoders, encoders, fit, priors
 from pyro_vae.distributions import HypersphericalUniform, PowerSpherical
 from pyro_vae.distributions.sphere import directions
 
@@ -173,6 +173,11 @@ def test_the_closed_form_serves_the_mean_field_bound():
         loss(num_particles=500, vectorize_particles=True).loss(*pair, x) for loss in (Trace_ELBO, TraceMeanField_ELBO)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1.0)
+
+
+def test_a_vae_on_the_sphere_is_recorded():
+    vae = VAE(priors.HypersphericalUniform(4), encoders.PowerSpherical(6, 4), decoders.Normal(4, 6))
+    fit(vae.model, vae.guide, torch.rand(40, 6), epochs=2, batch_size=10, engine="recorded")  # a warning is an error
 
 
 def test_spheres_of_different_dimensions_have_no_kl():

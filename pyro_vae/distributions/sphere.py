@@ -179,8 +179,7 @@ class PowerSpherical(dist.TorchDistribution):
 def directions(value: Tensor) -> Tensor:
     """Return vectors divided by their length, all finite: the first axis is added to those that have none."""
     short = torch.linalg.vector_norm(value.detach(), dim=-1, keepdim=True) < 1e-12
-    first = torch.nn.functional.one_hot(torch.zeros_like(value[..., 0], dtype=torch.long), value.shape[-1])
-    value = value + short * first
+    value = value + short * torch.eye(1, value.shape[-1], dtype=value.dtype, device=value.device)[0]
     return value / torch.linalg.vector_norm(value, dim=-1, keepdim=True)
 
 

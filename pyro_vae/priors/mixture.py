@@ -89,17 +89,16 @@ class VampPrior(nn.Module):
         Tomczak and Welling, 2018, VAE with a VampPrior, equation 9.
     """
 
-    _encoder: tuple[Any]
-
     def __init__(
         self, encoder: Any, components: int = 500, data: Tensor | None = None, unit_interval: bool = True
     ) -> None:
         super().__init__()
-        if not (isinstance(encoder, nn.Module) and hasattr(encoder, "shape")):
+        shape = getattr(encoder, "shape", None)
+        if not isinstance(encoder, nn.Module) or shape is None:
             raise TypeError(f"the encoder of priors.VampPrior must be a module that has a shape, not {encoder!r}")
         # A tuple hides a module from torch: it is then in neither parameters() nor state_dict().
         self._encoder, self.unit_interval = (encoder,), unit_interval
-        shape = (as_size(components, "components"), *self._encoder[0].shape)
+        shape = (as_size(components, "components"), *shape)
         start = torch.rand(shape) if data is None else first_rows(data, shape, unit_interval)
         self.free = nn.Parameter(start.clamp(0.01, 0.99).logit() if unit_interval else start)
 
