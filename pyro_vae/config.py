@@ -45,15 +45,6 @@ PYRO_LOSS_PARAMETERS = {
     for name, default in (("num_particles", 1), ("vectorize_particles", False))
 }
 GIVEN = ("shape", "latent_dim", "network", "out_shape", "encoder", "prior", "decoder", "data")  # not by flags
-    "out_shape",
-    "shape",
-    "latent_dim",
-    "network",
-    "encoder",
-    "prior",
-    "decoder",
-    "data",
-)  # by the config, not by flags
 Options = dict[str, dict[str, Any]]
 
 

@@ -43,8 +43,22 @@ def vae_around(case, latent_dim=3, shape=(2, 4, 3), count=40):
     prior, encoder = priors.Normal(latent_dim), encoders.Normal(shape, latent_dim, small)
     decoder = part if case.kind == "decoders" else decoders.Normal(code, shape, small)
     if case.kind == "priors":
-        prior, encoder = part, Blind(part)
+        prior, encoder = part, part._encoder[0] if isinstance(part, priors.VampPrior) else Blind(part)
     elif case.kind == "encoders":
         prior, encoder = prior if case.family is encoders.Delta else AtZero(part, shape), part
     vae = VAE(prior, encoder, decoder).double()
     return vae, vae.decoder(torch.randn(count, *code, dtype=torch.float64)).sample().double()
+
+
+def accepted(part, x):
+    """Return the first of some versions of grey values that a decoder's distribution accepts: it knows its data."""
+    support = part(torch.zeros(1, *part.latent_shape, dtype=next(part.parameters()).dtype)).support
+    versions = [
+        x,
+        (x > 0.5).to(x.dtype),
+        (15 * x).round(),
+        x.clamp(0.02, 0.98),
+        (255 * x).round() / 255,
+        (2 * x).round(),
+    ]
+    return next(version for version in versions if support.check(version).all())

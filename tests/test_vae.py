@@ -12,6 +12,7 @@ from torch import nn
 
 from pyro_vae import VAE, decoders, encoders, priors
 
+
 def _with_plain_partners():
     """Each part once, the others normal."""
     normal = {case.name: case for case in cases("priors", "encoders", "decoders") if case.name.endswith("-normal")}

@@ -4,6 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae import distributions
 from pyro_vae.networks import as_size
 from pyro_vae.priors._prior import _Prior, above
 
@@ -74,7 +75,7 @@ class OneHotCategorical(_Prior):
         self.hold("logits", torch.zeros(latent_dim, as_categories(categories)))
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.OneHotCategorical(logits=self.logits).to_event(1)
+        return distributions.OneHotCategorical(logits=self.logits).to_event(1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, categories={self.logits.shape[-1]}"
@@ -118,7 +119,7 @@ class RelaxedOneHotCategorical(_Prior):
 
     def forward(self) -> dist.TorchDistribution:
         temperature = self.logits.new_tensor(self.temperature)
-        return dist.RelaxedOneHotCategorical(temperature, logits=self.logits).to_event(1)
+        return distributions.RelaxedOneHotCategorical(temperature, logits=self.logits).to_event(1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, categories={self.logits.shape[-1]}, temperature={self.temperature:g}"
