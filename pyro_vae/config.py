@@ -153,9 +153,9 @@ def part(kind: str, name: str) -> type[Any]:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the {kind} {name!r} cannot be imported: {error}") from error
-    base = ELBO if kind == "loss" else nn.Module
+    base, called = (ELBO, "pyro.infer.ELBO") if kind == "loss" else (nn.Module, "torch.nn.Module")
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ValueError(f"the {kind} {name!r} must be a class of {base.__module__}.{base.__name__}, not {found!r}")
+        raise ValueError(f"the {kind} {name!r} must be a class of {called}, not {found!r}")
     return found
 
 
@@ -214,8 +214,9 @@ def build(config: Config, shape: Shape) -> VAE:
     given = {"shape": shape, "latent_dim": config.latent_dim}
     encoder = _construct("encoder", config, {**given, "network": encoder_network})
     prior = _construct("prior", config, {**given, "encoder": encoder})
-    event = tuple(prior().event_shape)
-    of_codes = {**given, "latent_dim": event if len(event) > 1 else event[0], "network": decoder_network}
+    event = tuple(getattr(prior(), "event_shape", ()))  # (D,), but of one-hot codes (D, categories)
+    code = event if len(event) > 1 else config.latent_dim
+    of_codes = {**given, "latent_dim": code, "network": decoder_network}
     return VAE(prior, encoder, _construct("decoder", config, of_codes))
 
 

@@ -103,7 +103,10 @@ def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tup
         terms = loss.terms(model, guide, batch)
         return terms.negative_bound.item(), terms.reconstruction.item(), terms.kl.item()
     recorder, traces = recording(loss)
-    value = float(recorder.loss(model, guide, batch))
+    try:
+        value = float(recorder.loss(model, guide, batch))
+    except NotImplementedError as error:
+        raise ValueError(f"{type(loss).__name__} does not take these programs: {error}") from error
     reconstruction, kl = terms_of(recorder, traces or [paired_traces(model, guide, batch)], value=value)
     return value, reconstruction.item(), kl.item()
 

@@ -207,7 +207,9 @@ def _check_same_support(
     prior_name: str, prior: TorchDistributionMixin, posterior_name: str, posterior: TorchDistributionMixin
 ) -> None:
     draws = posterior.sample((100,)), prior.expand(posterior.batch_shape).sample((100,))
-    if not (prior.support.check(draws[0]).all() and posterior.support.check(draws[1]).all()):
+    probes = [torch.full_like(draws[0][0], value) for value in (-1.5, 0.0, 0.5, 1.5)]  # what draws may miss by chance
+    beyond = any((posterior.support.check(probe) & ~prior.support.check(probe)).any() for probe in probes)
+    if beyond or not (prior.support.check(draws[0]).all() and posterior.support.check(draws[1]).all()):
         supports = f"{_support(prior.support)}, {posterior_name} on {_support(posterior.support)}"
         raise ValueError(f"{prior_name} lives on {supports}: choose a pair on one support")
 

@@ -8,7 +8,8 @@ import pyro
 import pytest
 import quadrature
 import torch
-from all_cases import CASES, SHAPE, D, built
+from all_cases import CASES
+from part_cases import SHAPE, D, built
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.distributions import Distribution

@@ -40,6 +40,8 @@ class ScoreFunction(nn.Module):
         if not isinstance(encoder, nn.Module):
             raise TypeError(f"encoders.ScoreFunction takes an encoder, a torch.nn.Module, not {encoder!r}")
         self.encoder = encoder
+        if hasattr(encoder, "shape"):
+            self.shape = encoder.shape
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         return distributions.ScoreFunction(self.encoder(x))

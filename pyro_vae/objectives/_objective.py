@@ -214,7 +214,9 @@ def path_only(site: dict[str, Any]) -> Tensor:
         result: Tensor = distribution.log_prob(value)
         return result
     leaf = value.detach().requires_grad_()
-    log_q = distribution.log_prob(leaf)
+    log_q: Tensor = distribution.log_prob(leaf)
+    if not log_q.requires_grad:  # of a point
+        return log_q
     (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
     along = ((value - value.detach()) * slope).sum(tuple(range(log_q.dim(), value.dim())))
     path: Tensor = log_q.detach() + along

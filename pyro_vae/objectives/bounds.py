@@ -247,8 +247,8 @@ class BetaTC(_Penalized):
         size: the number N of training data.
 
     Raises:
-        ValueError: for a negative beta or a size below 1; when it is run, for a prior or an encoder whose dimensions
-            are not independent, or as `StickingTheLanding`.
+        ValueError: for a negative beta or a size below 1; when it is run, for an encoder whose dimensions are not
+            independent, or as `StickingTheLanding`.
 
     Example:
         >>> BetaTC(beta=6.0, size=60000)

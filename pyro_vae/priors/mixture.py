@@ -108,6 +108,8 @@ class VampPrior(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         posteriors = self._encoder[0](self.pseudo_inputs())
+        if isinstance(posteriors, dist.Delta):
+            raise ValueError("priors.VampPrior mixes densities, and encoders.Delta gives points: take encoders.Normal")
         return dist.MixtureSameFamily(dist.Categorical(logits=self.free.new_zeros(len(self.free))), posteriors)
 
     def extra_repr(self) -> str:
