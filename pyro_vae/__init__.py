@@ -12,9 +12,11 @@ if TYPE_CHECKING:
         comparison,
         data,
         decoders,
+        distributions,
         encoders,
         evaluation,
         handlers,
+        laboratory,
         networks,
         noise,
         objectives,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     )
     from pyro_vae.comparison import compare
     from pyro_vae.evaluation import Bound, evaluate
+    from pyro_vae.laboratory import gradients
     from pyro_vae.training import History, fit
     from pyro_vae.vae import VAE
 
@@ -41,11 +44,14 @@ __all__ = [
     "comparison",
     "data",
     "decoders",
+    "distributions",
     "encoders",
     "evaluate",
     "evaluation",
     "fit",
+    "gradients",
     "handlers",
+    "laboratory",
     "networks",
     "noise",
     "objectives",
@@ -63,6 +69,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "Bound": "evaluation",
     "compare": "comparison",
+    "gradients": "laboratory",
 }
 
 

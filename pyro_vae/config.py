@@ -237,7 +237,7 @@ def build_loss(config: Config, size: int) -> ELBO:
         >>> build_loss(Config(loss="IWAE", options={"loss": {"num_particles": 5}}), 1000)
         IWAE(num_particles=5)
     """
-    loss: ELBO = _construct("loss", config, {"size": size})
+    loss: ELBO = _construct("loss", config, {"size": size, "max_plate_nesting": 1})
     return loss
 
 
@@ -254,7 +254,7 @@ def _construct(kind: str, config: Config, given: dict[str, Any]) -> Any:
         if name not in own:
             raise ValueError(nearest(name, own, f"parameter of the {kind} {cls.__name__}:"))
         values[name] = _typed(f"{kind}.{name}", value, own[name].annotation)
-    return cls(**{name: value for name, value in given.items() if name in accepted}, **values)
+    return cls(**{name: value for name, value in given.items() if name in accepted and name not in values}, **values)
 
 
 def _typed(name: str, value: Any, annotation: Any) -> Any:

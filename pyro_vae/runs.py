@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -95,7 +96,7 @@ class Run:
         steps_per_epoch = -(-len(self.data.train) // config.batch_size)
         history = fit(
             self.vae.model,
-            self.vae.guide,
+            config_enumerate(self.vae.guide) if isinstance(self.loss, TraceEnum_ELBO) else self.vae.guide,
             self.data.train,
             loss=self.loss,
             optimizer=partial(torch.optim.Adam, lr=config.lr, fused=True),

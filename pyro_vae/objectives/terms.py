@@ -206,7 +206,8 @@ def reconstruction(model_trace: Trace) -> Tensor:
     Returns:
         A scalar: nats, summed over the batch and any particles.
     """
-    model_trace.compute_log_prob()  # computes what the ELBO has not computed already
+    # What the ELBO has not computed already; the latent sites may stand at a mean, which their support need not hold.
+    model_trace.compute_log_prob(lambda _, site: site["is_observed"])
     return -sum(model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes)
 
 

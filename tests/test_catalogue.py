@@ -1,0 +1,54 @@
+import pytest
+from all_cases import CASES
+from pyro.infer import ELBO
+
+import pyro_vae
+from pyro_vae import objectives
+from pyro_vae.cli import main
+from pyro_vae.config import Config, build, build_loss, catalogue, parts
+
+
+def test_every_part_and_objective_is_listed_with_a_line_and_a_reference():
+    rows = catalogue()
+    assert {case.family.__name__ for case in CASES} <= {name for _, name, _, _ in rows}
+    for kind, name, summary, reference in rows:
+        assert summary.endswith("."), (kind, name)
+        assert any(year in reference for year in ("19", "20")), (kind, name)
+        assert "Args" not in reference
+
+
+def test_the_list_is_printed(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(catalogue())
+    assert any(line.startswith("loss     IWAE ") and "Burda" in line for line in lines)
+    assert main(["list", "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("| kind | name | what it is | reference |")
+
+
+def test_every_objective_of_the_package_is_a_loss_by_name():
+    classes = {value for value in vars(objectives).values() if isinstance(value, type) and issubclass(value, ELBO)}
+    assert classes - {objectives.Objective} <= set(parts("loss").values())
+
+
+@pytest.mark.parametrize("name", sorted(parts("loss")))
+def test_every_loss_is_built_by_its_name(name):
+    assert type(build_loss(Config(loss=name), 100)).__name__ == name
+
+
+def test_beta_tc_knows_the_number_of_data():
+    assert build_loss(Config(loss="BetaTC"), 123).size == 123
+
+
+def test_one_hot_codes_reach_the_decoder_in_their_shape():
+    vae = build(Config(prior="OneHotCategorical", encoder="OneHotCategorical", latent_dim=4), (1, 8, 8))
+    assert vae.decoder.latent_shape == (4, 10)
+
+
+def test_a_wrapper_is_refused_with_what_it_wants():
+    with pytest.raises(ValueError, match="the encoder ScoreFunction takes encoder: build it in Python"):
+        build(Config(encoder="ScoreFunction"), (1, 8, 8))
+
+
+def test_the_laboratory_is_at_hand():
+    assert pyro_vae.gradients is pyro_vae.laboratory.gradients
