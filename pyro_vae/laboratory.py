@@ -54,8 +54,8 @@ class Row:
     """What an estimator gave for one block of parameters.
 
     ``bias_z`` is the largest distance of an entry's mean from the exact gradient, in standard errors; ``variance`` the
-    sum over the block's entries, of the gradient of the mean loss over the batch; ``snr`` the mean over the entries of
-    abs(mean) / standard deviation; ``ms_per_step`` the median time of one gradient.
+    sum over the block's entries, of the gradient of the mean loss over the batch; ``snr`` the norm of the mean over the
+    root of that variance; ``ms_per_step`` the median time of one gradient.
     """
 
     estimator: str
@@ -85,9 +85,9 @@ class Gradients:
 
     def table(self) -> str:
         """Return the rows as text, in columns."""
-        head = f"{'estimator':<34}{'block':<9}{'bias z':>9}{'variance':>11}{'SNR':>9}{'ms':>7}  unbiased expected"
+        head = f"{'estimator':<40}{'block':<9}{'bias z':>9}{'variance':>11}{'SNR':>9}{'ms':>7}  unbiased expected"
         lines = [
-            f"{row.estimator:<34}{row.block:<9}{row.bias_z:>9.2f}{row.variance:>11.3g}{row.snr:>9.3g}"
+            f"{row.estimator:<40}{row.block:<9}{row.bias_z:>9.2f}{row.variance:>11.3g}{row.snr:>9.3g}"
             f"{row.ms_per_step:>7.2f}  {'yes' if row.unbiased_expected else 'no'}"
             for row in self.rows
         ]
@@ -267,7 +267,7 @@ def linear_gaussian_estimators() -> list[Estimator]:
         Estimator("pathwise, closed-form KL", TraceMeanField_ELBO()),
         Estimator("sticking the landing", StickingTheLanding()),
         Estimator("score function", Trace_ELBO(), vae=_score),
-        Estimator("score function, leave-one-out, 8", VIMCO(8), 8),
+        Estimator("VIMCO 8", VIMCO(8), 8),
         *[Estimator(f"IWAE {count}", IWAE(count), count) for count in (2, 8, 64)],
         *[Estimator(f"DReG {count}", DReG(count), count) for count in (2, 8, 64)],
         Estimator("pathwise, 8 particles", vectorized()),
@@ -345,8 +345,9 @@ def _measure(estimator: Estimator, vae: VAE, x: Tensor, exact: Tensor, draws: in
     rows = []
     for block in BLOCKS:
         at = torch.as_tensor(blocks == block)
-        snr = mean[at].abs() / variance[at].sqrt().clamp(min=1e-12)
-        figures = z[at].max().item(), variance[at].sum().item(), snr.mean().item(), milliseconds
+        total = variance[at].sum()
+        snr = mean[at].norm() / total.sqrt()
+        figures = z[at].max().item(), total.item(), snr.item(), milliseconds
         rows.append(Row(estimator.name, block, *figures, estimator.unbiased))
     return rows
 

@@ -418,7 +418,7 @@ def estimators(
 
     Arguments:
         names: of the estimators, length n.
-        variances: for each block's name the variances, shape (n,); those of 0 stand at the left edge.
+        variances: for each block's name the variances, shape (n,); those of 0 are arrows at the left edge.
         biased: whether an estimator is expected to be, length n: these are hollow.
         title: of the figure.
 
@@ -438,9 +438,11 @@ def estimators(
     figure, all_axes = _figure(title, 5 + 4 * len(panels), 1.6 + 0.3 * len(names), columns=len(panels), sharey=True)
     rows = np.arange(len(names))[::-1]
     for axes, (block, values) in zip(all_axes, panels.items(), strict=True):
-        least = values[values > 1e-12].min(initial=1.0) / 10
-        fill = ["none" if hollow else "tab:blue" for hollow in biased]
-        axes.scatter(np.where(values > 1e-12, values, least), rows, s=45, c=fill, edgecolors="tab:blue", zorder=3)
+        positive = values > 1e-12
+        least = values[positive].min(initial=1.0) / 10
+        fill = np.where(np.array(biased), "none", "tab:blue")
+        for here, marker, shown in ((positive, "o", values), (~positive, "<", np.full_like(values, least))):
+            axes.scatter(shown[here], rows[here], 45, fill[here], marker, edgecolors="tab:blue", zorder=3)
         axes.set(xscale="log", title=block, xlabel="variance of the gradient")
         axes.set_yticks(rows, names)
         axes.grid(axis="both", alpha=0.3)
