@@ -153,9 +153,9 @@ def part(kind: str, name: str) -> type[Any]:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the {kind} {name!r} cannot be imported: {error}") from error
-    base = ELBO if kind == "loss" else nn.Module
+    base, base_name = (ELBO, "pyro.infer.ELBO") if kind == "loss" else (nn.Module, "torch.nn.Module")
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ValueError(f"the {kind} {name!r} must be a class of {base.__module__}.{base.__name__}, not {found!r}")
+        raise ValueError(f"the {kind} {name!r} must be a class of {base_name}, not {found!r}")
     return found
 
 

@@ -206,7 +206,8 @@ def reconstruction(model_trace: Trace) -> Tensor:
     Returns:
         A scalar: nats, summed over the batch and any particles.
     """
-    model_trace.compute_log_prob()  # computes what the ELBO has not computed already
+    # Computes what the ELBO has not computed already. Latent sites stay out: a mean of discrete codes is none of them.
+    model_trace.compute_log_prob(lambda _, site: site["is_observed"])
     return -sum(model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes)
 
 
