@@ -113,7 +113,7 @@ class Run:
             figures, left_out = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
         for name, figure in figures.items():
             (self.folder / f"{name}.png").write_bytes(plots.png(figure))
-        without = {f"no {name.replace('_', ' ')}": reason for name, reason in left_out.items()}
+        without = {f"no {name.replace('_', ' ').replace('kl', 'KL')}": reason for name, reason in left_out.items()}
         write_report(self.folder, {**self.facts(), **without}, history, list(figures))
         return history
 

@@ -138,12 +138,12 @@ def test_parts_and_settings_are_swapped_by_flags(flags):
 @pytest.mark.parametrize(
     ("flags", "left_out"),
     [
-        (["--prior", "HypersphericalUniform", "--encoder", "PowerSpherical"], "kl per dimension"),
+        (["--prior", "HypersphericalUniform", "--encoder", "PowerSpherical"], "KL per dimension"),
         (["--prior", "HypersphericalUniform", "--encoder", "PowerSpherical", "--latent-dim", "2"], "decoded grid"),
         (["--prior", "Bernoulli", "--encoder", "Bernoulli", "--loss", "VIMCO", "--latent-dim", "2"], "decoded grid"),
-        (["--prior", "OneHotCategorical", "--encoder", "OneHotCategorical", "--loss", "VIMCO"], "kl per dimension"),
-        (["--prior", "RelaxedOneHotCategorical", "--encoder", "RelaxedOneHotCategorical"], "kl per dimension"),
-        (["--encoder", "Flow", "--encoder.transform", "IAF"], "kl per dimension"),
+        (["--prior", "OneHotCategorical", "--encoder", "OneHotCategorical", "--loss", "VIMCO"], "KL per dimension"),
+        (["--prior", "RelaxedOneHotCategorical", "--encoder", "RelaxedOneHotCategorical"], "KL per dimension"),
+        (["--encoder", "Flow", "--encoder.transform", "IAF"], "KL per dimension"),
     ],
 )
 def test_codes_of_any_kind_have_their_pictures_and_the_report_says_what_is_left_out(flags, left_out):
