@@ -362,7 +362,11 @@ def _list(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.markdown:
         print("| kind | name | what it is | reference |\n| --- | --- | --- | --- |")
     for row in catalogue():
-        print(f"| {' | '.join(row)} |" if arguments.markdown else f"{row[0]:<9}{row[1]:<29}{row[2]} ({row[3]})")
+        print(
+            f"| {' | '.join(row).replace(':math:', '')} |"
+            if arguments.markdown
+            else f"{row[0]:<9}{row[1]:<29}{row[2]} ({row[3]})"
+        )
 
 
 def _read_run(arguments: argparse.Namespace, rest: list[str]) -> "tuple[VAE, Config]":

@@ -6,7 +6,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.distributions import mean_of
+from pyro_vae.distributions import centre_of
 
 Program = Callable[..., Any]
 
@@ -64,7 +64,7 @@ def weigh_kl(beta: Tensor | float, *programs: Program) -> tuple[Program, ...]:
 
 
 class AtMean(Messenger):
-    """Take the mean of every latent site's distribution in place of a sample.
+    """Take the mean of every latent site's distribution, on a sphere its direction, in place of a sample.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -75,7 +75,7 @@ class AtMean(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
-            msg["value"], msg["done"] = mean_of(msg["fn"]), True
+            msg["value"], msg["done"] = centre_of(msg["fn"]), True
 
 
 class LocalModules(Messenger):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.config import Config
+from pyro_vae.distributions import mean_of
 from pyro_vae.evaluation import kl_parts
 from pyro_vae.training import History
 from pyro_vae.vae import VAE
@@ -17,41 +18,43 @@ Moments = tuple[Tensor, Tensor]
 
 def draw(
     vae: VAE, config: Config, history: History, snapshots: dict[str, Moments], x: Tensor, labels: Tensor | None
-) -> dict[str, Figure]:
+) -> tuple[dict[str, Figure], dict[str, str]]:
     """Draw every picture that a VAE's parts allow.
 
     Arguments:
         vae: the trained VAE.
         config: the config of its run.
         history: what `fit` measured.
-        snapshots: the posteriors' moments of x by title, from `posterior_moments`; empty where there are none.
+        snapshots: the posteriors' moments of x by title, from `posterior_moments`.
         x: test data, shape (N, \\*shape).
         labels: labels of the test data, or None.
 
     Returns:
-        Figures by name, in the order of the report.
+        Figures by name, in the order of the report; and by name why a picture is left out.
     """
     figures = {"curves": plots.curves(history, f"{config.data}: training")}
+    left_out = {}
     figures["samples"] = plots.samples(vae.sample(64), "Samples from the prior, decoded")
-    if not snapshots:  # an encoder without a mean has no map, and nothing to interpolate between
-        return {**figures, "reconstructions": reconstruction_figure(vae, x[:10], "sample")}
     figures["reconstructions"] = reconstruction_figure(vae, x[:10], config.evaluate)
     if len(x) > 1:
         figures["interpolation"] = interpolation_figure(vae, *x[_two(labels)])
-    method = "first" if config.latent_dim <= 2 else config.latent_map if len(x) >= 4 else "pca"  # t-SNE needs 4
-    panels = {name: plots.project(*moments, method, config.seed) for name, moments in snapshots.items()}
-    shown_labels = None if labels is None else labels[: len(x)]
-    title = f"Posteriors of test data, {MAP_NAMES[method]}"
-    shared = method != "tsne"  # a t-SNE map has no unit, so that two of them have no common scale
-    figures["latent_map"] = plots.latent_map(panels, shown_labels, title=title, shared=shared)
+    else:
+        left_out["interpolation"] = "there is a single test datum"
+    figures["latent_map"] = map_figure(config, snapshots, labels)
     figures["posterior_cloud"] = cloud_figure(vae, x, config.seed)
     with torch.no_grad():
         parts = kl_parts(vae.encoder(x), vae.prior())
     if parts:
         figures["kl_per_dimension"] = plots.kl_per_dimension(*parts, "KL per latent dimension, test data")
-    if config.latent_dim == 2:
-        figures["decoded_grid"] = grid_figure(vae)
-    return figures
+    else:
+        left_out["kl_per_dimension"] = "prior and posteriors are not both diagonal normals"
+    if vae.prior().event_shape == (2,):
+        grid = grid_figure(vae)
+        if grid:
+            figures["decoded_grid"] = grid
+        else:
+            left_out["decoded_grid"] = "the codes do not fill a rectangle"
+    return figures, left_out
 
 
 def _two(labels: Tensor | None) -> list[int]:
@@ -72,13 +75,32 @@ def snapshot_epochs(epochs: int) -> set[int]:
 
 
 @torch.no_grad()
-def posterior_moments(vae: VAE, x: Tensor) -> Moments | None:
-    """Return the posteriors' means and standard deviations, each (n, D), or None where they have none."""
+def posterior_moments(vae: VAE, x: Tensor, draws: int = 100) -> Moments:
+    """Return the posteriors' means and standard deviations, each (n, D), of draws where there is no closed form.
+
+    Codes of several dimensions, such as (variables, categories), are laid out in one.
+    """
     posterior = vae.encoder(x)
     try:
-        return posterior.mean.cpu(), posterior.stddev.cpu()
+        moments = posterior.mean, posterior.stddev
     except NotImplementedError:
-        return None
+        moments = None
+    if moments is None or not all(moment.isfinite().all() for moment in moments):  # such as heavy tails
+        codes = posterior.sample((draws,))
+        moments = codes.mean(0), codes.std(0)
+    mean, scale = (moment.flatten(1).cpu() for moment in moments)
+    return mean, scale
+
+
+def map_figure(config: Config, snapshots: dict[str, Moments], labels: Tensor | None) -> Figure:
+    """Draw the posteriors of test data at each snapshot."""
+    shape = next(iter(snapshots.values()))[0].shape
+    method = "first" if shape[1] <= 2 else config.latent_map if shape[0] >= 4 else "pca"  # t-SNE needs 4
+    panels = {name: plots.project(*moments, method, config.seed) for name, moments in snapshots.items()}
+    shown_labels = None if labels is None else labels[: shape[0]]
+    title = f"Posteriors of test data, {MAP_NAMES[method]}"
+    shared = method != "tsne"  # a t-SNE map has no unit, so that two of them have no common scale
+    return plots.latent_map(panels, shown_labels, title=title, shared=shared)
 
 
 def reconstruction_figure(vae: VAE, x: Tensor, evaluate: str) -> Figure:
@@ -97,18 +119,27 @@ def interpolation_figure(vae: VAE, a: Tensor, b: Tensor, steps: int = 10) -> Fig
 @torch.no_grad()
 def cloud_figure(vae: VAE, x: Tensor, seed: int) -> Figure:
     """Draw 100 posterior samples of the first datum in the map of the others, and what some of them decode to."""
-    codes = vae.encoder(x).mean
+    codes, _ = posterior_moments(vae, x)
     draws = vae.encoder(x[:1]).sample((100,))[:, 0]
-    both = torch.cat([codes, draws])
-    centres, _ = plots.project(both, torch.zeros_like(both), "pca" if draws.shape[-1] > 2 else "first", seed)
+    both = torch.cat([codes, draws.flatten(1).cpu()])
+    centres, _ = plots.project(both, torch.zeros_like(both), "pca" if both.shape[-1] > 2 else "first", seed)
     title = "100 posterior samples of one datum"
-    return plots.posterior_cloud(x[0], centres[len(x) :], vae.decoder(draws[:25]).mean, centres[: len(x)], title)
+    decoded = mean_of(vae.decoder(draws[:25]))
+    return plots.posterior_cloud(x[0], centres[len(x) :], decoded, centres[: len(x)], title)
 
 
 @torch.no_grad()
-def grid_figure(vae: VAE, side: int = 20, extent: float = 3.0) -> Figure:
-    """Decode an even grid over a 2-dimensional latent space."""
-    line = torch.linspace(-extent, extent, side, device=next(vae.parameters()).device)
-    z = torch.stack([line.expand(side, side), line[:, None].expand(side, side)], -1)
-    title = "Decoded grid over the latent space"
-    return plots.decoded_grid(vae.decoder(z).mean, (-extent, extent, -extent, extent), title)
+def grid_figure(vae: VAE, side: int = 20) -> Figure | None:
+    """Decode an even grid over a 2-dimensional latent space, as far as the prior reaches but for 1 draw in 370.
+
+    Return None where the grid's points are not all codes, as on a circle or of discrete variables.
+    """
+    prior = vae.prior()
+    reach = torch.tensor([0.00135, 0.99865], device=prior.sample().device)  # 3 standard deviations of a normal
+    low, high = (prior.sample((100_000,)).float().quantile(reach, 0) * 10).round() / 10
+    columns, rows = (torch.linspace(*ends, side, device=low.device) for ends in zip(low, high, strict=True))
+    z = torch.stack([columns.expand(side, side), rows[:, None].expand(side, side)], -1)
+    if not prior.support.check(z).all():
+        return None
+    extent = (*columns[[0, -1]].tolist(), *rows[[0, -1]].tolist())
+    return plots.decoded_grid(mean_of(vae.decoder(z)), extent, "Decoded grid over the latent space")

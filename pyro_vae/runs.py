@@ -18,7 +18,7 @@ from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, de
 from pyro_vae.data import BINARIZE
 from pyro_vae.networks import Shape
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, draw, posterior_moments, snapshot_epochs
-from pyro_vae.programs import check_programs, seeded
+from pyro_vae.programs import check_programs, mode, seeded
 from pyro_vae.report import write_report
 from pyro_vae.training import COLUMNS, History, Row, check_settings, fit
 from pyro_vae.vae import VAE
@@ -57,7 +57,7 @@ class Run:
         self.shape = tuple(self.data.train.shape[1:])
         self.vae = seeded_vae(config, self.shape).to(self.device)
         for part in (self.data.train, self.data.test):
-            with seeded(config.seed, self.device):
+            with seeded(config.seed, self.device), mode(False, self.vae):
                 check_programs(self.vae.model, self.vae.guide, part.to(self.device), self.transform)
 
     def train(
@@ -87,9 +87,8 @@ class Run:
             append_metrics(self.folder / "metrics.csv", row)
             save_weights(self.vae, self.folder / "model.safetensors", self.shape)
             if row["epoch"] in watched:
-                posterior = posterior_moments(self.vae, self.shown)
-                if posterior:
-                    snapshots[f"epoch {row['epoch']:.0f}"] = posterior
+                with seeded(config.seed, self.device), mode(False, self.vae):  # what is looked at stays as it is
+                    snapshots[f"epoch {row['epoch']:.0f}"] = posterior_moments(self.vae, self.shown)
             if on_epoch:
                 on_epoch(row)
 
@@ -111,11 +110,12 @@ class Run:
             on_step=on_step,
             on_epoch=record,
         )
-        with seeded(config.seed, self.device):
-            figures = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
+        with seeded(config.seed, self.device), mode(False, self.vae):
+            figures, left_out = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
         for name, figure in figures.items():
             (self.folder / f"{name}.png").write_bytes(plots.png(figure))
-        write_report(self.folder, self.facts(), history, list(figures))
+        without = {f"no {name.replace('_', ' ').replace('kl', 'KL')}": reason for name, reason in left_out.items()}
+        write_report(self.folder, {**self.facts(), **without}, history, list(figures))
         return history
 
     @property

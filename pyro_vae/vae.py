@@ -6,7 +6,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.distributions import mean_of
+from pyro_vae.distributions import centre_of, mean_of, on_sphere
 
 
 class VAE(nn.Module):
@@ -98,7 +98,7 @@ class VAE(nn.Module):
 
         Arguments:
             x: a batch of data, shape (B, \\*shape).
-            mean: take the posterior's mean as z; otherwise one sample of it.
+            mean: take the posterior's mean as z, on a sphere its direction; otherwise one sample of it.
 
         Returns:
             The means of p(x|z), shape (B, \\*shape).
@@ -107,11 +107,11 @@ class VAE(nn.Module):
             ValueError: where x does not have the shape that the encoder was built for.
         """
         posterior = self.encoder(x)
-        return mean_of(self.decoder(mean_of(posterior) if mean else posterior.sample()))
+        return mean_of(self.decoder(centre_of(posterior) if mean else posterior.sample()))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
-        """Decode the straight line between the posterior means of two data.
+        """Decode the straight line between the posterior means of two data; of a sphere, the arc above it.
 
         Arguments:
             a: where the line starts: data of shape (B, \\*shape).
@@ -128,6 +128,7 @@ class VAE(nn.Module):
             raise ValueError(f"the number of steps must be at least 2, not {steps!r}")
         if a.shape != b.shape:
             raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
-        start, end = mean_of(self.encoder(a)), mean_of(self.encoder(b))
+        posterior = self.encoder(b)
+        start, end = centre_of(self.encoder(a)), centre_of(posterior)
         weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).reshape(-1, *[1] * start.dim())
-        return mean_of(self.decoder(torch.lerp(start, end, weight)))
+        return mean_of(self.decoder(on_sphere(posterior, torch.lerp(start, end, weight))))

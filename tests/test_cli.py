@@ -15,9 +15,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from pyro_vae import data
+from pyro_vae import VAE, data, decoders, encoders, priors
 from pyro_vae.cli import main
 from pyro_vae.config import Config
+from pyro_vae.pictures import grid_figure
 from pyro_vae.training import COLUMNS
 
 QUICK = ["--epochs", "2", "--latent-dim", "3", "--hidden", "16"]
@@ -30,6 +31,9 @@ PICTURES = [
     "reconstructions",
     "samples",
 ]
+
+
+PRIORS_OF_A_PLANE = (priors.Normal, priors.Exponential)
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +133,50 @@ def test_parts_and_settings_are_swapped_by_flags(flags):
     run = train(*flags)
     assert all(np.isfinite(float(value)) for row in metrics(run) for value in row.values())
     assert (run / "decoded_grid.png").exists() == ("2" in flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [
+        (["--prior", "HypersphericalUniform", "--encoder", "PowerSpherical"], "KL per dimension"),
+        (["--prior", "HypersphericalUniform", "--encoder", "PowerSpherical", "--latent-dim", "2"], "decoded grid"),
+        (["--prior", "Bernoulli", "--encoder", "Bernoulli", "--loss", "VIMCO", "--latent-dim", "2"], "decoded grid"),
+        (["--prior", "OneHotCategorical", "--encoder", "OneHotCategorical", "--loss", "VIMCO"], "KL per dimension"),
+        (["--prior", "RelaxedOneHotCategorical", "--encoder", "RelaxedOneHotCategorical"], "KL per dimension"),
+        (["--encoder", "Flow", "--encoder.transform", "IAF"], "KL per dimension"),
+    ],
+)
+def test_codes_of_any_kind_have_their_pictures_and_the_report_says_what_is_left_out(flags, left_out):
+    run = train(*flags)
+    assert all(np.isfinite(float(value)) for row in metrics(run) for value in row.values())
+    assert {f"{name}.png" for name in PICTURES} - {path.name for path in run.iterdir()} == {"kl_per_dimension.png"}
+    assert f"no {left_out}" in (run / "report.html").read_text()
+
+
+def test_the_decoded_grid_reaches_as_far_as_the_prior():
+    normal, positive = (VAE(prior(2), encoders.Normal(4, 2), decoders.Normal(2, 4)) for prior in PRIORS_OF_A_PLANE)
+    (axes,) = grid_figure(normal).axes
+    assert axes.get_xlim() == pytest.approx((-3 - 3 / 19, 3 + 3 / 19), abs=0.2)  # half a cell around the last points
+    (axes,) = grid_figure(positive).axes
+    # -log(0.00135) = 6.6, where the 1 in 740 largest draws of an exponential begin
+    assert axes.get_xlim() == pytest.approx((-3.3 / 19, 6.6 + 3.3 / 19), abs=0.3)
+
+
+def test_looking_at_the_codes_changes_neither_the_noise_nor_the_temperature():
+    relaxed = ["--encoder", "RelaxedOneHotCategorical", "--prior", "RelaxedOneHotCategorical"]
+    run = train(*relaxed, "--encoder.final_temperature", "0.4", "--encoder.anneal_steps", "1000")
+    assert load_file(run / "model.safetensors")["encoder.calls"].item() == 2 * 23  # 1,437 digits in batches of 64
+
+
+def test_the_centre_of_a_posterior_on_the_sphere_lies_on_it():
+    vae = VAE(priors.HypersphericalUniform(3), encoders.PowerSpherical(4, 3), decoders.Normal(3, 4))
+    seen = []
+    vae.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    a, b = torch.rand(2, 5, 4)
+    vae.reconstruct(a)
+    vae.interpolate(a, b, 7)
+    for codes in seen:
+        torch.testing.assert_close(codes.norm(dim=-1), torch.ones(codes.shape[:-1]))
 
 
 def test_a_users_own_class_is_taken_by_its_import_path():
@@ -262,6 +310,11 @@ def refused(capsys, *argv):
         (["--decoder.grey", "false"], "grey=True"),
         (["--config", "none.yaml"], "none.yaml cannot be read"),
         (["--preset", "nope"], "invalid choice: 'nope'"),
+        (["--prior", "Exponential"], "choose a pair on one support"),
+        (["--encoder", "ScoreFunction"], "build it in Python, not by a flag"),
+        (["--decoder", "Masked"], "build it in Python, not by a flag"),
+        (["--decoder", "Normal", "--decoder.per_dimension", "true"], "give learned=True as well"),
+        (["--encoder", "OneHotCategorical"], "the prior's event shape is (10,) and the encoder's (10, 10)"),
     ],
 )
 def test_a_wrong_flag_gets_one_line_that_names_the_fix(flags, words, capsys):

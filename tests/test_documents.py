@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
+from pyro_vae.cli import main as command_line
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,9 +35,16 @@ def test_a_readme_block_runs(number):
 
 
 def test_the_readme_has_its_blocks_and_commands_once():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     assert len(re.findall(r"^python -m pip install .* && pyro-vae train$", README, re.MULTILINE)) == 1
     assert len(re.findall(r"^python -m pip install .* && python -m pytest$", README, re.MULTILINE)) == 1
+
+
+def test_the_table_of_parts_is_what_the_command_prints(capsys):
+    text = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- parts -->\n(.*)<!-- end of parts -->", text, re.DOTALL).group(1)
+    assert command_line(["list", "--markdown"]) == 0
+    assert table == capsys.readouterr().out
 
 
 def test_the_readme_shows_the_programs_as_they_are():

@@ -12,7 +12,7 @@ from pyro_vae.distributions.kumaraswamy import Kumaraswamy
 from pyro_vae.distributions.logistic import DiscretizedLogistic, bits_per_dimension
 from pyro_vae.distributions.missing import MissingEntries
 from pyro_vae.distributions.mixture import MixtureOfNormals
-from pyro_vae.distributions.moments import mean_of
+from pyro_vae.distributions.moments import centre_of, mean_of, on_sphere
 from pyro_vae.distributions.planar import Planar
 from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
 from pyro_vae.distributions.score_function import ScoreFunction
@@ -41,7 +41,9 @@ __all__ = [
     "ZeroInflated",
     "ZukoFlow",
     "bits_per_dimension",
+    "centre_of",
     "kl_weibull_exponential",
     "kl_weibull_gamma",
     "mean_of",
+    "on_sphere",
 ]

@@ -1,7 +1,9 @@
 """Moments of distributions that may not know them."""
 
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.nn.functional import normalize
 
 
 def mean_of(distribution: Distribution, draws: int = 100) -> Tensor:
@@ -24,3 +26,28 @@ def mean_of(distribution: Distribution, draws: int = 100) -> Tensor:
     except NotImplementedError:
         mean = distribution.sample((draws,)).mean(0)
     return mean
+
+
+def centre_of(distribution: Distribution) -> Tensor:
+    """Return the point of a distribution's space that stands for it: its mean, or on a sphere the mean's direction.
+
+    A mean on a sphere lies inside of it, where no code ever is.
+
+    Arguments:
+        distribution: any distribution.
+
+    Returns:
+        A tensor of the shape of one draw.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import PowerSpherical
+        >>> centre_of(PowerSpherical(torch.tensor([0.0, 1.0]), torch.tensor(2.0)))
+        tensor([0., 1.])
+    """
+    return on_sphere(distribution, mean_of(distribution))
+
+
+def on_sphere(distribution: Distribution, value: Tensor) -> Tensor:
+    """Return a value at length 1 where a distribution lives on a sphere, and elsewhere as it is."""
+    return normalize(value, dim=-1) if distribution.support is constraints.sphere else value

@@ -1,0 +1,56 @@
+"""Codes of four variables of ten categories: by the Gumbel-softmax trick, and by the score function with VIMCO.
+
+A relaxed code has a gradient through the draw, at a temperature that falls; a straight-through one is rounded on its
+way to the decoder; a discrete one has no gradient of its own, and VIMCO takes the score function's. All three are
+judged as what they stand for: a model of one-hot codes, with the trained network's logits for their probabilities.
+"""
+
+from pathlib import Path
+
+import torch
+
+from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, plots, priors
+from pyro_vae.objectives import VIMCO
+
+SHAPE, VARIABLES = (1, 8, 8), 4
+
+
+def relaxed(straight_through, steps):
+    return encoders.RelaxedOneHotCategorical(
+        SHAPE,
+        VARIABLES,
+        temperature=1.0,
+        final_temperature=0.4,
+        anneal_steps=steps,
+        straight_through=straight_through,
+    )
+
+
+def main(epochs=15, out=Path("pictures")):
+    digits = data.load("digits")
+    discrete = priors.OneHotCategorical(VARIABLES)
+    near = priors.RelaxedOneHotCategorical(VARIABLES, temperature=0.4)
+    steps = epochs * -(-len(digits.train) // 64)
+    ways = {
+        "relaxed": (near, relaxed(False, steps), {}),
+        "straight-through": (near, relaxed(True, steps), {}),
+        "discrete, VIMCO": (discrete, encoders.OneHotCategorical(SHAPE, VARIABLES), {"loss": VIMCO(5)}),
+    }
+    reconstructions, samples = {"test digits": digits.test[:16]}, {}
+    for name, (prior, encoder, how) in ways.items():
+        torch.manual_seed(0)
+        vae = VAE(prior, encoder, decoders.Bernoulli((VARIABLES, 10), SHAPE, grey=True))
+        fit(vae.model, vae.guide, digits.train, epochs=epochs, batch_size=64, **how)
+        judged = VAE(discrete, encoders.OneHotCategorical(SHAPE, VARIABLES), vae.decoder)
+        judged.encoder.network = encoder.network
+        bound = evaluate(judged.model, judged.guide, digits.test)
+        print(f"{name}: negative bound of the one-hot codes {bound.loss:.2f} nats, of which KL {bound.kl:.2f}")
+        samples[f"{name}: samples"] = judged.sample(16)
+        reconstructions[f"{name}: {bound.loss:.2f} nats"] = judged.reconstruct(digits.test[:16], mean=False)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, panels in (("samples", samples), ("reconstructions", reconstructions)):
+        (out / f"gumbel_softmax_{name}.png").write_bytes(plots.png(plots.compare_samples(panels)))
+
+
+if __name__ == "__main__":
+    main()
