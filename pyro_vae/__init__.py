@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         vae,
     )
     from pyro_vae.comparison import compare
-    from pyro_vae.evaluation import Bound, evaluate
+    from pyro_vae.evaluation import Bound, evaluate, log_likelihood
     from pyro_vae.training import History, fit
     from pyro_vae.vae import VAE
 
@@ -46,6 +46,7 @@ __all__ = [
     "evaluation",
     "fit",
     "handlers",
+    "log_likelihood",
     "networks",
     "noise",
     "objectives",
@@ -62,6 +63,7 @@ _HOMES = {
     "History": "training",
     "evaluate": "evaluation",
     "Bound": "evaluation",
+    "log_likelihood": "evaluation",
     "compare": "comparison",
 }
 
