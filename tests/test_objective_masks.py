@@ -58,3 +58,16 @@ def test_where_all_is_masked_nothing_is_left(loss, vae):
     )
     assert value == 0
     assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("loss", BY_BATCH, ids=lambda loss: type(loss).__name__)
+def test_an_objective_that_holds_the_data_of_a_batch_together_takes_no_mask(loss, vae):
+    with pytest.raises(ValueError, match=f"{type(loss).__name__} .* mask at site 'z': leave the masked data out"):
+        loss.loss(*masked(vae), torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("loss", BY_BATCH, ids=lambda loss: type(loss).__name__)
+def test_an_objective_that_holds_the_data_of_a_batch_together_takes_no_scale(loss, vae):
+    programs = (poutine.scale(program, 0.5) for program in (vae.model, vae.guide))
+    with pytest.raises(ValueError, match=f"{type(loss).__name__} .* scale of 0\\.5 at site 'x'"):
+        loss.loss(*programs, torch.randn(5, 4))
