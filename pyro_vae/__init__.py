@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         vae,
     )
     from pyro_vae.comparison import compare
-    from pyro_vae.evaluation import Bound, evaluate
+    from pyro_vae.evaluation import Bound, evaluate, log_likelihood
     from pyro_vae.laboratory import gradients
     from pyro_vae.training import History, fit
     from pyro_vae.vae import VAE
@@ -52,6 +52,7 @@ __all__ = [
     "gradients",
     "handlers",
     "laboratory",
+    "log_likelihood",
     "networks",
     "noise",
     "objectives",
@@ -68,6 +69,7 @@ _HOMES = {
     "History": "training",
     "evaluate": "evaluation",
     "Bound": "evaluation",
+    "log_likelihood": "evaluation",
     "compare": "comparison",
     "gradients": "laboratory",
 }

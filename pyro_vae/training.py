@@ -147,7 +147,7 @@ def fit(
     x = as_input(data, model, guide)
     test = None if validation is None else as_input(validation, model, guide)
     if isinstance(loss, Objective) and not loss.weighs_kl and (callable(beta) or beta != 1):
-        raise ValueError(f"{loss!r} has no KL to weigh: leave beta at 1, or take Trace_ELBO or CIWAE")
+        raise ValueError(f"{loss!r} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
     fixed = 1.0 if callable(beta) else beta
     check_settings(len(x), epochs=epochs, batch_size=batch_size, beta=fixed, clip_norm=clip_norm, engine=engine)
     objective = terms_and_gradients(loss)

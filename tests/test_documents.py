@@ -101,7 +101,7 @@ def test_the_plain_road_and_fit_end_in_the_same_parameters_after_100_steps():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["speed", "published"])
+@pytest.mark.parametrize("name", ["speed", "published", "research"])
 def test_a_benchmark_says_what_it_needs(name):
     found = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, priors
-from pyro_vae.evaluation import Bound, evaluate, kl_parts
+from pyro_vae.evaluation import Bound, evaluate, kl_parts, log_likelihood
+from pyro_vae.laboratory import discrete, exact_bound, linear_gaussian
 from pyro_vae.networks import MLP
 
 SCALE = 0.5
@@ -297,3 +298,90 @@ def test_at_the_mean_a_kl_without_a_closed_form_is_the_kl_all_the_same():
     draws = log_ratio(stats.norm.rvs(mean, scale, size=count, random_state=0))
     found = evaluate(vae.model, vae.guide, x.expand(count, 3), at="mean")
     assert abs(found.kl - expected) < 4 * draws.std() / count**0.5
+
+
+def evidence(vae, x, scale):
+    """Return the mean log-evidence of a linear-Gaussian VAE, whose marginal is normal."""
+    decode = vae.decoder.network.layers[0]
+    w, b = decode.weight.detach().numpy(), decode.bias.detach().numpy()
+    return stats.multivariate_normal(b, w @ w.T + scale**2 * np.eye(len(b))).logpdf(x.numpy()).mean()
+
+
+@pytest.mark.parametrize("settings", [{"samples": 1}, {"samples": 7, "chunk": 3}, {"samples": 100, "batch_size": 3}])
+def test_with_the_exact_posterior_any_number_of_samples_gives_the_evidence(settings):
+    vae, x = linear_gaussian(offset=0.0, factor=1.0)
+    exact = evidence(vae, x, vae.decoder.scale.item())
+    assert log_likelihood(*programs(vae), x, **settings) == pytest.approx(exact, rel=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100, 5000])
+def test_the_log_likelihood_is_the_evidence_whatever_the_chunk(chunk):
+    vae, x = linear_gaussian()
+    samples = 700 if chunk == 1 else 5000
+    found = log_likelihood(*programs(vae), x, samples=samples, chunk=chunk)
+    # A weight's relative deviation is about 1 here: the estimate's is 1 / sqrt(samples len(x)), and is taken 5 times.
+    assert abs(found - evidence(vae, x, vae.decoder.scale.item())) < 5 / math.sqrt(samples * len(x))
+
+
+def test_the_log_likelihood_grows_with_the_samples_as_the_exact_bound_does():
+    vae, x = linear_gaussian(offset=1.0, factor=0.7)
+    many = x.repeat(2000, 1)
+    with torch.no_grad():
+        exact = [exact_bound(vae, x, samples).mean().item() for samples in (1, 2, 8)]
+    found = [log_likelihood(*programs(vae), many, samples=samples, batch_size=len(many)) for samples in (1, 2, 8)]
+    assert exact == sorted(exact)
+    assert exact[-1] < evidence(vae, x, vae.decoder.scale.item())
+    np.testing.assert_allclose(found, exact, atol=0.08)
+
+
+def test_the_log_likelihood_of_discrete_codes_needs_no_pathwise_sampler():
+    vae, x = discrete()
+    codes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=x.dtype)] * 3)[:, None]
+    with torch.no_grad():
+        exact = (vae.decoder(codes).log_prob(x) + vae.prior().log_prob(codes)).logsumexp(0).mean().item()
+    assert log_likelihood(*programs(vae), x.repeat(10, 1), samples=20_000, chunk=5000) == pytest.approx(exact, abs=0.02)
+
+
+def test_a_hierarchy_in_one_plate_is_weighed_as_a_whole(float64):  # noqa: ARG001 (the dtype of the draws)
+    def model(x):
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Normal(top, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(x[:, 0] / 3, 1.0))
+            pyro.sample("z", dist.Normal((top + x[:, 0]) / 2, 0.8))
+
+    x = torch.tensor([[-1.0], [0.0], [2.0]])
+    exact = stats.norm(0, math.sqrt(3)).logpdf(x.numpy()).mean()
+    assert log_likelihood(model, guide, x, samples=20_000) == pytest.approx(exact, abs=0.02)
+
+
+def test_the_log_likelihood_leaves_no_trace():
+    vae, x = linear_gaussian()
+    vae.train()
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first = log_likelihood(*programs(vae), x, samples=3)
+    assert torch.equal(torch.rand(1), expected)
+    assert vae.training
+    assert not len(pyro.get_param_store())
+    assert log_likelihood(*programs(vae), x, samples=3) == first
+    assert log_likelihood(*programs(vae), x, samples=3, seed=1) != first
+
+
+@pytest.mark.parametrize("name", ["samples", "chunk", "batch_size"])
+def test_a_log_likelihood_of_nothing_is_refused(name):
+    vae, x = linear_gaussian()
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        log_likelihood(*programs(vae), x, **{name: 0})
+
+
+def test_a_scale_in_the_programs_is_refused_by_the_log_likelihood():
+    vae, x = linear_gaussian()
+    model, guide = (pyro.poutine.scale(program, 0.5) for program in programs(vae))
+    with pytest.raises(ValueError, match=r"scale of 0\.5"):
+        log_likelihood(model, guide, x)

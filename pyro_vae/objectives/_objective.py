@@ -144,10 +144,10 @@ class Objective(ELBO):
                 f"{type(self).__name__} weighs each datum by itself, so that every site must stand in one plate, over"
                 f" the data, of dim -1; site {name!r} stands in {len(plates)}: take Trace_ELBO for such programs"
             )
-        if not self.weighs_kl and not (isinstance(site["scale"], float | int) and site["scale"] == 1):
+        if not self.weighs_kl and not unscaled(site):
             raise ValueError(
                 f"{type(self).__name__} has no KL to weigh: a scale of {site['scale']} at site {name!r} would change"
-                " the bound without a word; leave beta at 1, or take Trace_ELBO or CIWAE"
+                " the bound without a word; leave beta at 1, or take Trace_ELBO"
             )
 
     def _check_pathwise(self, guide_trace: Trace) -> None:
@@ -187,10 +187,15 @@ def log_prob(trace: Trace, names: list[str]) -> Tensor:
     return total
 
 
+def unscaled(site: dict[str, Any]) -> bool:
+    """Whether a site stands under no scale: neither a weight, nor a plate that takes a part of its data."""
+    return isinstance(site["scale"], float | int) and site["scale"] == 1
+
+
 def unweighed(trace: Trace) -> Tensor:
     """Sum the log-probabilities of a trace's latent sites without a scale or a gradient, shape (K, B)."""
     sites = [trace.nodes[name] for name in trace.stochastic_nodes]
-    log_probs = [scale_and_mask(site["unscaled_log_prob"].detach(), 1.0, site["mask"]) for site in sites]
+    log_probs = [masked(site["unscaled_log_prob"].detach(), site) for site in sites]
     total: Tensor = sum(log_probs, torch.zeros(()))
     return total
 
@@ -211,13 +216,17 @@ def path_only(site: dict[str, Any]) -> Tensor:
     """Return log q(z) with a gradient through z alone, and none to the parameters of q: its score is left out."""
     distribution, value = site["fn"], site["value"]
     if not (torch.is_grad_enabled() and value.requires_grad):
-        result: Tensor = distribution.log_prob(value)
-        return result
+        return masked(distribution.log_prob(value), site)
     leaf = value.detach().requires_grad_()
     log_q: Tensor = distribution.log_prob(leaf)
     if not log_q.requires_grad:  # of a point
         return log_q
     (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
     along = ((value - value.detach()) * slope).sum(tuple(range(log_q.dim(), value.dim())))
-    path: Tensor = log_q.detach() + along
-    return path
+    return masked(log_q.detach() + along, site)
+
+
+def masked(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
+    """Return log-probabilities of a site with 0 in place of those that the program masks."""
+    result: Tensor = scale_and_mask(log_prob, 1.0, site["mask"])
+    return result

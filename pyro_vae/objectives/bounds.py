@@ -7,7 +7,17 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.objectives._objective import Draws, Objective, Program, Terms, kind, path_only, reported, the_latent_site
+from pyro_vae.objectives._objective import (
+    Draws,
+    Objective,
+    Program,
+    Terms,
+    kind,
+    path_only,
+    reported,
+    the_latent_site,
+    unscaled,
+)
 
 
 class StickingTheLanding(Objective):
@@ -106,11 +116,23 @@ class _Penalized(Objective):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         model_trace, guide_trace = self.traces(model, guide, *args, particles=self.num_particles, **kwargs)
-        the_latent_site(self, guide_trace)
+        self._check_whole(model_trace, the_latent_site(self, guide_trace))
         draws = self.draws_of(model_trace, guide_trace)
         reconstruction, kl = reported(draws)
         loss = -draws.likelihood.mean(0).sum() + self.penalty(model_trace, guide_trace, draws)
         return Terms(loss, reconstruction + kl, reconstruction, kl)
+
+    def _check_whole(self, model_trace: Trace, site: dict[str, Any]) -> None:
+        """Refuse what the sum over data would respect, and a penalty on a whole batch cannot."""
+        name = f"{type(self).__name__} holds the data of a batch together"
+        if not (site["mask"] is None or site["mask"] is True):
+            raise ValueError(f"{name}, and takes no mask at site {site['name']!r}: leave the masked data out")
+        for observed in model_trace.observation_nodes:
+            if not unscaled(model_trace.nodes[observed]):
+                raise ValueError(
+                    f"{name}, and takes no scale of {model_trace.nodes[observed]['scale']} at site {observed!r}:"
+                    " scale the loss or the learning rate, and take the part of the data before the programs"
+                )
 
 
 def by_dimension(objective: Objective, site: dict[str, Any], value: Tensor) -> Tensor:

@@ -7,7 +7,16 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.objectives._objective import Draws, Objective, Program, Terms, path_only, reported, the_latent_site
+from pyro_vae.objectives._objective import (
+    Draws,
+    Objective,
+    Program,
+    Terms,
+    masked,
+    path_only,
+    reported,
+    the_latent_site,
+)
 
 SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
 
@@ -244,7 +253,7 @@ class PIWAE(Objective):
         # What reaches z from the weights is theirs by for_model, and becomes by for_guide on its way to the encoder.
         along = for_model * (draws.likelihood + draws.prior - path_only(site))
         _scale_gradient(site["value"], for_guide / for_model)
-        score = for_guide * site["fn"].log_prob(site["value"].detach())
+        score = for_guide * masked(site["fn"].log_prob(site["value"].detach()), site)
         surrogate = (along - score).sum()
         negative_bound = -log_mean_exp(log_weights).sum()
         return Terms(negative_bound + surrogate.detach() - surrogate, negative_bound, *reported(draws))
