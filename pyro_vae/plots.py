@@ -442,7 +442,8 @@ def estimators(
         least = values[positive].min(initial=1.0) / 10
         fill = np.where(np.array(biased), "none", "tab:blue")
         for here, marker, shown in ((positive, "o", values), (~positive, "<", np.full_like(values, least))):
-            axes.scatter(shown[here], rows[here], 45, fill[here], marker, edgecolors="tab:blue", zorder=3)
+            points = shown[here], rows[here]
+            axes.scatter(*points, s=45, c=fill[here], marker=marker, edgecolors="tab:blue", zorder=3)
         axes.set(xscale="log", title=block, xlabel="variance of the gradient")
         axes.set_yticks(rows, names)
         axes.grid(axis="both", alpha=0.3)
