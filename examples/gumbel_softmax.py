@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, plots, priors
-from pyro_vae.objectives import VIMCO
+from pyro_vae.objectives import VIMCO, linear_warm_up
 
 SHAPE, VARIABLES = (1, 8, 8), 4
 
@@ -26,14 +26,16 @@ def relaxed(straight_through, steps):
     )
 
 
-def main(epochs=15, out=Path("pictures")):
+def main(epochs=50, out=Path("pictures")):
     digits = data.load("digits")
     discrete = priors.OneHotCategorical(VARIABLES)
     near = priors.RelaxedOneHotCategorical(VARIABLES, temperature=0.4)
     steps = epochs * -(-len(digits.train) // 64)
+    # Without a warm-up the density of relaxed codes, high near the corners, empties them before they are of use.
+    warm_up = {"beta": linear_warm_up(steps // 2)}
     ways = {
-        "relaxed": (near, relaxed(False, steps), {}),
-        "straight-through": (near, relaxed(True, steps), {}),
+        "relaxed": (near, relaxed(False, steps), warm_up),
+        "straight-through": (near, relaxed(True, steps), warm_up),
         "discrete, VIMCO": (discrete, encoders.OneHotCategorical(SHAPE, VARIABLES), {"loss": VIMCO(5)}),
     }
     reconstructions, samples = {"test digits": digits.test[:16]}, {}

@@ -19,7 +19,7 @@ def stages(posterior, draws=4000):
     return [z] + [z := transform(z) for transform in posterior.transforms]
 
 
-def main(epochs=40, transforms=4, out=Path("pictures")):
+def main(epochs=100, transforms=4, out=Path("pictures")):
     digits = data.load("digits")
     torch.manual_seed(0)
     encoder = encoders.Flow(SHAPE, 2, transform="planar", transforms=transforms)

@@ -19,7 +19,7 @@ def prior_named(name, encoder, x):
     }[name]()
 
 
-def main(epochs=15, out=Path("pictures")):
+def main(epochs=30, out=Path("pictures")):
     digits = data.load("digits")
     samples = {}
     for name in ("Normal", "MixtureOfNormals", "Flow", "VampPrior"):
