@@ -80,8 +80,11 @@ class Gradients:
         return [getattr(row, name) for row in self.rows if row.block == block]
 
     def json(self) -> str:
-        """Return the rows as JSON."""
-        return json.dumps([asdict(row) for row in self.rows], indent=2)
+        """Return the rows as JSON; a ratio to no noise at all is null."""
+        rows = [
+            {name: None if value == math.inf else value for name, value in asdict(row).items()} for row in self.rows
+        ]
+        return json.dumps(rows, indent=2, allow_nan=False)
 
     def table(self) -> str:
         """Return the rows as text, in columns."""

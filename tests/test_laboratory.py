@@ -158,6 +158,7 @@ def test_the_command_prints_writes_and_draws(tmp_path, capsys):
     assert "VIMCO 8" in capsys.readouterr().out
     found = json.loads((tmp_path / "g.json").read_text())
     assert set(found[0]) == {"estimator", "block", "bias_z", "variance", "snr", "ms_per_step", "unbiased_expected"}
+    assert [row["snr"] for row in found if row["estimator"] == "enumerated"] == [None, None]
     assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
 
 
