@@ -23,8 +23,8 @@ class Recorded:
     operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of calls has
     doubled since, the recording is run beside the step, on the same random numbers, and must give the same outputs to
     the last bit (compiled, or on a GPU, where sums have another order, to a part in 100,000 of their norm); all other
-    calls run the recording alone. Parameters and
-    buffers are the programs' own, not copies, and noise is drawn anew at every call.
+    calls run the recording alone. Parameters and buffers are the programs' own, not copies, and noise is drawn anew at
+    every call.
 
     A batch of another shape than the first, such as the last one of an epoch, is left to the step. So is everything
     from where a step cannot be recorded (a branch of Python on data), or differs from its recording.
@@ -99,12 +99,13 @@ class Recorded:
         self._check_at = 2 * self.calls
         state = [(value, value.clone()) for value in _constants(recording)]
         random_state = _random_state()
+        failure = ""
+        replayed: Outputs = ()
         with torch.no_grad():
             try:
                 replayed = self._replay(batch, *inputs)
             except Exception as error:  # of the compiler, or where there is none
-                self._fall_back(_reason(error))
-                return self.step(batch, *inputs)
+                failure = _reason(error)
             for value, before in state:  # such as the running mean of a batch normalization
                 if not _same([value], [before]):
                     value.copy_(before)
@@ -112,7 +113,9 @@ class Recorded:
         _set_random_state(random_state)
         outputs = self.step(batch, *inputs)
         tolerance = 1e-5 if self.compiled or batch.device.type != "cpu" else 0.0
-        if not (_same(outputs, replayed, tolerance) and _same(after, _random_state())):
+        if failure:
+            self._fall_back(failure)
+        elif not (_same(outputs, replayed, tolerance) and _same(after, _random_state())):
             self._fall_back("the programs' arithmetic is not the same at every step")
         return outputs
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+from pyro_vae.distributions.flow import zuko
 from pyro_vae.distributions.planar import Planar
 from pyro_vae.networks import soft_clip
 
@@ -127,14 +128,9 @@ class ConditionalPlanar(nn.Module):
 
 
 def _masked(features: int, context: int, order: Tensor, hidden: tuple[int, ...], spline: bool) -> Any:
-    # Importing zuko turns the validation of arguments off for the whole process: it is put back as it was.
-    validate = torch.distributions.Distribution._validate_args
-    from zuko.flows.autoregressive import MaskedAutoregressiveTransform
-    from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
-
-    torch.distributions.Distribution.set_default_validate_args(validate)
-    univariate = MonotonicRQSTransform if spline else MonotonicAffineTransform
+    flows, transforms = zuko().flows, zuko().transforms
+    univariate = transforms.MonotonicRQSTransform if spline else transforms.MonotonicAffineTransform
     shapes = [(_BINS,), (_BINS,), (_BINS - 1,)] if spline else [(), ()]
-    return MaskedAutoregressiveTransform(
+    return flows.autoregressive.MaskedAutoregressiveTransform(
         features, context, order=order, univariate=univariate, shapes=shapes, hidden_features=hidden
     )

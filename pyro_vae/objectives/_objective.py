@@ -220,7 +220,7 @@ def path_only(site: dict[str, Any]) -> Tensor:
     leaf = value.detach().requires_grad_()
     log_q: Tensor = distribution.log_prob(leaf)
     if not log_q.requires_grad:  # of a point
-        return log_q
+        return masked(log_q, site)
     (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
     along = ((value - value.detach()) * slope).sum(tuple(range(log_q.dim(), value.dim())))
     return masked(log_q.detach() + along, site)
