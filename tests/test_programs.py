@@ -451,3 +451,12 @@ def test_paired_traces_share_the_guides_codes_and_have_no_plates():
     assert model_trace.nodes["z"]["value"] is guide_trace.nodes["z"]["value"]
     assert model_trace.stochastic_nodes == guide_trace.stochastic_nodes == ["z"]
     assert model_trace.observation_nodes == ["x"]
+
+
+def test_a_real_encoder_is_refused_beside_a_positive_prior_also_where_its_draws_are_positive_by_chance():
+    encoder = encoders.Delta(6, 2)
+    torch.nn.init.zeros_(encoder.network.layers[-1].weight)
+    torch.nn.init.ones_(encoder.network.layers[-1].bias)
+    vae = VAE(priors.Exponential(2), encoder, decoders.Normal(2, 6))
+    with pytest.raises(ValueError, match="the prior lives on .*choose a pair on one support"):
+        check_programs(vae.model, vae.guide, torch.rand(4, 6))
