@@ -458,5 +458,5 @@ def test_a_real_encoder_is_refused_beside_a_positive_prior_also_where_its_draws_
     torch.nn.init.zeros_(encoder.network.layers[-1].weight)
     torch.nn.init.ones_(encoder.network.layers[-1].bias)
     vae = VAE(priors.Exponential(2), encoder, decoders.Normal(2, 6))
-    with pytest.raises(ValueError, match="the prior lives on .*choose a pair on one support"):
+    with pytest.raises(ValueError, match=r"the prior lives on .*choose a pair on one support"):
         check_programs(vae.model, vae.guide, torch.rand(4, 6))
