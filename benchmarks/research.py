@@ -75,9 +75,9 @@ def gumbel(_):
 
 
 def sphere(_):
-    encoder = encoders.PowerSpherical(SHAPE, 10, partial(MLP, hidden=(256, 128)))
-    decoder = decoders.Bernoulli(10, SHAPE, partial(MLP, hidden=(128, 256)))
-    return VAE(priors.HypersphericalUniform(10), encoder, decoder)
+    encoder = encoders.PowerSpherical(SHAPE, 11, partial(MLP, hidden=(256, 128)))
+    decoder = decoders.Bernoulli(11, SHAPE, partial(MLP, hidden=(128, 256)))
+    return VAE(priors.HypersphericalUniform(11), encoder, decoder)
 
 
 RECIPES = {
@@ -86,11 +86,12 @@ RECIPES = {
     "flow-prior": Recipe("prior of 3 RealNVP couplings", flow_prior, Trace_ELBO(), 0.1),
     "iaf-encoder": Recipe("encoder of 2 IAF steps", partial(flow_encoder, "IAF"), Trace_ELBO(), 0.1),
     "nsf-encoder": Recipe("encoder of 2 spline steps", partial(flow_encoder, "NSF"), Trace_ELBO(), 0.1),
+    "plain": Recipe("normal, no warm-up of the KL", normal, Trace_ELBO()),
     "iwae-5": Recipe("normal, IWAE of 5 particles", normal, IWAE(5)),
     "dreg-5": Recipe("normal, DReG of 5 particles", normal, DReG(5)),
     "stl": Recipe("normal, sticking the landing", normal, StickingTheLanding()),
     "gumbel-20x10": Recipe("20 Gumbel-softmax codes of 10, temperature 0.67, 784-512-256", gumbel, Trace_ELBO()),
-    "sphere-10": Recipe("power spherical in 10 dimensions, 784-256-128", sphere, Trace_ELBO(), 0.1),
+    "sphere-10": Recipe("power spherical on S^10, the sphere in 11 dimensions, 784-256-128", sphere, Trace_ELBO(), 0.1),
 }
 
 
