@@ -147,6 +147,18 @@ def test_draws_of_a_mixture_have_its_mean_and_variance():
     assert (np.abs(squares.mean(0) - array(mixture.variance)) < 4 * squares.std(0) / math.sqrt(n)).all()
 
 
+def test_components_that_all_rows_share_are_as_exact_as_those_of_each_row():
+    """Small scales: multiplied out in 32 bits, the square would be off by whole nats."""
+    logits, loc, scale = torch.randn(6), torch.randn(6, D).requires_grad_(), torch.rand(6, D).mul(1e-3).add(1e-4)
+    z = (loc[:4].detach() + 2 * scale[:4]).requires_grad_()
+    shared = distributions.MixtureOfNormals(logits, loc, scale).expand((4,))
+    of_rows = distributions.MixtureOfNormals(logits, loc.double().expand(4, 6, D), scale.double())
+    values = shared.log_prob(z), of_rows.log_prob(z.double())
+    torch.testing.assert_close(values[0], values[1].float(), rtol=1e-6, atol=1e-5)
+    for got, exact in zip(*(torch.autograd.grad(value.sum(), (z, loc)) for value in values), strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-2)  # of slopes as large as 1e4
+
+
 def test_a_mixture_draws_components_anew_for_each_row():
     mixture = distributions.MixtureOfNormals(torch.zeros(2), torch.tensor([[-9.0], [9.0]]), torch.ones(2, 1))
     positive = (mixture.expand((2, 1000)).sample() > 0).double().mean((-2, -1))

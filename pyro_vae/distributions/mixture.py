@@ -1,5 +1,6 @@
 """A mixture whose draws have a pathwise gradient."""
 
+import math
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -54,36 +55,45 @@ class MixtureOfNormals(dist.TorchDistribution):
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
         batch = torch.broadcast_shapes(logits.shape[:-1], loc.shape[:-2], scale.shape[:-2])
         event = torch.broadcast_shapes(loc.shape[-2:], scale.shape[-2:])
-        self.logits = logits.log_softmax(-1).expand(*batch, event[0])
-        self.loc, self.scale = loc.expand(*batch, *event), scale.expand(*batch, *event)
+        self.logits = logits.log_softmax(-1).expand(*logits.shape[:-1], event[0])
+        self.loc, self.scale = (t.expand(*t.shape[:-2], *event) for t in (loc, scale))
         super().__init__(batch, event[1:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "MixtureOfNormals":
-        batch, sizes = torch.Size(batch_shape), self.loc.shape[-2:]
-        logits, loc = self.logits.expand(*batch, sizes[0]), self.loc.expand(*batch, *sizes)
-        return MixtureOfNormals(logits, loc, self.scale.expand(*batch, *sizes), validate_args=False)
+        new = self._get_checked_instance(MixtureOfNormals, _instance)
+        new.logits, new.loc, new.scale = self.logits, self.loc, self.scale  # broadcast where they are used
+        super(MixtureOfNormals, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     @property
     def mean(self) -> Tensor:
-        return (self.logits.exp().unsqueeze(-1) * self.loc).sum(-2)
+        return self._weighted(self.loc)
 
     @property
     def variance(self) -> Tensor:
-        second = self.scale**2 + (self.loc - self.mean.unsqueeze(-2)) ** 2
-        return (self.logits.exp().unsqueeze(-1) * second).sum(-2)
+        return self._weighted(self.scale**2 + (self.loc - self.mean.unsqueeze(-2)) ** 2)
+
+    def _weighted(self, of_components: Tensor) -> Tensor:
+        return (self.logits.exp().unsqueeze(-1) * of_components).sum(-2).expand(*self.batch_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        of_components = dist.Normal(self.loc, self.scale, validate_args=False).log_prob(value.unsqueeze(-2)).sum(-1)
+        value = value.expand(*torch.broadcast_shapes(value.shape[:-1], self.batch_shape), *self.event_shape)
+        if self.loc.dim() == self.scale.dim() == 2 and value.device.type != "mps":  # which has no 64 bits
+            of_components = shared_log_probs(value, self.loc, self.scale)
+        else:
+            of_components = dist.Normal(self.loc, self.scale, validate_args=False).log_prob(value.unsqueeze(-2)).sum(-1)
         return (self.logits + of_components).logsumexp(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = _ONE) -> Tensor:
-        component = dist.Categorical(logits=self.logits).sample(sample_shape)
-        draws = dist.Normal(self.loc, self.scale).sample(sample_shape)
-        index = component[..., None, None].expand(*component.shape, 1, self.event_shape[0])
-        return draws.gather(-2, index).squeeze(-2)
+        logits = self.logits.expand(*self.batch_shape, -1)
+        component = dist.Categorical(logits=logits).sample(sample_shape)[..., None, None]
+        index = component.expand(*component.shape[:-1], *self.event_shape)
+        of_drawn = (t.expand(*component.shape[:-2], *t.shape[-2:]).gather(-2, index) for t in (self.loc, self.scale))
+        return torch.normal(*of_drawn).squeeze(-2)
 
     def rsample(self, sample_shape: torch.Size = _ONE) -> Tensor:
         value = self.sample(sample_shape)
@@ -100,3 +110,15 @@ class MixtureOfNormals(dist.TorchDistribution):
             log_weights = log_weights + normals.log_prob(entry.unsqueeze(-1))
             entries.append(entry)
         return torch.stack(entries, -1)
+
+
+def shared_log_probs(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    r"""Return the log-probabilities of every value, (\*, D), under each of K normals, (K, D): shape (\*, K).
+
+    The square is multiplied out, so that the sums over the dimensions are matrix products and no array of shape
+    (\*, K, D) is made; in 64 bits, as its terms are far larger than it where scales are small.
+    """
+    z, precise_loc, precision = value.double(), loc.double(), scale.double() ** -2
+    squares = z**2 @ precision.mT - 2 * z @ (precise_loc * precision).mT + (precise_loc**2 * precision).sum(-1)
+    normalizers = scale.double().log().sum(-1) + loc.shape[-1] / 2 * math.log(2 * math.pi)
+    return (-squares / 2 - normalizers).to(value.dtype)

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import distributions
 from pyro_vae.networks import as_size, positive
 
 
@@ -21,7 +22,7 @@ class MixtureOfNormals(nn.Module):
         components: number of components K, at least 1.
 
     Returns:
-        ``forward()`` returns a distribution of batch shape () and event shape (D,). It has no pathwise sampler.
+        ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
         TypeError: where ``latent_dim`` or ``components`` is not an integer.
@@ -44,8 +45,7 @@ class MixtureOfNormals(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(shape))
 
     def forward(self) -> dist.TorchDistribution:
-        normals = dist.Normal(self.loc, positive(self.log_scale)).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
+        return distributions.MixtureOfNormals(self.logits, self.loc, positive(self.log_scale))
 
     def extra_repr(self) -> str:
         return f"latent_dim={self.loc.shape[1]}, components={self.loc.shape[0]}"
@@ -72,8 +72,8 @@ class VampPrior(nn.Module):
         unit_interval: keep the pseudo-inputs in [0, 1]; they then start within [0.01, 0.99], where they can move.
 
     Returns:
-        ``forward()`` returns a distribution of batch shape () and the event shape of the encoder. It has no pathwise
-        sampler.
+        ``forward()`` returns a distribution of batch shape () and the event shape of the encoder. It has a pathwise
+        sampler for a normal encoder alone.
 
     Raises:
         TypeError: where the encoder is no module with a shape, or ``components`` no integer.
@@ -110,7 +110,11 @@ class VampPrior(nn.Module):
         posteriors = self._encoder[0](self.pseudo_inputs())
         if isinstance(posteriors, dist.Delta):
             raise ValueError("priors.VampPrior mixes densities, and encoders.Delta gives points: take encoders.Normal")
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.free.new_zeros(len(self.free))), posteriors)
+        logits = self.free.new_zeros(len(self.free))
+        normals = getattr(posteriors, "base_dist", None)
+        if isinstance(posteriors, dist.Independent) and type(normals) is dist.Normal and normals.loc.dim() == 2:
+            return distributions.MixtureOfNormals(logits, normals.loc, normals.scale)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), posteriors)
 
     def extra_repr(self) -> str:
         return f"components={len(self.free)}, unit_interval={self.unit_interval}"
