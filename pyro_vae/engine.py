@@ -22,9 +22,9 @@ class Recorded:
     The first call runs the step itself, so that whatever is made lazily is made. The second one records every tensor
     operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of calls has
     doubled since, the recording is run beside the step, on the same random numbers, and must give the same outputs to
-    the last bit (compiled, or on a GPU, where sums have another order, to a part in 100,000 of their norm); all other
-    calls run the recording alone. Parameters and buffers are the programs' own, not copies, and noise is drawn anew at
-    every call.
+    the last bit (compiled, or on a GPU, where sums have another order, to a part in 100,000 of their norm, that of the
+    largest for all numbers); all other calls run the recording alone. Parameters and buffers are the programs' own, not
+    copies, and noise is drawn anew at every call.
 
     A batch of another shape than the first, such as the last one of an epoch, is left to the step. So is everything
     from where a step cannot be recorded (a branch of Python on data), or differs from its recording.
@@ -173,12 +173,14 @@ def _same(ones: Outputs, others: Outputs, tolerance: float = 0.0) -> bool:
     if [one is None for one in ones] != [other is None for other in others]:
         return False
     pairs = [(one, other) for one, other in zip(ones, others, strict=True) if one is not None and other is not None]
-    return all(
-        one.shape == other.shape
-        and one.dtype == other.dtype
-        and torch.allclose(one, other, rtol=0, atol=tolerance and tolerance * _norm(one), equal_nan=True)
-        for one, other in pairs
-    )
+    # Numbers are terms of one sum, such as a KL near 0 that is a difference of large ones: they have one norm.
+    numbers = max((_norm(one) for one, _ in pairs if not one.dim()), default=0.0) if tolerance else 0.0
+
+    def close(one: Tensor, other: Tensor) -> bool:
+        size = tolerance and tolerance * (_norm(one) if one.dim() else numbers)
+        return torch.allclose(one, other, rtol=0, atol=size, equal_nan=True)
+
+    return all(one.shape == other.shape and one.dtype == other.dtype and close(one, other) for one, other in pairs)
 
 
 def _norm(value: Tensor) -> float:

@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_el
 from torch import nn
 
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
-from pyro_vae.engine import ENGINES, Recorded, chosen
+from pyro_vae.engine import ENGINES, Recorded, _same, chosen
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import linear_warm_up
 
@@ -300,6 +300,15 @@ def test_a_compiled_training_draws_the_same_noise_and_agrees_with_the_eager_one(
 
 
 @needs_a_compiler
+def test_the_terms_of_a_sum_are_compared_at_the_size_of_the_largest():
+    """A KL near 0 is a difference of large sums, which a compiler may add in another order."""
+    sum_and_difference = torch.tensor(1e4), torch.tensor(0.1)
+    assert _same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.15)), 1e-5)
+    assert not _same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.25)), 1e-5)
+    assert not _same(sum_and_difference[1:], (torch.tensor(0.10001),), 1e-5)
+    assert not _same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.1000001)))
+
+
 def test_a_compiled_step_that_is_not_the_eager_one_is_caught(monkeypatch):
     def spoiled(recording, **_):
         return lambda *inputs: [value * (1 + 1e-4) for value in recording(*inputs)]
