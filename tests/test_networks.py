@@ -13,8 +13,6 @@ from pyro_vae.networks import (
     FillMissing,
     GRUDecoder,
     GRUEncoder,
-    ResidualConvDecoder,
-    ResidualConvEncoder,
     as_image_shape,
     as_shape,
     check_event_shape,
@@ -34,10 +32,10 @@ NETWORKS = [
     (partial(ConvDecoder, channels=4), (2, 3), (1, 7, 9)),
     (partial(ConvDecoder, channels=(4, 3, 2)), 3, (1, 28, 28)),
     *[(partial(MLP, gated=True, hidden=hidden), (2, 3), (2, 3)) for hidden in [(), 5, (5, 6)]],
-    *[(partial(ResidualConvEncoder, channels=channels), (2, 7, 9), (2, 3)) for channels in [4, (4, 3)]],
-    *[(partial(ResidualConvDecoder, channels=channels), (2, 3), (2, 7, 9)) for channels in [4, (4, 3)]],
-    (ResidualConvEncoder, (8, 8), 3),
-    (ResidualConvDecoder, 3, (8, 8)),
+    *[(partial(ConvEncoder, channels=channels, residual=True), (2, 7, 9), (2, 3)) for channels in [4, (4, 3)]],
+    *[(partial(ConvDecoder, channels=channels, residual=True), (2, 3), (2, 7, 9)) for channels in [4, (4, 3)]],
+    (partial(ConvEncoder, residual=True), (8, 8), 3),
+    (partial(ConvDecoder, residual=True), 3, (8, 8)),
 ]
 # Without an activation to choose.
 OTHERS = [
@@ -136,7 +134,7 @@ def test_mlp_is_matrix_products_with_the_activation_between():
     np.testing.assert_allclose(network(x).detach(), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("network", [MLP, ConvEncoder, ConvDecoder, ResidualConvEncoder, ResidualConvDecoder])
+@pytest.mark.parametrize("network", [MLP, ConvEncoder, ConvDecoder])
 @pytest.mark.parametrize(
     ("in_shape", "out_shape"), [((1, 8, 8), 2.5), (2.5, (1, 8, 8)), ((1, 8, True), (1, 8, 8)), ((1, 8, 8), (1, 8, "8"))]
 )
@@ -145,7 +143,7 @@ def test_networks_refuse_sizes_that_are_no_integers(network, in_shape, out_shape
         network(in_shape, out_shape)
 
 
-@pytest.mark.parametrize("network", [MLP, ConvEncoder, ConvDecoder, ResidualConvEncoder, ResidualConvDecoder])
+@pytest.mark.parametrize("network", [MLP, ConvEncoder, ConvDecoder])
 @pytest.mark.parametrize(("in_shape", "out_shape"), [((1, 8, 8), 0), ((1, 0, 8), (1, 8, 8)), ((1, 8, 8), (-1, 8, 8))])
 def test_networks_refuse_sizes_below_1(network, in_shape, out_shape):
     with pytest.raises(ValueError, match="at least 1"):
@@ -296,10 +294,10 @@ def test_what_is_missing_is_filled_with_0_and_told_where_wished(mask):
     torch.testing.assert_close(network(x.masked_fill(~observed, math.nan)), network.network(given))
 
 
-@pytest.mark.parametrize("network", [ResidualConvEncoder, ResidualConvDecoder])
-def test_a_residual_network_without_its_blocks_is_the_convolutional_one(network):
-    residual = network((1, 7, 9), (1, 7, 9), channels=4)
-    plain = (ConvEncoder if network is ResidualConvEncoder else ConvDecoder)((1, 7, 9), (1, 7, 9), channels=4)
+@pytest.mark.parametrize("network", [ConvEncoder, ConvDecoder])
+def test_a_residual_network_without_its_blocks_is_the_plain_one(network):
+    residual = network((1, 7, 9), (1, 7, 9), channels=4, residual=True)
+    plain = network((1, 7, 9), (1, 7, 9), channels=4)
     block = next(layer for layer in residual.layers if hasattr(layer, "layers"))
     nn.init.zeros_(block.layers[-1].weight)
     nn.init.zeros_(block.layers[-1].bias)

@@ -12,7 +12,6 @@ from pyro_vae.networks.missing import FillMissing
 from pyro_vae.networks.mlp import MLP
 from pyro_vae.networks.ranges import positive, soft_clip
 from pyro_vae.networks.recurrent import GRUDecoder, GRUEncoder
-from pyro_vae.networks.residual import ResidualConvDecoder, ResidualConvEncoder
 from pyro_vae.networks.shapes import Network, Shape, as_image_shape, as_shape, as_size, check_event_shape
 
 __all__ = [
@@ -23,8 +22,6 @@ __all__ = [
     "GRUDecoder",
     "GRUEncoder",
     "Network",
-    "ResidualConvDecoder",
-    "ResidualConvEncoder",
     "Shape",
     "as_image_shape",
     "as_shape",

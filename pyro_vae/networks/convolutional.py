@@ -6,17 +6,19 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from pyro_vae.networks._network import _Network
 from pyro_vae.networks.shapes import Shape, as_image_shape, as_shape
 
 
-class ConvEncoder(nn.Module):
-    """Convolutions that halve an image, one per entry of ``channels``, then a linear map.
+class ConvEncoder(_Network):
+    """Convolutions that halve an image, one per entry of ``channels``, residual or not, then a linear map.
 
     Arguments:
         in_shape: shape of one image, (height, width) or (channels, height, width).
         out_shape: shape of one output.
         channels: channels after each 3x3 convolution of stride 2.
         activation: the module class after each convolution.
+        residual: follow each convolution by a residual block, two more 3x3 convolutions whose result is added.
 
     Returns:
         ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
@@ -28,6 +30,9 @@ class ConvEncoder(nn.Module):
         >>> import torch
         >>> ConvEncoder((1, 28, 28), (2, 20))(torch.zeros(5, 3, 1, 28, 28)).shape
         torch.Size([5, 3, 2, 20])
+
+    Reference:
+        Of the residual blocks: He, Zhang, Ren and Sun, 2016, Identity Mappings in Deep Residual Networks, figure 1b.
     """
 
     def __init__(
@@ -36,25 +41,22 @@ class ConvEncoder(nn.Module):
         out_shape: int | Sequence[int],
         channels: int | Sequence[int] = (32, 64),
         activation: type[nn.Module] = nn.ReLU,
+        residual: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_shape, self.out_shape = as_image_shape(in_shape, "ConvEncoder"), as_shape(out_shape, "out_shape")
-        self.image_shape = (math.prod(self.in_shape[:-2]), *self.in_shape[-2:])
-        maps = (self.image_shape[0], *as_shape(channels, "channels"))
-        height, width = halved_sizes(self.in_shape[-2:], len(maps) - 1)[-1]
+        shape = as_image_shape(in_shape, "ConvEncoder")
+        image = math.prod(shape[:-2]), *shape[-2:]
+        super().__init__(shape, as_shape(out_shape, "out_shape"), image)
+        maps = (image[0], *as_shape(channels, "channels"))
+        height, width = halved_sizes(shape[-2:], len(maps) - 1)[-1]
         layers: list[nn.Module] = []
         for count, next_count in pairwise(maps):
-            layers += [nn.Conv2d(count, next_count, 3, stride=2, padding=1), activation()]
-        self.layers = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(maps[-1] * height * width, math.prod(self.out_shape))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: x.dim() - len(self.in_shape)]
-        return self.layers(x.reshape(-1, *self.image_shape)).reshape(*batch, *self.out_shape)
+            layers += [nn.Conv2d(count, next_count, 3, stride=2, padding=1)]
+            layers += [_ResidualBlock(next_count, activation), activation()] if residual else [activation()]
+        last = nn.Linear(maps[-1] * height * width, math.prod(self.out_shape))
+        self.layers = nn.Sequential(*layers, nn.Flatten(), last)
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(_Network):
     """A linear map, then transposed convolutions that double an image: `ConvEncoder` backwards.
 
     Arguments:
@@ -62,6 +64,7 @@ class ConvDecoder(nn.Module):
         out_shape: shape of one output, (..., height, width); the dimensions before height and width are channels.
         channels: channels before each 3x3 transposed convolution of stride 2.
         activation: the module class before each transposed convolution.
+        residual: precede each of these by a residual block, two 3x3 convolutions whose result is added.
 
     Returns:
         ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
@@ -73,6 +76,9 @@ class ConvDecoder(nn.Module):
         >>> import torch
         >>> ConvDecoder(20, (1, 28, 28))(torch.zeros(5, 3, 20)).shape
         torch.Size([5, 3, 1, 28, 28])
+
+    Reference:
+        Of the residual blocks: He, Zhang, Ren and Sun, 2016, Identity Mappings in Deep Residual Networks, figure 1b.
     """
 
     def __init__(
@@ -81,9 +87,9 @@ class ConvDecoder(nn.Module):
         out_shape: int | Sequence[int],
         channels: int | Sequence[int] = (64, 32),
         activation: type[nn.Module] = nn.ReLU,
+        residual: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_image_shape(out_shape, "ConvDecoder")
+        super().__init__(as_shape(in_shape, "in_shape"), as_image_shape(out_shape, "ConvDecoder"))
         maps = (*as_shape(channels, "channels"), math.prod(self.out_shape[:-2]))
         sizes = halved_sizes(self.out_shape[-2:], len(maps) - 1)[::-1]
         start = (maps[0], *sizes[0])
@@ -91,12 +97,21 @@ class ConvDecoder(nn.Module):
         for (count, next_count), (height, width) in zip(pairwise(maps), sizes[1:], strict=True):
             # A stride of 2 gives 2n - 1 rows from n; one row of output padding gives the even sizes.
             padding = (1 - height % 2, 1 - width % 2)
+            layers += [_ResidualBlock(count, activation)] if residual else []
             layers += [activation(), nn.ConvTranspose2d(count, next_count, 3, 2, padding=1, output_padding=padding)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, z: Tensor) -> Tensor:
-        batch = z.shape[: z.dim() - len(self.in_shape)]
-        return self.layers(z.reshape(-1, math.prod(self.in_shape))).reshape(*batch, *self.out_shape)
+
+class _ResidualBlock(nn.Module):
+    """An image and what two 3x3 convolutions make of it, added."""
+
+    def __init__(self, channels: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        one, other = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.layers = nn.Sequential(activation(), one, activation(), other)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
 
 
 def halved_sizes(size: Sequence[int], times: int) -> list[Shape]:

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
+from pyro_vae.networks._network import _Network
 from pyro_vae.networks.shapes import as_shape
 
 
-class MLP(nn.Module):
+class MLP(_Network):
     r"""Fully connected network with one activation between its layers, or with gates.
 
     .. math:: h = A x \odot \sigma(B x) \quad \text{for each hidden layer, where gated}
@@ -46,8 +47,7 @@ class MLP(nn.Module):
         activation: type[nn.Module] = nn.ReLU,
         gated: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
+        super().__init__(as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape"))
         self.hidden = () if hidden in ((), []) else as_shape(hidden, "hidden")
         widths = (math.prod(self.in_shape), *self.hidden)
         layers: list[nn.Module] = []
@@ -56,7 +56,3 @@ class MLP(nn.Module):
                 [nn.Linear(width, 2 * next_width), nn.GLU()] if gated else [nn.Linear(width, next_width), activation()]
             )
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: x.dim() - len(self.in_shape)]
-        return self.layers(x.reshape(*batch, -1)).reshape(*batch, *self.out_shape)

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from pyro_vae.networks._network import _Network
 from pyro_vae.networks.shapes import as_shape, as_size
 
 
-class GRUEncoder(nn.Module):
+class GRUEncoder(_Network):
     """A gated recurrent unit that reads a sequence, then a linear map of its last state.
 
     Arguments:
@@ -42,8 +43,8 @@ class GRUEncoder(nn.Module):
         hidden: int = 128,
         categories: int = 0,
     ) -> None:
-        super().__init__()
-        self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
+        shape = as_shape(in_shape, "in_shape")
+        super().__init__(shape, as_shape(out_shape, "out_shape"), (shape[0], math.prod(shape[1:])))
         tokens = bool(categories) and bool(as_size(categories, "categories"))
         if len(self.in_shape) > (1 if tokens else 2):
             wanted = "(length,) for tokens" if tokens else "(length,) or (length, features)"
@@ -53,16 +54,14 @@ class GRUEncoder(nn.Module):
         self.recurrent = nn.GRU(size if tokens else features, size, batch_first=True)
         self.last = nn.Linear(size, math.prod(self.out_shape))
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: x.dim() - len(self.in_shape)]
-        steps = x.reshape(-1, self.in_shape[0], math.prod(self.in_shape[1:]))
+    def layers(self, steps: Tensor) -> Tensor:
         if self.embedding is not None:
             steps = self.embedding(steps.squeeze(-1).long())
         _, state = self.recurrent(steps)
-        return self.last(state[0]).reshape(*batch, *self.out_shape)
+        return self.last(state[0])
 
 
-class GRUDecoder(nn.Module):
+class GRUDecoder(_Network):
     """A gated recurrent unit that is fed the code at every step, then a linear map of each of its states.
 
     It does not see earlier entries of the sequence: given the code, these are independent.
@@ -93,8 +92,7 @@ class GRUDecoder(nn.Module):
     def __init__(
         self, in_shape: int | Sequence[int], out_shape: int | Sequence[int], hidden: int = 128, time: int = -1
     ) -> None:
-        super().__init__()
-        self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
+        super().__init__(as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape"))
         if not (-len(self.out_shape) <= time < len(self.out_shape)):
             raise ValueError(f"GRUDecoder's out_shape {self.out_shape} has no dimension {time} to be the length")
         self.time = time % len(self.out_shape)
@@ -103,9 +101,7 @@ class GRUDecoder(nn.Module):
         self.recurrent = nn.GRU(math.prod(self.in_shape), size, batch_first=True)
         self.last = nn.Linear(size, math.prod(self.rest))
 
-    def forward(self, z: Tensor) -> Tensor:
-        batch = z.shape[: z.dim() - len(self.in_shape)]
+    def layers(self, z: Tensor) -> Tensor:
         length = self.out_shape[self.time]
-        states, _ = self.recurrent(z.reshape(-1, 1, math.prod(self.in_shape)).expand(-1, length, -1))
-        steps = self.last(states).reshape(-1, length, *self.rest)
-        return steps.movedim(1, 1 + self.time).reshape(*batch, *self.out_shape)
+        states, _ = self.recurrent(z.unsqueeze(1).expand(-1, length, -1))
+        return self.last(states).reshape(-1, length, *self.rest).movedim(1, 1 + self.time)

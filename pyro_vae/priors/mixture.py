@@ -111,7 +111,7 @@ class VampPrior(nn.Module):
         if isinstance(posteriors, dist.Delta):
             raise ValueError("priors.VampPrior mixes densities, and encoders.Delta gives points: take encoders.Normal")
         logits = self.free.new_zeros(len(self.free))
-        normals = getattr(posteriors, "base_dist", None)
+        normals: Any = getattr(posteriors, "base_dist", None)
         if isinstance(posteriors, dist.Independent) and type(normals) is dist.Normal and normals.loc.dim() == 2:
             return distributions.MixtureOfNormals(logits, normals.loc, normals.scale)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), posteriors)

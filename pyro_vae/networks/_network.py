@@ -1,0 +1,23 @@
+"""What the networks share."""
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae.networks.shapes import Shape
+
+
+class _Network(nn.Module):
+    """Layers between two shapes, for any leading dimensions. Within, a datum has the shape ``inner``, or is flat."""
+
+    layers: Any  # a module, or a method: from (N, *inner) to N outputs
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, inner: Shape | None = None) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = in_shape, out_shape
+        self.inner = inner or (math.prod(in_shape),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.dim() - len(self.in_shape)]
+        return self.layers(x.reshape(-1, *self.inner)).reshape(*batch, *self.out_shape)
