@@ -22,7 +22,7 @@ class Recorded:
     The first call runs the step itself, so that whatever is made lazily is made. The second one records every tensor
     operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of calls has
     doubled since, the recording is run beside the step, on the same random numbers, and must give the same outputs to
-    the last bit (compiled, or on a GPU, where sums have another order, to a part in 100,000 of their norm, that of the
+    the last bit (compiled, or on a GPU, where sums have another order, to ``tolerance`` times their norm, that of the
     largest for all numbers); all other calls run the recording alone. Parameters and buffers are the programs' own, not
     copies, and noise is drawn anew at every call.
 
@@ -33,6 +33,7 @@ class Recorded:
         step: a function of tensors, and of numbers that never change, to tensors or None.
         compiled: have ``torch.compile`` make one kernel of many operations. This takes seconds, once.
         quiet: do not warn where the step cannot be recorded.
+        tolerance: of what is compiled, or runs on a GPU.
 
     Example:
         >>> weight = torch.ones(2, requires_grad=True)
@@ -43,8 +44,8 @@ class Recorded:
         (True, 1)
     """
 
-    def __init__(self, step: Step, *, compiled: bool = False, quiet: bool = False) -> None:
-        self.step, self.compiled, self.quiet = step, compiled, quiet
+    def __init__(self, step: Step, *, compiled: bool = False, quiet: bool = False, tolerance: float = 1e-5) -> None:
+        self.step, self.compiled, self.quiet, self.tolerance = step, compiled, quiet, tolerance
         self.calls = self.replayed = 0
         self.reason = ""
         self._check_at = 0
@@ -112,7 +113,7 @@ class Recorded:
         after = _random_state()
         _set_random_state(random_state)
         outputs = self.step(batch, *inputs)
-        tolerance = 1e-5 if self.compiled or batch.device.type != "cpu" else 0.0
+        tolerance = self.tolerance if self.compiled or batch.device.type != "cpu" else 0.0
         if failure:
             self._fall_back(failure)
         elif not (_same(outputs, replayed, tolerance) and _same(after, _random_state())):
@@ -126,13 +127,14 @@ class Recorded:
             warnings.warn(f"the step cannot be recorded and is run eagerly ({reason})", RuntimeWarning, stacklevel=4)
 
 
-def chosen(step: Step, engine: str, steps: int) -> tuple[Step, Callable[[], str]]:
+def chosen(step: Step, engine: str, steps: int, *, rounded: bool = False) -> tuple[Step, Callable[[], str]]:
     """Return what computes a step, and what says in a line, when all is done, how that was and why.
 
     Arguments:
         step: what `Recorded` takes.
         engine: one of `ENGINES`.
         steps: how many there will be.
+        rounded: the step rounds to bfloat16 on its way, and is compared to no more than that.
 
     Returns:
         A function with the step's arguments and results, and one that returns the line.
@@ -146,7 +148,9 @@ def chosen(step: Step, engine: str, steps: int) -> tuple[Step, Callable[[], str]
         return step, lambda: "eager, as asked"
     if engine == "auto" and steps < WORTHWHILE:
         return step, lambda: f"eager: {steps} steps are too few to gain from a recording"
-    recorded = Recorded(step, compiled=engine == "compiled", quiet=engine == "auto")
+    recorded = Recorded(
+        step, compiled=engine == "compiled", quiet=engine == "auto", tolerance=1e-2 if rounded else 1e-5
+    )
     return recorded, lambda: str(recorded)
 
 

@@ -1,0 +1,95 @@
+"""In how many bits the products of the networks are computed."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+PRECISIONS = ("32", "bf16-mixed")
+LAYERS = {
+    functional.linear,
+    *(functional.conv1d, functional.conv2d, functional.conv3d),
+    *(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
+}
+
+
+class BFloat16Layers(TorchFunctionMode):
+    r"""Compute linear and convolutional layers in bfloat16, and nothing else.
+
+    .. math:: \mathrm{float} (\mathrm{bf}(x) \, \mathrm{bf}(W)^\top + \mathrm{bf}(b))
+
+    A product's sums are kept in 32 bits; its factors and result are rounded to 8 significant ones, and so are those of
+    its gradient. Parameters, activations, distributions, log-probabilities, sums and the optimizer are untouched, in
+    any Pyro program: ``torch.autocast`` would hand bfloat16 on to the distributions.
+
+    Example:
+        >>> with BFloat16Layers():
+        ...     functional.linear(torch.tensor([1.0]), torch.tensor([[1 + 2**-8]])), torch.ones(1) * (1 + 2**-8)
+        (tensor([1.]), tensor([1.0039]))
+
+    Reference:
+        Micikevicius et al., 2018, Mixed Precision Training, section 3.1; Kalamkar et al., 2019, A Study of BFLOAT16 for
+        Deep Learning Training.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in LAYERS or args[0].dtype != torch.float32:
+            return func(*args, **kwargs)
+        args = [_rounded(value) for value in args]
+        return func(*args, **{name: _rounded(value) for name, value in kwargs.items()}).float()
+
+
+def _rounded(value: Any) -> Any:
+    return value.bfloat16() if isinstance(value, Tensor) else value
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that is none, or that a device does not have.
+
+    Arguments:
+        precision: one of `PRECISIONS`.
+        device: where the networks are.
+
+    Raises:
+        ValueError: with the value received.
+
+    Example:
+        >>> check_precision("16", torch.device("cpu"))
+        Traceback (most recent call last):
+        ...
+        ValueError: precision is one of 32, bf16-mixed, not '16'
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "32" and not _has_bfloat16(device):
+        raise ValueError(f"precision {precision} needs products in bfloat16, which this {device.type} lacks: take 32")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def layers_in(precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which layers are computed in a precision.
+
+    Arguments:
+        precision: one of `PRECISIONS`.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> with layers_in("bf16-mixed"):
+        ...     torch.nn.Linear(2, 3)(torch.zeros(2)).dtype
+        torch.float32
+    """
+    return nullcontext() if precision == "32" else BFloat16Layers()
