@@ -25,6 +25,7 @@ setup(
         "numpy>=1.26",
         "matplotlib>=3.8",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "safetensors>=0.4",
         "pyyaml>=6",
         "tqdm>=4.66",
@@ -32,7 +33,7 @@ setup(
         "zuko>=1.3",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-cov>=5", "scipy>=1.11"],
+        "test": ["pytest>=8", "pytest-cov>=5"],
         "lint": ["ruff>=0.8", "mypy>=1.11", "import-linter>=2", "types-PyYAML", "types-tqdm", "types-setuptools"],
     },
     entry_points={"console_scripts": ["pyro-vae = pyro_vae.cli:main"]},

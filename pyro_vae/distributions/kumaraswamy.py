@@ -33,9 +33,13 @@ class Kumaraswamy(dist.Kumaraswamy):
     """
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        shape, one, zero = self._extended_shape(sample_shape), self.concentration1, self.concentration0
-        t = torch.empty(shape, dtype=one.dtype, device=one.device).exponential_()
-        z = (_log_1_minus_exp(t / zero) / one).exp()
+        return self._of(self.concentration1.new_empty(self._extended_shape(sample_shape)).exponential_())
+
+    def icdf(self, value: Tensor) -> Tensor:
+        return self._of(-(-value).log1p())
+
+    def _of(self, t: Tensor) -> Tensor:
+        z = (_log_1_minus_exp(t / self.concentration0) / self.concentration1).exp()
         # Not a clamp of z itself: a draw at an edge keeps its gradient.
         return z + (_inside(z) - z).detach()
 

@@ -96,7 +96,26 @@ class MixtureOfNormals(dist.TorchDistribution):
         return torch.normal(*of_drawn).squeeze(-2)
 
     def rsample(self, sample_shape: torch.Size = _ONE) -> Tensor:
-        value = self.sample(sample_shape)
+        return self.pathwise(self.sample(sample_shape))
+
+    @torch.no_grad()
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Return the draw of a given noise, (\\*, D), by conditional quantiles, one dimension after the other."""
+        log_weights, entries = self.logits.double(), []
+        for u, loc, scale in zip(*(t.double().unbind(-1) for t in (uniform, self.loc, self.scale)), strict=True):
+            weights, u = log_weights.softmax(-1), u.unsqueeze(-1)
+            of_components = loc + scale * torch.special.ndtri(u)  # the mixture's quantile lies between theirs
+            low, high = of_components.amin(-1, True), of_components.amax(-1, True)
+            for _ in range(60):
+                middle = (low + high) / 2
+                below = (weights * torch.special.ndtr((middle - loc) / scale)).sum(-1, True) < u
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            entries.append(low.squeeze(-1))
+            log_weights = log_weights - ((low - loc) / scale) ** 2 / 2 - scale.log()
+        return torch.stack(entries, -1).to(self.loc)
+
+    def pathwise(self, value: Tensor) -> Tensor:
+        """Return a draw with its gradient."""
         if not torch.is_grad_enabled() or not any(t.requires_grad for t in (self.logits, self.loc, self.scale)):
             return value
         log_weights, entries = self.logits, []

@@ -34,8 +34,12 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
     """
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return self.draw_of(self.base_dist.rsample(sample_shape))
+
+    def draw_of(self, logits: Tensor) -> Tensor:
+        """Return the draw whose logarithms are these, up to a constant."""
         # Torch's own draws are exponentials of large numbers, which at low temperatures do not add up to 1 in float32.
-        return _inside(self.base_dist.rsample(sample_shape).softmax(-1))
+        return _inside(logits.softmax(-1))
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
@@ -67,8 +71,8 @@ class RelaxedOneHotCategoricalStraightThrough(RelaxedOneHotCategorical):
         Jang, Gu and Poole, 2017, Categorical Reparameterization with Gumbel-Softmax, section 2.2.
     """
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        hard: Tensor = QuantizeCategorical.apply(super().rsample(sample_shape))
+    def draw_of(self, logits: Tensor) -> Tensor:
+        hard: Tensor = QuantizeCategorical.apply(super().draw_of(logits))
         return hard
 
 

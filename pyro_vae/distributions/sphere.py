@@ -141,9 +141,9 @@ class PowerSpherical(dist.TorchDistribution):
         along = (ahead - behind) / (ahead + behind)
         across = 2 * ahead.sqrt() * behind.sqrt() / (ahead + behind)
         aside = directions(torch.randn_like(self.loc[..., 1:].expand(*shape[:-1], -1)))
-        return self._turned(along.unsqueeze(-1), across.unsqueeze(-1) * aside)
+        return self.turned(along.unsqueeze(-1), across.unsqueeze(-1) * aside)
 
-    def _turned(self, along: Tensor, aside: Tensor) -> Tensor:
+    def turned(self, along: Tensor, aside: Tensor) -> Tensor:
         """Reflect a draw around a pole, the first axis or its opposite, to one around the location."""
         # The pole is the one further from the location: the axis of reflection is then never short.
         pole = torch.where(self.loc[..., :1] > 0, -1.0, 1.0).to(self.loc)
