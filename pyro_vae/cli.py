@@ -20,22 +20,7 @@ from pyro_vae.settings import PARTS, Config
 if TYPE_CHECKING:
     from pyro_vae.vae import VAE
 
-PRESETS = {
-    "practicum": {
-        "network": "MLP",
-        "hidden": [400],
-        "latent_dim": 20,
-        "binarize": "none",
-        "prior": "Normal",
-        "encoder": "Normal",
-        "decoder": "Bernoulli",
-        "loss": "Trace_ELBO",
-        "beta": 1.0,
-        "epochs": 10,
-        "batch_size": 256,
-        "lr": 1e-3,
-    }
-}
+PRESETS = {"practicum": {"latent_dim": 20, "epochs": 10, "batch_size": 256}}  # and the defaults
 TRAIN_ONLY = {"epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "evaluate", "latent_map"}
 
 
