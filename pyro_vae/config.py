@@ -238,7 +238,6 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 def beta_of(config: Config, steps_per_epoch: int) -> objectives.Beta:
     """Return the KL weight of a config: a number, or a linear warm-up over its epochs."""
-    objectives.check_beta(config.beta)
     if config.warm_up < 0:
         raise ValueError(f"warm_up must be at least 0 epochs, not {config.warm_up}")
     if config.warm_up == 0:

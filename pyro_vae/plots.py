@@ -672,8 +672,7 @@ def _colours(labels: ArrayLike | None, counts: set[int]) -> tuple[list[Line2D], 
 def _bounds(maps: list[tuple[np.ndarray, np.ndarray]], ellipses: bool, shared: bool) -> np.ndarray:
     """Return the lower and upper corner of each panel's ellipses, shape (panels, 2, 2)."""
     reach = [np.sqrt(covariances.diagonal(axis1=1, axis2=2)) * ellipses for _, covariances in maps]
-    corners = [((c - r).min(0), (c + r).max(0)) for (c, _), r in zip(maps, reach, strict=True)]
-    bounds = np.array(corners)
+    bounds = np.array([((c - r).min(0), (c + r).max(0)) for (c, _), r in zip(maps, reach, strict=True)])
     if shared:
         bounds[:] = bounds[:, 0].min(0), bounds[:, 1].max(0)
     return bounds
