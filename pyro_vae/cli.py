@@ -262,18 +262,13 @@ def _compare(arguments: argparse.Namespace) -> None:
     from pyro_vae import plots
     from pyro_vae.comparison import compare
     from pyro_vae.config import device_named, load_data
-    from pyro_vae.data import BINARIZE
-    from pyro_vae.programs import seeded
-    from pyro_vae.runs import check_folder, seeded_vae
+    from pyro_vae.runs import as_seen, check_folder, seeded_vae
 
     config = arguments.config
     folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
     check_folder(folder)
     device = device_named(config.device)
-    x = load_data(config).train.to(device)
-    transform = BINARIZE[config.binarize]
-    with seeded(config.seed, device):
-        x = transform(x) if transform else x
+    x = as_seen(config, load_data(config).train.to(device))
     vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
     counts = {"steps": arguments.steps, "draws": arguments.draws, "rounds": arguments.rounds}
     found = compare(vae, x, batch_size=config.batch_size, seed=config.seed, **counts)
@@ -324,10 +319,8 @@ def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
     path = arguments.run / "config.yaml"
     if not path.exists():
         raise ValueError(f"{arguments.run} is no run: it holds no config.yaml")
-    tokens = _tokens(_read_yaml(path))
-    if getattr(arguments, "data_root", None):
-        tokens.append(f"--data-root={arguments.data_root}")
-    config = _config(*_parser().parse_known_args(["train", *tokens]))
+    root = [f"--data-root={arguments.data_root}"] if getattr(arguments, "data_root", None) else []
+    config = _parse(["train", f"--config={path}", *root]).config
     return load_vae(arguments.run, config), config
 
 
@@ -373,7 +366,3 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         f" {bound.reconstruction:.2f}, KL {bound.kl:.2f} nats per datum"
     )
     print(path)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

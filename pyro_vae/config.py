@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,6 @@ NETWORKS = {
     "ResidualConv": (networks.ResidualConvEncoder, networks.ResidualConvDecoder),
     "GRU": (networks.GRUEncoder, networks.GRUDecoder),
 }
-SIZES = int | Sequence[int]  # of hidden and channels, which are flags
 PYRO_LOSSES = {cls.__name__: cls for cls in (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)}
 PYRO_LOSS_SUMMARIES = {
     "Trace_ELBO": (
@@ -48,7 +47,8 @@ PYRO_LOSS_PARAMETERS = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type(default))
     for name, default in (("num_particles", 1), ("vectorize_particles", False))
 }
-GIVEN = ("shape", "latent_dim", "network", "in_shape", "out_shape", "encoder", "prior", "decoder", "data", "activation")
+GIVEN = ("shape", "latent_dim", "network", "out_shape", "encoder", "prior", "decoder", "data")  # not by flags
+PLAIN = (bool, int, float, str)
 
 
 def nearest(name: str, known: Iterable[str], what: str) -> str:
@@ -120,9 +120,10 @@ def own_parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """
     if cls in PYRO_LOSSES.values():
         return PYRO_LOSS_PARAMETERS
-    classes = next((pair for pair in NETWORKS.values() if cls in pair), (cls,))
-    accepted = {name: value for each in classes for name, value in inspect.signature(each).parameters.items()}
-    return {name: value for name, value in accepted.items() if name not in GIVEN and value.annotation != SIZES}
+    pair = next((pair for pair in NETWORKS.values() if cls in pair), ())
+    accepted = {name: value for each in pair or (cls,) for name, value in inspect.signature(each).parameters.items()}
+    own = {name: value for name, value in accepted.items() if name not in GIVEN}
+    return {name: value for name, value in own.items() if not pair or value.annotation in PLAIN}
 
 
 def catalogue() -> list[tuple[str, str, str, str]]:
@@ -176,8 +177,8 @@ def build(config: Config, shape: Shape) -> VAE:
 
 def _network(cls: type[nn.Module], own: dict[str, Any], sizes: dict[str, list[int]]) -> Network:
     """Fix what a network takes beside its two shapes."""
-    accepted = inspect.signature(cls).parameters
-    fixed = {name: tuple(value) for name, value in sizes.items() if name in accepted and name not in own}
+    accepted, plain = inspect.signature(cls).parameters, own_parameters(cls)
+    fixed = {name: tuple(value) for name, value in sizes.items() if name in accepted and name not in plain}
     return partial(cls, **fixed, **{name: value for name, value in own.items() if name in accepted})
 
 
@@ -225,7 +226,7 @@ def _own_values(kind: str, config: Config, cls: type[Any]) -> dict[str, Any]:
 def _typed(name: str, value: Any, annotation: Any) -> Any:
     if annotation is float and type(value) is int:
         return float(value)
-    if annotation in (bool, int, float, str) and type(value) is not annotation:
+    if annotation in PLAIN and type(value) is not annotation:
         raise ValueError(f"--{name} takes a value of type {annotation.__name__}, not {value!r}")
     return value
 

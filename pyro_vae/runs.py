@@ -108,9 +108,7 @@ class Run:
     @property
     def shown(self) -> Tensor:
         """The test data that the pictures show, at most 1,000, as the encoder sees them."""
-        x = self.data.test[:1000].to(self.device)
-        with seeded(self.config.seed, self.device):
-            return self.transform(x) if self.transform else x
+        return as_seen(self.config, self.data.test[:1000].to(self.device))
 
     def facts(self) -> dict[str, str]:
         """What the report says of the run in words."""
@@ -142,6 +140,13 @@ def seeded_vae(config: Config, shape: Shape) -> VAE:
     """Build a config's VAE with weights drawn from its seed, leaving torch's random state alone."""
     with seeded(config.seed, torch.device("cpu")):
         return build(config, shape)
+
+
+def as_seen(config: Config, x: Tensor) -> Tensor:
+    """Return data as the programs see them: binarized, by the config's seed, where it says so."""
+    transform = BINARIZE[config.binarize]
+    with seeded(config.seed, x.device):
+        return transform(x) if transform else x
 
 
 def check_folder(folder: Path) -> None:
