@@ -9,46 +9,31 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+
+import yaml
+
+from pyro_vae.settings import PARTS, Config
 
 if TYPE_CHECKING:
-    from pyro_vae.config import Config
     from pyro_vae.vae import VAE
 
-PRESETS = {
-    "practicum": {
-        "network": "MLP",
-        "hidden": [400],
-        "latent_dim": 20,
-        "binarize": "none",
-        "prior": "Normal",
-        "encoder": "Normal",
-        "decoder": "Bernoulli",
-        "loss": "Trace_ELBO",
-        "beta": 1.0,
-        "epochs": 10,
-        "batch_size": 256,
-        "lr": 1e-3,
-    }
-}
-PARTS = ("prior", "encoder", "decoder", "loss")
-TRAIN_ONLY = {"epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "evaluate", "latent_map"}
+PRESETS = {"practicum": {"latent_dim": 20, "epochs": 10, "batch_size": 256}}  # and the defaults
+TRAIN_ONLY = {"epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "precision", "evaluate", "latent_map"}
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose help names the parts that a command builds a VAE of."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
-
-class _HelpWithParts(argparse.Action):
-    """Print the help of a command, and below it the parts there are, with their own parameters."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:  # noqa: ARG002
+    def format_help(self) -> str:
+        if not self.get_default("builds_vae"):
+            return super().format_help()
         from pyro_vae import config
 
         lines = ["parts and their own parameters:"]
@@ -59,9 +44,7 @@ class _HelpWithParts(argparse.Action):
                 for own, parameter in config.own_parameters(cls).items():
                     takes = inspect.formatannotation(parameter.annotation)
                     lines.append(f"      --{kind}.{own} {takes}, default {parameter.default}")
-        parser.print_help()
-        print("\n" + "\n".join(lines))
-        parser.exit()
+        return "\n".join([super().format_help(), *lines, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments, rest = _parser().parse_known_args(_with_config(argv))
-        command: Callable[[argparse.Namespace, list[str]], None] = arguments.command
-        command(arguments, rest)
+        arguments = _parse(argv)
+        arguments.command(arguments)
     except KeyboardInterrupt:
         print("pyro-vae: stopped; what was written stands", file=sys.stderr)
         return 130
@@ -100,6 +82,21 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Parse argv, ``config`` becoming a `Config`: its flags and those of --preset give way to the others."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.builds_vae:
+        flags = PRESETS.get(arguments.preset, {}) | (_read_yaml(arguments.config) if arguments.config else {})
+        if arguments.command is not _train:
+            flags = {name: value for name, value in flags.items() if name.replace("-", "_") not in TRAIN_ONLY}
+        arguments, rest = parser.parse_known_args([argv[0], *_tokens(flags), *argv[1:]])
+        arguments.config = _config(arguments, rest)
+    elif rest:
+        raise ValueError(_unknown_flag(rest[0], arguments))
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     from pyro_vae import __version__
 
@@ -108,39 +105,25 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     train = _command(commands, "train", _train, "train a VAE and write a run: metrics, weights, pictures, report")
-    _add_model_flags(train)
-    add = train.add_argument
-    add("--epochs", type=int, metavar="N", help="passes over the data (default 100)")
-    add("--lr", type=float, metavar="X", help="learning rate of Adam (default 0.001)")
-    add(
-        "--loss",
-        metavar="NAME",
-        help="the objective: a name below; Trace_ELBO (default), TraceMeanField_ELBO, IWAE, ...",
-    )
-    add("--beta", type=float, metavar="X", help="weight of the KL (default 1)")
-    add("--warm-up", type=int, metavar="N", help="epochs over which the weight of the KL rises from 0 (default 0)")
-    add("--engine", metavar="HOW", help="auto (default), eager, recorded (replay the programs' arithmetic) or compiled")
-    add("--clip-norm", type=float, metavar="X", help="largest norm of the whole gradient (default: none)")
-    add("--evaluate", metavar="WHAT", help="z of the pictured reconstructions: posterior mean (default) or sample")
-    add("--latent-map", metavar="HOW", help="first (two dimensions), pca (default) or tsne")
-    add("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/DATA-DATE-TIME)")
+    _add_config_flags(train)
+    train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/DATA-DATE-TIME)")
 
     compare = _command(commands, "compare", _compare, "hold the Pyro programs against the hand-coded VAE")
-    _add_model_flags(compare)
-    compare.add_argument("--steps", type=int, default=300, metavar="N", help="steps of both trainings (default 300)")
-    compare.add_argument("--draws", type=int, default=2000, metavar="N", help="gradients drawn (default 2000)")
-    compare.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of timing (default 5)")
-    compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
-    compare.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)"
-    )
+    _add_config_flags(compare, TRAIN_ONLY)
+    add = compare.add_argument
+    add("--steps", type=int, default=300, metavar="N", help="steps of both trainings (default 300)")
+    add("--draws", type=int, default=2000, metavar="N", help="gradients drawn (default 2000)")
+    add("--rounds", type=int, default=5, metavar="N", help="rounds of timing (default 5)")
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    add("--out", type=Path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)")
 
     laboratory = _command(commands, "gradients", _gradients, "measure bias and variance of every gradient estimator")
-    laboratory.add_argument("--model", default="linear-gaussian", metavar="NAME", help="linear-gaussian or discrete")
-    laboratory.add_argument("--draws", type=int, default=10_000, metavar="N", help="of each gradient (default 10000)")
-    laboratory.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-    laboratory.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
-    laboratory.add_argument("--out", type=Path, metavar="FILE", help="draw the rows as a picture")
+    add = laboratory.add_argument
+    add("--model", default="linear-gaussian", metavar="NAME", help="linear-gaussian or discrete")
+    add("--draws", type=int, default=10_000, metavar="N", help="of each gradient (default 10000)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
+    add("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    add("--out", type=Path, metavar="FILE", help="draw the rows as a picture")
     listing = _command(commands, "list", _list, "list all parts and objectives, with their references")
     listing.add_argument("--markdown", action="store_true", help="as a table")
 
@@ -157,70 +140,45 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, function: Callable[..., None], summary: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=summary, allow_abbrev=False, add_help=function not in (_train, _compare)
-    )
-    parser.set_defaults(command=function)
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    parser.set_defaults(command=function, builds_vae=False)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+def _add_config_flags(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
+    """Add a flag for each field of `Config`; one that is not given is None."""
+    parser.set_defaults(builds_vae=True)
+    for name, annotation in get_type_hints(Config, include_extras=True).items():
+        if name in left_out or name == "options":
+            continue
+        annotated, metavar, text = get_args(annotation)
+        kind, *_ = get_args(annotated) or (annotated,)
+        how = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": metavar}
+        default = getattr(Config(), name)
+        if isinstance(default, list):
+            how["nargs"], default = "+", " ".join(map(str, default))
+        text += "" if default is None or default is False else f" (default {default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, help=text, **how)
     add = parser.add_argument
-    add("-h", "--help", nargs=0, action=_HelpWithParts, help="show this help message and exit")
-    add("--data", metavar="NAME|PATH", help="digits (default), mnist, fashion-mnist, kmnist, .npy, .npz, image folder")
-    add("--data-root", metavar="DIR", help="folder of torchvision's data sets (default: $PYRO_VAE_DATA, or data)")
-    add("--download", action="store_true", default=None, help="fetch the data set where it is missing")
-    add("--binarize", metavar="HOW", help="none (default: grey values), threshold or dynamic")
-    for kind in PARTS[:-1]:
-        add(f"--{kind}", metavar="CLASS", help=f"the {kind}: a name below, or package.module.Class")
-    add("--network", metavar="NAME", help="MLP (default) or Conv")
-    add("--hidden", type=int, nargs="+", metavar="N", help="widths of the MLP's hidden layers (default 400)")
-    add("--channels", type=int, nargs="+", metavar="N", help="channels of Conv (default 32 64)")
-    add("--latent-dim", type=int, metavar="D", help="latent dimensions (default 10)")
-    add("--batch-size", type=int, metavar="N", help="data per step (default 64)")
-    add("--seed", type=int, metavar="N", help="seed of weights, order and noise (default 0)")
-    add("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
     add("--preset", choices=sorted(PRESETS), help="a known recipe; flags beside it take precedence")
     add("--config", type=Path, metavar="FILE", help="flags from a YAML file, such as a run's config.yaml")
-
-
-def _with_config(argv: list[str]) -> list[str]:
-    """Put the flags of --preset and --config before the others, so that the others take precedence."""
-    if not argv:
-        return argv
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--preset")
-    finder.add_argument("--config", type=Path)
-    try:
-        found, _ = finder.parse_known_args(argv)
-    except argparse.ArgumentError:
-        return argv  # the real parser says what is wrong
-    flags = PRESETS.get(found.preset, {}) | (_read_yaml(found.config) if found.config else {})
-    if argv[0] != "train":
-        flags = {name: value for name, value in flags.items() if name.replace("-", "_") not in TRAIN_ONLY}
-    tokens = _tokens(flags)
-    return argv[:1] + tokens + argv[1:]
 
 
 def _tokens(flags: dict[str, Any]) -> list[str]:
     tokens = []
     for name, value in flags.items():
-        if value is None:  # a flag that is not set
-            continue
-        flag = f"--{name}" if name.startswith(PARTS) and "." in name else f"--{name.replace('_', '-')}"
-        if value is True and "." not in name:
-            tokens.append(flag)
-        elif isinstance(value, list):
+        flag = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
+        if isinstance(value, list):
             tokens += [flag, *map(str, value)]
-        elif not (value is False and "." not in name):
+        elif isinstance(value, bool) and "." not in name:
+            tokens += [flag] if value else []
+        elif value is not None:  # a flag that is set
             tokens.append(f"{flag}={value}")
     return tokens
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         flags = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -230,35 +188,28 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return flags
 
 
-def _config(arguments: argparse.Namespace, rest: list[str]) -> "Config":
+def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
     """Make a config of the flags that were given, and of the parts' own parameters among the rest."""
-    import yaml
-
-    from pyro_vae.config import Config
-
-    config = Config()
-    for name in Config.flags():
-        if getattr(arguments, name, None) is not None:
-            setattr(config, name, getattr(arguments, name))
-    while rest:
-        flag, *rest = rest
+    names = Config.flags()
+    config = Config(**{name: value for name, value in vars(arguments).items() if name in names and value is not None})
+    tokens = iter(rest)
+    for flag in tokens:
         name, equals, value = flag.partition("=")
         kind, dot, own = name.removeprefix("--").partition(".")
         if not (name.startswith("--") and dot and kind in PARTS):
             raise ValueError(_unknown_flag(flag, arguments))
-        if not equals:
-            if not rest:
-                raise ValueError(f"{name} takes a value")
-            value, *rest = rest
+        text = value if equals else next(tokens, None)
+        if text is None:
+            raise ValueError(f"{name} takes a value")
         try:
-            config.options[kind][own.replace("-", "_")] = yaml.safe_load(value)
+            config.options[kind][own.replace("-", "_")] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"{name} takes a plain value, not {value!r}") from error
+            raise ValueError(f"{name} takes a plain value, not {text!r}") from error
     return config
 
 
 def _unknown_flag(flag: str, arguments: argparse.Namespace) -> str:
-    known = [f"--{name.replace('_', '-')}" for name in vars(arguments) if name != "command"]
+    known = [f"--{name.replace('_', '-')}" for name in vars(arguments) if name not in ("command", "builds_vae")]
     matches = difflib.get_close_matches(flag.partition("=")[0], known, 1, cutoff=0.6)
     return f"unknown argument {flag}" + (f"; did you mean {matches[0]}?" if matches else "; see --help")
 
@@ -271,12 +222,12 @@ def _new_folder(out: Path | None, name: str) -> Path:
     return out or folder
 
 
-def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
+def _train(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pyro_vae.runs import Run
 
-    config = _config(arguments, rest)
+    config = arguments.config
     run = Run(config, _new_folder(arguments.out, config.data))
     for name, text in run.facts().items():
         print(f"{name + ':':<20}{text}")
@@ -307,22 +258,17 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"{run.folder}/report.html shows pictures and numbers; run: {run.folder}")
 
 
-def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
+def _compare(arguments: argparse.Namespace) -> None:
     from pyro_vae import plots
     from pyro_vae.comparison import compare
     from pyro_vae.config import device_named, load_data
-    from pyro_vae.data import BINARIZE
-    from pyro_vae.programs import seeded
-    from pyro_vae.runs import check_folder, seeded_vae
+    from pyro_vae.runs import as_seen, check_folder, seeded_vae
 
-    config = _config(arguments, rest)
+    config = arguments.config
     folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
     check_folder(folder)
     device = device_named(config.device)
-    x = load_data(config).train.to(device)
-    transform = BINARIZE[config.binarize]
-    with seeded(config.seed, device):
-        x = transform(x) if transform else x
+    x = as_seen(config, load_data(config).train.to(device))
     vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
     counts = {"steps": arguments.steps, "draws": arguments.draws, "rounds": arguments.rounds}
     found = compare(vae, x, batch_size=config.batch_size, seed=config.seed, **counts)
@@ -336,12 +282,10 @@ def _compare(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"pictures and JSON: {folder}")
 
 
-def _gradients(arguments: argparse.Namespace, rest: list[str]) -> None:
+def _gradients(arguments: argparse.Namespace) -> None:
     from pyro_vae import plots
     from pyro_vae.laboratory import gradients
 
-    if rest:
-        raise ValueError(_unknown_flag(rest[0], arguments))
     found = gradients(arguments.model, arguments.draws, arguments.seed)
     print(found.table())
     if arguments.json:
@@ -354,11 +298,9 @@ def _gradients(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.out.write_bytes(plots.png(figure))
 
 
-def _list(arguments: argparse.Namespace, rest: list[str]) -> None:
+def _list(arguments: argparse.Namespace) -> None:
     from pyro_vae.config import catalogue
 
-    if rest:
-        raise ValueError(_unknown_flag(rest[0], arguments))
     if arguments.markdown:
         print("| kind | name | what it is | reference |\n| --- | --- | --- | --- |")
     for row in catalogue():
@@ -369,30 +311,26 @@ def _list(arguments: argparse.Namespace, rest: list[str]) -> None:
         )
 
 
-def _read_run(arguments: argparse.Namespace, rest: list[str]) -> "tuple[VAE, Config]":
+def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
     from pyro_vae.runs import load_vae
 
-    if rest:
-        raise ValueError(_unknown_flag(rest[0], arguments))
     if arguments.n < 1:
         raise ValueError(f"--n must be at least 1, not {arguments.n}")
     path = arguments.run / "config.yaml"
     if not path.exists():
         raise ValueError(f"{arguments.run} is no run: it holds no config.yaml")
-    tokens = _tokens(_read_yaml(path))
-    if getattr(arguments, "data_root", None):
-        tokens.append(f"--data-root={arguments.data_root}")
-    config = _config(*_parser().parse_known_args(["train", *tokens]))
+    root = [f"--data-root={arguments.data_root}"] if getattr(arguments, "data_root", None) else []
+    config = _parse(["train", f"--config={path}", *root]).config
     return load_vae(arguments.run, config), config
 
 
-def _sample(arguments: argparse.Namespace, rest: list[str]) -> None:
+def _sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyro_vae import plots
     from pyro_vae.programs import seeded
 
-    vae, config = _read_run(arguments, rest)
+    vae, config = _read_run(arguments)
     with seeded(arguments.seed, torch.device(config.device)):
         figure = plots.samples(vae.sample(arguments.n), "Samples from the prior, decoded")
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
@@ -400,7 +338,7 @@ def _sample(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(path)
 
 
-def _reconstruct(arguments: argparse.Namespace, rest: list[str]) -> None:
+def _reconstruct(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyro_vae import plots
@@ -411,7 +349,7 @@ def _reconstruct(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pyro_vae.programs import seeded
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
-    vae, config = _read_run(arguments, rest)
+    vae, config = _read_run(arguments)
     data = load_data(config)
     transform, device = BINARIZE[config.binarize], torch.device(config.device)
     x = data.test[: arguments.n].to(device)
@@ -428,7 +366,3 @@ def _reconstruct(arguments: argparse.Namespace, rest: list[str]) -> None:
         f" {bound.reconstruction:.2f}, KL {bound.kl:.2f} nats per datum"
     )
     print(path)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

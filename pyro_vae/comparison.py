@@ -4,14 +4,14 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
@@ -54,32 +54,29 @@ class Comparison:
 
     def table(self) -> str:
         """Return the figures as a text table."""
-        why, rows = self.why_the_trick, []
-        rows += [("identity: same weights, same noise, float64", "loss", "gradients")]
-        for name, found in self.identity.items():
-            rows += [(f"  {name}", *_differences(found))]
-        rows += [("controls: twins spoiled on purpose", "", "")]
-        for name, found in self.controls.items():
-            rows += [(f"  {name}: {'detected' if found['detected'] else 'NOT DETECTED'}", *_differences(found))]
-        rows += [
-            (
-                f"trajectory: largest parameter difference in {len(self.trajectory)} steps",
-                f"{max(self.trajectory):.1e}",
-                "",
-            ),
+        why = self.why_the_trick
+        steps, farthest = len(self.trajectory), max(self.trajectory)
+        rows = [
+            ("identity: same weights, same noise, float64", "loss", "gradients"),
+            *[(f"  {name}", *_differences(found)) for name, found in self.identity.items()],
+            ("controls: twins spoiled on purpose", "", ""),
+            *[
+                (f"  {name}: {'detected' if found['detected'] else 'NOT DETECTED'}", *_differences(found))
+                for name, found in self.controls.items()
+            ],
+            (f"trajectory: largest parameter difference in {steps} steps", f"{farthest:.1e}", ""),
             (f"why the trick: encoder gradient, {why['draws']} draws", "mean", "standard error"),
-        ]
-        for name in ("pathwise", "score_function"):
-            rows += [(f"  {name.replace('_', ' ')}", f"{why[name]['mean']:.4g}", f"{why[name]['standard_error']:.2g}")]
-        rows += [
+            *[
+                (f"  {name.replace('_', ' ')}", f"{why[name]['mean']:.4g}", f"{why[name]['standard_error']:.2g}")
+                for name in ("pathwise", "score_function")
+            ],
             ("  difference in standard errors", f"{why['z']:+.2f}", ""),
             ("  variance of the score function / pathwise", f"{why['variance_ratio']:.4g}", ""),
             ("  reconstruction's gradient, sample detached", f"{why['detached_gradient_norm']:.4g}", ""),
             ("  reconstruction's gradient, pathwise", f"{why['pathwise_gradient_norm']:.4g}", ""),
             ("speed", "ms per step", "ratio"),
+            *[(f"  {name}", f"{of['ms_per_step']:.2f}", f"{of['ratio']:.2f}") for name, of in self.speed.items()],
         ]
-        for name, found in self.speed.items():
-            rows += [(f"  {name}", f"{found['ms_per_step']:.2f}", f"{found['ratio']:.2f}")]
         return "\n".join(f"{name:<58}{first:>12}{second:>16}".rstrip() for name, first, second in rows)
 
 
@@ -123,16 +120,12 @@ def compare(
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, sections 2.3 and 2.4.
     """
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("draws", draws, 2),
-        ("rounds", rounds, 1),
-        ("batch_size", batch_size, 1),
-    ):
+    counts = {"steps": (steps, 1), "draws": (draws, 2), "rounds": (rounds, 1), "batch_size": (batch_size, 1)}
+    for name, (value, least) in counts.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value!r}")
     x = as_input(data, vae)
-    _check_covered(vae)
+    twin_of(vae)  # refuses what it does not cover
     batch_size = min(batch_size, len(x))
     with seeded(seed, x.device):
         check_programs(vae.model, vae.guide, x)
@@ -157,18 +150,6 @@ def twin_of(vae: VAE) -> baseline.VAE:
     Raises:
         TypeError: where the twin does not cover a part.
     """
-    _check_covered(vae)
-    is_normal = isinstance(vae.decoder, decoders.Normal)
-    error = baseline.squared_error(vae.decoder.scale.item()) if is_normal else baseline.cross_entropy
-    return baseline.VAE(copy.deepcopy(vae.encoder.network), copy.deepcopy(vae.decoder.network), error)
-
-
-def parameters_of(vae: VAE) -> list[nn.Parameter]:
-    """Return the parameters of a VAE's two networks, the encoder's first."""
-    return [*vae.encoder.network.parameters(), *vae.decoder.network.parameters()]
-
-
-def _check_covered(vae: VAE) -> None:
     covered = {
         "prior": type(vae.prior) is priors.Normal and not vae.prior.learned,
         "encoder": type(vae.encoder) is encoders.Normal,
@@ -182,6 +163,14 @@ def _check_covered(vae: VAE) -> None:
                 f"the hand-coded twin has a standard normal prior, a Normal encoder and a Bernoulli or Normal decoder"
                 f" of fixed scale; it does not cover the {name} {type(part).__name__}({part.extra_repr()})"
             )
+    is_normal = isinstance(vae.decoder, decoders.Normal)
+    error = baseline.squared_error(vae.decoder.scale.item()) if is_normal else baseline.cross_entropy
+    return baseline.VAE(copy.deepcopy(vae.encoder.network), copy.deepcopy(vae.decoder.network), error)
+
+
+def parameters_of(vae: VAE) -> list[nn.Parameter]:
+    """Return the parameters of a VAE's two networks, the encoder's first."""
+    return [*vae.encoder.network.parameters(), *vae.decoder.network.parameters()]
 
 
 # --- identity and controls: one loss, computed twice ---------------------------------------------------------------
@@ -261,55 +250,24 @@ def trajectory(vae: VAE, x: Tensor, steps: int = 300, batch_size: int = 128, see
     twin = twin_of(ours)
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3)
     differences: list[float] = []
-    batches = _batches(x, batch_size, seed)
+    epochs = math.ceil(steps / math.ceil(len(x) / batch_size))
+    order = torch.Generator().manual_seed(seed)
+    batches = chain.from_iterable(shuffled_batches(x, batch_size, order) for _ in range(epochs))  # those of fit
     noise = torch.Generator(x.device).manual_seed(seed)
 
-    def step_of_the_twin(step: int, loss: Tensor) -> None:  # noqa: ARG001
+    def follow(step: int, loss: Tensor) -> None:  # noqa: ARG001
         if step < steps:
             batch = next(batches)
             twin.step(optimizer, batch, _noise(vae, batch, noise))
             pairs = zip(parameters_of(ours), twin.parameters(), strict=True)
             differences.append(max((a - b).abs().max().item() for a, b in pairs))
 
-    epochs = math.ceil(steps / math.ceil(len(x) / batch_size))
-    plain_adam = partial(torch.optim.Adam, lr=1e-3)
-    fit(
-        ours.model,
-        ours.guide,
-        x,
-        optimizer=plain_adam,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        on_step=step_of_the_twin,
-    )
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    fit(ours.model, ours.guide, x, optimizer=adam, epochs=epochs, batch_size=batch_size, seed=seed, on_step=follow)
     return differences
 
 
-def _batches(x: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Yield the batches that `fit` takes from a seed, epoch after epoch."""
-    order = torch.Generator().manual_seed(seed)
-    while True:
-        yield from shuffled_batches(x, batch_size, order)
-
-
 # --- why the trick --------------------------------------------------------------------------------------------------
-
-
-class _NormalWithoutTrick(dist.Normal):
-    """A normal distribution whose samples carry no gradient: Pyro then takes the score function."""
-
-    has_rsample = False
-
-
-class _ScoreFunctionEncoder(nn.Module):
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        normal = self.encoder(x).base_dist
-        return _NormalWithoutTrick(normal.loc, normal.scale).to_event(1)
 
 
 def why_the_trick(vae: VAE, x: Tensor, draws: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -331,7 +289,7 @@ def why_the_trick(vae: VAE, x: Tensor, draws: int = 2000, seed: int = 0) -> dict
         pathwise and with the sample detached.
     """
     vae = copy.deepcopy(vae)
-    without = VAE(vae.prior, _ScoreFunctionEncoder(vae.encoder), vae.decoder)
+    without = VAE(vae.prior, encoders.ScoreFunction(vae.encoder), vae.decoder)
     with seeded(seed, x.device):
         direction = torch.stack([_encoder_gradient(vae, vae, x) for _ in range(max(2, draws // 10))]).mean(0)
         direction = direction / direction.norm()
@@ -380,9 +338,7 @@ def _gradient_statistics(programs: VAE, vae: VAE, x: Tensor, draws: int, directi
 def _reconstruction_gradient_norm(vae: VAE, x: Tensor, z: Tensor) -> float:
     reconstruction = -vae.decoder(z).log_prob(x).mean()
     parameters = list(vae.encoder.parameters())
-    gradients = torch.autograd.grad(
-        reconstruction, parameters, retain_graph=True, materialize_grads=True, allow_unused=True
-    )
+    gradients = torch.autograd.grad(reconstruction, parameters, retain_graph=True, materialize_grads=True)
     return parameters_to_vector(gradients).norm().item()
 
 
@@ -409,23 +365,23 @@ def speed(
 
 
 def _time_twin(vae: VAE, x: Tensor, batch_size: int, seed: int) -> float:
-    twin, batches = twin_of(vae), _batches(x, batch_size, seed)
+    twin = twin_of(vae)
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3)
-    start = time.perf_counter()
-    for _ in range(math.ceil(len(x) / batch_size)):
-        batch = next(batches)
-        twin.step(optimizer, batch, _noise(vae, batch)).item()
-    return time.perf_counter() - start
+    return _time(lambda batch: twin.step(optimizer, batch, _noise(vae, batch)).item(), x, batch_size, seed)
 
 
 def _time_svi(vae: VAE, x: Tensor, batch_size: int, seed: int) -> float:
-    batches = _batches(x, batch_size, seed)
+    svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
-        start = time.perf_counter()
-        for _ in range(math.ceil(len(x) / batch_size)):
-            svi.step(next(batches))
-        return time.perf_counter() - start
+        return _time(svi.step, x, batch_size, seed)
+
+
+def _time(step: Callable[[Tensor], Any], x: Tensor, batch_size: int, seed: int) -> float:
+    batches = shuffled_batches(x, batch_size, torch.Generator().manual_seed(seed))
+    start = time.perf_counter()
+    for batch in batches:
+        step(batch)
+    return time.perf_counter() - start
 
 
 def _time_fit(vae: VAE, x: Tensor, batch_size: int, seed: int) -> float:

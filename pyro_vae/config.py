@@ -1,26 +1,28 @@
-"""What a run is made of, in plain values: checked against the parts' own signatures, and built into a VAE."""
+"""A config checked against the parts' own signatures, and built into a VAE."""
 
 import difflib
 import importlib
 import inspect
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_vae import data, decoders, encoders, networks, objectives, priors
 from pyro_vae.networks import Network, Shape
+from pyro_vae.settings import Config
 from pyro_vae.vae import VAE
 
 KINDS = {"prior": priors, "encoder": encoders, "decoder": decoders, "loss": objectives}
-NETWORKS = ("MLP", "Conv")
+NETWORKS = {
+    "MLP": (networks.MLP, networks.MLP),
+    "Conv": (networks.ConvEncoder, networks.ConvDecoder),
+    "GRU": (networks.GRUEncoder, networks.GRUDecoder),
+}
 PYRO_LOSSES = {cls.__name__: cls for cls in (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)}
 PYRO_LOSS_SUMMARIES = {
     "Trace_ELBO": (
@@ -45,56 +47,7 @@ PYRO_LOSS_PARAMETERS = {
     for name, default in (("num_particles", 1), ("vectorize_particles", False))
 }
 GIVEN = ("shape", "latent_dim", "network", "out_shape", "encoder", "prior", "decoder", "data")  # not by flags
-Options = dict[str, dict[str, Any]]
-
-
-@dataclass
-class Config:
-    """Everything needed to repeat a run: one field per flag of ``pyro-vae train``, by the same name.
-
-    ``options`` holds the parts' own parameters, such as ``{"decoder": {"scale": 0.1}}`` for ``--decoder.scale 0.1``.
-    """
-
-    data: str = "digits"
-    data_root: str | None = None
-    download: bool = False
-    binarize: str = "none"
-    prior: str = "Normal"
-    encoder: str = "Normal"
-    decoder: str = "Bernoulli"
-    network: str = "MLP"
-    hidden: list[int] = field(default_factory=lambda: [400])
-    channels: list[int] = field(default_factory=lambda: [32, 64])
-    latent_dim: int = 10
-    loss: str = "Trace_ELBO"
-    beta: float = 1.0
-    warm_up: int = 0
-    epochs: int = 100
-    batch_size: int = 64
-    lr: float = 1e-3
-    clip_norm: float | None = None
-    engine: str = "auto"
-    seed: int = 0
-    device: str = "cpu"
-    evaluate: str = "mean"
-    latent_map: str = "pca"
-    options: Options = field(default_factory=lambda: {kind: {} for kind in KINDS})
-
-    @staticmethod
-    def flags() -> list[str]:
-        """Return the names of the fields that are flags: all but the parts' own ``options``."""
-        return [f.name for f in fields(Config) if f.name != "options"]
-
-    def flat(self) -> dict[str, Any]:
-        """Return the flags that say the same: ``decoder.scale`` for a part's own parameter, none for unset ones."""
-        plain = {name: getattr(self, name) for name in self.flags()}
-        own = {f"{kind}.{name}": value for kind, values in self.options.items() for name, value in values.items()}
-        return {name: value for name, value in {**plain, **own}.items() if value is not None}
-
-    def save(self, path: Path) -> None:
-        """Write the flags as YAML, with the versions they ran with as a comment."""
-        versions = f"# torch {torch.__version__}, pyro-ppl {importlib.metadata.version('pyro-ppl')}\n"
-        path.write_text(versions + yaml.safe_dump(self.flat(), sort_keys=False), encoding="utf-8")
+PLAIN = (bool, int, float, str)
 
 
 def nearest(name: str, known: Iterable[str], what: str) -> str:
@@ -116,13 +69,12 @@ def parts(kind: str) -> dict[str, type[Any]]:
         >>> "Normal" in parts("encoder"), "IWAE" in parts("loss"), "Trace_ELBO" in parts("loss")
         (True, True, True)
     """
-    module = KINDS[kind]
-    classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
-    if kind == "loss":
-        concrete = {name: value for name, value in classes.items() if issubclass(value, ELBO)}
-        return {**PYRO_LOSSES, **{name: value for name, value in concrete.items() if name != "Objective"}}
-    own = {name: value for name, value in classes.items() if value.__module__.startswith(module.__name__)}
-    return {name: value for name, value in own.items() if issubclass(value, nn.Module) and not name.startswith("_")}
+    if kind == "network":
+        return {name: encoder for name, (encoder, _) in NETWORKS.items()}
+    base = ELBO if kind == "loss" else nn.Module
+    classes = {name: cls for name, cls in vars(KINDS[kind]).items() if inspect.isclass(cls) and issubclass(cls, base)}
+    classes.pop("Objective", None)  # what the others inherit from
+    return {**PYRO_LOSSES, **classes} if kind == "loss" else classes
 
 
 def part(kind: str, name: str) -> type[Any]:
@@ -143,8 +95,7 @@ def part(kind: str, name: str) -> type[Any]:
         'pyro_vae.priors.normal'
     """
     if "." not in name:
-        if name not in parts(kind):
-            raise ValueError(nearest(name, parts(kind), kind))
+        check_choice(kind, name, parts(kind))
         return parts(kind)[name]
     module_name, class_name = name.rsplit(".", 1)
     if "" not in sys.path:
@@ -168,7 +119,10 @@ def own_parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     """
     if cls in PYRO_LOSSES.values():
         return PYRO_LOSS_PARAMETERS
-    return {name: value for name, value in inspect.signature(cls).parameters.items() if name not in GIVEN}
+    pair = next((pair for pair in NETWORKS.values() if cls in pair), ())
+    accepted = {name: value for each in pair or (cls,) for name, value in inspect.signature(each).parameters.items()}
+    own = {name: value for name, value in accepted.items() if name not in GIVEN}
+    return {name: value for name, value in own.items() if not pair or value.annotation in PLAIN}
 
 
 def catalogue() -> list[tuple[str, str, str, str]]:
@@ -206,11 +160,11 @@ def build(config: Config, shape: Shape) -> VAE:
         Normal(latent_dim=2, learned=False)
     """
     check_choice("network", config.network, NETWORKS)
-    encoder_network: Network = partial(networks.MLP, hidden=tuple(config.hidden))
-    decoder_network: Network = partial(networks.MLP, hidden=tuple(config.hidden[::-1]))
-    if config.network == "Conv":
-        encoder_network = partial(networks.ConvEncoder, channels=tuple(config.channels))
-        decoder_network = partial(networks.ConvDecoder, channels=tuple(config.channels[::-1]))
+    own = _own_values("network", config, NETWORKS[config.network][0])
+    encoder_network, decoder_network = (
+        _network(cls, own, {"hidden": config.hidden[::turn], "channels": config.channels[::turn]})
+        for cls, turn in zip(NETWORKS[config.network], (1, -1), strict=True)
+    )
     given = {"shape": shape, "latent_dim": config.latent_dim}
     encoder = _construct("encoder", config, {**given, "network": encoder_network})
     prior = _construct("prior", config, {**given, "encoder": encoder})
@@ -218,6 +172,13 @@ def build(config: Config, shape: Shape) -> VAE:
     code = event if len(event) > 1 else config.latent_dim
     of_codes = {**given, "latent_dim": code, "network": decoder_network}
     return VAE(prior, encoder, _construct("decoder", config, of_codes))
+
+
+def _network(cls: type[nn.Module], own: dict[str, Any], sizes: dict[str, list[int]]) -> Network:
+    """Fix what a network takes beside its two shapes."""
+    accepted, plain = inspect.signature(cls).parameters, own_parameters(cls)
+    fixed = {name: tuple(value) for name, value in sizes.items() if name in accepted and name not in plain}
+    return partial(cls, **fixed, **{name: value for name, value in own.items() if name in accepted})
 
 
 def build_loss(config: Config, size: int) -> ELBO:
@@ -243,24 +204,28 @@ def build_loss(config: Config, size: int) -> ELBO:
 
 def _construct(kind: str, config: Config, given: dict[str, Any]) -> Any:
     cls = part(kind, getattr(config, kind))
-    accepted, own = inspect.signature(cls).parameters, own_parameters(cls)
+    accepted = inspect.signature(cls).parameters
     missing = [name for name, value in accepted.items() if value.default is value.empty and name not in given]
     if missing:
         raise ValueError(f"the {kind} {cls.__name__} takes {', '.join(missing)}: build it in Python, not by a flag")
-    values = dict(config.options.get(kind, {}))
+    values = {name: value for name, value in given.items() if name in accepted}
+    return cls(**{**values, **_own_values(kind, config, cls)})
+
+
+def _own_values(kind: str, config: Config, cls: type[Any]) -> dict[str, Any]:
+    values, own = dict(config.options.get(kind, {})), own_parameters(cls)
     if "grey" in own:  # what --binarize none says by name
         values.setdefault("grey", config.binarize == "none")
     for name, value in values.items():
-        if name not in own:
-            raise ValueError(nearest(name, own, f"parameter of the {kind} {cls.__name__}:"))
+        check_choice(f"parameter of the {kind} {cls.__name__}:", name, own)
         values[name] = _typed(f"{kind}.{name}", value, own[name].annotation)
-    return cls(**{name: value for name, value in given.items() if name in accepted and name not in values}, **values)
+    return values
 
 
 def _typed(name: str, value: Any, annotation: Any) -> Any:
     if annotation is float and type(value) is int:
         return float(value)
-    if annotation in (bool, int, float, str) and type(value) is not annotation:
+    if annotation in PLAIN and type(value) is not annotation:
         raise ValueError(f"--{name} takes a value of type {annotation.__name__}, not {value!r}")
     return value
 
@@ -273,7 +238,6 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 def beta_of(config: Config, steps_per_epoch: int) -> objectives.Beta:
     """Return the KL weight of a config: a number, or a linear warm-up over its epochs."""
-    objectives.check_beta(config.beta)
     if config.warm_up < 0:
         raise ValueError(f"warm_up must be at least 0 epochs, not {config.warm_up}")
     if config.warm_up == 0:

@@ -186,24 +186,22 @@ def _from_numpy(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=wide.get(kind, kind.replace("b1", "?")), order="C"))
 
 
-def _split(x: Tensor, y: Tensor | None = None) -> Data:
-    """Cut one part in two, 4 to 1, always in the same way."""
+def _split(x: Tensor, y: Tensor | None = None, count: int | None = None) -> Data:
+    """Cut a test part off, of one fifth unless told otherwise, always in the same way."""
     if len(x) < 2:
         raise ValueError(f"at least 2 data are needed for a train and a test part, not {len(x)}")
+    count = count or max(1, round(len(x) / 5))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    test, train = order[: max(1, round(len(x) / 5))], order[max(1, round(len(x) / 5)) :]
-    return Data(x[train], x[test], None if y is None else y[train], None if y is None else y[test])
+    parts = order[count:], order[:count]
+    return Data(*[x[part] for part in parts], *[None if y is None else y[part] for part in parts])
 
 
 def _digits() -> Data:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # round(1797 / 5) = 359 would do as well; 360 is the customary test part.
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
-    x = torch.tensor(digits.images / 16, dtype=torch.get_default_dtype())[order, None]
-    y = torch.tensor(digits.target)[order]
-    return Data(x[360:], x[:360], y[360:], y[:360])
+    x = torch.tensor(digits.images / 16, dtype=torch.get_default_dtype())[:, None]
+    return _split(x, torch.tensor(digits.target), 360)  # round(1797 / 5) = 359 would do as well; 360 is customary
 
 
 def _torchvision(name: str, root: Path, download: bool) -> Data:
@@ -261,22 +259,23 @@ def _numpy(path: Path) -> Data:
     tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
     if len(tensors) == 1:
         tensors = {"x": next(iter(tensors.values()))}
-    if not ({"x_train", "x_test"} <= set(tensors) or "x" in tensors):
+    parts = ("_train", "_test") if {"x_train", "x_test"} <= set(tensors) else ("",)
+    if not {f"x{part}" for part in parts} <= set(tensors):
         raise ValueError(
             f"{path} needs arrays x_train and x_test, or x, but holds {', '.join(sorted(tensors)) or 'none'}"
         )
-    for x_name, y_name in (("x", "y"), ("x_train", "y_train"), ("x_test", "y_test")):
-        if x_name in tensors and y_name in tensors and len(tensors[x_name]) != len(tensors[y_name]):
-            counts = f"{len(tensors[x_name])} {x_name} and {len(tensors[y_name])} {y_name}"
-            raise ValueError(f"{path} holds {counts}; they must be as many")
-        if y_name in tensors and tensors[y_name].dim() != 1:
-            raise ValueError(f"{y_name} in {path} must hold one label per datum, not shape {_shape(tensors[y_name])}")
-    if "x_train" in tensors:
-        x_train, x_test = as_tensor(tensors["x_train"]), as_tensor(tensors["x_test"])
-        if x_train.shape[1:] != x_test.shape[1:]:
-            raise ValueError(f"x_train and x_test in {path} differ in shape: {_shape(x_train)} and {_shape(x_test)}")
-        return Data(x_train, x_test, tensors.get("y_train"), tensors.get("y_test"))
-    return _split(as_tensor(tensors["x"]), tensors.get("y"))
+    data = [as_tensor(tensors[f"x{part}"]) for part in parts]
+    labels = [tensors.get(f"y{part}") for part in parts]
+    for part, x, y in zip(parts, data, labels, strict=True):
+        if y is not None and y.dim() != 1:
+            raise ValueError(f"y{part} in {path} must hold one label per datum, not shape {_shape(y)}")
+        if y is not None and len(x) != len(y):
+            raise ValueError(f"{path} holds {len(x)} x{part} and {len(y)} y{part}; they must be as many")
+    if len(parts) == 1:
+        return _split(data[0], labels[0])
+    if data[0].shape[1:] != data[1].shape[1:]:
+        raise ValueError(f"x_train and x_test in {path} differ in shape: {_shape(data[0])} and {_shape(data[1])}")
+    return Data(*data, *labels)
 
 
 def _tensor(array: np.ndarray, name: str) -> Tensor:

@@ -32,29 +32,23 @@ def draw(
     Returns:
         Figures by name, in the order of the report; and by name why a picture is left out.
     """
-    figures = {"curves": plots.curves(history, f"{config.data}: training")}
-    left_out = {}
-    figures["samples"] = plots.samples(vae.sample(64), "Samples from the prior, decoded")
-    figures["reconstructions"] = reconstruction_figure(vae, x[:10], config.evaluate)
-    if len(x) > 1:
-        figures["interpolation"] = interpolation_figure(vae, *x[_two(labels)])
-    else:
-        left_out["interpolation"] = "there is a single test datum"
-    figures["latent_map"] = map_figure(config, snapshots, labels)
-    figures["posterior_cloud"] = cloud_figure(vae, x, config.seed)
     with torch.no_grad():
         parts = kl_parts(vae.encoder(x), vae.prior())
-    if parts:
-        figures["kl_per_dimension"] = plots.kl_per_dimension(*parts, "KL per latent dimension, test data")
-    else:
-        left_out["kl_per_dimension"] = "prior and posteriors are not both diagonal normals"
+    found: dict[str, Figure | str] = {
+        "curves": plots.curves(history, f"{config.data}: training"),
+        "samples": plots.samples(vae.sample(64), "Samples from the prior, decoded"),
+        "reconstructions": reconstruction_figure(vae, x[:10], config.evaluate),
+        "interpolation": interpolation_figure(vae, *x[_two(labels)]) if len(x) > 1 else "there is a single test datum",
+        "latent_map": map_figure(config, snapshots, labels),
+        "posterior_cloud": cloud_figure(vae, x, config.seed),
+        "kl_per_dimension": plots.kl_per_dimension(*parts, "KL per latent dimension, test data")
+        if parts
+        else "prior and posteriors are not both diagonal normals",
+    }
     if vae.prior().event_shape == (2,):
-        grid = grid_figure(vae)
-        if grid:
-            figures["decoded_grid"] = grid
-        else:
-            left_out["decoded_grid"] = "the codes do not fill a rectangle"
-    return figures, left_out
+        found["decoded_grid"] = grid_figure(vae) or "the codes do not fill a rectangle"
+    figures = {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
+    return figures, {name: reason for name, reason in found.items() if isinstance(reason, str)}
 
 
 def _two(labels: Tensor | None) -> list[int]:

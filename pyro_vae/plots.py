@@ -406,8 +406,7 @@ def gradients(pathwise: ArrayLike, score_function: ArrayLike, title: str = "") -
         whole.set_title(f"variance, score function / pathwise: {np.divide(*variances[::-1]):.3g}")
     whole.set(yscale="log", ylabel="share of the draws")
     narrow.set_title("the range of the narrower one")
-    handles, names = whole.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", frameon=False)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", frameon=False)
     return figure
 
 
@@ -637,8 +636,8 @@ def _curves_in_cells(tiles: np.ndarray, left: float, top: float, width: float, h
 
 def _outer_edges(low: float, high: float, count: int) -> tuple[float, float]:
     """Return where the outer tiles end, if their centres lie at low and high."""
-    half = (high - low) / (count - 1) / 2 if count > 1 else (high - low) / 2
-    return low - (half or 0.5), high + (half or 0.5)
+    half = (high - low) / max(count - 1, 1) / 2 or 0.5
+    return low - half, high + half
 
 
 def _posteriors(centres: ArrayLike, covariances: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -672,8 +671,7 @@ def _colours(labels: ArrayLike | None, counts: set[int]) -> tuple[list[Line2D], 
 def _bounds(maps: list[tuple[np.ndarray, np.ndarray]], ellipses: bool, shared: bool) -> np.ndarray:
     """Return the lower and upper corner of each panel's ellipses, shape (panels, 2, 2)."""
     reach = [np.sqrt(covariances.diagonal(axis1=1, axis2=2)) * ellipses for _, covariances in maps]
-    corners = [((c - r).min(0), (c + r).max(0)) for (c, _), r in zip(maps, reach, strict=True)]
-    bounds = np.array(corners)
+    bounds = np.array([((c - r).min(0), (c + r).max(0)) for (c, _), r in zip(maps, reach, strict=True)])
     if shared:
         bounds[:] = bounds[:, 0].min(0), bounds[:, 1].max(0)
     return bounds

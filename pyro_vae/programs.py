@@ -121,22 +121,21 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
     with _PyroDistributions():
         model_trace, guide_trace = paired_traces(local(model), local(guide), batch)
     _check_sites(model_trace, guide_trace)
+    sites = [model_trace.nodes[name] for name in model_trace.observation_nodes]
     if missing.any():
-        sites = [model_trace.nodes[name] for name in model_trace.observation_nodes]
         if not any(_accepts_nan(site["fn"].support, site["value"]) for site in sites):
             _refuse(x, missing, "remove or fill what is not finite, or score only the rest (decoders.Masked)")
         rows = x[missing.flatten(1).any(1)][:2]
         _check_guide_of_missing(local(guide), rows if transform is None else transform(rows))
-    for name in model_trace.observation_nodes:
-        site = model_trace.nodes[name]
+    for site in sites:
         if isinstance(site["value"], Tensor) and site["value"].shape == batch.shape:
             for rows in x.split(10_000):
                 value = rows if transform is None else transform(rows)
                 try:
-                    _check_support(name, site["fn"].support, value)
+                    _check_support(site, value)
                 except RuntimeError:  # the support hangs on the parameters, whose batch was another
                     model_trace, _ = paired_traces(local(model), local(guide), value)
-                    _check_support(name, model_trace.nodes[name]["fn"].support, value)
+                    _check_support(model_trace.nodes[site["name"]], value)
 
 
 def _refuse(x: Tensor, bad: Tensor, fix: str) -> None:
@@ -214,10 +213,12 @@ def _check_same_support(
         raise ValueError(f"{prior_name} lives on {supports}: choose a pair on one support")
 
 
+def _inner(constraint: Any) -> Any:
+    return _inner(constraint.base_constraint) if hasattr(constraint, "base_constraint") else constraint
+
+
 def _support(constraint: Any) -> str:
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    name = str(constraint).removesuffix("()")
+    name = str(_inner(constraint)).removesuffix("()")
     return {"Boolean": "{0, 1}", "Interval(lower_bound=0.0, upper_bound=1.0)": "[0, 1]"}.get(name, name)
 
 
@@ -244,12 +245,11 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
             _check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
 
 
-def _check_support(name: str, support: Any, value: Tensor) -> None:
+def _check_support(site: dict[str, Any], value: Tensor) -> None:
+    support = site["fn"].support
     if support.check(value).all():
         return
-    inner = support
-    while hasattr(inner, "base_constraint"):
-        inner = inner.base_constraint
+    inner = _inner(support)
     allowed = inner.check(value) | (value.isnan() if _accepts_nan(support, value) else False)
     bad = value[~allowed].flatten()
     kind = _support(support)
@@ -262,5 +262,5 @@ def _check_support(name: str, support: Any, value: Tensor) -> None:
     else:
         fix = "scale the data, or choose another decoder"
     raise ValueError(
-        f"the data hold {bad[0].item():.6g}, outside the support {kind} of the decoder (site {name!r}): {fix}"
+        f"the data hold {bad[0].item():.6g}, outside the support {kind} of the decoder (site {site['name']!r}): {fix}"
     )

@@ -1,7 +1,5 @@
 """Runs: a config trained into a folder of its own, and read back from it."""
 
-import csv
-import io
 import os
 from collections.abc import Callable
 from functools import partial
@@ -43,15 +41,9 @@ class Run:
         self.device = device_named(config.device)
         self.data = load_data(config)
         self.transform = BINARIZE[config.binarize]
-        check_settings(
-            len(self.data.train),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            beta=config.beta,
-            clip_norm=config.clip_norm,
-            lr=config.lr,
-            engine=config.engine,
-        )
+        passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision")
+        self.settings = {name: getattr(config, name) for name in passed_on}
+        check_settings(len(self.data.train), beta=config.beta, lr=config.lr, device=self.device, **self.settings)
         beta_of(config, steps_per_epoch=1)
         self.loss = build_loss(config, len(self.data.train))
         self.shape = tuple(self.data.train.shape[1:])
@@ -92,23 +84,19 @@ class Run:
             if on_epoch:
                 on_epoch(row)
 
-        steps_per_epoch = -(-len(self.data.train) // config.batch_size)
         history = fit(
             self.vae.model,
             config_enumerate(self.vae.guide) if isinstance(self.loss, TraceEnum_ELBO) else self.vae.guide,
             self.data.train,
             loss=self.loss,
             optimizer=partial(torch.optim.Adam, lr=config.lr, fused=True),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
             seed=config.seed,
             validation=self.data.test,
-            beta=beta_of(config, steps_per_epoch),
-            clip_norm=config.clip_norm,
+            beta=beta_of(config, -(-len(self.data.train) // config.batch_size)),
             transform=self.transform,
-            engine=config.engine,
             on_step=on_step,
             on_epoch=record,
+            **self.settings,
         )
         with seeded(config.seed, self.device), mode(False, self.vae):
             figures, left_out = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
@@ -121,18 +109,17 @@ class Run:
     @property
     def shown(self) -> Tensor:
         """The test data that the pictures show, at most 1,000, as the encoder sees them."""
-        x = self.data.test[:1000].to(self.device)
-        with seeded(self.config.seed, self.device):
-            return self.transform(x) if self.transform else x
+        return as_seen(self.config, self.data.test[:1000].to(self.device))
 
     def facts(self) -> dict[str, str]:
         """What the report says of the run in words."""
         count = sum(parameter.numel() for parameter in self.vae.parameters())
         shape = "x".join(map(str, self.shape))
+        grey = ", grey pixels scored by cross-entropy" if getattr(self.vae.decoder, "grey", False) else ""
         values = {"none": "as they are", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
         return {
             "data": f"{self.config.data}: {len(self.data.train)} train, {len(self.data.test)} test, {shape}",
-            "values": f"{values[self.config.binarize]} (--binarize {self.config.binarize}){self._grey()}",
+            "values": f"{values[self.config.binarize]} (--binarize {self.config.binarize}){grey}",
             "prior": str(self.vae.prior).splitlines()[0].rstrip("("),
             "encoder": _name(self.vae.encoder),
             "decoder": _name(self.vae.decoder),
@@ -142,9 +129,6 @@ class Run:
             "training": f"{self.config.epochs} epochs, batch {self.config.batch_size}, Adam {self.config.lr:g},"
             f" seed {self.config.seed}, {self.device}",
         }
-
-    def _grey(self) -> str:
-        return ", grey pixels scored by cross-entropy" if getattr(self.vae.decoder, "grey", False) else ""
 
 
 def _name(module: torch.nn.Module) -> str:
@@ -157,6 +141,13 @@ def seeded_vae(config: Config, shape: Shape) -> VAE:
     """Build a config's VAE with weights drawn from its seed, leaving torch's random state alone."""
     with seeded(config.seed, torch.device("cpu")):
         return build(config, shape)
+
+
+def as_seen(config: Config, x: Tensor) -> Tensor:
+    """Return data as the programs see them: binarized, by the config's seed, where it says so."""
+    transform = BINARIZE[config.binarize]
+    with seeded(config.seed, x.device):
+        return transform(x) if transform else x
 
 
 def check_folder(folder: Path) -> None:
@@ -184,14 +175,11 @@ def append_metrics(path: Path, row: Row) -> None:
         >>> print(path.read_text().splitlines()[1])
         1,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if not path.exists():
-        writer.writerow(COLUMNS)
+    header = [] if path.exists() else [",".join(COLUMNS)]
     digits = {"epoch": 0, "seconds": 3}
-    writer.writerow(f"{row[name]:.{digits.get(name, 6)}f}" for name in COLUMNS)
+    line = ",".join(f"{row[name]:.{digits.get(name, 6)}f}" for name in COLUMNS)
     with path.open("a", encoding="utf-8") as file:
-        file.write(text.getvalue())
+        file.write("\n".join([*header, line, ""]))
 
 
 def save_weights(vae: VAE, path: Path, shape: Shape) -> None:

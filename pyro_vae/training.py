@@ -8,15 +8,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import (
-    ELBO,
-    JitTrace_ELBO,
-    JitTraceEnum_ELBO,
-    JitTraceGraph_ELBO,
-    JitTraceMeanField_ELBO,
-    RenyiELBO,
-    Trace_ELBO,
-)
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -40,7 +32,7 @@ COLUMNS = (
     "seconds",
 )
 REFUSED_LOSSES = (
-    *(JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO),  # draw their traces only once
+    *[cls for name, cls in vars(pyro.infer).items() if name.startswith("JitTrace")],  # draw their traces only once
     RenyiELBO,  # a KL weight changes its bound without a word: take objectives.Renyi
 )
 Row = dict[str, float]
@@ -153,8 +145,9 @@ def fit(
     if isinstance(loss, Objective) and not loss.weighs_kl and (callable(beta) or beta != 1):
         raise ValueError(f"{loss!r} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
     fixed = 1.0 if callable(beta) else beta
-    check_settings(len(x), epochs=epochs, batch_size=batch_size, beta=fixed, clip_norm=clip_norm, engine=engine)
-    check_precision(precision, x.device)
+    sizes = {"epochs": epochs, "batch_size": batch_size}
+    means = {"engine": engine, "precision": precision}
+    check_settings(len(x), **sizes, beta=fixed, clip_norm=clip_norm, device=x.device, **means)
     objective = terms_and_gradients(loss)
 
     def compute_eagerly(batch: Tensor, weight: Tensor | float) -> Outputs:
@@ -242,6 +235,8 @@ def check_settings(
     clip_norm: float | None = None,
     lr: float = 1e-3,
     engine: str = "auto",
+    precision: str = "32",
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (never changed)
 ) -> None:
     """Refuse numbers of a training that are out of range.
 
@@ -253,6 +248,8 @@ def check_settings(
         clip_norm: above 0, or None.
         lr: above 0 and finite.
         engine: one of ``pyro_vae.engine.ENGINES``.
+        precision: one of ``pyro_vae.precision.PRECISIONS``, which the device has.
+        device: where the training will be.
 
     Raises:
         ValueError: with the value received.
@@ -274,3 +271,4 @@ def check_settings(
     check_beta(beta)
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
+    check_precision(precision, device)

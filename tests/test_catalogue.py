@@ -45,6 +45,21 @@ def test_one_hot_codes_reach_the_decoder_in_their_shape():
     assert vae.decoder.latent_shape == (4, 10)
 
 
+def test_a_network_takes_its_sizes_by_flags_and_the_rest_by_flags_of_its_own():
+    config = Config(network="GRU", decoder="Normal", options={"network": {"categories": 5}})
+    vae = build(config, (7,))
+    assert vae.encoder.network.recurrent.hidden_size == 128  # --hidden, for the layers of an MLP, is no size of it
+    assert vae.encoder.network.embedding.num_embeddings == 5
+    gated = build(Config(hidden=[6, 4], options={"network": {"gated": True}}), (1, 8, 8))
+    assert (gated.encoder.network.hidden, gated.decoder.network.hidden) == ((6, 4), (4, 6))
+    plain, residual = (
+        build(Config(network="Conv", channels=[4, 8], options={"network": {"residual": residual}}), (1, 8, 8))
+        for residual in (False, True)
+    )
+    assert plain.decoder.network.layers[0].out_features == 32
+    assert len(list(residual.decoder.parameters())) == len(list(plain.decoder.parameters())) + 8  # two blocks
+
+
 def test_a_wrapper_is_refused_with_what_it_wants():
     with pytest.raises(ValueError, match="the encoder ScoreFunction takes encoder: build it in Python"):
         build(Config(encoder="ScoreFunction"), (1, 8, 8))

@@ -122,6 +122,9 @@ def test_the_preset_is_the_recipe_of_the_practicum():
         ["--decoder", "Normal", "--decoder.learned", "true"],
         ["--prior.learned", "true", "--loss", "TraceMeanField_ELBO"],
         ["--network", "Conv", "--channels", "4", "8"],
+        ["--network", "Conv", "--channels", "4", "8", "--network.residual", "true"],
+        ["--precision", "bf16-mixed"],
+        ["--network.gated", "true"],
         ["--binarize", "threshold", "--warm-up", "1", "--clip-norm", "1"],
         ["--latent-dim", "2", "--evaluate", "sample"],
         ["--latent-dim", "1", "--latent-map", "first"],
@@ -197,6 +200,17 @@ def test_rows_that_are_no_images_are_drawn_as_curves():
     np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 5)))
     run = train("--data", "rows.npy", "--decoder", "Normal", "--batch-size", "20")
     assert (run / "reconstructions.png").exists()
+
+
+def test_sequences_are_read_by_a_recurrent_network_of_its_own_parameters():
+    np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 5, 2)))
+    flags = ["--network", "GRU", "--network.hidden", "6", "--network.time", "-2", "--decoder", "Normal"]
+    run = train("--data", "rows.npy", "--batch-size", "20", *flags)
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(run / "model.safetensors").items()}
+    assert shapes["encoder.network.recurrent.weight_ih_l0"] == (3 * 6, 2)
+    assert shapes["decoder.network.last.weight"] == (2, 6)
+    assert yaml.safe_load((run / "config.yaml").read_text())["network.time"] == -2
+    assert main(["sample", str(run), "--n", "4"]) == 0
 
 
 def test_the_report_holds_every_picture_and_the_last_numbers_and_refers_to_nothing_outside():
@@ -308,6 +322,8 @@ def refused(capsys, *argv):
         (["--decoder", "Normal", "--decoder.scale", "-1"], "must be above 0 and finite"),
         (["--decoder", "Normal", "--decoder.scale"], "takes a value"),
         (["--decoder.grey", "false"], "grey=True"),
+        (["--network", "GRU"], "GRUEncoder needs sequences"),
+        (["--network.hidden", "3"], "unknown parameter of the network MLP: 'hidden'"),
         (["--config", "none.yaml"], "none.yaml cannot be read"),
         (["--preset", "nope"], "invalid choice: 'nope'"),
         (["--prior", "Exponential"], "choose a pair on one support"),
@@ -431,6 +447,7 @@ def test_help_names_every_part_with_its_own_parameters(capsys):
     output = capsys.readouterr().out
     assert "--decoder ContinuousBernoulli" in output
     assert "--decoder.scale float, default 1.0" in output
+    assert "--network.time int, default -1" in output
 
 
 def test_the_first_help_does_not_import_torch():

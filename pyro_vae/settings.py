@@ -1,0 +1,64 @@
+"""What a run is made of, in plain values. Knows no torch, so that the command line shows its help at once."""
+
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+
+PARTS = ("prior", "encoder", "decoder", "network", "loss")  # what has parameters of its own
+
+
+@dataclass
+class Config:
+    """Everything needed to repeat a run: one field per flag of ``pyro-vae train``, by the same name and with its help.
+
+    ``options`` holds the parts' own parameters, such as ``{"decoder": {"scale": 0.1}}`` for ``--decoder.scale 0.1``.
+    """
+
+    data: Annotated[str, "NAME|PATH", "digits, mnist, fashion-mnist, kmnist, .npy, .npz, image folder"] = "digits"
+    data_root: Annotated[str | None, "DIR", "folder of torchvision's data sets (default: $PYRO_VAE_DATA, or data)"] = (
+        None
+    )
+    download: Annotated[bool, "", "fetch the data set where it is missing"] = False
+    binarize: Annotated[str, "HOW", "none (grey values), threshold or dynamic"] = "none"
+    prior: Annotated[str, "CLASS", "the prior: a name below, or package.module.Class"] = "Normal"
+    encoder: Annotated[str, "CLASS", "the encoder: a name below, or package.module.Class"] = "Normal"
+    decoder: Annotated[str, "CLASS", "the decoder: a name below, or package.module.Class"] = "Bernoulli"
+    network: Annotated[str, "NAME", "encoder's and decoder's network: a name below"] = "MLP"
+    hidden: Annotated[list[int], "N", "widths of the MLP's hidden layers"] = field(default_factory=lambda: [400])
+    channels: Annotated[list[int], "N", "channels of Conv"] = field(default_factory=lambda: [32, 64])
+    latent_dim: Annotated[int, "D", "latent dimensions"] = 10
+    loss: Annotated[str, "NAME", "the objective: a name below; Trace_ELBO, TraceMeanField_ELBO, IWAE, ..."] = (
+        "Trace_ELBO"
+    )
+    beta: Annotated[float, "X", "weight of the KL"] = 1.0
+    warm_up: Annotated[int, "N", "epochs over which the weight of the KL rises from 0"] = 0
+    epochs: Annotated[int, "N", "passes over the data"] = 100
+    batch_size: Annotated[int, "N", "data per step"] = 64
+    lr: Annotated[float, "X", "learning rate of Adam"] = 1e-3
+    clip_norm: Annotated[float | None, "X", "largest norm of the whole gradient (default: none)"] = None
+    engine: Annotated[str, "HOW", "auto, eager, recorded (replay the programs' arithmetic) or compiled"] = "auto"
+    precision: Annotated[str, "HOW", "32, or bf16-mixed: layers in bfloat16, all else in 32 bits"] = "32"
+    seed: Annotated[int, "N", "seed of weights, order and noise"] = 0
+    device: Annotated[str, "NAME", "cpu, cuda, cuda:1, mps"] = "cpu"
+    evaluate: Annotated[str, "WHAT", "z of the pictured reconstructions: posterior mean or sample"] = "mean"
+    latent_map: Annotated[str, "HOW", "first (two dimensions), pca or tsne"] = "pca"
+    options: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in PARTS})
+
+    @staticmethod
+    def flags() -> list[str]:
+        """Return the names of the fields that are flags: all but the parts' own ``options``."""
+        return [f.name for f in fields(Config) if f.name != "options"]
+
+    def flat(self) -> dict[str, Any]:
+        """Return the flags that say the same: ``decoder.scale`` for a part's own parameter, none for unset ones."""
+        plain = {name: getattr(self, name) for name in self.flags()}
+        own = {f"{kind}.{name}": value for kind, values in self.options.items() for name, value in values.items()}
+        return {name: value for name, value in {**plain, **own}.items() if value is not None}
+
+    def save(self, path: Path) -> None:
+        """Write the flags as YAML, with the versions they ran with as a comment."""
+        versions = f"# torch {version('torch')}, pyro-ppl {version('pyro-ppl')}\n"
+        path.write_text(versions + yaml.safe_dump(self.flat(), sort_keys=False), encoding="utf-8")
