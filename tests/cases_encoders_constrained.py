@@ -1,7 +1,7 @@
 """Encoders on constrained and discrete supports, each with an independent reference for its log-probability."""
 
 import numpy as np
-from part_cases import array, encoder_case, event_sum
+from part_cases import SHAPE, Case, array, encoder_case, event_sum
 from scipy import special, stats
 
 from pyro_vae import encoders
@@ -56,6 +56,8 @@ def one_hot(part, x, z):
 def relaxed(part, x, z):
     # Maddison, Mnih and Teh, 2017, definition 1.
     logits, log_z, (k, t) = array(part.network(x)), np.log(z), (part.categories, part.temperature)
+    if part.final_temperature is not None:
+        t = t * (part.final_temperature / t) ** (part.calls.item() / part.anneal_steps)
     total = special.logsumexp(logits - t * log_z, -1)
     log_density = special.gammaln(k) + (k - 1) * np.log(t) - k * total + (logits - (t + 1) * log_z).sum(-1)
     return event_sum(log_density, 1)
@@ -63,6 +65,14 @@ def relaxed(part, x, z):
 
 def categories(number):
     return lambda latent_dim: (latent_dim, number)
+
+
+def half_annealed(latent_dim, *, shape=SHAPE, **kwargs):
+    """Where training has come after half of its steps; calls of the contract are no steps."""
+    own = {"categories": 2, "temperature": 2.0, "final_temperature": 0.5, "anneal_steps": 8}
+    part = encoders.RelaxedOneHotCategorical(shape, latent_dim, **own, **kwargs).eval()
+    part.calls += 4
+    return part
 
 
 CASES = [
@@ -83,5 +93,22 @@ CASES = [
         density=False,  # quadrature is for two categories
         categories=4,
         temperature=1.3,
+    ),
+    encoder_case(
+        "relaxed-straight-through",
+        encoders.RelaxedOneHotCategorical,
+        relaxed,
+        event=categories(3),
+        density=False,  # of what a draw was before it was rounded
+        categories=3,
+        straight_through=True,
+    ),
+    Case(
+        "encoder-relaxed-annealed",
+        "encoders",
+        encoders.RelaxedOneHotCategorical,
+        half_annealed,
+        relaxed,
+        categories(2),
     ),
 ]

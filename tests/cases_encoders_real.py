@@ -183,7 +183,7 @@ CASES = [
         for kind in ("IAF", "MAF", "planar")
         for dim in (1, 2)
     ),
-    # In two dimensions the narrow bins of a spline take a finer grid than the contract's.
+    # In two dimensions the narrow bins of a spline take a finer grid than the contract's: see test_encoders_real.py.
     encoder_case("flow-NSF", encoders.Flow, flow, transform="NSF", hidden=8, context=4),
     Case(
         "encoder-score-function",

@@ -7,6 +7,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import quadrature
 import torch
 from part_cases import SHAPE, D, array
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
@@ -223,6 +224,19 @@ def test_the_determinant_of_a_flow_is_that_of_its_jacobian(transform):
         jacobian = torch.autograd.functional.jacobian(f, x)
         torch.testing.assert_close(f.log_abs_det_jacobian(x, f(x)), jacobian.det().abs().log())
         torch.testing.assert_close(f.inv(f(x).clone()), x)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_spline_flow_of_two_dimensions_integrates_to_1():
+    outputs = torch.randn(2 * 2 + 4, dtype=torch.float64)
+    flow, _ = with_outputs(encoders.Flow, outputs, 2, transform="NSF", hidden=8, context=4)
+    perturbed(flow)
+    with torch.no_grad():
+        distribution = flow(torch.zeros(1))
+        nodes, weights = quadrature.product(quadrature.real(0.02, 4.5), (2,))
+        rows = zip(nodes.split(50_000), weights.split(50_000), strict=True)
+        total = sum((weight * distribution.log_prob(node).exp()).sum().item() for node, weight in rows)
+    assert total == pytest.approx(1, abs=1e-3)  # the narrow bins want a finer grid for more digits
 
 
 @pytest.mark.usefixtures("float64")

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.networks import as_size
@@ -25,12 +26,14 @@ class Draws(NamedTuple):
 
     ``likelihood`` is :math:`\log p(x|z_k)`, ``prior`` :math:`\log p(z_k)`, ``posterior`` :math:`\log q(z_k|x)`; the
     last two carry a KL weight, where there is one. ``kl`` is their difference without a weight, and without gradients.
+    ``own`` is what an objective reads off the traces besides, chunk by chunk of the particles.
     """
 
     likelihood: Tensor
     prior: Tensor
     posterior: Tensor
     kl: Tensor
+    own: tuple[Tensor, ...] = ()
 
     @property
     def log_weights(self) -> Tensor:
@@ -93,7 +96,8 @@ class Objective(ELBO):
             chunks = [checkpoint(run, size, use_reentrant=False) for size in sizes]
         else:
             chunks = [run(size) for size in sizes]
-        return Draws(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+        likelihood, prior, posterior, kl = (torch.cat(parts) for parts in zip(*(c[:4] for c in chunks), strict=True))
+        return Draws(likelihood, prior, posterior, kl, tuple(value for chunk in chunks for value in chunk.own))
 
     def traces(self, model: Program, guide: Program, *args: Any, particles: int, **kwargs: Any) -> tuple[Trace, Trace]:
         """Run the guide and then the model on several particles, and check that they are made for it."""
@@ -165,7 +169,8 @@ class _Detached(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not (msg["is_observed"] or msg["done"]):
-            msg["value"], msg["done"] = msg["fn"](*msg["args"], **msg["kwargs"]).detach(), True
+            value = msg["fn"](*msg["args"], **msg["kwargs"]) if msg["value"] is None else msg["value"]
+            msg["value"], msg["done"] = value.detach(), True
 
 
 def kind(distribution: Any) -> str:
@@ -212,16 +217,21 @@ def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
     return site
 
 
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
 def path_only(site: dict[str, Any]) -> Tensor:
     """Return log q(z) with a gradient through z alone, and none to the parameters of q: its score is left out."""
     distribution, value = site["fn"], site["value"]
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
     leaf = value.detach().requires_grad_()
-    log_q: Tensor = distribution.log_prob(leaf)
-    if not log_q.requires_grad:  # of a point
-        return masked(log_q, site)
-    (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
+    with saved_tensors_hooks(_same, _same):  # saved here, or a chunk would be run again for the slope alone
+        log_q: Tensor = distribution.log_prob(leaf)
+        if not log_q.requires_grad:  # of a point
+            return masked(log_q, site)
+        (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
     along = ((value - value.detach()) * slope).sum(tuple(range(log_q.dim(), value.dim())))
     return masked(log_q.detach() + along, site)
 

@@ -68,6 +68,7 @@ class Thermodynamic(Objective):
         num_particles: K, at least 2.
         partitions: J, at least 1.
         first: :math:`\beta_1`, between 0 and 1; the others are spaced evenly in its logarithm.
+        chunk: how many particles are in memory at a time (default: all).
 
     Raises:
         ValueError: for numbers out of range; when it is run, for a KL weight or sites outside one plate.
@@ -82,8 +83,10 @@ class Thermodynamic(Objective):
 
     pathwise = False
 
-    def __init__(self, num_particles: int = 10, partitions: int = 5, first: float = 0.025) -> None:
-        super().__init__(num_particles)
+    def __init__(
+        self, num_particles: int = 10, partitions: int = 5, first: float = 0.025, chunk: int | None = None
+    ) -> None:
+        super().__init__(num_particles, chunk)
         if num_particles < 2 or partitions < 1 or not 0 < first < 1:
             received = f"num_particles={num_particles!r}, partitions={partitions!r}, first={first!r}"
             raise ValueError(f"Thermodynamic takes 2 particles or more, 1 partition or more, 0 < first < 1: {received}")
@@ -110,16 +113,24 @@ class _Penalized(Objective):
 
     weighs_kl = True
 
-    def penalty(self, model_trace: Trace, guide_trace: Trace, draws: Draws) -> Tensor:
+    def part(self, site: dict[str, Any], prior: dict[str, Any]) -> Tensor:
+        """Return what the penalty needs of the latent site and of its prior's, for each particle, shape (K, ...)."""
+        raise NotImplementedError
+
+    def penalty(self, draws: Draws, part: Tensor) -> Tensor:
         """Return what takes the place of the KL: nats, summed over the batch."""
         raise NotImplementedError
 
+    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
+        site = the_latent_site(self, guide_trace)
+        self._check_whole(model_trace, site)
+        part = self.part(site, model_trace.nodes[site["name"]])
+        return super().draws_of(model_trace, guide_trace)._replace(own=(part,))
+
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        model_trace, guide_trace = self.traces(model, guide, *args, particles=self.num_particles, **kwargs)
-        self._check_whole(model_trace, the_latent_site(self, guide_trace))
-        draws = self.draws_of(model_trace, guide_trace)
+        draws = self.draws(model, guide, *args, **kwargs)
         reconstruction, kl = reported(draws)
-        loss = -draws.likelihood.mean(0).sum() + self.penalty(model_trace, guide_trace, draws)
+        loss = -draws.likelihood.mean(0).sum() + self.penalty(draws, torch.cat(draws.own))
         return Terms(loss, reconstruction + kl, reconstruction, kl)
 
     def _check_whole(self, model_trace: Trace, site: dict[str, Any]) -> None:
@@ -158,6 +169,7 @@ class FreeBits(_Penalized):
     Arguments:
         floor: :math:`\lambda`, nats per latent dimension, at least 0.
         num_particles: samples that are averaged, at least 1.
+        chunk: how many of them are in memory at a time (default: all).
 
     Raises:
         ValueError: for a negative floor; when it is run, for a prior or an encoder whose dimensions are not
@@ -171,17 +183,18 @@ class FreeBits(_Penalized):
         Kingma et al., 2016, Improved Variational Inference with Inverse Autoregressive Flow, equation 15.
     """
 
-    def __init__(self, floor: float = 0.1, num_particles: int = 1) -> None:
-        super().__init__(num_particles)
+    def __init__(self, floor: float = 0.1, num_particles: int = 1, chunk: int | None = None) -> None:
+        super().__init__(num_particles, chunk)
         if not 0 <= floor < math.inf:
             raise ValueError(f"the floor of FreeBits must be at least 0 and finite, not {floor!r}")
         self.floor = floor
 
-    def penalty(self, model_trace: Trace, guide_trace: Trace, draws: Draws) -> Tensor:
-        site = the_latent_site(self, guide_trace)
-        prior = by_dimension(self, model_trace.nodes[site["name"]], site["value"])
-        kl = (site["scale"] * (by_dimension(self, site, site["value"]) - prior)).mean((0, 1))
-        return kl.clamp(min=self.floor).sum() * draws.likelihood.shape[1]
+    def part(self, site: dict[str, Any], prior: dict[str, Any]) -> Tensor:
+        value = site["value"]
+        return site["scale"] * (by_dimension(self, site, value) - by_dimension(self, prior, value))
+
+    def penalty(self, draws: Draws, part: Tensor) -> Tensor:
+        return part.mean((0, 1)).clamp(min=self.floor).sum() * draws.likelihood.shape[1]
 
 
 class InfoVAE(_Penalized):
@@ -196,6 +209,8 @@ class InfoVAE(_Penalized):
     Arguments:
         alpha: how much of the KL is taken away; 1 takes all.
         scale: :math:`\lambda`, the weight of the discrepancy, in nats per datum.
+        num_particles: samples that are averaged, at least 1; the discrepancy is that of each from as many of the prior.
+        chunk: how many of them are in memory at a time (default: all).
 
     Raises:
         ValueError: for numbers that are not finite; when it is run, as `StickingTheLanding`.
@@ -208,18 +223,22 @@ class InfoVAE(_Penalized):
         Zhao, Song and Ermon, 2019, InfoVAE, equation 6; Tolstikhin et al., 2018, Wasserstein Auto-Encoders, section 4.
     """
 
-    def __init__(self, alpha: float = 0.0, scale: float = 10.0) -> None:
-        super().__init__(1)
+    def __init__(
+        self, alpha: float = 0.0, scale: float = 10.0, num_particles: int = 1, chunk: int | None = None
+    ) -> None:
+        super().__init__(num_particles, chunk)
         if not (math.isfinite(alpha) and math.isfinite(scale)):
             raise ValueError(f"alpha and scale must be finite, not {alpha!r} and {scale!r}")
         self.alpha, self.scale = alpha, scale
 
-    def penalty(self, model_trace: Trace, guide_trace: Trace, draws: Draws) -> Tensor:
-        site = the_latent_site(self, guide_trace)
-        z = site["value"].flatten(0, 1).flatten(1)
-        prior = model_trace.nodes[site["name"]]["fn"].sample().flatten(0, 1).flatten(1)
+    def part(self, site: dict[str, Any], prior: dict[str, Any]) -> Tensor:
+        # Of each particle by itself: two draws for one datum are no independent draws of q(z).
+        return maximum_mean_discrepancy(site["value"].flatten(2), prior["fn"].sample().flatten(2))
+
+    def penalty(self, draws: Draws, part: Tensor) -> Tensor:
+        count = draws.likelihood.shape[1]
         kl = (draws.posterior - draws.prior).mean(0).sum()
-        return (1 - self.alpha) * kl + (self.alpha + self.scale - 1) * len(z) * maximum_mean_discrepancy(z, prior)
+        return (1 - self.alpha) * kl + (self.alpha + self.scale - 1) * count * part.mean()
 
 
 def maximum_mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
@@ -228,11 +247,11 @@ def maximum_mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
     .. math:: \mathbb{E} [k(a, a')] + \mathbb{E} [k(b, b')] - 2 \mathbb{E} [k(a, b)]
 
     Arguments:
-        a: a sample, shape (N, D), N at least 2.
+        a: a sample, shape (\*batch, N, D), N at least 2.
         b: another, of the same shape.
 
     Returns:
-        A scalar, which may be negative; 0 for a sample of one.
+        The estimates, shape (\*batch,), which may be negative; 0 for a sample of one.
 
     Example:
         >>> a = torch.tensor([[0.0], [1.0]])
@@ -242,16 +261,17 @@ def maximum_mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
     Reference:
         Gretton et al., 2012, A Kernel Two-Sample Test, equation 3.
     """
-    count = len(a)
+    count = a.shape[-2]
     if count < 2:
-        return 0 * a.sum()
-    within = (_kernel(a, a) + _kernel(b, b)).fill_diagonal_(0).sum() / (count * (count - 1))
-    return within - 2 * _kernel(a, b).mean()
+        return 0 * a.sum((-2, -1))
+    apart = 1 - torch.eye(count, dtype=a.dtype, device=a.device)
+    within = ((_kernel(a, a) + _kernel(b, b)) * apart).sum((-2, -1)) / (count * (count - 1))
+    return within - 2 * _kernel(a, b).mean((-2, -1))
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    distance = (a[:, None] - b[None]).square().sum(-1)
-    widths = [2 * a.shape[1] * scale for scale in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)]
+    distance = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
+    widths = [2 * a.shape[-1] * scale for scale in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)]
     return sum((width / (width + distance) for width in widths), torch.zeros((), dtype=a.dtype, device=a.device))
 
 
@@ -267,6 +287,8 @@ class BetaTC(_Penalized):
     Arguments:
         beta: the weight, at least 0.
         size: the number N of training data.
+        num_particles: samples that are averaged, at least 1.
+        chunk: how many of them are in memory at a time (default: all).
 
     Raises:
         ValueError: for a negative beta or a size below 1; when it is run, for an encoder whose dimensions are not
@@ -280,17 +302,19 @@ class BetaTC(_Penalized):
         Chen et al., 2018, Isolating Sources of Disentanglement in VAEs, equations 2 and 5.
     """
 
-    def __init__(self, beta: float = 6.0, size: int = 60_000) -> None:
-        super().__init__(1)
+    def __init__(self, beta: float = 6.0, size: int = 60_000, num_particles: int = 1, chunk: int | None = None) -> None:
+        super().__init__(num_particles, chunk)
         if not 0 <= beta < math.inf or size < 1:
             raise ValueError(f"beta must be at least 0 and size at least 1, not {beta!r} and {size!r}")
         self.beta, self.size = beta, size
 
-    def penalty(self, _: Trace, guide_trace: Trace, draws: Draws) -> Tensor:
-        site = the_latent_site(self, guide_trace)
-        z = site["value"][0]
-        pairs = by_dimension(self, site, z.unsqueeze(1))  # of z_i under q(z|x_j), shape (B, B, D)
-        aggregate = pairs - math.log(self.size * len(z))
-        product = aggregate.logsumexp(1).sum(-1)
-        joint = (pairs.sum(-1) - math.log(self.size * len(z))).logsumexp(1)
-        return (draws.posterior - draws.prior)[0].sum() + (self.beta - 1) * (joint - product).sum()
+    def part(self, site: dict[str, Any], _: dict[str, Any]) -> Tensor:
+        z = site["value"].transpose(0, 1).unsqueeze(2)
+        pairs = by_dimension(self, site, z)  # of z_ik under q(z|x_j), shape (B, K, B, D)
+        size = math.log(self.size * len(z))
+        joint = (pairs.sum(-1) - size).logsumexp(2)
+        product = (pairs - size).logsumexp(2).sum(-1)
+        return (joint - product).sum(0)
+
+    def penalty(self, draws: Draws, part: Tensor) -> Tensor:
+        return (draws.posterior - draws.prior).mean(0).sum() + (self.beta - 1) * part.mean()

@@ -1,22 +1,13 @@
 """Importance-weighted bounds, and estimators of their gradients."""
 
 import math
-from typing import Any
+from functools import partial
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.objectives._objective import (
-    Draws,
-    Objective,
-    Program,
-    Terms,
-    masked,
-    path_only,
-    reported,
-    the_latent_site,
-)
+from pyro_vae.objectives._objective import Draws, Objective, masked, path_only, the_latent_site
 
 SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
 
@@ -73,6 +64,7 @@ class DReG(Objective):
 
     Arguments:
         num_particles: K, at least 1.
+        chunk: how many of them are in memory at a time (default: all).
 
     Raises:
         ValueError: as `IWAE`, and for a guide of several latent sites.
@@ -85,24 +77,22 @@ class DReG(Objective):
         Tucker et al., 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, equation 8.
     """
 
-    def __init__(self, num_particles: int = 1) -> None:
-        super().__init__(num_particles)
-
     def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
         site = the_latent_site(self, guide_trace)
-        draws = super().draws_of(model_trace, guide_trace)._replace(posterior=path_only(site))
-        weights = draws.log_weights.detach().softmax(0)
-        _scale_gradient(site["value"], weights)
-        return draws
+        draws = super().draws_of(model_trace, guide_trace)
+        return draws._replace(posterior=path_only(site), own=(site["value"],))
 
     def estimate(self, draws: Draws) -> Tensor:
+        _scale_gradient(draws.own, draws.log_weights.detach().softmax(0))
         return log_mean_exp(draws.log_weights)
 
 
-def _scale_gradient(value: Tensor, factor: Tensor) -> None:
-    """Multiply the gradient that will reach a value by a factor of shape (K, B)."""
-    if value.requires_grad:
-        value.register_hook(lambda gradient: gradient * factor.reshape(*factor.shape, *[1] * (value.dim() - 2)))
+def _scale_gradient(chunks: tuple[Tensor, ...], factor: Tensor) -> None:
+    """Multiply the gradient that will reach the chunks of a value by a factor of shape (K, B)."""
+    for value, part in zip(chunks, factor.split([len(value) for value in chunks]), strict=True):
+        if value.requires_grad:
+            part = part.reshape(*part.shape, *[1] * (value.dim() - 2))
+            value.register_hook(partial(torch.mul, part))
 
 
 class Renyi(Objective):
@@ -225,6 +215,7 @@ class PIWAE(Objective):
     Arguments:
         groups: M, at least 1.
         num_particles: K, at least 1; M K particles are drawn.
+        chunk: how many of those are in memory at a time (default: all).
 
     Raises:
         ValueError: as `IWAE`, and for a guide of several latent sites.
@@ -237,26 +228,28 @@ class PIWAE(Objective):
         Rainforth et al., 2018, Tighter Variational Bounds are Not Necessarily Better, equations 13 and 14.
     """
 
-    def __init__(self, groups: int = 8, num_particles: int = 8) -> None:
-        super().__init__(groups * num_particles)
+    def __init__(self, groups: int = 8, num_particles: int = 8, chunk: int | None = None) -> None:
+        super().__init__(groups * num_particles, chunk)
         self.groups = groups
 
     __repr__ = MIWAE.__repr__
 
-    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        model_trace, guide_trace = self.traces(model, guide, *args, particles=self.num_particles, **kwargs)
-        site, draws = the_latent_site(self, guide_trace), self.draws_of(model_trace, guide_trace)
+    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
+        site = the_latent_site(self, guide_trace)
+        score = masked(site["fn"].log_prob(site["value"].detach()), site)
+        draws = super().draws_of(model_trace, guide_trace)
+        return draws._replace(posterior=path_only(site), own=(site["value"], score))
+
+    def estimate(self, draws: Draws) -> Tensor:
         log_weights = draws.log_weights.detach()
         for_model = log_weights.log_softmax(0).clamp(min=SMALLEST).exp()
         grouped = _grouped(log_weights, self.groups).softmax(0) / self.groups
         for_guide = grouped.transpose(0, 1).flatten(0, 1)
         # What reaches z from the weights is theirs by for_model, and becomes by for_guide on its way to the encoder.
-        along = for_model * (draws.likelihood + draws.prior - path_only(site))
-        _scale_gradient(site["value"], for_guide / for_model)
-        score = for_guide * masked(site["fn"].log_prob(site["value"].detach()), site)
-        surrogate = (along - score).sum()
-        negative_bound = -log_mean_exp(log_weights).sum()
-        return Terms(negative_bound + surrogate.detach() - surrogate, negative_bound, *reported(draws))
+        _scale_gradient(draws.own[::2], for_guide / for_model)
+        score = for_guide * torch.cat(draws.own[1::2])
+        surrogate = (for_model * draws.log_weights - score).sum(0)
+        return log_mean_exp(log_weights) + surrogate - surrogate.detach()
 
 
 class VIMCO(Objective):
