@@ -11,10 +11,10 @@ from functools import partial
 import pytest
 import torch
 from all_cases import cases
-from partners import accepted
+from partners import accepted, of_parts
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, objectives, priors
+from pyro_vae import data, decoders, encoders, evaluate, fit, objectives, priors
 from pyro_vae.networks import MLP
 
 D, SHAPE, NETWORK = 3, (8,), partial(MLP, hidden=(8,))
@@ -53,7 +53,7 @@ def assembled(prior, encoder, decoder):
     encoder_part = encoder.make(D, shape=SHAPE, network=NETWORK)
     vamp = prior.family is priors.VampPrior
     prior_part = priors.VampPrior(encoder_part, components=4) if vamp else prior.make(D)
-    return VAE(prior_part, encoder_part, decoder.make(encoder.event(D), shape=SHAPE, network=NETWORK))
+    return of_parts(prior_part, encoder_part, decoder.make(encoder.event(D), shape=SHAPE, network=NETWORK))
 
 
 def support_of(case):
