@@ -60,7 +60,10 @@ def support_of(case):
     """What a code of a prior or an encoder is: its shape, and which typical draws its support accepts."""
     distribution = case.make(D, **({} if case.kind == "priors" else {"shape": SHAPE}))
     distribution = distribution() if case.kind == "priors" else distribution(torch.zeros(SHAPE))
-    return distribution.event_shape, distribution.support, distribution.sample((50,))
+    draws = distribution.sample((50,))
+    if case.family is encoders.Delta:  # of which all draws are one, but where is a matter of chance
+        draws = torch.randn_like(draws)
+    return distribution.event_shape, distribution.support, draws
 
 
 def compatible(prior, encoder):
