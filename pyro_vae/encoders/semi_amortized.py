@@ -109,8 +109,10 @@ class SemiAmortized(nn.Module):
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         training, prior, output = torch.is_grad_enabled(), self._model[0](), self.encoder.output(x)
-        # The support of x is checked where the programs observe it.
-        with torch.enable_grad(), pyro.validation_enabled(False):
+        # The support of x is checked where the programs observe it. What the gradients below need is kept, whatever
+        # is done around: a checkpoint (``chunk`` of the objectives) would start anew in the middle of its first run.
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        with torch.enable_grad(), pyro.validation_enabled(False), keep:
             for _ in range(self.steps):
                 output = self._ascended(output, x, prior, training)
         return self.encoder.posterior(output)
