@@ -145,9 +145,16 @@ def fit(
     if isinstance(loss, Objective) and not loss.weighs_kl and (callable(beta) or beta != 1):
         raise ValueError(f"{loss!r} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
     fixed = 1.0 if callable(beta) else beta
-    sizes = {"epochs": epochs, "batch_size": batch_size}
-    means = {"engine": engine, "precision": precision}
-    check_settings(len(x), **sizes, beta=fixed, clip_norm=clip_norm, device=x.device, **means)
+    check_settings(
+        len(x),
+        epochs=epochs,
+        batch_size=batch_size,
+        beta=fixed,
+        clip_norm=clip_norm,
+        engine=engine,
+        precision=precision,
+        device=x.device,
+    )
     objective = terms_and_gradients(loss)
 
     def compute_eagerly(batch: Tensor, weight: Tensor | float) -> Outputs:

@@ -7,10 +7,10 @@ from functools import partial
 import pyro
 import torch
 from all_cases import cases
-from partners import accepted
+from partners import accepted, of_parts
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import VAE, data, decoders, encoders, objectives, priors
+from pyro_vae import data, decoders, encoders, objectives, priors
 from pyro_vae.evaluation import mean_bound
 from pyro_vae.handlers import LocalModules
 from pyro_vae.networks import MLP
@@ -51,7 +51,7 @@ def assembled(prior, encoder, decoder):
     encoder_part = encoder.make(D, shape=SHAPE, network=NETWORK)
     vamp = prior.family is priors.VampPrior
     prior_part = priors.VampPrior(encoder_part, components=4) if vamp else prior.make(D)
-    return VAE(prior_part, encoder_part, decoder.make(encoder.event(D), shape=SHAPE, network=NETWORK))
+    return of_parts(prior_part, encoder_part, decoder.make(encoder.event(D), shape=SHAPE, network=NETWORK))
 
 
 def data_for(vae, x):
@@ -63,7 +63,10 @@ def support_of(case):
     """What a code of a prior or an encoder is: its shape, and which typical draws its support accepts."""
     distribution = case.make(D, **({} if case.kind == "priors" else {"shape": SHAPE}))
     distribution = distribution() if case.kind == "priors" else distribution(torch.zeros(SHAPE))
-    return distribution.event_shape, distribution.support, distribution.sample((50,))
+    draws = distribution.sample((50,))
+    if case.family is encoders.Delta:  # of which all draws are one, but where is a matter of chance
+        draws = torch.randn_like(draws)
+    return distribution.event_shape, distribution.support, draws
 
 
 def compatible(prior, encoder):

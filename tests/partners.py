@@ -35,6 +35,13 @@ def small(in_shape, out_shape):
     return MLP(in_shape, out_shape, hidden=(5,))
 
 
+def of_parts(prior, encoder, decoder):
+    """Return a VAE, whose prior and decoder a semi-amortized encoder then refines by."""
+    if isinstance(encoder, encoders.SemiAmortized):
+        encoder = encoders.SemiAmortized(encoder.encoder, prior, decoder)
+    return VAE(prior, encoder, decoder)
+
+
 def vae_around(case, latent_dim=3, shape=(2, 4, 3), count=40):
     """Return a VAE in double precision with the part of a case, the others being plain, and data."""
     torch.manual_seed(0)
@@ -45,8 +52,9 @@ def vae_around(case, latent_dim=3, shape=(2, 4, 3), count=40):
     if case.kind == "priors":
         prior, encoder = part, part._encoder[0] if isinstance(part, priors.VampPrior) else Blind(part)
     elif case.kind == "encoders":
-        prior, encoder = prior if case.family is encoders.Delta else AtZero(part, shape), part
-    vae = VAE(prior, encoder, decoder).double()
+        on_all = (encoders.Delta, encoders.SemiAmortized)  # the copy of one refines by a prior of its own
+        prior, encoder = prior if case.family in on_all else AtZero(part, shape), part
+    vae = of_parts(prior, encoder, decoder).double()
     return vae, vae.decoder(torch.randn(count, *code, dtype=torch.float64)).sample().double()
 
 

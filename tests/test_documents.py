@@ -35,7 +35,7 @@ def test_a_readme_block_runs(number):
 
 
 def test_the_readme_has_its_blocks_and_commands_once():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     assert len(re.findall(r"^python -m pip install .* && pyro-vae train$", README, re.MULTILINE)) == 1
     assert len(re.findall(r"^python -m pip install .* && python -m pytest$", README, re.MULTILINE)) == 1
 

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pyro
@@ -104,6 +106,11 @@ def test_the_closed_form_of_the_kl_to_a_diagonal_normal_is_the_mean_of_draws(fam
     # 4 standard errors of 100,000 draws.
     error = differences.std(0) / math.sqrt(n)
     assert (np.abs(array(kl_divergence(q, p)) - differences.mean(0)) < 4 * error).all()
+
+
+def test_the_closed_forms_come_with_the_package():
+    found = "import sys, pyro_vae.encoders; sys.exit('pyro_vae.distributions.kl' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", found], check=False).returncode == 0
 
 
 def test_a_full_covariance_has_no_closed_form_to_what_is_no_normal():

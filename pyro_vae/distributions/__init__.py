@@ -1,5 +1,6 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
+from pyro_vae.distributions import kl  # noqa: F401 (what it knows is registered with torch)
 from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.beta import OpenBeta
 from pyro_vae.distributions.categorical import Categorical

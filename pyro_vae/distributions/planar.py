@@ -66,7 +66,7 @@ class Planar(Transform):
         return (projection + self.b).tanh()
 
     def _solve(self, target: Tensor) -> Tensor:
-        """Return p with p + slope * tanh(p + b) = target, and the gradient of that equation."""
+        """Return p with p + slope * tanh(p + b) = target, and the first two derivatives of that equation."""
         with torch.no_grad():
             low, high = target - self.slope.abs(), target + self.slope.abs()
             for _ in range(60):
@@ -74,6 +74,8 @@ class Planar(Transform):
                 above = middle + self.slope * self._ridge(middle) > target
                 low, high = torch.where(above, low, middle), torch.where(above, middle, high)
             root = (low + high) / 2
+        # Newton's steps hardly change the value; one has the first derivative of the root, and two have the second.
+        for _ in range(2):
             derivative = 1 + self.slope * (1 - self._ridge(root) ** 2)
-        # One step of Newton's: nearly of value 0, and of the derivative of the root.
-        return root - (root + self.slope * self._ridge(root) - target) / derivative
+            root = root - (root + self.slope * self._ridge(root) - target) / derivative
+        return root

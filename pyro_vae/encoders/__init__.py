@@ -4,7 +4,7 @@ The event shape of one-hot codes is (latent_dim, categories).
 
 Each is built by ``Encoder(shape, latent_dim, network=...)``: the shape of one datum, the number of latent dimensions,
 and how to build its network (see `pyro_vae.networks`), to which the encoder says how many numbers it needs.
-`ScoreFunction` takes another encoder instead.
+`ScoreFunction` takes another encoder instead, and `SemiAmortized` the prior and the decoder besides.
 """
 
 from pyro_vae.encoders.discrete import Bernoulli, OneHotCategorical
@@ -13,6 +13,7 @@ from pyro_vae.encoders.mixture import MixtureOfNormals
 from pyro_vae.encoders.normal import Delta, Normal
 from pyro_vae.encoders.positive import Exponential, Gamma, Weibull
 from pyro_vae.encoders.real import FullRankNormal, Laplace, LogNormal, LowRankNormal, StudentT
+from pyro_vae.encoders.semi_amortized import SemiAmortized
 from pyro_vae.encoders.simplex import Dirichlet, RelaxedOneHotCategorical
 from pyro_vae.encoders.sphere import PowerSpherical
 from pyro_vae.encoders.unit import Beta, Kumaraswamy
@@ -37,6 +38,7 @@ __all__ = [
     "PowerSpherical",
     "RelaxedOneHotCategorical",
     "ScoreFunction",
+    "SemiAmortized",
     "StudentT",
     "Weibull",
 ]

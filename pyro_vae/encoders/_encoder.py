@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_vae.networks import MLP, Network, Shape, as_shape, as_size, check_event_shape
@@ -25,6 +26,9 @@ class _Encoder(nn.Module):
         check_event_shape(x, self.shape, f"encoders.{type(self).__name__}", "x")
         return self.network(x)
 
-    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the ``numbers`` outputs of the network for x, each of shape (\\*batch, D)."""
-        return self.output(x).unbind(-2)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        """Return q(z|x), of batch shape (\\*batch), from the network's output for x."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        return self.posterior(self.output(x))

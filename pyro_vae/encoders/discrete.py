@@ -40,8 +40,8 @@ class Bernoulli(_Encoder):
         Mnih and Gregor, 2014, Neural Variational Inference and Learning in Belief Networks.
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        return distributions.EnumerableIndependent(dist.Bernoulli(logits=soft_clip(self.output(x))), 1)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        return distributions.EnumerableIndependent(dist.Bernoulli(logits=soft_clip(output)), 1)
 
 
 class OneHotCategorical(_Encoder):
@@ -84,8 +84,8 @@ class OneHotCategorical(_Encoder):
         super().__init__(shape, latent_dim, network, out_shape=sizes)
         self.categories = sizes[1]
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        return distributions.EnumerableIndependent(distributions.OneHotCategorical(logits=soft_clip(self.output(x))), 1)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        return distributions.EnumerableIndependent(distributions.OneHotCategorical(logits=soft_clip(output)), 1)
 
     def extra_repr(self) -> str:
         return f"categories={self.categories}"

@@ -83,8 +83,8 @@ class Flow(_Encoder):
             for index in range(count)
         )
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        mean, log_variance, context = self.output(x).split([self.latent_dim, self.latent_dim, self.context], -1)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        mean, log_variance, context = output.split([self.latent_dim, self.latent_dim, self.context], -1)
         base = dist.Normal(mean, (soft_clip(log_variance) / 2).exp()).to_event(1)
         return ConditionalFlow(base, [transform(context) for transform in self.transforms])
 

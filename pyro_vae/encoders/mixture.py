@@ -49,8 +49,8 @@ class MixtureOfNormals(_Encoder):
         super().__init__(shape, latent_dim, network, out_shape=(as_size(components, "components") * (1 + 2 * size),))
         self.components = components
 
-    def forward(self, x: Tensor) -> distributions.MixtureOfNormals:
-        of_component = self.output(x).unflatten(-1, (self.components, 1 + 2 * self.latent_dim))
+    def posterior(self, output: Tensor) -> distributions.MixtureOfNormals:
+        of_component = output.unflatten(-1, (self.components, 1 + 2 * self.latent_dim))
         logits, loc, log_variance = of_component.split([1, self.latent_dim, self.latent_dim], -1)
         scale = (soft_clip(log_variance) / 2).exp()
         return distributions.MixtureOfNormals(soft_clip(logits.squeeze(-1)), loc, scale)

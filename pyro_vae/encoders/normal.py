@@ -38,8 +38,8 @@ class Normal(_Encoder):
 
     numbers = 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        mean, log_variance = self.outputs(x)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        mean, log_variance = output.unbind(-2)
         return dist.Normal(mean, (soft_clip(log_variance) / 2).exp()).to_event(1)
 
 
@@ -72,5 +72,5 @@ class Delta(_Encoder):
         Hinton and Salakhutdinov, 2006, Reducing the Dimensionality of Data with Neural Networks.
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.Delta(self.output(x), event_dim=1)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Delta(output, event_dim=1)

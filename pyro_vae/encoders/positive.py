@@ -39,8 +39,8 @@ class Exponential(_Encoder):
         function).
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.Exponential(positive(self.output(x))).to_event(1)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Exponential(positive(output)).to_event(1)
 
 
 class Gamma(_Encoder):
@@ -76,8 +76,8 @@ class Gamma(_Encoder):
 
     numbers = 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        log_shape, log_rate = self.outputs(x)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        log_shape, log_rate = output.unbind(-2)
         return dist.Gamma(concentration(log_shape, floor=0.1), positive(log_rate)).to_event(1)
 
 
@@ -116,8 +116,8 @@ class Weibull(_Encoder):
 
     numbers = 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        log_scale, log_shape = self.outputs(x)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        log_scale, log_shape = output.unbind(-2)
         # The fourth power of the smallest exponential variate in float32, about 1e-8, times a scale of 5e-9 does not
         # underflow; a tenth power, of a concentration of 0.1, would.
         return dist.Weibull(positive(log_scale), concentration(log_shape, floor=0.25)).to_event(1)

@@ -42,8 +42,8 @@ class Laplace(_Encoder):
 
     numbers = 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        location, scale = self.outputs(x)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        location, scale = output.unbind(-2)
         return dist.Laplace(location, positive(scale)).to_event(1)
 
 
@@ -86,8 +86,8 @@ class StudentT(_Encoder):
         super().__init__(shape, latent_dim, network)
         self.df = df
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        location, scale = self.outputs(x)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        location, scale = output.unbind(-2)
         return dist.StudentT(self.df, location, positive(scale)).to_event(1)
 
     def extra_repr(self) -> str:
@@ -125,8 +125,8 @@ class LogNormal(_Encoder):
 
     numbers = 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        mean, log_variance = self.outputs(x)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        mean, log_variance = output.unbind(-2)
         return dist.LogNormal(soft_clip(mean), soft_clip(_deviation(log_variance), 2.0)).to_event(1)
 
 
@@ -164,9 +164,9 @@ class FullRankNormal(_Encoder):
         size = as_size(latent_dim, "latent_dim")
         super().__init__(shape, latent_dim, network, out_shape=(size * (size + 3) // 2,))
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
         size = self.latent_dim
-        mean, log_variance, entries = self.output(x).split([size, size, size * (size - 1) // 2], -1)
+        mean, log_variance, entries = output.split([size, size, size * (size - 1) // 2], -1)
         rows, columns = torch.tril_indices(size, size, -1, device=mean.device)
         unit = torch.eye(size, dtype=mean.dtype, device=mean.device).expand(*mean.shape, size).clone()
         unit[..., rows, columns] = soft_clip(entries)
@@ -211,8 +211,8 @@ class LowRankNormal(_Encoder):
         )
         self.rank = rank
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        mean, log_variance, *columns = self.outputs(x)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        mean, log_variance, *columns = output.unbind(-2)
         deviation = _deviation(log_variance)
         factor = deviation.unsqueeze(-1) * soft_clip(torch.stack(columns, -1))
         return dist.LowRankMultivariateNormal(mean, factor, deviation**2)

@@ -44,8 +44,8 @@ class Dirichlet(_Encoder):
         Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 3.
     """
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.Dirichlet(concentration(self.output(x), floor=0.1))
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Dirichlet(concentration(output, floor=0.1))
 
 
 class RelaxedOneHotCategorical(_Encoder):
@@ -112,8 +112,8 @@ class RelaxedOneHotCategorical(_Encoder):
         if final_temperature is not None:
             self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        logits = soft_clip(self.output(x))
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        logits = soft_clip(output)
         hard, soft = distributions.RelaxedOneHotCategoricalStraightThrough, distributions.RelaxedOneHotCategorical
         family = hard if self.straight_through else soft
         return family(self._temperature_at(logits), logits=logits).to_event(1)

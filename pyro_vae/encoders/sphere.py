@@ -46,6 +46,5 @@ class PowerSpherical(_Encoder):
     def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
         super().__init__(shape, latent_dim, network, out_shape=(sphere_dim(latent_dim, "latent_dim") + 1,))
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        output = self.output(x)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
         return distributions.PowerSpherical(directions(output[..., :-1]), positive(output[..., -1]))

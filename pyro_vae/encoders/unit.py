@@ -41,8 +41,8 @@ class Beta(_Encoder):
 
     numbers = 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        one, zero = concentration(self.output(x), floor=0.5).unbind(-2)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        one, zero = concentration(output, floor=0.5).unbind(-2)
         return dist.Beta(one, zero).to_event(1)
 
 
@@ -79,6 +79,6 @@ class Kumaraswamy(_Encoder):
 
     numbers = 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        one, zero = concentration(self.output(x), floor=0.5).unbind(-2)
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        one, zero = concentration(output, floor=0.5).unbind(-2)
         return KumaraswamyDistribution(one, zero).to_event(1)
