@@ -72,9 +72,10 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
     x = as_input(data, model, guide)
-    with seeded(seed, x.device), mode(False, model, guide):
-        check_programs(model, guide, x, transform)
-    return mean_bound(model, guide, x, loss=loss, at=at, batch_size=batch_size, seed=seed, transform=transform)
+    with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
+        with seeded(seed, x.device), mode(False, model, guide):
+            check_programs(model, guide, x, transform)
+        return mean_bound(model, guide, x, loss=loss, at=at, batch_size=batch_size, seed=seed, transform=transform)
 
 
 @torch.no_grad()

@@ -624,6 +624,14 @@ def test_grey_pixels_for_a_strict_bernoulli_are_refused_before_any_step():
     assert same(state(vae), before)
 
 
+def test_what_pyro_refuses_by_its_validation_is_refused_where_that_is_off():
+    """Without a word the score function's term would be missing from the gradient."""
+    encoder = encoders.ScoreFunction(encoders.Normal(4, 2))
+    vae = VAE(priors.Normal(2), encoder, decoders.Normal(2, 4))
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="must be fully reparameterized"):
+        fit(vae.model, vae.guide, torch.zeros(8, 4), epochs=1, batch_size=8, loss=TraceMeanField_ELBO())
+
+
 def test_programs_without_parameters_are_refused():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -56,7 +56,8 @@ class SemiAmortized(nn.Module):
 
     Returns:
         ``forward(x)`` returns the encoder's distribution at the refined output. The noise of the steps makes another
-        one at every call; given that noise it is a density like any other, so that importance sampling is valid.
+        one at every call; given that noise it is a density like any other, so that importance sampling is valid. A
+        handler of `pyro_vae.noise` sets the noise of the draw from it, not that of the steps.
 
     Raises:
         TypeError: where a part is no module, or the encoder lacks one of both methods, or ``steps`` is not an integer.
