@@ -142,10 +142,11 @@ def _kl(posterior: dist.TorchDistribution, prior: dist.TorchDistribution, z: Ten
 
 def _check_draws(posterior: dist.TorchDistribution, encoder: str) -> None:
     layers = list(_layers(posterior))
-    if not posterior.has_rsample or any(isinstance(layer, _REFUSED) for layer in layers):
+    refused = [layer for layer in layers if isinstance(layer, _REFUSED)]
+    if refused or not posterior.has_rsample:
         raise ValueError(
             "encoders.SemiAmortized differentiates draws twice, which those of"
-            f" {type(layers[-1]).__name__} by {encoder} do not allow: take encoders.Normal, Flow or another one that"
+            f" {type([*layers, *refused][-1]).__name__} by {encoder} do not allow: take encoders.Normal, Flow or another one that"
             " its documentation names"
         )
 
