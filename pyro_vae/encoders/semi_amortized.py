@@ -145,9 +145,8 @@ def _check_draws(posterior: dist.TorchDistribution, encoder: str) -> None:
     refused = [layer for layer in layers if isinstance(layer, _REFUSED)]
     if refused or not posterior.has_rsample:
         raise ValueError(
-            "encoders.SemiAmortized differentiates draws twice, which those of"
-            f" {type([*layers, *refused][-1]).__name__} by {encoder} do not allow: take encoders.Normal, Flow or another one that"
-            " its documentation names"
+            f"encoders.SemiAmortized differentiates draws twice, which those of {type([*layers, *refused][-1]).__name__}"
+            f" by {encoder} do not allow: take encoders.Normal, Flow or another one that its documentation names"
         )
 
 
