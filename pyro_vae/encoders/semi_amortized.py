@@ -144,9 +144,10 @@ def _check_draws(posterior: dist.TorchDistribution, encoder: str) -> None:
     layers = list(_layers(posterior))
     refused = [layer for layer in layers if isinstance(layer, _REFUSED)]
     if refused or not posterior.has_rsample:
+        name = type([*layers, *refused][-1]).__name__
         raise ValueError(
-            f"encoders.SemiAmortized differentiates draws twice, which those of {type([*layers, *refused][-1]).__name__}"
-            f" by {encoder} do not allow: take encoders.Normal, Flow or another one that its documentation names"
+            f"encoders.SemiAmortized differentiates draws twice, which those of {name} by {encoder} do not allow: take"
+            " encoders.Normal, Flow or another one that its documentation names"
         )
 
 
