@@ -92,7 +92,7 @@ def independent(distribution):
 
 def refusal(objective, vae):
     """Words of an objective's refusal of a prior or an encoder; none where it takes them."""
-    posterior = vae.encoder(torch.zeros(SHAPE))
+    posterior = vae.encoder(data_for(vae, grey()[0]))
     if not posterior.has_rsample:
         if isinstance(objective, TraceMeanField_ELBO):
             return "TraceMeanField_ELBO does not take these programs"
