@@ -143,7 +143,7 @@ def run(name, mnist, minutes, epochs=None, seed=0):
     start = time.perf_counter()
     history, warm_up = train(vae, recipe, x, max(1, int(epochs)), seed)
     trained = time.perf_counter()
-    log_p = log_likelihood(vae.model, vae.guide, test, samples=SAMPLES, batch_size=1, chunk=SAMPLES // 2)
+    log_p = log_likelihood(vae.model, vae.guide, test, samples=SAMPLES)
     times = (trained - start) / 60, (time.perf_counter() - trained) / 60
     bounds = -history[0]["train_loss"], -history[-1]["train_loss"]
     return Row(name, recipe.setup, int(history[-1]["epoch"]), len(x), warm_up, *bounds, log_p, len(test), *times, seed)

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vae.handlers import AtMean, LocalModules
 from pyro_vae.networks import as_size
 from pyro_vae.objectives import Objective, kl, reconstruction, recording, terms_of
+from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
 
 
@@ -137,8 +139,8 @@ def log_likelihood(
     data: Tensor | Dataset[Any],
     *,
     samples: int = 5000,
-    chunk: int = 100,
-    batch_size: int = 100,
+    chunk: int = 250,
+    batch_size: int = 10,
     seed: int = 0,
 ) -> float:
     r"""Estimate the log-likelihood of data under a model, by importance sampling from the guide.
@@ -147,17 +149,18 @@ def log_likelihood(
               \qquad z_{nk} \sim q(z|x_n)
 
     In the mean this is a lower bound, that of `pyro_vae.objectives.IWAE`, and it grows with K towards the mean of
-    :math:`\log p(x_n)`. It does so slowly where the guide misses a part of the posterior. The weights of ``chunk``
-    particles are in memory at a time, for ``batch_size`` data.
+    :math:`\log p(x_n)`. It does so slowly where the guide misses a part of the posterior. The guide runs once for each
+    datum; the model then weighs ``chunk`` particles of ``batch_size`` data at a time, which is what is in memory. On a
+    CPU a few thousand together are fastest, as they stay in its cache; a GPU takes more.
 
     Arguments:
         model: the Pyro program of p(x, z), called with a batch; every site stands in one plate, over the data.
         guide: the Pyro program of q(z|x), called with a batch; it needs no pathwise sampler, but a density.
         data: a tensor whose first dimension counts the data, or a data set.
         samples: K, at least 1.
-        chunk: how many particles at a time, at least 1; like ``batch_size`` it changes the speed and the noise, not
-            what is estimated.
-        batch_size: how many data at a time, at least 1.
+        chunk: how many particles the model weighs at a time, at least 1; it changes the speed, and no number by more
+            than rounding.
+        batch_size: how many data at a time, at least 1; it changes the speed and the noise, not what is estimated.
         seed: of the noise, which leaves torch's own random state alone.
 
     Returns:
@@ -191,11 +194,26 @@ def log_likelihood(
 
 
 def _log_of_summed_weights(model: Program, guide: Program, batch: Tensor, samples: int, chunk: int) -> Tensor:
+    objective = _LogLikelihood(samples)
+    drawn = objective.guide_trace(guide, batch, particles=samples)
+    log_q = log_prob(drawn, drawn.stochastic_nodes)
     total = torch.full((len(batch),), -math.inf, dtype=torch.float64, device=batch.device)
     for start in range(0, samples, chunk):
-        draws = _LogLikelihood(min(chunk, samples - start)).draws(model, guide, batch)
-        total = total.logaddexp(draws.log_weights.double().logsumexp(0))
+        count = min(chunk, samples - start)
+        trace = objective.model_trace(model, _particles(drawn, start, count), batch, particles=count)
+        joint = log_prob(trace, [*trace.stochastic_nodes, *trace.observation_nodes])
+        total = total.logaddexp((joint - log_q[start : start + count]).double().logsumexp(0))
     return total
+
+
+def _particles(trace: Trace, start: int, count: int) -> Trace:
+    """Return the trace of some of the particles."""
+    part = trace.copy()
+    for name in trace.stochastic_nodes:
+        site = trace.nodes[name]
+        axis = site["value"].dim() - site["fn"].event_dim - 2
+        part.nodes[name] = site | {"value": site["value"].narrow(axis, start, count)}
+    return part
 
 
 def kl_parts(posterior: Any, prior: Any) -> tuple[Tensor, Tensor] | None:

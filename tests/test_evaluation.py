@@ -323,6 +323,22 @@ def test_the_log_likelihood_is_the_evidence_whatever_the_chunk(chunk):
     assert abs(found - evidence(vae, x, vae.decoder.scale.item())) < 5 / math.sqrt(samples * len(x))
 
 
+def test_chunks_have_one_run_of_the_encoder_and_one_noise():
+    vae, x = linear_gaussian()
+    seen = []
+    vae.encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    vae.decoder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:-1].numel()))
+    whole = log_likelihood(*programs(vae), x, samples=100, chunk=100, batch_size=2)
+    of_whole, start = sorted(seen), len(seen)
+    in_chunks = log_likelihood(*programs(vae), x, samples=100, chunk=30, batch_size=2)
+    assert in_chunks == pytest.approx(whole, rel=1e-12)
+    of_chunks = sorted(seen[start:])
+    # The check of the programs aside, each pair of data: the encoder once, the decoder on all particles, or on chunks.
+    assert [rows for rows in of_whole if rows > len(x)] == 2 * [200]
+    assert [rows for rows in of_chunks if rows > len(x)] == 2 * [20] + 6 * [60]
+    assert [rows for rows in of_whole if rows <= len(x)] == [rows for rows in of_chunks if rows <= len(x)]
+
+
 def test_the_log_likelihood_grows_with_the_samples_as_the_exact_bound_does():
     vae, x = linear_gaussian(offset=1.0, factor=0.7)
     many = x.repeat(2000, 1)

@@ -101,18 +101,27 @@ class Objective(ELBO):
 
     def traces(self, model: Program, guide: Program, *args: Any, particles: int, **kwargs: Any) -> tuple[Trace, Trace]:
         """Run the guide and then the model on several particles, and check that they are made for it."""
-        plate = pyro.plate(PARTICLES, particles, dim=-2)
-        guide = plate(guide) if self.pathwise else _Detached()(plate(guide))
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        plate = pyro.plate(PARTICLES, particles, dim=-2)
-        model_trace = poutine.trace(poutine.replay(plate(model), trace=guide_trace)).get_trace(*args, **kwargs)
-        pair = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-        for trace in pair:
-            for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
-                self._check_site(name, trace.nodes[name])
+        guide_trace = self.guide_trace(guide, *args, particles=particles, **kwargs)
+        return self.model_trace(model, guide_trace, *args, particles=particles, **kwargs), guide_trace
+
+    def guide_trace(self, guide: Program, *args: Any, particles: int, **kwargs: Any) -> Trace:
+        """Run the guide on several particles."""
+        program = pyro.plate(PARTICLES, particles, dim=-2)(guide)
+        trace = self._checked(program if self.pathwise else _Detached()(program), *args, **kwargs)
         if self.pathwise:
-            self._check_pathwise(pair[1])
-        return pair
+            self._check_pathwise(trace)
+        return trace
+
+    def model_trace(self, model: Program, guide_trace: Trace, *args: Any, particles: int, **kwargs: Any) -> Trace:
+        """Run the model on the particles that the guide has drawn."""
+        plate = pyro.plate(PARTICLES, particles, dim=-2)
+        return self._checked(poutine.replay(plate(model), trace=guide_trace), *args, **kwargs)
+
+    def _checked(self, program: Program, *args: Any, **kwargs: Any) -> Trace:
+        trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+        for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
+            self._check_site(name, trace.nodes[name])
+        return trace
 
     def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
         """Read the log-probabilities off a pair of traces."""
