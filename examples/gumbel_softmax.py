@@ -1,13 +1,15 @@
 """Codes of four variables of ten categories: by the Gumbel-softmax trick, and by the score function with VIMCO.
 
-A relaxed code has a gradient through the draw, at a temperature that falls; a straight-through one is rounded on its
-way to the decoder; a discrete one has no gradient of its own, and VIMCO takes the score function's. All three are
-judged as what they stand for: a model of one-hot codes, with the trained network's logits for their probabilities.
+A relaxed code has a gradient through the draw, at a temperature that falls, and is a continuous model of its own; a
+straight-through one is rounded, which makes it the discrete model with a borrowed gradient; a discrete one has no
+gradient of its own, and VIMCO takes the score function's. All three are judged as what they stand for: a model of
+one-hot codes, with the trained network's logits for their probabilities.
 """
 
 from pathlib import Path
 
 import torch
+from pyro.infer import TraceMeanField_ELBO
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, plots, priors
 from pyro_vae.objectives import VIMCO, linear_warm_up
@@ -35,7 +37,7 @@ def main(epochs=50, out=Path("pictures")):
     warm_up = {"beta": linear_warm_up(steps // 2)}
     ways = {
         "relaxed": (near, relaxed(False, steps), warm_up),
-        "straight-through": (near, relaxed(True, steps), warm_up),
+        "straight-through": (discrete, relaxed(True, steps), {"loss": TraceMeanField_ELBO()}),
         "discrete, VIMCO": (discrete, encoders.OneHotCategorical(SHAPE, VARIABLES), {"loss": VIMCO(5)}),
     }
     reconstructions, samples = {"test digits": digits.test[:16]}, {}

@@ -41,6 +41,7 @@ from pyro_vae.distributions import (
     MixtureOfNormals,
     PowerSpherical,
     RelaxedOneHotCategorical,
+    StraightThroughGumbelSoftmax,
 )
 from pyro_vae.distributions.quantiles import beta_quantile, gamma_quantile
 from pyro_vae.distributions.sphere import directions
@@ -363,6 +364,11 @@ def _(fn: Kumaraswamy, draw: Draw) -> Tensor:
 @_transport.register(RelaxedOneHotCategorical)
 def _(fn: RelaxedOneHotCategorical, draw: Draw) -> Tensor:
     return fn.draw_of(_transport(fn.base_dist, draw))
+
+
+@_transport.register(StraightThroughGumbelSoftmax)
+def _(fn: StraightThroughGumbelSoftmax, draw: Draw) -> Tensor:
+    return fn.draw_of(_transport(fn.relaxed, draw))
 
 
 @_transport.register(td.Gamma)

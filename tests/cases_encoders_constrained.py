@@ -97,9 +97,9 @@ CASES = [
     encoder_case(
         "relaxed-straight-through",
         encoders.RelaxedOneHotCategorical,
-        relaxed,
+        one_hot,
         event=categories(3),
-        density=False,  # of what a draw was before it was rounded
+        dim=2,
         categories=3,
         straight_through=True,
     ),

@@ -60,11 +60,6 @@ def decoder_case(name, family, log_prob, *, density=True, **own):
     return Case(f"decoder-{name}", "decoders", family, make, log_prob, density=density)
 
 
-def measured(draw):
-    """What the density of a draw is that of: a straight-through one remembers what it was before it was rounded."""
-    return getattr(draw, "_unquantize", draw)
-
-
 def array(tensor):
     return tensor.detach().double().numpy()
 

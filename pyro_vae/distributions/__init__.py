@@ -15,7 +15,7 @@ from pyro_vae.distributions.missing import MissingEntries
 from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import centre_of, mean_of, on_sphere
 from pyro_vae.distributions.planar import Planar
-from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
+from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, StraightThroughGumbelSoftmax
 from pyro_vae.distributions.score_function import ScoreFunction
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
 
@@ -37,8 +37,8 @@ __all__ = [
     "Planar",
     "PowerSpherical",
     "RelaxedOneHotCategorical",
-    "RelaxedOneHotCategoricalStraightThrough",
     "ScoreFunction",
+    "StraightThroughGumbelSoftmax",
     "ZeroInflated",
     "ZukoFlow",
     "bits_per_dimension",

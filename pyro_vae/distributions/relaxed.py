@@ -1,9 +1,13 @@
-"""Relaxed one-hot variables that stay away from the simplex's edges."""
+"""One-hot variables with pathwise gradients: relaxed ones, and rounded ones that keep the relaxed gradient."""
+
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.relaxed_straight_through import QuantizeCategorical
 from torch import Tensor
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+
+from pyro_vae.distributions.discrete import OneHotCategorical
 
 
 class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
@@ -14,7 +18,7 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
 
     At a low temperature entries of Pyro's draws underflow to 0, where the log-density is infinite and its gradient no
     number. Here every entry is at least the 3/4th power of the smallest positive number (1e-28 in float32), whose
-    reciprocal leaves room for the gradient. A value that was quantized is measured at what it was before.
+    reciprocal leaves room for the gradient.
 
     Arguments:
         temperature: :math:`\tau`, a tensor without dimensions, above 0.
@@ -46,34 +50,56 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
         return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(_inside(getattr(value, "_unquantize", value)))
+        return super().log_prob(_inside(value))
 
 
-class RelaxedOneHotCategoricalStraightThrough(RelaxedOneHotCategorical):
-    """Gumbel-softmax distribution whose draws are rounded to one-hot vectors, with the gradients of the unrounded.
+class StraightThroughGumbelSoftmax(OneHotCategorical):
+    r"""One-hot vectors whose gradients are those of Gumbel-softmax draws.
 
-    Pyro's class of this name moves draws by 1e-7 per category, so that from about 10 categories on they fail the
-    validation of the simplex in float32.
+    .. math:: z = \mathrm{one\_hot}(\arg\max_k y_k), \qquad \frac{\partial z}{\partial \pi} :=
+              \frac{\partial y}{\partial \pi}, \qquad y = \mathrm{softmax}((\log \pi + g) / \tau)
+
+    By the Gumbel-max trick the draws are exactly those of the one-hot categorical, at every temperature, and its are
+    ``log_prob`` and the closed-form KLs: a bound has its exact expectation. The gradients are biased, less so where
+    what comes after is nearly linear between the vectors.
 
     Arguments:
-        temperature: a tensor without dimensions, above 0.
-        logits: log-probabilities up to a constant, of shape (\\*batch, K); or ``probs``.
+        temperature: :math:`\tau`, a tensor without dimensions, above 0.
+        logits: :math:`\log \pi` up to a constant, of shape (\*batch, K).
 
     Returns:
-        A distribution of batch shape (\\*batch) and event shape (K,). Its ``log_prob`` is the density of what a draw
-        was before it was rounded, which the draw remembers.
+        A distribution of batch shape (\*batch) and event shape (K,), on one-hot vectors.
 
     Example:
-        >>> RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.5), logits=torch.zeros(3)).rsample().sum()
-        tensor(1.)
+        >>> logits = torch.zeros(3, requires_grad=True)
+        >>> z = StraightThroughGumbelSoftmax(torch.tensor(0.5), logits).rsample()
+        >>> z.sum().item(), z.requires_grad
+        (1.0, True)
 
     Reference:
-        Jang, Gu and Poole, 2017, Categorical Reparameterization with Gumbel-Softmax, section 2.2.
+        Jang, Gu and Poole, 2017, Categorical Reparameterization with Gumbel-Softmax, section 2.2; Bengio, Leonard and
+        Courville, 2013, Estimating or Propagating Gradients Through Stochastic Neurons, section 4.
     """
 
+    has_rsample = True
+
+    def __init__(self, temperature: Tensor, logits: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__(logits=logits, validate_args=validate_args)
+        self.relaxed = ExpRelaxedCategorical(temperature, logits=logits, validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "StraightThroughGumbelSoftmax":
+        new = self._get_checked_instance(StraightThroughGumbelSoftmax, _instance)
+        new.relaxed = self.relaxed.expand(batch_shape)
+        return super().expand(batch_shape, new)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return self.draw_of(self.relaxed.rsample(sample_shape))
+
     def draw_of(self, logits: Tensor) -> Tensor:
-        hard: Tensor = QuantizeCategorical.apply(super().draw_of(logits))
-        return hard
+        """Return the draw whose relaxed draw has these logarithms, up to a constant."""
+        soft = logits.softmax(-1)
+        hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+        return hard + (soft - soft.detach())
 
 
 def _inside(value: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ _REFUSED = (
     dist.Delta,
     distributions.MixtureOfNormals,
     distributions.PowerSpherical,
-    distributions.RelaxedOneHotCategoricalStraightThrough,
+    distributions.StraightThroughGumbelSoftmax,
 )
 
 

@@ -68,13 +68,14 @@ class RelaxedOneHotCategorical(_Encoder):
         final_temperature: the last temperature, above 0; none for a fixed one.
         anneal_steps: number of calls in training mode from the first temperature to the last, at least 1 with a
             ``final_temperature``, else 0.
-        straight_through: round draws to one-hot vectors, with the gradients of the unrounded. The density stays that of
-            the relaxed draw; give the prior `pyro_vae.distributions.RelaxedOneHotCategorical`, which knows it too, or
-            one of one-hot vectors.
+        straight_through: round draws to one-hot vectors, with the gradients of the unrounded. In all but its gradients
+            the encoder is then `OneHotCategorical`, and its prior `pyro_vae.priors.OneHotCategorical`: every bound is
+            that of the discrete model. Without it the relaxed codes are a continuous model of their own, with
+            `pyro_vae.priors.RelaxedOneHotCategorical`.
 
     Returns:
         ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
-        shape (D, K), each row of which lies on the simplex.
+        shape (D, K), each row of which lies on the simplex, or is one-hot.
 
     Raises:
         TypeError: where ``categories`` or ``anneal_steps`` is not an integer.
@@ -114,7 +115,7 @@ class RelaxedOneHotCategorical(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         logits = soft_clip(output)
-        hard, soft = distributions.RelaxedOneHotCategoricalStraightThrough, distributions.RelaxedOneHotCategorical
+        hard, soft = distributions.StraightThroughGumbelSoftmax, distributions.RelaxedOneHotCategorical
         family = hard if self.straight_through else soft
         return family(self._temperature_at(logits), logits=logits).to_event(1)
 
