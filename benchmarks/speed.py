@@ -1,132 +1,312 @@
-"""Seconds per epoch of MNIST, 784-400-20: `fit`, the hand-coded twin, and the way of PyTorch's example script.
+"""Seconds per epoch of MNIST, 784-400-20: coded by hand, by Pyro's SVI, by `fit` and its engines, and by NumPyro.
 
-python -m benchmarks.speed --data-root DIR [--batch-size 128] [--rounds 5] [--json FILE]
+python -m benchmarks.speed --data-root DIR [--models NAME ...] [--batch-sizes N ...] [--rounds 5] [--device cpu]
+                           [--json FILE]
 
-All train on grey pixels with Adam, in alternating rounds in one process. The twin and `fit` have the data in memory and
-index it. PyTorch's example (examples/vae of its repository) has each image pass ToTensor in a DataLoader, two linear
-heads, and the cross-entropy of a sigmoid; the last row has only its DataLoader, before the twin. `fit` reports loss,
-reconstruction and KL, and the others add up their loss, as a user would have it. The time of `fit` is that of a second
-epoch: in the first it makes its recording, in a fifth of a second, and compiles it if asked to, in 3 to 20 seconds (the
-longer the first time on a machine).
+A table for each model and batch size. Every way of training is a process of its own, started once and kept; they take
+turns, an epoch each, while the others sleep, and the medians are over the rounds. What is done once, such as a
+recording, a compilation or a jit, falls into an epoch before the first round, whose time is in the column `first`. The
+bound on the test images is taken after all epochs, in 32 bits, so that nothing is bought with accuracy.
+
+All train on grey pixels in memory with Adam 1e-3, in one fused step but for Pyro's own optimizer and NumPyro's, and add
+up what they report: `fit` loss, reconstruction and KL, the others their loss. By hand, the normal model is
+`pyro_vae.baseline`, the others a loop over the same modules without a Pyro program; compiled, their loss passes through
+torch.compile. SVI is `pyro.infer.SVI` as Pyro's examples have it. NumPyro jits the whole epoch; it has the normal
+model alone. `pytorch-example` is the way of PyTorch's example script: a DataLoader over images that pass ToTensor.
 """
 
 import argparse
 import json
+import multiprocessing
 import time
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
-from torch.nn.functional import binary_cross_entropy
-from torch.utils.data import DataLoader
 
 from benchmarks import machine
-from pyro_vae import VAE, baseline, data, decoders, encoders, fit, priors
+from pyro_vae import VAE, baseline, data, decoders, encoders, evaluate, fit, priors
 
-SHAPE, LATENT_DIM = (1, 28, 28), 20
-plain_adam = partial(torch.optim.Adam, lr=1e-3)
-fused_adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
+SHAPE, LATENT_DIM, RATE = (1, 28, 28), 20, 1e-3
+adam = partial(torch.optim.Adam, lr=RATE, fused=True)
+HAND = ("hand", "eager", "32")
+WAYS = [  # who trains, by which engine, in which precision
+    HAND,
+    ("hand", "compiled", "32"),
+    ("pyro.infer.SVI", "eager", "32"),
+    *[("fit", engine, precision) for precision in ("32", "bf16-mixed") for engine in ("eager", "recorded", "compiled")],
+]
+MORE = [("numpyro", "jit", "32"), ("pytorch-example", "eager", "32")]  # of the normal model alone
 
 
-def vae():
+def normal(_):
+    encoder = encoders.Normal(SHAPE, LATENT_DIM)
+    return VAE(priors.Normal(LATENT_DIM), encoder, decoders.Bernoulli(LATENT_DIM, SHAPE, grey=True))
+
+
+def flow_prior(_):
+    encoder = encoders.Normal(SHAPE, LATENT_DIM)
+    return VAE(priors.Flow(LATENT_DIM, "RealNVP"), encoder, decoders.Bernoulli(LATENT_DIM, SHAPE, grey=True))
+
+
+def iaf_encoder(_):
+    encoder = encoders.Flow(SHAPE, LATENT_DIM, transform="IAF")
+    return VAE(priors.Normal(LATENT_DIM), encoder, decoders.Bernoulli(LATENT_DIM, SHAPE, grey=True))
+
+
+def vamp_prior(x):
+    encoder = encoders.Normal(SHAPE, LATENT_DIM)
+    return VAE(priors.VampPrior(encoder, 100, x), encoder, decoders.Bernoulli(LATENT_DIM, SHAPE, grey=True))
+
+
+MODELS = {"normal": normal, "flow-prior": flow_prior, "iaf-encoder": iaf_encoder, "vamp-prior": vamp_prior}
+
+
+def by_hand(vae, name, compiled):
+    """Return the loss of a batch without a Pyro program, in nats per datum."""
+
+    def over_modules(x):
+        posterior = vae.encoder(x)
+        z = posterior.rsample()
+        bound = vae.decoder(z).log_prob(x) + vae.prior().log_prob(z) - posterior.log_prob(z)
+        return -bound.mean()
+
+    def over_formulas(x):
+        return twin.negative_elbo(x, torch.randn(len(x), LATENT_DIM, device=x.device))
+
+    twin = baseline.VAE(vae.encoder.network, vae.decoder.network)
+    loss = over_formulas if name == "normal" else over_modules
+    return torch.compile(loss) if compiled else loss
+
+
+def train_by_hand(engine, _, vae, name, x, batch_size, epochs):
+    """Train for some epochs, and yield the seconds of each."""
+    loss, optim = by_hand(vae, name, engine == "compiled"), adam(vae.parameters())
+    order = torch.Generator().manual_seed(0)
+    torch.distributions.Distribution.set_default_validate_args(False)
+    for _ in range(epochs):
+        start, total = time.perf_counter(), torch.zeros((), device=x.device)
+        for batch in data.shuffled_batches(x, batch_size, order):
+            optim.zero_grad()
+            value = loss(batch)
+            value.backward()
+            optim.step()
+            total += value.detach()
+        total.item()
+        yield time.perf_counter() - start
+
+
+def train_by_svi(_, __, vae, ___, x, batch_size, epochs):
+    import pyro
+    from pyro.infer import SVI, Trace_ELBO
+
+    pyro.enable_validation(False)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": RATE}), Trace_ELBO())
+    order = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        start, total = time.perf_counter(), 0.0
+        for batch in data.shuffled_batches(x, batch_size, order):
+            total += svi.step(batch)
+        yield time.perf_counter() - start
+
+
+def train_by_fit(engine, precision, vae, _, x, batch_size, epochs, turn):
+    """Train, and have a turn after every epoch: `fit` runs through, and what comes between its epochs is not timed."""
+    how = {"engine": engine, "precision": precision, "optimizer": adam}
+
+    def on_epoch(row):
+        if row["epoch"]:
+            turn(row["seconds"])
+
+    return fit(vae.model, vae.guide, x, epochs=epochs, batch_size=batch_size, on_epoch=on_epoch, **how).engine
+
+
+def train_example(_, __, vae, ___, x, batch_size, epochs, root):
+    """The loop of PyTorch's example script, in our words."""
+    from torch.utils.data import DataLoader
+
+    datasets = data.import_torchvision_datasets()
+    from torchvision.transforms import ToTensor  # after the datasets, whose import mends what may be missing
+
+    images = datasets.MNIST(root, train=True, transform=ToTensor())
+    loader = DataLoader(images, batch_size=batch_size, shuffle=True)
+    twin = baseline.VAE(vae.encoder.network, vae.decoder.network)
+    optim = torch.optim.Adam(vae.parameters(), lr=RATE)
+    for _ in range(epochs):
+        start, total = time.perf_counter(), 0.0
+        for batch, _ in loader:
+            batch = batch.to(x.device)
+            total += twin.step(optim, batch, torch.randn(len(batch), LATENT_DIM, device=x.device)).item()
+        yield time.perf_counter() - start
+
+
+def train_by_numpyro(vae, x, batch_size, epochs):
+    """Train NumPyro's programs of the same networks, starting from the same weights, and write the weights back."""
+    import jax
+    import numpyro
+    import numpyro.distributions as dist
+    from jax import numpy as jnp
+    from numpyro.infer import SVI, Trace_ELBO
+
+    def layers(network):
+        modules = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+        return [{"weight": module.weight, "bias": module.bias} for module in modules]
+
+    def apply(weights, inputs):
+        for weight in weights[:-1]:
+            inputs = jax.nn.relu(inputs @ weight["weight"].T + weight["bias"])
+        return inputs @ weights[-1]["weight"].T + weights[-1]["bias"]
+
+    def model(batch):
+        weights = numpyro.param("decoder", started["decoder"])
+        with numpyro.plate("data", len(batch)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(LATENT_DIM), 1.0).to_event(1))
+            logits = apply(weights, z)
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=batch)
+
+    def guide(batch):
+        output = apply(numpyro.param("encoder", started["encoder"]), batch).reshape(len(batch), 2, LATENT_DIM)
+        with numpyro.plate("data", len(batch)):
+            numpyro.sample("z", dist.Normal(output[:, 0], jnp.exp(output[:, 1] / 2)).to_event(1))
+
+    modules = {"encoder": vae.encoder.network, "decoder": vae.decoder.network}
+    started = jax.tree.map(lambda p: jnp.array(p.detach().numpy()), {k: layers(m) for k, m in modules.items()})
+    images = jnp.array(x.flatten(1).numpy())
+    svi = SVI(model, guide, numpyro.optim.Adam(RATE), Trace_ELBO())
+    state = svi.init(jax.random.PRNGKey(0), images[:batch_size])
+    whole, rest = divmod(len(images), batch_size)
+
+    @jax.jit
+    def epoch(state, key):
+        order = jax.random.permutation(key, len(images))
+
+        def step(number, carry):
+            state, total = carry
+            rows = jax.lax.dynamic_slice_in_dim(order, number * batch_size, batch_size)
+            state, loss = svi.update(state, images[rows])
+            return state, total + loss
+
+        state, total = jax.lax.fori_loop(0, whole, step, (state, 0.0))
+        if rest:
+            state, loss = svi.update(state, images[order[-rest:]])
+            total += loss
+        return state, total
+
+    for number in range(epochs):
+        start = time.perf_counter()
+        state, total = epoch(state, jax.random.PRNGKey(number))
+        total.block_until_ready()
+        yield time.perf_counter() - start
+    found = svi.get_params(state)
+    with torch.no_grad():
+        for name, module in modules.items():
+            for target, source in zip(layers(module), found[name], strict=True):
+                for key in target:
+                    target[key].copy_(torch.tensor(jax.device_get(source[key])))
+
+
+def work(connection, way, name, batch_size, epochs, settings):
+    """Train in one way in a process of its own: an epoch whenever told to, then say what it was worth."""
+    torch.set_num_threads(settings.threads)
+    who, engine, precision = way
     torch.manual_seed(0)
-    decoder = decoders.Bernoulli(LATENT_DIM, SHAPE, grey=True)
-    return VAE(priors.Normal(LATENT_DIM), encoders.Normal(SHAPE, LATENT_DIM), decoder)
+    mnist = data.load("mnist", settings.data_root)
+    x, test = mnist.train[: settings.images].to(settings.device), mnist.test.to(settings.device)
+    vae = MODELS[name](x).to(settings.device)
+
+    def turn(seconds):
+        connection.send(seconds)
+        connection.recv()
+
+    connection.recv()
+    note = ""
+    if who == "fit":
+        note = train_by_fit(engine, precision, vae, name, x, batch_size, epochs, turn)
+    else:
+        ways = {
+            "hand": partial(train_by_hand, engine, precision, vae, name),
+            "pyro.infer.SVI": partial(train_by_svi, engine, precision, vae, name),
+            "numpyro": partial(train_by_numpyro, vae),
+            "pytorch-example": partial(train_example, engine, precision, vae, name, root=settings.data_root),
+        }
+        for seconds in ways[who](x, batch_size, epochs):
+            turn(seconds)
+    connection.send((evaluate(vae.model, vae.guide, test).loss, note))
 
 
-def train_twin(batches, optimizer):
-    parts = vae()
-    twin = baseline.VAE(parts.encoder.network, parts.decoder.network)
-    optim, total = optimizer(twin.parameters()), 0.0
-    start = time.perf_counter()
-    for batch in batches():
-        total += twin.step(optim, batch, torch.randn(len(batch), LATENT_DIM)).item()
-    return time.perf_counter() - start
+def ways_of(name, device):
+    """All that can train a model here; what is not installed is said, not skipped in silence."""
+    ways = WAYS + (MORE if name == "normal" else [])
+    try:
+        import numpyro  # noqa: F401 (whether it is there)
+    except ImportError:
+        if name == "normal":
+            print("NumPyro is not installed (pip install pyro-vae[bench]): its line is missing\n")
+        ways = [way for way in ways if way[0] != "numpyro"]
+    if device != "cpu":  # NumPyro's device is that of the jax that is installed
+        ways = [way for way in ways if way[0] != "numpyro"]
+    return ways
 
 
-class ExampleVAE(nn.Module):
-    """The model of PyTorch's example script, in our words."""
-
-    def __init__(self):
-        super().__init__()
-        self.hidden, self.mean, self.log_variance = nn.Linear(784, 400), nn.Linear(400, 20), nn.Linear(400, 20)
-        self.decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784), nn.Sigmoid())
-
-    def loss(self, x):
-        features = self.hidden(x).relu()
-        mean, log_variance = self.mean(features), self.log_variance(features)
-        z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        kl = (mean**2 + log_variance.exp() - 1 - log_variance).sum() / 2
-        return binary_cross_entropy(self.decoder(z), x, reduction="sum") + kl
-
-
-def train_example(loader):
-    model, total = ExampleVAE(), 0.0
-    optim = plain_adam(model.parameters())
-    start = time.perf_counter()
-    for batch, _ in loader:
-        optim.zero_grad()
-        loss = model.loss(batch.flatten(1))
-        loss.backward()
-        total += loss.item()
-        optim.step()
-    return time.perf_counter() - start
+def measure(name, batch_size, settings):
+    """Return a row for each way of training a model."""
+    context = multiprocessing.get_context("spawn")
+    workers, epochs = [], settings.rounds + 1
+    for way in ways_of(name, settings.device):
+        here, there = context.Pipe()
+        process = context.Process(target=work, args=(there, way, name, batch_size, epochs, settings), daemon=True)
+        process.start()
+        there.close()  # so that the end of a process is heard of
+        workers.append((way, here, []))
+    for _ in range(epochs):
+        for _, connection, seconds in workers:
+            connection.send("go")
+            seconds.append(connection.recv())
+    rows = []
+    for (who, engine, precision), connection, (first, *seconds) in workers:
+        connection.send("go")
+        test_loss, note = connection.recv()
+        row = {"model": name, "batch": batch_size, "who": who, "engine": engine, "precision": precision}
+        rows.append(row | {"seconds_per_epoch": median(seconds), "first": first, "test_loss": test_loss, "note": note})
+    for row in rows:
+        row["ratio_to_hand_eager"] = row["seconds_per_epoch"] / rows[0]["seconds_per_epoch"]
+    return rows
 
 
-def train_fit(x, optimizer, batch_size, engine):
-    """Train for two epochs; the second is timed."""
-    pair = vae()
-    history = fit(pair.model, pair.guide, x, epochs=2, batch_size=batch_size, optimizer=optimizer, engine=engine)
-    return history[2]["seconds"]
+def table(rows):
+    """Lines of a table."""
+    yield "| model | batch | by | engine | precision | seconds per epoch | to hand, eager | test bound | first |"
+    yield f"|{' --- |' * 9}"
+    for row in rows:
+        names = [str(row[key]) for key in ("model", "batch", "who", "engine", "precision")]
+        numbers = [row[key] for key in ("seconds_per_epoch", "ratio_to_hand_eager", "test_loss", "first")]
+        yield f"| {' | '.join([*names, *[f'{number:.2f}' for number in numbers]])} |"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", required=True)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=60_000, help="of the training data; fewer for a trial")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    x = data.load("mnist", arguments.data_root).train
-    size = arguments.batch_size
-    datasets = data.import_torchvision_datasets()
-    from torchvision.transforms import ToTensor  # after the datasets, whose import mends what may be missing
-
-    images = datasets.MNIST(arguments.data_root, train=True, transform=ToTensor())
-    loader = DataLoader(images, batch_size=size, shuffle=True)
-
-    def in_memory():
-        return data.shuffled_batches(x, size, torch.Generator())
-
-    ways = {
-        "hand-coded twin, Adam": lambda: train_twin(in_memory, plain_adam),
-        "hand-coded twin, fused Adam": lambda: train_twin(in_memory, fused_adam),
-        "fit, Adam": lambda: train_fit(x, plain_adam, size, "auto"),
-        "fit, fused Adam (its default)": lambda: train_fit(x, fused_adam, size, "auto"),
-        "fit, fused Adam, without a recording": lambda: train_fit(x, fused_adam, size, "eager"),
-        "fit, fused Adam, compiled": lambda: train_fit(x, fused_adam, size, "compiled"),
-        "PyTorch's example: DataLoader, ToTensor, Adam": lambda: train_example(loader),
-        "twin with that DataLoader, Adam": lambda: train_twin(lambda: (batch for batch, _ in loader), plain_adam),
-    }
-    seconds = {name: [] for name in ways}
-    for round_number in range(arguments.rounds + 1):
-        for name, way in ways.items():
-            took = way()
-            if round_number:  # the first round warms up
-                seconds[name].append(took)
-    rows = [{"way": name, "seconds_per_epoch": median(times)} for name, times in seconds.items()]
-    print(f"MNIST, 784-400-20, batch {size}, medians of {arguments.rounds} alternating rounds; {machine()}\n")
-    print(f"| way | seconds per epoch | to the twin | to the twin, fused | to PyTorch's example |\n|{' --- |' * 5}")
+    settings = parser.parse_args()
+    name = machine() if settings.device == "cpu" else f"{torch.cuda.get_device_name(settings.device)}, {machine()}"
+    print(f"MNIST, 784-400-20, medians of {settings.rounds} alternating rounds; {name}\n")
+    rows = []
+    for model in settings.models:
+        for batch_size in settings.batch_sizes:
+            rows += measure(model, batch_size, settings)
+            print("\n".join(table(rows[-len(ways_of(model, settings.device)) :])), "\n", flush=True)
     for row in rows:
-        names = ("ratio_to_twin", "ratio_to_fused_twin", "ratio_to_example")
-        for name, index in zip(names, (0, 1, 6), strict=True):
-            row[name] = row["seconds_per_epoch"] / rows[index]["seconds_per_epoch"]
-        ratios = " | ".join(f"{row[name]:.2f}" for name in names)
-        print(f"| {row['way']} | {row['seconds_per_epoch']:.2f} | {ratios} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        if row["who"] == "fit" and row["engine"] != "eager" and "cannot be recorded" in row["note"]:
+            print(f"{row['model']}, batch {row['batch']}, {row['engine']}, {row['precision']}: {row['note']}")
+    if settings.json:
+        settings.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
