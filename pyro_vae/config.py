@@ -92,7 +92,7 @@ def part(kind: str, name: str) -> type[Any]:
 
     Example:
         >>> part("prior", "Normal").__module__
-        'pyro_vae.priors.normal'
+        'pyro_vae.priors.real'
     """
     if "." not in name:
         check_choice(kind, name, parts(kind))

@@ -22,14 +22,14 @@ there is no such plate there is one draw, and its noise is plain (`Fixed`: what 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache, singledispatch
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import apply_stack
+from pyro.poutine.runtime import get_plates
 from torch import Size, Tensor
 from torch import distributions as td
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
@@ -44,8 +44,9 @@ from pyro_vae.distributions import (
 )
 from pyro_vae.distributions.quantiles import beta_quantile, gamma_quantile
 from pyro_vae.distributions.sphere import directions
+from pyro_vae.distributions.wrappers import family
+from pyro_vae.engine import PARTICLES
 
-PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
 WORKS = (
     "all that has an icdf, Gamma, Beta, Dirichlet, StudentT, PowerSpherical, MixtureOfNormals, MultivariateNormal and"
     " its low-rank form, RelaxedOneHotCategorical, RelaxedBernoulli, and transforms or flows of these"
@@ -56,6 +57,13 @@ Draw = Callable[[Size, Tensor], Tensor]
 class _Noise(Messenger, ABC):
     """A handler that sets every latent site to a function of its noise."""
 
+    _used = 0  # sites or dimensions, since the handler was entered
+
+    def __enter__(self) -> Self:
+        self._used = 0
+        super().__enter__()
+        return self
+
     @abstractmethod
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         """Return noise in (0, 1), of shape (particles, \\*batch, \\*event), in the precision and place of ``like``."""
@@ -63,7 +71,8 @@ class _Noise(Messenger, ABC):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"] or msg["value"] is not None or not isinstance(msg["fn"], TorchDistributionMixin):
             return
-        plates = [plate for plate in _plates() if plate.vectorized]
+        # All plates around, also those outside the handler, which see a site only after it.
+        plates = [plate for plate in get_plates() if plate.vectorized]
         shapes = [Size([plate.size, *[1] * (-plate.dim - 1)]) for plate in plates]
         batch = torch.broadcast_shapes(msg["fn"].batch_shape, *shapes)
         axis = next((len(batch) + plate.dim for plate in plates if plate.name == PARTICLES), None)
@@ -81,7 +90,7 @@ class _Noise(Messenger, ABC):
             msg["value"] = _transport(msg["fn"].expand(batch), draw)
         except NotImplementedError as error:
             raise ValueError(
-                f"noise.{type(self).__name__} cannot drive site {msg['name']!r} ({_name(msg['fn'])}): {error}."
+                f"noise.{type(self).__name__} cannot drive site {msg['name']!r} ({family(msg['fn'])}): {error}."
                 f" What works: {WORKS}"
             ) from error
 
@@ -118,20 +127,14 @@ class Fixed(_Noise):
             low, high = noise.min().item(), noise.max().item()
             raise ValueError(f"noise must lie in (0, 1), but is from {low:g} to {high:g}: pass uniform numbers")
         self.noise = noise
-        self._site = 0
         self._drawn: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-
-    def __enter__(self) -> "Fixed":
-        self._site = 0
-        super().__enter__()
-        return self
 
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         shape = (particles, *batch, *event)
         if isinstance(self.noise, int):
-            self._site += 1
+            self._used += 1
             # Kept, so that a step with this noise can be recorded: a generator within it could not.
-            key = self._site, shape
+            key = self._used, shape
             if key not in self._drawn:
                 self._drawn[key] = _seeded(self.noise, *key)
             return _open(self._drawn[key].to(like.device), like)
@@ -225,15 +228,6 @@ class Sobol(_Noise):
         Buchholz, Wenzel and Mandt, 2018, Quasi-Monte Carlo Variational Inference.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._used = 0
-
-    def __enter__(self) -> "Sobol":
-        self._used = 0
-        super().__enter__()
-        return self
-
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         start, self._used = self._used, self._used + event.numel()
         cells = 1 << (particles - 1).bit_length()
@@ -268,21 +262,6 @@ def _open(uniform: Tensor, like: Tensor) -> Tensor:
     """
     cells = 1 / torch.finfo(like.dtype).eps
     return (((uniform * cells).floor().clamp(max=cells - 1) + 0.5) / cells).to(like.dtype)
-
-
-def _plates() -> tuple[Any, ...]:
-    """Ask all plates around for their frames, also those outside the handler, which see a site only after it."""
-    msg: dict[str, Any] = {"type": "plates", "name": "plates", "fn": None, "args": (), "kwargs": {}, "value": None}
-    msg |= {"is_observed": False, "done": True, "stop": False, "continuation": None, "infer": {}}
-    msg |= {"scale": 1.0, "mask": None, "cond_indep_stack": ()}
-    apply_stack(msg)
-    return tuple(msg["cond_indep_stack"])
-
-
-def _name(fn: Any) -> str:
-    while isinstance(fn, td.Independent | ExpandedDistribution):
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 @singledispatch

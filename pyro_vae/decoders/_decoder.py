@@ -1,12 +1,11 @@
 """What the decoders share."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks import MLP, Network, as_shape, check_event_shape
+from pyro_vae.networks import MLP, Network, Sizes, as_shape, check_event_shape
 
 
 class _Decoder(nn.Module):
@@ -14,7 +13,7 @@ class _Decoder(nn.Module):
 
     numbers: int | None = None
 
-    def __init__(self, latent_dim: int | Sequence[int], shape: int | Sequence[int], network: Network = MLP) -> None:
+    def __init__(self, latent_dim: Sizes, shape: Sizes, network: Network = MLP) -> None:
         super().__init__()
         self.latent_shape, self.shape = as_shape(latent_dim, "latent_dim"), as_shape(shape)
         self.network = network(self.latent_shape, (*([self.numbers] if self.numbers else []), *self.shape))
@@ -36,8 +35,8 @@ class _ScaleDecoder(_Decoder):
 
     def __init__(
         self,
-        latent_dim: int | Sequence[int],
-        shape: int | Sequence[int],
+        latent_dim: Sizes,
+        shape: Sizes,
         network: Network = MLP,
         scale: float = 1.0,
         learned: bool = False,

@@ -1,7 +1,6 @@
 """Decoders of counts: 0, 1, 2 and so on, as floats."""
 
 import math
-from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_vae.decoders._decoder import _Decoder
 from pyro_vae.distributions import ZeroInflated
-from pyro_vae.networks import MLP, Network, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, positive, soft_clip
 
 
 class Poisson(_Decoder):
@@ -47,11 +46,7 @@ class _DispersedDecoder(_Decoder):
     """A decoder of counts with one learned inverse dispersion per entry of x."""
 
     def __init__(
-        self,
-        latent_dim: int | Sequence[int],
-        shape: int | Sequence[int],
-        network: Network = MLP,
-        inverse_dispersion: float = 1.0,
+        self, latent_dim: Sizes, shape: Sizes, network: Network = MLP, inverse_dispersion: float = 1.0
     ) -> None:
         super().__init__(latent_dim, shape, network)
         if not (0 < inverse_dispersion < math.inf):

@@ -1,8 +1,52 @@
-"""Distributions of several discrete variables at once."""
+"""Discrete distributions, and several discrete variables at once."""
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+
+
+class Categorical(dist.Categorical):
+    """Categorical distribution of the numbers 0 to K - 1 as floats, which have a mean.
+
+    Example:
+        >>> Categorical(probs=torch.tensor([0.5, 0.0, 0.5])).mean
+        tensor(1.)
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs @ self._numbers()
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.probs * (self._numbers() - self.mean.unsqueeze(-1)) ** 2).sum(-1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
+        return super().sample(sample_shape).to(self._param.dtype)
+
+    def _numbers(self) -> Tensor:
+        return torch.arange(self._num_events, dtype=self._param.dtype, device=self._param.device)
+
+
+class ZeroInflated(dist.ZeroInflatedDistribution):
+    """A distribution of counts with further zeros, exact for every logit of the gate.
+
+    Once it has drawn or given its mean, Pyro's (seen in 1.9.2) works from the gate's probability, whose logarithm has
+    no gradient where it rounds to 1. This one does not keep that probability, and goes on from the logit.
+
+    Example:
+        >>> import torch
+        >>> gate = torch.tensor(20.0, requires_grad=True)
+        >>> counts = ZeroInflated(dist.Poisson(torch.tensor(1.0)), gate_logits=gate)
+        >>> counts.log_prob(counts.sample()).backward()
+        >>> bool(gate.grad.isfinite())
+        True
+    """
+
+    @property
+    def gate(self) -> Tensor:
+        return self.gate_logits.sigmoid()
+
 
 MOST_CODES = 4096
 

@@ -1,7 +1,6 @@
 """Logistic distribution in bins, and the unit in which its results are reported."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,7 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from pyro_vae.networks import as_shape
+from pyro_vae.distributions.wrappers import expanded
+from pyro_vae.networks import Sizes, as_shape
 
 
 class _Grid(constraints.Constraint):
@@ -67,11 +67,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
         return _Grid(self.steps)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "DiscretizedLogistic":
-        new = self._get_checked_instance(DiscretizedLogistic, _instance)
-        new.loc, new.scale, new.steps = self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.steps
-        super(DiscretizedLogistic, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return expanded(self, batch_shape, loc=self.loc.expand(batch_shape), scale=self.scale.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -98,7 +94,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
         return total / self.steps
 
 
-def bits_per_dimension(nats: float, shape: int | Sequence[int]) -> float:
+def bits_per_dimension(nats: float, shape: Sizes) -> float:
     """Return nats per datum in bits per entry of a datum.
 
     Arguments:

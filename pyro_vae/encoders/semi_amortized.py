@@ -1,7 +1,6 @@
 """An encoder whose output is refined for each datum."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -11,6 +10,9 @@ import torch.distributions as td
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.distributions.kl import kl_or_none
+from pyro_vae.distributions.wrappers import layers
+from pyro_vae.engine import kept_tensors
 from pyro_vae.networks import as_size
 
 # Their draws have a first derivative alone (implicit reparameterization), one that is not theirs, or no noise. Torch
@@ -111,8 +113,7 @@ class SemiAmortized(nn.Module):
         training, prior, output = torch.is_grad_enabled(), self._model[0](), self.encoder.output(x)
         # The support of x is checked where the programs observe it. What the gradients below need is kept, whatever
         # is done around: a checkpoint (``chunk`` of the objectives) would start anew in the middle of its first run.
-        keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-        with torch.enable_grad(), pyro.validation_enabled(False), keep:
+        with torch.enable_grad(), pyro.validation_enabled(False), kept_tensors():
             for _ in range(self.steps):
                 output = self._ascended(output, x, prior, training)
         return self.encoder.posterior(output)
@@ -122,7 +123,9 @@ class SemiAmortized(nn.Module):
         posterior = self.encoder.posterior(output)
         _check_draws(posterior, type(self.encoder).__name__)
         z = posterior.rsample()
-        bound = self._model[1](z).log_prob(x) - _kl(posterior, prior, z)
+        kl = kl_or_none(posterior, prior)
+        kl = posterior.log_prob(z) - prior.log_prob(z) if kl is None else kl
+        bound = self._model[1](z).log_prob(x) - kl
         (slope,) = torch.autograd.grad(bound.sum(), output, create_graph=training)
         norm = torch.linalg.vector_norm(slope, dim=tuple(range(bound.dim(), slope.dim())), keepdim=True)
         output = output + self.step_size * slope / (norm / self.clip_norm).clamp(min=1)
@@ -132,26 +135,12 @@ class SemiAmortized(nn.Module):
         return f"steps={self.steps}, step_size={self.step_size}, clip_norm={self.clip_norm}"
 
 
-def _kl(posterior: dist.TorchDistribution, prior: dist.TorchDistribution, z: Tensor) -> Tensor:
-    try:
-        return td.kl_divergence(posterior, prior)
-    except NotImplementedError:
-        return posterior.log_prob(z) - prior.log_prob(z)
-
-
 def _check_draws(posterior: dist.TorchDistribution, encoder: str) -> None:
-    layers = list(_layers(posterior))
-    refused = [layer for layer in layers if isinstance(layer, _REFUSED)]
+    made_of = list(layers(posterior))
+    refused = [layer for layer in made_of if isinstance(layer, _REFUSED)]
     if refused or not posterior.has_rsample:
-        name = type([*layers, *refused][-1]).__name__
+        name = type([*made_of, *refused][-1]).__name__
         raise ValueError(
             f"encoders.SemiAmortized differentiates draws twice, which those of {name} by {encoder} do not allow: take"
             " encoders.Normal, Flow or another one that its documentation names"
         )
-
-
-def _layers(distribution: Any) -> Iterator[Any]:
-    """Go through a distribution and what it is made from."""
-    yield distribution
-    if hasattr(distribution, "base_dist"):
-        yield from _layers(distribution.base_dist)

@@ -1,14 +1,12 @@
 """Encoders to the unit sphere."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.distributions.sphere import directions, sphere_dim
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, positive
+from pyro_vae.networks import MLP, Network, Sizes, positive
 
 
 class PowerSpherical(_Encoder):
@@ -43,7 +41,7 @@ class PowerSpherical(_Encoder):
         Davidson et al., 2018, Hyperspherical Variational Auto-Encoders, section 3.
     """
 
-    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
+    def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP) -> None:
         super().__init__(shape, latent_dim, network, out_shape=(sphere_dim(latent_dim, "latent_dim") + 1,))
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:

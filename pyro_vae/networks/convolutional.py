@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from pyro_vae.networks._network import _Network
-from pyro_vae.networks.shapes import Shape, as_image_shape, as_shape
+from pyro_vae.networks.shapes import Shape, Sizes, as_image_shape, as_shape
 
 
 class ConvEncoder(_Network):
@@ -37,9 +37,9 @@ class ConvEncoder(_Network):
 
     def __init__(
         self,
-        in_shape: int | Sequence[int],
-        out_shape: int | Sequence[int],
-        channels: int | Sequence[int] = (32, 64),
+        in_shape: Sizes,
+        out_shape: Sizes,
+        channels: Sizes = (32, 64),
         activation: type[nn.Module] = nn.ReLU,
         residual: bool = False,
     ) -> None:
@@ -83,9 +83,9 @@ class ConvDecoder(_Network):
 
     def __init__(
         self,
-        in_shape: int | Sequence[int],
-        out_shape: int | Sequence[int],
-        channels: int | Sequence[int] = (64, 32),
+        in_shape: Sizes,
+        out_shape: Sizes,
+        channels: Sizes = (64, 32),
         activation: type[nn.Module] = nn.ReLU,
         residual: bool = False,
     ) -> None:

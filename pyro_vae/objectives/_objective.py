@@ -12,13 +12,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from pyro_vae.distributions.wrappers import family
+from pyro_vae.engine import PARTICLES, kept_tensors
 from pyro_vae.networks import as_size
 
 Program = Callable[..., Any]
-PARTICLES = "num_particles_vectorized"  # the name that Pyro gives this plate
 
 
 class Draws(NamedTuple):
@@ -167,7 +167,7 @@ class Objective(ELBO):
         for name in guide_trace.stochastic_nodes:
             if not guide_trace.nodes[name]["fn"].has_rsample:
                 raise ValueError(
-                    f"{type(self).__name__} needs a pathwise sampler, which {kind(guide_trace.nodes[name]['fn'])} at"
+                    f"{type(self).__name__} needs a pathwise sampler, which {family(guide_trace.nodes[name]['fn'])} at"
                     f" site {name!r} has not: take VIMCO, Thermodynamic, or Trace_ELBO, which fall back on the score"
                     " function"
                 )
@@ -180,13 +180,6 @@ class _Detached(Messenger):
         if not (msg["is_observed"] or msg["done"]):
             value = msg["fn"](*msg["args"], **msg["kwargs"]) if msg["value"] is None else msg["value"]
             msg["value"], msg["done"] = value.detach(), True
-
-
-def kind(distribution: Any) -> str:
-    """Return the name of what a distribution is at heart."""
-    while hasattr(distribution, "base_dist") and type(distribution).__name__ in ("Independent", "ExpandedDistribution"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
 
 
 def reported(draws: Draws) -> tuple[Tensor, Tensor]:
@@ -226,17 +219,13 @@ def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
     return site
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
-
-
 def path_only(site: dict[str, Any]) -> Tensor:
     """Return log q(z) with a gradient through z alone, and none to the parameters of q: its score is left out."""
     distribution, value = site["fn"], site["value"]
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
     leaf = value.detach().requires_grad_()
-    with saved_tensors_hooks(_same, _same):  # saved here, or a chunk would be run again for the slope alone
+    with kept_tensors():  # or a chunk would be run again for the slope alone
         log_q: Tensor = distribution.log_prob(leaf)
         if not log_q.requires_grad:  # of a point
             return masked(log_q, site)

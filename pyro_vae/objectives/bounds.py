@@ -4,15 +4,16 @@ import math
 from typing import Any
 
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.distributions.wrappers import family, layers
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,
     Program,
     Terms,
-    kind,
     path_only,
     reported,
     the_latent_site,
@@ -148,13 +149,11 @@ class _Penalized(Objective):
 
 def by_dimension(objective: Objective, site: dict[str, Any], value: Tensor) -> Tensor:
     """Return the log-density of a site's value apart for each dimension, or refuse what is not a product of them."""
-    distribution = site["fn"]
-    while type(distribution).__name__ == "ExpandedDistribution":
-        distribution = distribution.base_dist
+    distribution = next(layer for layer in layers(site["fn"]) if not isinstance(layer, ExpandedDistribution))
     base: Any = getattr(distribution, "base_dist", None)
     if type(distribution).__name__ != "Independent" or base.event_shape:
         raise ValueError(
-            f"{type(objective).__name__} needs independent latent dimensions, which {kind(distribution)} at site"
+            f"{type(objective).__name__} needs independent latent dimensions, which {family(distribution)} at site"
             f" {site['name']!r} has not: take a Normal prior and encoder"
         )
     log_density: Tensor = base.log_prob(value)

@@ -10,8 +10,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
+from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.objectives._objective import Objective, Program, Terms
 
 Beta = float | Callable[[int], float]
@@ -232,19 +232,12 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, bet
     priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes if name not in summed_out}
     for name in guide_trace.stochastic_nodes:
         posterior, prior = guide_trace.nodes[name], priors.pop(name, None)
-        divergence = _closed_form(posterior, prior, beta) if closed_form and prior else None
+        divergence = kl_or_none(posterior["fn"], prior["fn"]) if closed_form and prior else None
         if divergence is None:
-            divergence = _log_prob(posterior, beta) - (_log_prob(prior, beta) if prior else 0)
-        total = total + divergence
+            total = total + _log_prob(posterior, beta) - (_log_prob(prior, beta) if prior else 0)
+        else:
+            total = total + _without_weight(divergence, posterior, beta)
     return total - sum(_log_prob(prior, beta) for prior in priors.values())
-
-
-def _closed_form(posterior: dict[str, Any], prior: dict[str, Any], beta: Tensor | float) -> Tensor | None:
-    try:
-        divergence = kl_divergence(posterior["fn"], prior["fn"])
-    except NotImplementedError:
-        return None
-    return _without_weight(divergence, posterior, beta)
 
 
 def _log_prob(site: dict[str, Any], beta: Tensor | float) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.networks import as_size
@@ -10,9 +11,13 @@ from pyro_vae.networks import as_size
 class _Prior(nn.Module):
     """A prior of ``latent_dim`` dimensions whose numbers are learned, or fixed and then in no ``state_dict``."""
 
-    def __init__(self, latent_dim: int, learned: bool) -> None:
+    zeros: tuple[str, ...] = ()  # what has one number per dimension, which starts at 0
+
+    def __init__(self, latent_dim: int, learned: bool = False) -> None:
         super().__init__()
         self.latent_dim, self.learned = as_size(latent_dim, "latent_dim"), learned
+        for name in self.zeros:
+            self.hold(name, torch.zeros(latent_dim))
 
     def hold(self, name: str, value: Tensor) -> None:
         """Keep a tensor under a name, as a parameter if it is to be learned."""

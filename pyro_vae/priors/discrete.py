@@ -33,11 +33,8 @@ class Bernoulli(_Prior):
         Maddison, Mnih and Teh, 2017, The Concrete Distribution, section 5.
     """
 
+    zeros = ("logits",)
     logits: Tensor
-
-    def __init__(self, latent_dim: int, learned: bool = False) -> None:
-        super().__init__(latent_dim, learned)
-        self.hold("logits", torch.zeros(latent_dim))
 
     def forward(self) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=self.logits).to_event(1)

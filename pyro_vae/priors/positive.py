@@ -34,11 +34,8 @@ class Exponential(_Prior):
         Vertes and Sahani, 2018, Flexible and Accurate Inference and Learning for Deep Generative Models.
     """
 
+    zeros = ("log_rate",)
     log_rate: Tensor
-
-    def __init__(self, latent_dim: int, learned: bool = False) -> None:
-        super().__init__(latent_dim, learned)
-        self.hold("log_rate", torch.zeros(latent_dim))
 
     def forward(self) -> dist.TorchDistribution:
         return dist.Exponential(positive(self.log_rate)).to_event(1)
@@ -70,6 +67,7 @@ class Gamma(_Prior):
         Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 6.
     """
 
+    zeros = ("log_rate",)
     log_concentration: Tensor
     log_rate: Tensor
 
@@ -77,7 +75,6 @@ class Gamma(_Prior):
         super().__init__(latent_dim, learned)
         start = math.log(above(concentration, 0, "the concentration of priors.Gamma"))
         self.hold("log_concentration", torch.full((latent_dim,), start))
-        self.hold("log_rate", torch.zeros(latent_dim))
 
     def forward(self) -> dist.TorchDistribution:
         return dist.Gamma(positive(self.log_concentration), positive(self.log_rate)).to_event(1)
