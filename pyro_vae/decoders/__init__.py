@@ -4,8 +4,13 @@ Each is built by ``Decoder(latent_dim, shape, network=...)``: the number of late
 the shape of one datum, and how to build its network (see `pyro_vae.networks`).
 """
 
-from pyro_vae.decoders.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from pyro_vae.decoders.discrete import Categorical, DiscretizedLogistic
+from pyro_vae.decoders.discrete import (
+    Categorical,
+    DiscretizedLogistic,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
 from pyro_vae.decoders.masked import Masked
 from pyro_vae.decoders.real import Laplace, Normal, StudentT
 from pyro_vae.decoders.unit import Bernoulli, Beta, ContinuousBernoulli

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae.decoders._decoder import _ScaleDecoder
-from pyro_vae.networks import MLP, Network, Sizes
+from pyro_vae.networks import MLP, Network, Sizes, above
 
 
 class Normal(_ScaleDecoder):
@@ -118,9 +118,7 @@ class StudentT(_ScaleDecoder):
         per_dimension: bool = False,
     ) -> None:
         super().__init__(latent_dim, shape, network, scale, learned, per_dimension)
-        if not (2 < df < float("inf")):
-            raise ValueError(f"the df of decoders.StudentT must be above 2 and finite, not {df!r}; see decoders.Normal")
-        self.df = df
+        self.df = above(df, 2, "the df of decoders.StudentT, whose limit is decoders.Normal,")
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         return dist.StudentT(self.df, self.output(z), self.scales()).to_event(len(self.shape))

@@ -3,9 +3,8 @@
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_vae import distributions
 from pyro_vae.decoders._decoder import _Decoder
-from pyro_vae.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
-from pyro_vae.distributions import GreyBernoulli, OpenBeta
 from pyro_vae.networks import MLP, Network, Sizes, positive, soft_clip
 
 
@@ -42,11 +41,8 @@ class Bernoulli(_Decoder):
         self.grey = grey
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
-        family = GreyBernoulli if self.grey else dist.Bernoulli
+        family = distributions.GreyBernoulli if self.grey else dist.Bernoulli
         return family(logits=self.output(z)).to_event(len(self.shape))
-
-    def extra_repr(self) -> str:
-        return f"grey={self.grey}"
 
 
 class ContinuousBernoulli(_Decoder):
@@ -77,7 +73,7 @@ class ContinuousBernoulli(_Decoder):
     """
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
-        return ContinuousBernoulliDistribution(logits=self.output(z)).to_event(len(self.shape))
+        return distributions.ContinuousBernoulli(logits=self.output(z)).to_event(len(self.shape))
 
 
 class Beta(_Decoder):
@@ -116,4 +112,5 @@ class Beta(_Decoder):
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         logits, log_concentration = self.outputs(z)
         logits, concentration = soft_clip(logits), positive(log_concentration)
-        return OpenBeta(logits.sigmoid() * concentration, (-logits).sigmoid() * concentration).to_event(len(self.shape))
+        one, zero = logits.sigmoid() * concentration, (-logits).sigmoid() * concentration
+        return distributions.OpenBeta(one, zero).to_event(len(self.shape))

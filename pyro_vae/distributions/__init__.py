@@ -1,12 +1,17 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
-from pyro_vae.distributions.discrete import Categorical, EnumerableIndependent, OneHotCategorical, ZeroInflated
-from pyro_vae.distributions.flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar, ZukoFlow
+from pyro_vae.distributions.discrete import (
+    Categorical,
+    DiscretizedLogistic,
+    EnumerableIndependent,
+    OneHotCategorical,
+    ZeroInflated,
+    bits_per_dimension,
+)
+from pyro_vae.distributions.flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar, Planar, ZukoFlow
 from pyro_vae.distributions.kl import kl_weibull_exponential, kl_weibull_gamma
-from pyro_vae.distributions.logistic import DiscretizedLogistic, bits_per_dimension
 from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import centre_of, mean_of, on_sphere
-from pyro_vae.distributions.planar import Planar
 from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, RelaxedOneHotCategoricalStraightThrough
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
 from pyro_vae.distributions.unit import ContinuousBernoulli, GreyBernoulli, Kumaraswamy, OpenBeta

@@ -77,9 +77,7 @@ class OpenBeta(dist.Beta):
     support = _OpenUnitInterval()
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
-        draw = super().rsample(sample_shape)
-        limits = torch.finfo(draw.dtype)
-        return draw.clamp(limits.tiny, 1 - limits.eps / 2)
+        return _inside(super().rsample(sample_shape))
 
 
 class Kumaraswamy(dist.Kumaraswamy):

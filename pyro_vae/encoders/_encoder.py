@@ -1,12 +1,13 @@
 """What the encoders share."""
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.networks import MLP, Network, Shape, Sizes, as_shape, as_size, check_event_shape
+from pyro_vae.networks._part import Part
 
 
-class _Encoder(nn.Module):
+class _Encoder(Part):
     """A network from x to ``numbers`` per latent dimension, to one where that is None, or to ``out_shape``."""
 
     numbers: int | None = None

@@ -82,6 +82,3 @@ class OneHotCategorical(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         return distributions.EnumerableIndependent(distributions.OneHotCategorical(logits=soft_clip(output)), 1)
-
-    def extra_repr(self) -> str:
-        return f"categories={self.categories}"

@@ -85,6 +85,3 @@ class Flow(_Encoder):
         mean, log_variance, context = output.split([self.latent_dim, self.latent_dim, self.context], -1)
         base = dist.Normal(mean, (soft_clip(log_variance) / 2).exp()).to_event(1)
         return ConditionalFlow(base, [transform(context) for transform in self.transforms])
-
-    def extra_repr(self) -> str:
-        return f"transform={self.transform!r}, context={self.context}"

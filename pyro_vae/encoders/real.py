@@ -1,14 +1,12 @@
 """Encoders of real codes."""
 
-import math
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, Sizes, as_size, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, above, as_size, positive, soft_clip
 
 
 class Normal(_Encoder):
@@ -44,7 +42,7 @@ class Normal(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         mean, log_variance = output.unbind(-2)
-        return dist.Normal(mean, (soft_clip(log_variance) / 2).exp()).to_event(1)
+        return dist.Normal(mean, _deviation(log_variance)).to_event(1)
 
 
 class Delta(_Encoder):
@@ -150,17 +148,12 @@ class StudentT(_Encoder):
     numbers = 2
 
     def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP, df: float = 5.0) -> None:
-        if not 2 < df < math.inf:
-            raise ValueError(f"df of encoders.StudentT must be above 2 and finite, not {df!r}")
         super().__init__(shape, latent_dim, network)
-        self.df = df
+        self.df = above(df, 2, "df of encoders.StudentT")
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         location, scale = output.unbind(-2)
         return dist.StudentT(self.df, location, positive(scale)).to_event(1)
-
-    def extra_repr(self) -> str:
-        return f"df={self.df}"
 
 
 class LogNormal(_Encoder):
@@ -275,9 +268,8 @@ class LowRankNormal(_Encoder):
     """
 
     def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP, rank: int = 2) -> None:
-        super().__init__(
-            shape, latent_dim, network, out_shape=(2 + as_size(rank, "rank"), as_size(latent_dim, "latent_dim"))
-        )
+        self.numbers = 2 + as_size(rank, "rank")
+        super().__init__(shape, latent_dim, network)
         self.rank = rank
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
@@ -285,9 +277,6 @@ class LowRankNormal(_Encoder):
         deviation = _deviation(log_variance)
         factor = deviation.unsqueeze(-1) * soft_clip(torch.stack(columns, -1))
         return dist.LowRankMultivariateNormal(mean, factor, deviation**2)
-
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}"
 
 
 def _deviation(log_variance: Tensor) -> Tensor:
@@ -335,8 +324,4 @@ class MixtureOfNormals(_Encoder):
     def posterior(self, output: Tensor) -> distributions.MixtureOfNormals:
         of_component = output.unflatten(-1, (self.components, 1 + 2 * self.latent_dim))
         logits, loc, log_variance = of_component.split([1, self.latent_dim, self.latent_dim], -1)
-        scale = (soft_clip(log_variance) / 2).exp()
-        return distributions.MixtureOfNormals(soft_clip(logits.squeeze(-1)), loc, scale)
-
-    def extra_repr(self) -> str:
-        return f"components={self.components}"
+        return distributions.MixtureOfNormals(soft_clip(logits.squeeze(-1)), loc, _deviation(log_variance))

@@ -8,7 +8,7 @@ distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(2
 
 from pyro_vae.networks.convolutional import ConvDecoder, ConvEncoder, halved_sizes
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.ranges import positive, soft_clip
+from pyro_vae.networks.ranges import above, positive, soft_clip
 from pyro_vae.networks.recurrent import GRUDecoder, GRUEncoder
 from pyro_vae.networks.shapes import Network, Shape, Sizes, as_image_shape, as_shape, as_size, check_event_shape
 from pyro_vae.networks.wrappers import FillMissing, with_output_bias
@@ -23,6 +23,7 @@ __all__ = [
     "Network",
     "Shape",
     "Sizes",
+    "above",
     "as_image_shape",
     "as_shape",
     "as_size",

@@ -46,7 +46,7 @@ class MLP(_Network):
         activation: type[nn.Module] = nn.ReLU,
         gated: bool = False,
     ) -> None:
-        super().__init__(as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape"))
+        super().__init__(in_shape, out_shape)
         self.hidden = () if hidden in ((), []) else as_shape(hidden, "hidden")
         widths = (math.prod(self.in_shape), *self.hidden)
         layers: list[nn.Module] = []

@@ -5,11 +5,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.networks._part import Part
 from pyro_vae.networks.mlp import MLP
 from pyro_vae.networks.shapes import Network, Shape, Sizes, as_shape
 
 
-class FillMissing(nn.Module):
+class FillMissing(Part):
     """A network that gets 0 for each entry of its input that is NaN, and is told which, if wished.
 
     Arguments:
@@ -40,9 +41,6 @@ class FillMissing(nn.Module):
         return self.network(
             torch.stack([filled, (~missing).to(x)], x.dim() - len(self.in_shape)) if self.mask else filled
         )
-
-    def extra_repr(self) -> str:
-        return f"mask={self.mask}"
 
 
 class _OutputBias(nn.Module):

@@ -1,14 +1,13 @@
 """What the priors share."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.networks import as_size
+from pyro_vae.networks._part import Part
 
 
-class _Prior(nn.Module):
+class _Prior(Part):
     """A prior of ``latent_dim`` dimensions whose numbers are learned, or fixed and then in no ``state_dict``."""
 
     zeros: tuple[str, ...] = ()  # what has one number per dimension, which starts at 0
@@ -25,13 +24,3 @@ class _Prior(nn.Module):
             self.register_parameter(name, nn.Parameter(value))
         else:
             self.register_buffer(name, value, persistent=False)
-
-    def extra_repr(self) -> str:
-        return f"latent_dim={self.latent_dim}, learned={self.learned}"
-
-
-def above(value: float, least: float, name: str) -> float:
-    """Return a number, or refuse one that is not above the least and finite."""
-    if not (least < value < math.inf):
-        raise ValueError(f"{name} must be above {least:g} and finite, not {value!r}")
-    return float(value)

@@ -3,8 +3,8 @@
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_vae.networks import positive
-from pyro_vae.priors._prior import _Prior, above
+from pyro_vae.networks import above, positive
+from pyro_vae.priors._prior import _Prior
 
 
 class Normal(_Prior):
@@ -110,6 +110,3 @@ class StudentT(_Prior):
 
     def forward(self) -> dist.TorchDistribution:
         return dist.StudentT(self.df, self.loc, positive(self.log_scale)).to_event(1)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, df={self.df:g}"
