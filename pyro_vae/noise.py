@@ -279,8 +279,7 @@ def _transport(fn: Any, draw: Draw) -> Tensor:
         raise NotImplementedError(f"{type(fn).__name__} has no inverse cumulative distribution function")
     values = (getattr(fn, name, None) for name in fn.arg_constraints)
     like = next((value for value in values if isinstance(value, Tensor)), torch.empty(()))
-    value: Tensor = fn.icdf(draw(_shape(fn), like))
-    return value
+    return fn.icdf(draw(_shape(fn), like))
 
 
 @_transport.register(td.Independent)
@@ -292,6 +291,9 @@ def _(fn: td.Independent, draw: Draw) -> Tensor:
 def _(fn: Any, draw: Draw) -> Tensor:
     own = len(fn.base_dist.batch_shape)
     return _transport(fn.base_dist, lambda shape, like: draw(fn.batch_shape + shape[own:], like))
+
+
+_transport.register(Kumaraswamy, _transport.dispatch(object))  # by its icdf, and not by its transforms
 
 
 @_transport.register(td.TransformedDistribution)
@@ -332,11 +334,6 @@ def _(fn: ExpRelaxedCategorical, draw: Draw) -> Tensor:
 @_transport.register(LogitRelaxedBernoulli)
 def _(fn: LogitRelaxedBernoulli, draw: Draw) -> Tensor:
     return (fn.logits + draw(_shape(fn), fn.logits).logit()) / fn.temperature
-
-
-@_transport.register(Kumaraswamy)
-def _(fn: Kumaraswamy, draw: Draw) -> Tensor:
-    return fn.icdf(draw(_shape(fn), fn.concentration1))
 
 
 @_transport.register(RelaxedOneHotCategorical)
@@ -402,15 +399,13 @@ def _(fn: MixtureOfNormals, draw: Draw) -> Tensor:
 def _(fn: Any, draw: Draw) -> Tensor:
     # A flow of zuko maps the data to its base; other distributions of zuko are torch's kind.
     if hasattr(fn.dist, "transform") and hasattr(fn.dist, "base"):
-        value: Tensor = fn.dist.transform.inv(_transport(fn.dist.base, draw))
-        return value
+        return fn.dist.transform.inv(_transport(fn.dist.base, draw))
     return _transport(fn.dist, draw)
 
 
 @_transport.register(Delta)
 def _(fn: Any, draw: Draw) -> Tensor:  # noqa: ARG001 (a point takes no noise)
-    value: Tensor = fn.rsample()
-    return value
+    return fn.rsample()
 
 
 def _shape(fn: Any) -> Size:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_vae.distributions.wrappers import family
 from pyro_vae.engine import PARTICLES, kept_tensors
 from pyro_vae.networks import as_size
+from pyro_vae.networks._part import kept_arguments
 
 Program = Callable[..., Any]
 
@@ -66,7 +67,7 @@ class Objective(ELBO):
         self.chunk = num_particles if chunk is None else as_size(chunk, "chunk")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_particles={self.num_particles})"
+        return f"{type(self).__name__}({kept_arguments(self, but='chunk')})"
 
     def estimate(self, draws: Draws) -> Tensor:
         """Return what is maximized for each datum, shape (B,), with the gradient of the estimator."""
@@ -190,8 +191,7 @@ def reported(draws: Draws) -> tuple[Tensor, Tensor]:
 def log_prob(trace: Trace, names: list[str]) -> Tensor:
     """Sum the log-probabilities of some sites of a trace, shape (K, B)."""
     trace.compute_log_prob(lambda name, _: name in names)
-    total: Tensor = sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
-    return total
+    return sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
 
 
 def unscaled(site: dict[str, Any]) -> bool:
@@ -202,9 +202,7 @@ def unscaled(site: dict[str, Any]) -> bool:
 def unweighed(trace: Trace) -> Tensor:
     """Sum the log-probabilities of a trace's latent sites without a scale or a gradient, shape (K, B)."""
     sites = [trace.nodes[name] for name in trace.stochastic_nodes]
-    log_probs = [masked(site["unscaled_log_prob"].detach(), site) for site in sites]
-    total: Tensor = sum(log_probs, torch.zeros(()))
-    return total
+    return sum((masked(site["unscaled_log_prob"].detach(), site) for site in sites), torch.zeros(()))
 
 
 def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
@@ -215,8 +213,7 @@ def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
             f"{type(objective).__name__} takes a guide of one latent site, not of {len(names)}: {names};"
             " take IWAE or Trace_ELBO"
         )
-    site: dict[str, Any] = guide_trace.nodes[names[0]]
-    return site
+    return guide_trace.nodes[names[0]]
 
 
 def path_only(site: dict[str, Any]) -> Tensor:
@@ -236,5 +233,4 @@ def path_only(site: dict[str, Any]) -> Tensor:
 
 def masked(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
     """Return log-probabilities of a site with 0 in place of those that the program masks."""
-    result: Tensor = scale_and_mask(log_prob, 1.0, site["mask"])
-    return result
+    return scale_and_mask(log_prob, 1.0, site["mask"])

@@ -156,8 +156,7 @@ def by_dimension(objective: Objective, site: dict[str, Any], value: Tensor) -> T
             f"{type(objective).__name__} needs independent latent dimensions, which {family(distribution)} at site"
             f" {site['name']!r} has not: take a Normal prior and encoder"
         )
-    log_density: Tensor = base.log_prob(value)
-    return log_density
+    return base.log_prob(value)
 
 
 class FreeBits(_Penalized):
@@ -176,7 +175,7 @@ class FreeBits(_Penalized):
 
     Example:
         >>> FreeBits(0.1)
-        FreeBits(num_particles=1)
+        FreeBits(floor=0.1, num_particles=1)
 
     Reference:
         Kingma et al., 2016, Improved Variational Inference with Inverse Autoregressive Flow, equation 15.
@@ -216,7 +215,7 @@ class InfoVAE(_Penalized):
 
     Example:
         >>> InfoVAE(alpha=1.0, scale=10.0)
-        InfoVAE(num_particles=1)
+        InfoVAE(alpha=1.0, scale=10.0, num_particles=1)
 
     Reference:
         Zhao, Song and Ermon, 2019, InfoVAE, equation 6; Tolstikhin et al., 2018, Wasserstein Auto-Encoders, section 4.
@@ -295,7 +294,7 @@ class BetaTC(_Penalized):
 
     Example:
         >>> BetaTC(beta=6.0, size=60000)
-        BetaTC(num_particles=1)
+        BetaTC(beta=6.0, size=60000, num_particles=1)
 
     Reference:
         Chen et al., 2018, Isolating Sources of Disentanglement in VAEs, equations 2 and 5.

@@ -86,30 +86,24 @@ def terms_and_gradients(loss: ELBO) -> Callable[..., tuple[Terms, list[Tensor | 
         >>> len(gradients) == len(list(vae.parameters()))
         True
     """
-    if isinstance(loss, Objective):
-        return lambda model, guide, batch, _, parameters: _with_gradients(
-            loss.terms(model, guide, batch), batch, parameters()
-        )
     recorder, traces = recording(loss)
 
-    def differentiated(
+    def compute(
         model: Program, guide: Program, batch: Tensor, beta: Tensor | float, parameters: Callable[[], list[Tensor]]
     ) -> tuple[Terms, list[Tensor | None]]:
+        if isinstance(loss, Objective):
+            return _with_gradients(loss.terms(model, guide, batch), batch, parameters())
         traces.clear()
-        value = recorder.differentiable_loss(model, guide, batch)
-        return _with_gradients(_terms(recorder, traces, beta, value), batch, parameters())
-
-    def accumulated(
-        model: Program, guide: Program, batch: Tensor, beta: Tensor | float, parameters: Callable[[], list[Tensor]]
-    ) -> tuple[Terms, list[Tensor | None]]:
-        traces.clear()
+        if hasattr(loss, "differentiable_loss"):
+            value = recorder.differentiable_loss(model, guide, batch)
+            return _with_gradients(_terms(recorder, traces, beta, value), batch, parameters())
         for parameter in parameters():
             parameter.grad = None
         value = torch.as_tensor(recorder.loss_and_grads(model, guide, batch))
         gradients = [None if p.grad is None else p.grad / len(batch) for p in parameters()]
         return _terms(recorder, traces, beta, value), gradients
 
-    return differentiated if hasattr(loss, "differentiable_loss") else accumulated
+    return compute
 
 
 def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor) -> Terms:
@@ -242,8 +236,7 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, bet
 
 def _log_prob(site: dict[str, Any], beta: Tensor | float) -> Tensor:
     if isinstance(beta, float | int) and beta == 1:
-        total: Tensor = site["log_prob_sum"]
-        return total
+        return site["log_prob_sum"]
     return _without_weight(site["unscaled_log_prob"], site, beta)
 
 
@@ -253,5 +246,4 @@ def _without_weight(log_prob: Tensor, site: dict[str, Any], beta: Tensor | float
         scale: Tensor | float = torch.where(beta == 0, 1.0, site["scale"] / beta)
     else:
         scale = site["scale"] / beta if beta else 1.0
-    total: Tensor = scale_and_mask(log_prob, scale, site["mask"]).sum()
-    return total
+    return scale_and_mask(log_prob, scale, site["mask"]).sum()
