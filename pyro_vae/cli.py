@@ -28,10 +28,12 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and whose help names the parts that a command builds a VAE of."""
 
     def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
     def format_help(self) -> str:
+        """Return the help, with all parts and their own parameters where a VAE is built."""
         if not self.get_default("builds_vae"):
             return super().format_help()
         from pyro_vae import config

@@ -180,11 +180,10 @@ TwinLoss = Callable[[baseline.VAE, Tensor, Tensor], Tensor]
 
 def identity(vae: VAE, x: Tensor, seed: int = 0) -> dict[str, dict[str, float]]:
     """Return the relative differences of loss and gradients between a VAE and its twin, for both kinds of KL."""
+    loss = baseline.VAE.negative_elbo
     return {
-        "sampled KL": _difference(vae, x, seed, Trace_ELBO(), baseline.VAE.negative_elbo),
-        "closed-form KL": _difference(
-            vae, x, seed, TraceMeanField_ELBO(), lambda twin, x, eps: twin.negative_elbo(x, eps, closed_form=True)
-        ),
+        "sampled KL": _difference(vae, x, seed, Trace_ELBO(), loss),
+        "closed-form KL": _difference(vae, x, seed, TraceMeanField_ELBO(), partial(loss, closed_form=True)),
     }
 
 
@@ -291,10 +290,10 @@ def why_the_trick(vae: VAE, x: Tensor, draws: int = 2000, seed: int = 0) -> dict
     vae = copy.deepcopy(vae)
     without = VAE(vae.prior, encoders.ScoreFunction(vae.encoder), vae.decoder)
     with seeded(seed, x.device):
-        direction = torch.stack([_encoder_gradient(vae, vae, x) for _ in range(max(2, draws // 10))]).mean(0)
+        direction = torch.stack([_encoder_gradient(vae, x) for _ in range(max(2, draws // 10))]).mean(0)
         direction = direction / direction.norm()
-        pathwise = _gradient_statistics(vae, vae, x, draws, direction)
-        score_function = _gradient_statistics(without, vae, x, draws, direction)
+        pathwise = _gradient_statistics(vae, x, draws, direction)
+        score_function = _gradient_statistics(without, x, draws, direction)
         posterior = vae.encoder(x)
         detached, attached = posterior.sample(), posterior.rsample()
         norms = [_reconstruction_gradient_norm(vae, x, z) for z in (detached, attached)]
@@ -310,18 +309,18 @@ def why_the_trick(vae: VAE, x: Tensor, draws: int = 2000, seed: int = 0) -> dict
     }
 
 
-def _encoder_gradient(programs: VAE, vae: VAE, x: Tensor) -> Tensor:
+def _encoder_gradient(vae: VAE, x: Tensor) -> Tensor:
     local = LocalModules()
-    loss = Trace_ELBO().differentiable_loss(local(programs.model), local(programs.guide), x) / len(x)
+    loss = Trace_ELBO().differentiable_loss(local(vae.model), local(vae.guide), x) / len(x)
     return parameters_to_vector(torch.autograd.grad(loss, list(vae.encoder.parameters())))
 
 
-def _gradient_statistics(programs: VAE, vae: VAE, x: Tensor, draws: int, direction: Tensor) -> dict[str, Any]:
+def _gradient_statistics(vae: VAE, x: Tensor, draws: int, direction: Tensor) -> dict[str, Any]:
     projections: list[float] = []
     mean, squares = torch.zeros_like(direction), torch.zeros_like(direction)
     with pyro.validation_enabled(False):
         for count in range(1, draws + 1):  # Welford's running mean and sum of squared deviations
-            gradient = _encoder_gradient(programs, vae, x)
+            gradient = _encoder_gradient(vae, x)
             deviation = gradient - mean
             mean += deviation / count
             squares += deviation * (gradient - mean)

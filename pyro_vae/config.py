@@ -92,7 +92,7 @@ def part(kind: str, name: str) -> type[Any]:
 
     Example:
         >>> part("prior", "Normal").__module__
-        'pyro_vae.priors.normal'
+        'pyro_vae.priors.real'
     """
     if "." not in name:
         check_choice(kind, name, parts(kind))
@@ -198,8 +198,7 @@ def build_loss(config: Config, size: int) -> ELBO:
         >>> build_loss(Config(loss="IWAE", options={"loss": {"num_particles": 5}}), 1000)
         IWAE(num_particles=5)
     """
-    loss: ELBO = _construct("loss", config, {"size": size, "max_plate_nesting": 1})
-    return loss
+    return _construct("loss", config, {"size": size, "max_plate_nesting": 1})
 
 
 def _construct(kind: str, config: Config, given: dict[str, Any]) -> Any:

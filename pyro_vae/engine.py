@@ -8,9 +8,11 @@ from typing import Any
 import pyro.infer
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import GraphModule
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
+PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
 WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 steps save
 Outputs = Sequence[Any]  # tensors, or None for the gradient of a parameter that has none
 Step = Callable[..., Outputs]
@@ -152,6 +154,11 @@ def chosen(step: Step, engine: str, steps: int, *, rounded: bool = False) -> tup
         step, compiled=engine == "compiled", quiet=engine == "auto", tolerance=1e-2 if rounded else 1e-5
     )
     return recorded, lambda: str(recorded)
+
+
+def kept_tensors() -> saved_tensors_hooks:
+    """Return the context in which a checkpoint around it keeps what the gradients need, and does not run it again."""
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def _constants(recording: GraphModule) -> list[Tensor]:

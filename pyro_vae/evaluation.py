@@ -71,8 +71,7 @@ def evaluate(
     """
     if at not in ("sample", "mean"):
         raise ValueError(f"at is 'sample' or 'mean', not {at!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
+    as_size(batch_size, "batch_size")
     x = as_input(data, model, guide)
     with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
         with seeded(seed, x.device), mode(False, model, guide):
@@ -119,9 +118,7 @@ def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tup
 
 def _at_mean(model: Program, guide: Program, batch: Tensor) -> tuple[float, float, float]:
     at_mean, _ = paired_traces(model, AtMean()(guide), batch)
-    at_sample = paired_traces(
-        model, guide, batch
-    )  # without a closed form the KL is estimated there: at the mean it is not
+    at_sample = paired_traces(model, guide, batch)  # for a KL without a closed form: at the mean it is not estimated
     terms = float(reconstruction(at_mean)), float(kl(*at_sample, closed_form=True))
     return sum(terms), *terms
 

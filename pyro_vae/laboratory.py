@@ -6,7 +6,7 @@ one of binary codes, by enumeration.
 
 import json
 import math
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +19,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from pyro_vae import decoders, encoders, noise, priors
 from pyro_vae.distributions import GreyBernoulli
@@ -36,7 +37,7 @@ BLOCKS = ("encoder", "decoder")
 
 @dataclass
 class Estimator:
-    """A way to the gradient of a bound of ``particles`` particles: an objective, and what it does to the VAE.
+    """A way to the gradient of a bound of ``particles`` particles: an objective, and the guide.
 
     ``unbiased`` says whether theory expects the exact gradient in the mean.
     """
@@ -46,7 +47,6 @@ class Estimator:
     particles: int = 1
     unbiased: bool = True
     guide: Callable[[VAE], Callable[..., Any]] = lambda vae: vae.guide
-    vae: Callable[[VAE], VAE] = lambda vae: vae
 
 
 @dataclass
@@ -192,10 +192,8 @@ def exact_bound(vae: VAE, x: Tensor, particles: int = 1) -> Tensor:
 def _sum_over_codes(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes of shape (N, B, D) and their weights under q, of shape (N, B) or (N, 1)."""
     posterior = vae.encoder(x)
-    if isinstance(vae.encoder, encoders.Bernoulli):
-        size = posterior.event_shape[0]
-        codes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=x.dtype)] * size).reshape(-1, 1, size)
-        codes = codes.expand(-1, len(x), -1)
+    if posterior.has_enumerate_support:
+        codes = posterior.enumerate_support()
         return codes, posterior.log_prob(codes).exp()
     nodes, weights = (torch.as_tensor(array) for array in np.polynomial.hermite_e.hermegauss(48))
     grid = torch.cartesian_prod(nodes, nodes).unsqueeze(1)
@@ -206,19 +204,11 @@ def _sum_over_codes(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
 def exact_gradient(vae: VAE, x: Tensor, particles: int = 1) -> Tensor:
     """Return the gradient of minus the mean exact bound with respect to all parameters, in one vector."""
     bound = exact_bound(vae, x, particles).mean()
-    return _flat(torch.autograd.grad(-bound, list(vae.parameters())))
+    return parameters_to_vector(torch.autograd.grad(-bound, list(vae.parameters())))
 
 
-def _flat(gradients: Any) -> Tensor:
-    return torch.cat([gradient.flatten() for gradient in gradients])
-
-
-def _block_of_each_entry(vae: VAE) -> list[str]:
-    return [name.partition(".")[0] for name, value in vae.named_parameters() for _ in range(value.numel())]
-
-
-def _score(vae: VAE) -> VAE:
-    return VAE(vae.prior, encoders.ScoreFunction(vae.encoder), vae.decoder)
+def _score(vae: VAE) -> Callable[..., Any]:
+    return VAE(vae.prior, encoders.ScoreFunction(vae.encoder), vae.decoder).guide
 
 
 class _Relaxed(GreyBernoulli):
@@ -244,21 +234,18 @@ class _RelaxedEncoder(nn.Module):
         return self.family(logits=self.encoder(x).base_dist.logits).to_event(1)
 
 
-def _relaxed(temperature: float, vae: VAE) -> VAE:
-    return VAE(vae.prior, _RelaxedEncoder(vae.encoder, temperature), vae.decoder)
+def _relaxed(temperature: float, vae: VAE) -> Callable[..., Any]:
+    return VAE(vae.prior, _RelaxedEncoder(vae.encoder, temperature), vae.decoder).guide
 
 
 def _with_baseline(vae: VAE) -> Callable[..., Any]:
     """Give the guide's sites the decaying average of their past costs as a baseline."""
-    configured: Callable[..., Any] = poutine.infer_config(
-        vae.guide, lambda site: {"baseline": {"use_decaying_avg_baseline": True}} if site["type"] == "sample" else {}
-    )
-    return configured
+    baseline = {"baseline": {"use_decaying_avg_baseline": True}}
+    return poutine.infer_config(vae.guide, lambda site: baseline if site["type"] == "sample" else {})
 
 
 def _with_noise(kind: Callable[[], Any], vae: VAE) -> Callable[..., Any]:
-    wrapped: Callable[..., Any] = kind()(vae.guide)
-    return wrapped
+    return kind()(vae.guide)
 
 
 def linear_gaussian_estimators() -> list[Estimator]:
@@ -269,7 +256,7 @@ def linear_gaussian_estimators() -> list[Estimator]:
         Estimator("pathwise, sampled KL", Trace_ELBO()),
         Estimator("pathwise, closed-form KL", TraceMeanField_ELBO()),
         Estimator("sticking the landing", StickingTheLanding()),
-        Estimator("score function", Trace_ELBO(), vae=_score),
+        Estimator("score function", Trace_ELBO(), guide=_score),
         Estimator("VIMCO 8", VIMCO(8), 8),
         *[Estimator(f"IWAE {count}", IWAE(count), count) for count in (2, 8, 64)],
         *[Estimator(f"DReG {count}", DReG(count), count) for count in (2, 8, 64)],
@@ -288,7 +275,7 @@ def discrete_estimators() -> list[Estimator]:
         Estimator("score function, baseline", TraceGraph_ELBO(), guide=_with_baseline),
         *[Estimator(f"VIMCO {count}", VIMCO(count), count) for count in (2, 8)],
         *[
-            Estimator(f"Gumbel-softmax, temperature {t}", Trace_ELBO(), unbiased=False, vae=partial(_relaxed, t))
+            Estimator(f"Gumbel-softmax, temperature {t}", Trace_ELBO(), unbiased=False, guide=partial(_relaxed, t))
             for t in (1.0, 0.5, 0.1)
         ],
         Estimator("enumerated", TraceEnum_ELBO(max_plate_nesting=1), guide=lambda vae: config_enumerate(vae.guide)),
@@ -328,34 +315,29 @@ def gradients(model: str = "linear-gaussian", draws: int = 10_000, seed: int = 0
 
 
 def _measure(estimator: Estimator, vae: VAE, x: Tensor, exact: Tensor, draws: int) -> list[Row]:
-    built = estimator.vae(vae)
     compute = terms_and_gradients(estimator.loss)
     local, parameters = LocalModules(), list(vae.parameters())
-    model, guide = local(built.model), local(estimator.guide(built))
+    model, guide = local(vae.model), local(estimator.guide(vae))
 
     def gradient(batch: Tensor) -> Tensor:
         _, found = compute(model, guide, batch, 1.0, lambda: parameters)
-        return _flat([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
+        return parameters_to_vector(
+            [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        )
 
     many = x.repeat(TOGETHER, 1)
     with pyro.validation_enabled(False), pyro.get_param_store().scope():  # a baseline is kept in the store
         found = torch.stack([gradient(many) for _ in range(math.ceil(draws / TOGETHER))])
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
-        milliseconds = median(_time(partial(gradient, x)) for _ in range(20))
+        milliseconds = 1e3 * median(timeit.repeat(partial(gradient, x), number=1, repeat=20))
     mean, variance = found.mean(0), TOGETHER * found.var(0)
     z = (mean - exact).abs() / (variance / (TOGETHER * len(found))).sqrt().clamp(min=1e-7)
-    blocks = np.array(_block_of_each_entry(vae))
+    block_of = [name.partition(".")[0] for name, value in vae.named_parameters() for _ in range(value.numel())]
     rows = []
     for block in BLOCKS:
-        at = torch.as_tensor(blocks == block)
+        at = torch.tensor([own == block for own in block_of])
         total = variance[at].sum()
         snr = mean[at].norm() / total.sqrt()
         figures = z[at].max().item(), total.item(), snr.item(), milliseconds
         rows.append(Row(estimator.name, block, *figures, estimator.unbiased))
     return rows
-
-
-def _time(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return 1e3 * (time.perf_counter() - start)

@@ -22,14 +22,14 @@ there is no such plate there is one draw, and its noise is plain (`Fixed`: what 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache, singledispatch
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import apply_stack
+from pyro.poutine.runtime import get_plates
 from torch import Size, Tensor
 from torch import distributions as td
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
@@ -45,8 +45,9 @@ from pyro_vae.distributions import (
 )
 from pyro_vae.distributions.quantiles import beta_quantile, gamma_quantile
 from pyro_vae.distributions.sphere import directions
+from pyro_vae.distributions.wrappers import family
+from pyro_vae.engine import PARTICLES
 
-PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
 WORKS = (
     "all that has an icdf, Gamma, Beta, Dirichlet, StudentT, PowerSpherical, MixtureOfNormals, MultivariateNormal and"
     " its low-rank form, RelaxedOneHotCategorical, RelaxedBernoulli, and transforms or flows of these"
@@ -57,6 +58,13 @@ Draw = Callable[[Size, Tensor], Tensor]
 class _Noise(Messenger, ABC):
     """A handler that sets every latent site to a function of its noise."""
 
+    _used = 0  # sites or dimensions, since the handler was entered
+
+    def __enter__(self) -> Self:
+        self._used = 0
+        super().__enter__()
+        return self
+
     @abstractmethod
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         """Return noise in (0, 1), of shape (particles, \\*batch, \\*event), in the precision and place of ``like``."""
@@ -64,7 +72,8 @@ class _Noise(Messenger, ABC):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"] or msg["value"] is not None or not isinstance(msg["fn"], TorchDistributionMixin):
             return
-        plates = [plate for plate in _plates() if plate.vectorized]
+        # All plates around, also those outside the handler, which see a site only after it.
+        plates = [plate for plate in get_plates() if plate.vectorized]
         shapes = [Size([plate.size, *[1] * (-plate.dim - 1)]) for plate in plates]
         batch = torch.broadcast_shapes(msg["fn"].batch_shape, *shapes)
         axis = next((len(batch) + plate.dim for plate in plates if plate.name == PARTICLES), None)
@@ -82,7 +91,7 @@ class _Noise(Messenger, ABC):
             msg["value"] = _transport(msg["fn"].expand(batch), draw)
         except NotImplementedError as error:
             raise ValueError(
-                f"noise.{type(self).__name__} cannot drive site {msg['name']!r} ({_name(msg['fn'])}): {error}."
+                f"noise.{type(self).__name__} cannot drive site {msg['name']!r} ({family(msg['fn'])}): {error}."
                 f" What works: {WORKS}"
             ) from error
 
@@ -119,20 +128,14 @@ class Fixed(_Noise):
             low, high = noise.min().item(), noise.max().item()
             raise ValueError(f"noise must lie in (0, 1), but is from {low:g} to {high:g}: pass uniform numbers")
         self.noise = noise
-        self._site = 0
         self._drawn: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-
-    def __enter__(self) -> "Fixed":
-        self._site = 0
-        super().__enter__()
-        return self
 
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         shape = (particles, *batch, *event)
         if isinstance(self.noise, int):
-            self._site += 1
+            self._used += 1
             # Kept, so that a step with this noise can be recorded: a generator within it could not.
-            key = self._site, shape
+            key = self._used, shape
             if key not in self._drawn:
                 self._drawn[key] = _seeded(self.noise, *key)
             return _open(self._drawn[key].to(like.device), like)
@@ -226,15 +229,6 @@ class Sobol(_Noise):
         Buchholz, Wenzel and Mandt, 2018, Quasi-Monte Carlo Variational Inference.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._used = 0
-
-    def __enter__(self) -> "Sobol":
-        self._used = 0
-        super().__enter__()
-        return self
-
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         start, self._used = self._used, self._used + event.numel()
         cells = 1 << (particles - 1).bit_length()
@@ -271,21 +265,6 @@ def _open(uniform: Tensor, like: Tensor) -> Tensor:
     return (((uniform * cells).floor().clamp(max=cells - 1) + 0.5) / cells).to(like.dtype)
 
 
-def _plates() -> tuple[Any, ...]:
-    """Ask all plates around for their frames, also those outside the handler, which see a site only after it."""
-    msg: dict[str, Any] = {"type": "plates", "name": "plates", "fn": None, "args": (), "kwargs": {}, "value": None}
-    msg |= {"is_observed": False, "done": True, "stop": False, "continuation": None, "infer": {}}
-    msg |= {"scale": 1.0, "mask": None, "cond_indep_stack": ()}
-    apply_stack(msg)
-    return tuple(msg["cond_indep_stack"])
-
-
-def _name(fn: Any) -> str:
-    while isinstance(fn, td.Independent | ExpandedDistribution):
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
 @singledispatch
 def _transport(fn: Any, draw: Draw) -> Tensor:
     """Return a draw of a distribution as a differentiable function of uniform noise.
@@ -301,8 +280,7 @@ def _transport(fn: Any, draw: Draw) -> Tensor:
         raise NotImplementedError(f"{type(fn).__name__} has no inverse cumulative distribution function")
     values = (getattr(fn, name, None) for name in fn.arg_constraints)
     like = next((value for value in values if isinstance(value, Tensor)), torch.empty(()))
-    value: Tensor = fn.icdf(draw(_shape(fn), like))
-    return value
+    return fn.icdf(draw(_shape(fn), like))
 
 
 @_transport.register(td.Independent)
@@ -314,6 +292,9 @@ def _(fn: td.Independent, draw: Draw) -> Tensor:
 def _(fn: Any, draw: Draw) -> Tensor:
     own = len(fn.base_dist.batch_shape)
     return _transport(fn.base_dist, lambda shape, like: draw(fn.batch_shape + shape[own:], like))
+
+
+_transport.register(Kumaraswamy, _transport.dispatch(object))  # by its icdf, and not by its transforms
 
 
 @_transport.register(td.TransformedDistribution)
@@ -354,11 +335,6 @@ def _(fn: ExpRelaxedCategorical, draw: Draw) -> Tensor:
 @_transport.register(LogitRelaxedBernoulli)
 def _(fn: LogitRelaxedBernoulli, draw: Draw) -> Tensor:
     return (fn.logits + draw(_shape(fn), fn.logits).logit()) / fn.temperature
-
-
-@_transport.register(Kumaraswamy)
-def _(fn: Kumaraswamy, draw: Draw) -> Tensor:
-    return fn.icdf(draw(_shape(fn), fn.concentration1))
 
 
 @_transport.register(RelaxedOneHotCategorical)
@@ -429,15 +405,13 @@ def _(fn: MixtureOfNormals, draw: Draw) -> Tensor:
 def _(fn: Any, draw: Draw) -> Tensor:
     # A flow of zuko maps the data to its base; other distributions of zuko are torch's kind.
     if hasattr(fn.dist, "transform") and hasattr(fn.dist, "base"):
-        value: Tensor = fn.dist.transform.inv(_transport(fn.dist.base, draw))
-        return value
+        return fn.dist.transform.inv(_transport(fn.dist.base, draw))
     return _transport(fn.dist, draw)
 
 
 @_transport.register(Delta)
 def _(fn: Any, draw: Draw) -> Tensor:  # noqa: ARG001 (a point takes no noise)
-    value: Tensor = fn.rsample()
-    return value
+    return fn.rsample()
 
 
 def _shape(fn: Any) -> Size:

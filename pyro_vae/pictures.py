@@ -69,7 +69,7 @@ def snapshot_epochs(epochs: int) -> set[int]:
 
 
 @torch.no_grad()
-def posterior_moments(vae: VAE, x: Tensor, draws: int = 100) -> Moments:
+def posterior_moments(vae: VAE, x: Tensor) -> Moments:
     """Return the posteriors' means and standard deviations, each (n, D), of draws where there is no closed form.
 
     Codes of several dimensions, such as (variables, categories), are laid out in one.
@@ -80,7 +80,7 @@ def posterior_moments(vae: VAE, x: Tensor, draws: int = 100) -> Moments:
     except NotImplementedError:
         moments = None
     if moments is None or not all(moment.isfinite().all() for moment in moments):  # such as heavy tails
-        codes = posterior.sample((draws,))
+        codes = posterior.sample((100,))
         moments = codes.mean(0), codes.std(0)
     mean, scale = (moment.flatten(1).cpu() for moment in moments)
     return mean, scale
@@ -103,10 +103,10 @@ def reconstruction_figure(vae: VAE, x: Tensor, evaluate: str) -> Figure:
     return plots.reconstructions(x, reconstructed, f"Test data and reconstructions, z at the posterior {evaluate}")
 
 
-def interpolation_figure(vae: VAE, a: Tensor, b: Tensor, steps: int = 10) -> Figure:
+def interpolation_figure(vae: VAE, a: Tensor, b: Tensor) -> Figure:
     """Draw the way from one datum to another, in latent space and in the space of the data."""
-    weight = torch.linspace(0, 1, steps, device=a.device).reshape(-1, *[1] * a.dim())
-    path = vae.interpolate(a[None], b[None], steps)[:, 0]
+    path = vae.interpolate(a[None], b[None])[:, 0]
+    weight = torch.linspace(0, 1, len(path), device=a.device).reshape(-1, *[1] * a.dim())
     return plots.interpolation(path, torch.lerp(a, b, weight), "From one datum to another")
 
 

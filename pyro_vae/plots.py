@@ -579,9 +579,8 @@ def _near_square(data: np.ndarray) -> np.ndarray:
     """Return data in rows and columns, the last row filled up with NaN."""
     columns = math.ceil(math.sqrt(len(data)))
     rows = math.ceil(len(data) / columns)
-    full = np.full((rows * columns, *data.shape[1:]), np.nan)
-    full[: len(data)] = data
-    return full.reshape(rows, columns, *data.shape[1:])
+    empty = np.full((rows * columns - len(data), *data.shape[1:]), np.nan)
+    return np.concatenate([data, empty]).reshape(rows, columns, *data.shape[1:])
 
 
 def _two_rows(upper: ArrayLike, lower: ArrayLike, names: tuple[str, str], title: str) -> Figure:

@@ -113,7 +113,8 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
     missing = x.isnan()
     _refuse(x, x.isinf(), "remove or fill what is not finite")
     first = x[:2].nan_to_num(0.5)  # a number that every network can take; what is missing comes below
-    batch = first if transform is None else transform(first)
+    transform = transform or (lambda x: x)
+    batch = transform(first)
     for module in modules_of(model, guide):
         if isinstance(module, VAE):
             _check_parts(module, batch)
@@ -126,11 +127,11 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
         if not any(_accepts_nan(site["fn"].support, site["value"]) for site in sites):
             _refuse(x, missing, "remove or fill what is not finite, or score only the rest (decoders.Masked)")
         rows = x[missing.flatten(1).any(1)][:2]
-        _check_guide_of_missing(local(guide), rows if transform is None else transform(rows))
+        _check_guide_of_missing(local(guide), transform(rows))
     for site in sites:
         if isinstance(site["value"], Tensor) and site["value"].shape == batch.shape:
             for rows in x.split(10_000):
-                value = rows if transform is None else transform(rows)
+                value = transform(rows)
                 try:
                     _check_support(site, value)
                 except RuntimeError:  # the support hangs on the parameters, whose batch was another
@@ -160,22 +161,19 @@ def _check_guide_of_missing(guide: Program, batch: Tensor) -> None:
 
 
 def _check_parts(vae: VAE, x: Tensor) -> None:
-    prior = _distribution("the prior", vae.prior)
-    posterior = _distribution("the encoder", vae.encoder, x)
-    _check_batch_shape("the prior", prior, ())
-    _check_batch_shape("the encoder", posterior, (len(x),))
+    prior = _distribution("the prior", (), vae.prior)
+    posterior = _distribution("the encoder", (len(x),), vae.encoder, x)
     if prior.event_shape != posterior.event_shape:
         shapes = f"{tuple(prior.event_shape)} and the encoder's {tuple(posterior.event_shape)}"
         raise ValueError(f"the prior's event shape is {shapes}: give both one latent_dim")
     _check_same_support("the prior", prior, "the encoder", posterior)
-    likelihood = _distribution("the decoder", vae.decoder, posterior())
-    _check_batch_shape("the decoder", likelihood, (len(x),))
+    likelihood = _distribution("the decoder", (len(x),), vae.decoder, posterior())
     if likelihood.event_shape != x.shape[1:]:
         shapes = f"{tuple(likelihood.event_shape)}, but one datum has shape {tuple(x.shape[1:])}"
         raise ValueError(f"the decoder's event shape is {shapes}: build the decoder for it, or reshape the data")
 
 
-def _distribution(part: str, module: nn.Module, *args: Tensor) -> TorchDistributionMixin:
+def _distribution(part: str, batch_shape: tuple[int, ...], module: nn.Module, *args: Tensor) -> TorchDistributionMixin:
     try:
         result = module(*args)
     except RuntimeError as error:
@@ -183,6 +181,12 @@ def _distribution(part: str, module: nn.Module, *args: Tensor) -> TorchDistribut
         raise ValueError(f"{part}, {type(module).__name__}, fails on {shapes}: {error}") from error
     if not isinstance(result, TorchDistributionMixin):
         raise TypeError(f"{part} must return a distribution of pyro.distributions, but returned {_kind(result)}")
+    if tuple(result.batch_shape) != batch_shape:
+        extra = max(1, len(result.batch_shape) - len(batch_shape))
+        raise ValueError(
+            f"{part} must return a distribution of batch shape {batch_shape}, but returned batch shape"
+            f" {tuple(result.batch_shape)} and event shape {tuple(result.event_shape)}: end it with .to_event({extra})"
+        )
     return result
 
 
@@ -190,16 +194,6 @@ def _kind(value: Any) -> str:
     name = f"{type(value).__module__}.{type(value).__name__}"
     plain = isinstance(value, torch.distributions.Distribution)
     return f"a plain {name}; take pyro.distributions.{type(value).__name__}" if plain else f"a {name}"
-
-
-def _check_batch_shape(part: str, distribution: TorchDistributionMixin, batch_shape: tuple[int, ...]) -> None:
-    if tuple(distribution.batch_shape) != batch_shape:
-        extra = max(1, len(distribution.batch_shape) - len(batch_shape))
-        raise ValueError(
-            f"{part} must return a distribution of batch shape {batch_shape}, but returned batch shape"
-            f" {tuple(distribution.batch_shape)} and event shape {tuple(distribution.event_shape)}:"
-            f" end it with .to_event({extra})"
-        )
 
 
 def _check_same_support(

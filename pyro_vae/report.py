@@ -56,7 +56,7 @@ def write_report(folder: Path, facts: dict[str, str], history: History, pictures
         _table(
             [
                 [f"<th>{name}</th>" for name in COLUMNS],
-                *([_cell(row[name], name) for name in COLUMNS] for row in history),
+                *([f"<td>{row[name]:.{0 if name == 'epoch' else 3}f}</td>" for name in COLUMNS] for row in history),
             ],
             "rows",
         ),
@@ -74,10 +74,6 @@ def _picture(path: Path, name: str) -> str:
     title = escape(name.replace("_", " ").capitalize().replace("Kl", "KL"))
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">'
-
-
-def _cell(value: float, name: str) -> str:
-    return f"<td>{value:.0f}</td>" if name == "epoch" else f"<td>{value:.3f}</td>"
 
 
 def _table(rows: list[list[str]], kind: str = "") -> str:

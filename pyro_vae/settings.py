@@ -18,9 +18,7 @@ class Config:
     """
 
     data: Annotated[str, "NAME|PATH", "digits, mnist, fashion-mnist, kmnist, .npy, .npz, image folder"] = "digits"
-    data_root: Annotated[str | None, "DIR", "folder of torchvision's data sets (default: $PYRO_VAE_DATA, or data)"] = (
-        None
-    )
+    data_root: Annotated[str | None, "DIR", "folder of torchvision's data (default: $PYRO_VAE_DATA, or data)"] = None
     download: Annotated[bool, "", "fetch the data set where it is missing"] = False
     binarize: Annotated[str, "HOW", "none (grey values), threshold or dynamic"] = "none"
     prior: Annotated[str, "CLASS", "the prior: a name below, or package.module.Class"] = "Normal"

@@ -16,6 +16,7 @@ from pyro_vae.data import shuffled_batches
 from pyro_vae.engine import ENGINES, Outputs, chosen
 from pyro_vae.evaluation import Bound, evaluate, mean_bound
 from pyro_vae.handlers import LocalModules, weigh_kl
+from pyro_vae.networks import above
 from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
 from pyro_vae.precision import check_precision, layers_in
 from pyro_vae.programs import Program, Transform, as_input, mode, seeded
@@ -273,8 +274,7 @@ def check_settings(
         raise ValueError(f"batch_size must be from 1 to {count}, the number of data, not {batch_size!r}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be above 0, not {clip_norm!r}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be above 0 and finite, not {lr!r}")
+    above(lr, 0, "lr")
     check_beta(beta)
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")

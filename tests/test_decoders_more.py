@@ -50,7 +50,7 @@ def test_a_scale_is_above_0_and_finite(family, scale):
 
 @pytest.mark.parametrize("df", [2.0, 0.0, -1.0, math.inf, math.nan])
 def test_degrees_of_freedom_without_a_variance_are_refused(df):
-    with pytest.raises(ValueError, match=r"df of decoders\.StudentT must be above 2"):
+    with pytest.raises(ValueError, match=r"df of decoders\.StudentT, .* must be above 2"):
         decoders.StudentT(D, SHAPE, df=df)
 
 

@@ -9,6 +9,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 
 from pyro_vae import VAE, data, decoders, distributions, encoders, evaluate, fit, noise, priors
+from pyro_vae.distributions.wrappers import family
 from pyro_vae.programs import modules_of
 
 KINDS = {
@@ -326,7 +327,7 @@ def test_a_flow_of_zuko_takes_its_noise_at_its_base(kind):
         (dist.VonMises(torch.zeros(2), 1.0).to_event(1), "no pathwise sampler"),
         (dist.RelaxedBernoulliStraightThrough(torch.tensor(1.0), torch.full((2,), 0.5)).to_event(1), "its own"),
     ],
-    ids=lambda value: "" if isinstance(value, str) else noise._name(value),
+    ids=lambda value: "" if isinstance(value, str) else family(value),
 )
 def test_a_site_that_is_no_function_of_uniform_noise_is_refused_by_name(kind, fn, words):
     with pytest.raises(ValueError, match=words) as error:

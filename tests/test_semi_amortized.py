@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, log_likelihood, priors
-from pyro_vae.encoders import semi_amortized
+from pyro_vae.encoders import wrappers
 from pyro_vae.networks import MLP, FillMissing
 from pyro_vae.objectives import IWAE
 
@@ -195,7 +195,7 @@ def test_gradients_are_those_of_the_final_bound_or_the_encoder_is_refused(case):
 
 @pytest.mark.parametrize("case", [case for case in WRAPPED if case.family in REFUSED - {encoders.Delta}], ids=repr)
 def test_what_is_refused_would_have_no_gradient_or_a_wrong_one(case, monkeypatch):
-    monkeypatch.setattr(semi_amortized, "_check_draws", lambda *_: None)
+    monkeypatch.setattr(wrappers, "_check_draws", lambda *_: None)
     vae, x = refined_case(case)
     with contextlib.suppress(NotImplementedError):  # torch says so itself
         assert worst_difference(vae, lambda: bound_of(vae, x).sum()) > 1e-2

@@ -4,14 +4,16 @@ Each is built by ``Decoder(latent_dim, shape, network=...)``: the number of late
 the shape of one datum, and how to build its network (see `pyro_vae.networks`).
 """
 
-from pyro_vae.decoders.bernoulli import Bernoulli, ContinuousBernoulli
-from pyro_vae.decoders.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from pyro_vae.decoders.discrete import (
+    Categorical,
+    DiscretizedLogistic,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
 from pyro_vae.decoders.masked import Masked
-from pyro_vae.decoders.normal import Normal
-from pyro_vae.decoders.pixels import DiscretizedLogistic
-from pyro_vae.decoders.real import Laplace, StudentT
-from pyro_vae.decoders.tokens import Categorical
-from pyro_vae.decoders.unit import Beta
+from pyro_vae.decoders.real import Laplace, Normal, StudentT
+from pyro_vae.decoders.unit import Bernoulli, Beta, ContinuousBernoulli
 
 __all__ = [
     "Bernoulli",

@@ -1,20 +1,20 @@
 """What the decoders share."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks import MLP, Network, as_shape, check_event_shape
+from pyro_vae.networks import MLP, Network, Sizes, above, as_shape, check_event_shape
+from pyro_vae.networks._part import Part
 
 
-class _Decoder(nn.Module):
+class _Decoder(Part):
     """A network from z to ``numbers`` per entry of x, or to one where ``numbers`` is None."""
 
     numbers: int | None = None
 
-    def __init__(self, latent_dim: int | Sequence[int], shape: int | Sequence[int], network: Network = MLP) -> None:
+    def __init__(self, latent_dim: Sizes, shape: Sizes, network: Network = MLP) -> None:
         super().__init__()
         self.latent_shape, self.shape = as_shape(latent_dim, "latent_dim"), as_shape(shape)
         self.network = network(self.latent_shape, (*([self.numbers] if self.numbers else []), *self.shape))
@@ -36,8 +36,8 @@ class _ScaleDecoder(_Decoder):
 
     def __init__(
         self,
-        latent_dim: int | Sequence[int],
-        shape: int | Sequence[int],
+        latent_dim: Sizes,
+        shape: Sizes,
         network: Network = MLP,
         scale: float = 1.0,
         learned: bool = False,
@@ -45,16 +45,15 @@ class _ScaleDecoder(_Decoder):
     ) -> None:
         super().__init__(latent_dim, shape, network)
         name = f"decoders.{type(self).__name__}"
-        if not (0 < scale < math.inf):
-            raise ValueError(f"the scale of {name} must be above 0 and finite, not {scale!r}")
+        start = above(scale, 0, f"the scale of {name}")
         if per_dimension and not learned:
             raise ValueError(f"{name} has a scale per dimension only where it is learned: give learned=True as well")
         self.learned, self.per_dimension = learned, per_dimension
         if learned:
             size = self.shape if per_dimension else ()
-            self.log_scale = nn.Parameter(torch.full(size, math.log(scale)))
+            self.log_scale = nn.Parameter(torch.full(size, math.log(start)))
         else:
-            self.register_buffer("scale", torch.tensor(float(scale)), persistent=False)
+            self.register_buffer("scale", torch.tensor(start), persistent=False)
 
     def scales(self) -> Tensor:
         """Return the scale, of shape () or that of a datum."""

@@ -1,12 +1,44 @@
-"""Decoders of real values with heavier tails than the normal ones."""
-
-from collections.abc import Sequence
+"""Decoders of real values, and of those with heavier tails than the normal ones."""
 
 import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae.decoders._decoder import _ScaleDecoder
-from pyro_vae.networks import MLP, Network
+from pyro_vae.networks import MLP, Network, Sizes, above
+
+
+class Normal(_ScaleDecoder):
+    r"""Normal likelihood: squared error in units of a variance, fixed or learned, shared by all entries of x or not.
+
+    .. math:: \log p(x|z) = \sum_i \log \mathcal{N}(x_i; \mu_i(z), \sigma_i^2)
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
+        shape: shape of one datum.
+        network: builds the network from (D,) to ``shape``.
+        scale: the standard deviation, above 0; where the learning starts, if it is learned.
+        learned: learn the scale.
+        per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
+
+    Returns:
+        ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
+        ``shape``.
+
+    Raises:
+        ValueError: where the scale is not above 0, it is per dimension but not learned, or z is not of the shape the
+            decoder was built for.
+
+    Example:
+        >>> import torch
+        >>> Normal(20, 64, scale=0.1)(torch.zeros(5, 20)).stddev[0, 0]
+        tensor(0.1000)
+
+    Reference:
+        Rybkin, Daniilidis and Levine, 2021, Simple and Effective VAE Training with Calibrated Decoders, section 3.
+    """
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.output(z), self.scales()).to_event(len(self.shape))
 
 
 class Laplace(_ScaleDecoder):
@@ -77,8 +109,8 @@ class StudentT(_ScaleDecoder):
 
     def __init__(
         self,
-        latent_dim: int | Sequence[int],
-        shape: int | Sequence[int],
+        latent_dim: Sizes,
+        shape: Sizes,
         network: Network = MLP,
         df: float = 5.0,
         scale: float = 1.0,
@@ -86,9 +118,7 @@ class StudentT(_ScaleDecoder):
         per_dimension: bool = False,
     ) -> None:
         super().__init__(latent_dim, shape, network, scale, learned, per_dimension)
-        if not (2 < df < float("inf")):
-            raise ValueError(f"the df of decoders.StudentT must be above 2 and finite, not {df!r}; see decoders.Normal")
-        self.df = df
+        self.df = above(df, 2, "the df of decoders.StudentT, whose limit is decoders.Normal,")
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         return dist.StudentT(self.df, self.output(z), self.scales()).to_event(len(self.shape))

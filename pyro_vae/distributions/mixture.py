@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.distributions.wrappers import expanded
+
 _ONE = torch.Size()  # the shape of one draw
 
 
@@ -60,11 +62,7 @@ class MixtureOfNormals(dist.TorchDistribution):
         super().__init__(batch, event[1:], validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "MixtureOfNormals":
-        new = self._get_checked_instance(MixtureOfNormals, _instance)
-        new.logits, new.loc, new.scale = self.logits, self.loc, self.scale  # broadcast where they are used
-        super(MixtureOfNormals, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return expanded(self, batch_shape)  # the tensors are broadcast where they are used
 
     @property
     def mean(self) -> Tensor:

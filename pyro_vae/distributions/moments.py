@@ -22,10 +22,9 @@ def mean_of(distribution: Distribution, draws: int = 100) -> Tensor:
         tensor([2.])
     """
     try:
-        mean: Tensor = distribution.mean
+        return distribution.mean
     except NotImplementedError:
-        mean = distribution.sample((draws,)).mean(0)
-    return mean
+        return distribution.sample((draws,)).mean(0)
 
 
 def centre_of(distribution: Distribution) -> Tensor:

@@ -9,6 +9,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.kl import register_kl
 
+from pyro_vae.distributions.wrappers import expanded
 from pyro_vae.networks import as_size
 
 
@@ -58,11 +59,7 @@ class HypersphericalUniform(dist.TorchDistribution):
         super().__init__(torch.Size(), torch.Size([dim]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "HypersphericalUniform":
-        new = self._get_checked_instance(HypersphericalUniform, _instance)
-        new._origin = self._origin
-        super(HypersphericalUniform, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        return expanded(self, batch_shape)
 
     @property
     def mean(self) -> Tensor:
@@ -122,12 +119,8 @@ class PowerSpherical(dist.TorchDistribution):
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "PowerSpherical":
-        new = self._get_checked_instance(PowerSpherical, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.loc, new.concentration = self.loc.expand(*batch_shape, -1), self.concentration.expand(batch_shape)
-        super(PowerSpherical, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        loc, concentration = self.loc.expand(*batch_shape, -1), self.concentration.expand(batch_shape)
+        return expanded(self, batch_shape, loc=loc, concentration=concentration)
 
     @property
     def mean(self) -> Tensor:

@@ -7,17 +7,21 @@ and how to build its network (see `pyro_vae.networks`), to which the encoder say
 `ScoreFunction` takes another encoder instead, and `SemiAmortized` the prior and the decoder besides.
 """
 
+from pyro_vae.encoders.bounded import Beta, Exponential, Gamma, Kumaraswamy, PowerSpherical, Weibull
 from pyro_vae.encoders.discrete import Bernoulli, OneHotCategorical
 from pyro_vae.encoders.flow import Flow
-from pyro_vae.encoders.mixture import MixtureOfNormals
-from pyro_vae.encoders.normal import Delta, Normal
-from pyro_vae.encoders.positive import Exponential, Gamma, Weibull
-from pyro_vae.encoders.real import FullRankNormal, Laplace, LogNormal, LowRankNormal, StudentT
-from pyro_vae.encoders.semi_amortized import SemiAmortized
+from pyro_vae.encoders.real import (
+    Delta,
+    FullRankNormal,
+    Laplace,
+    LogNormal,
+    LowRankNormal,
+    MixtureOfNormals,
+    Normal,
+    StudentT,
+)
 from pyro_vae.encoders.simplex import Dirichlet, RelaxedOneHotCategorical
-from pyro_vae.encoders.sphere import PowerSpherical
-from pyro_vae.encoders.unit import Beta, Kumaraswamy
-from pyro_vae.encoders.wrappers import ScoreFunction
+from pyro_vae.encoders.wrappers import ScoreFunction, SemiAmortized
 
 __all__ = [
     "Bernoulli",

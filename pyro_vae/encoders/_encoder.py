@@ -1,20 +1,19 @@
 """What the encoders share."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.networks import MLP, Network, Shape, as_shape, as_size, check_event_shape
+from pyro_vae.networks import MLP, Network, Shape, Sizes, as_shape, as_size, check_event_shape
+from pyro_vae.networks._part import Part
 
 
-class _Encoder(nn.Module):
+class _Encoder(Part):
     """A network from x to ``numbers`` per latent dimension, to one where that is None, or to ``out_shape``."""
 
     numbers: int | None = None
 
     def __init__(
-        self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, *, out_shape: Shape | None = None
+        self, shape: Sizes, latent_dim: int, network: Network = MLP, *, out_shape: Shape | None = None
     ) -> None:
         super().__init__()
         self.shape, self.latent_dim = as_shape(shape), as_size(latent_dim, "latent_dim")

@@ -1,13 +1,11 @@
 """Encoders of discrete codes."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, as_size, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, as_size, soft_clip
 
 
 class Bernoulli(_Encoder):
@@ -77,15 +75,10 @@ class OneHotCategorical(_Encoder):
         equation 4.
     """
 
-    def __init__(
-        self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, categories: int = 10
-    ) -> None:
+    def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP, categories: int = 10) -> None:
         sizes = as_size(latent_dim, "latent_dim"), as_size(categories, "categories")
         super().__init__(shape, latent_dim, network, out_shape=sizes)
         self.categories = sizes[1]
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         return distributions.EnumerableIndependent(distributions.OneHotCategorical(logits=soft_clip(output)), 1)
-
-    def extra_repr(self) -> str:
-        return f"categories={self.categories}"

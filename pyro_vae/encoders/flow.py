@@ -1,13 +1,11 @@
 """Encoders of any shape: a normal that transformations bend."""
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
+from pyro_vae.distributions.flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, as_size, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, as_size, soft_clip
 
 _KINDS = ("IAF", "MAF", "NSF", "planar")
 
@@ -62,7 +60,7 @@ class Flow(_Encoder):
 
     def __init__(
         self,
-        shape: int | Sequence[int],
+        shape: Sizes,
         latent_dim: int,
         network: Network = MLP,
         transform: str = "IAF",
@@ -87,6 +85,3 @@ class Flow(_Encoder):
         mean, log_variance, context = output.split([self.latent_dim, self.latent_dim, self.context], -1)
         base = dist.Normal(mean, (soft_clip(log_variance) / 2).exp()).to_event(1)
         return ConditionalFlow(base, [transform(context) for transform in self.transforms])
-
-    def extra_repr(self) -> str:
-        return f"transform={self.transform!r}, context={self.context}"

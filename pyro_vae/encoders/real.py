@@ -1,14 +1,81 @@
-"""Encoders of one bump: heavier tails than a normal's, positive values, and correlated dimensions."""
-
-import math
-from collections.abc import Sequence
+"""Encoders of real codes."""
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae import distributions
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, as_size, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, above, as_size, positive, soft_clip
+
+
+class Normal(_Encoder):
+    r"""Normal encoder with a diagonal covariance.
+
+    .. math:: q(z|x) = \prod_d \mathcal{N}(z_d; \mu_d(x), \exp(\ell_d(x)))
+
+    The network gives the mean :math:`\mu` and the log-variance :math:`\ell`; the latter passes through
+    `pyro_vae.networks.soft_clip`, so that no output of the network overflows.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (2, D).
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        ValueError: where x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> Normal((1, 8, 8), 20)(torch.zeros(5, 1, 8, 8)).event_shape
+        torch.Size([20])
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 9.
+    """
+
+    numbers = 2
+
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        mean, log_variance = output.unbind(-2)
+        return dist.Normal(mean, _deviation(log_variance)).to_event(1)
+
+
+class Delta(_Encoder):
+    r"""Encoder to a single point: with it and a KL weight of 0 the VAE is the classic autoencoder.
+
+    .. math:: q(z|x) = \delta(z - f(x))
+
+    Pyro gives a point the density 1 at itself, so that :math:`\log q = 0` and the "KL" that is reported is
+    :math:`-\log p(f(x))`: the bound is then the joint density of a penalized (maximum a posteriori) autoencoder.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (D,).
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        ValueError: where x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> bool(Delta(64, 2)(torch.zeros(5, 64)).variance.any())
+        False
+
+    Reference:
+        Hinton and Salakhutdinov, 2006, Reducing the Dimensionality of Data with Neural Networks.
+    """
+
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Delta(output, event_dim=1)
 
 
 class Laplace(_Encoder):
@@ -80,18 +147,13 @@ class StudentT(_Encoder):
 
     numbers = 2
 
-    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, df: float = 5.0) -> None:
-        if not 2 < df < math.inf:
-            raise ValueError(f"df of encoders.StudentT must be above 2 and finite, not {df!r}")
+    def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP, df: float = 5.0) -> None:
         super().__init__(shape, latent_dim, network)
-        self.df = df
+        self.df = above(df, 2, "df of encoders.StudentT")
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         location, scale = output.unbind(-2)
         return dist.StudentT(self.df, location, positive(scale)).to_event(1)
-
-    def extra_repr(self) -> str:
-        return f"df={self.df}"
 
 
 class LogNormal(_Encoder):
@@ -160,7 +222,7 @@ class FullRankNormal(_Encoder):
         Kingma and Welling, 2019, An Introduction to Variational Autoencoders, section 2.5.1.
     """
 
-    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP) -> None:
+    def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP) -> None:
         size = as_size(latent_dim, "latent_dim")
         super().__init__(shape, latent_dim, network, out_shape=(size * (size + 3) // 2,))
 
@@ -205,10 +267,9 @@ class LowRankNormal(_Encoder):
         Ong, Nott and Smith, 2018, Gaussian Variational Approximation with a Factor Covariance Structure.
     """
 
-    def __init__(self, shape: int | Sequence[int], latent_dim: int, network: Network = MLP, rank: int = 2) -> None:
-        super().__init__(
-            shape, latent_dim, network, out_shape=(2 + as_size(rank, "rank"), as_size(latent_dim, "latent_dim"))
-        )
+    def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP, rank: int = 2) -> None:
+        self.numbers = 2 + as_size(rank, "rank")
+        super().__init__(shape, latent_dim, network)
         self.rank = rank
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
@@ -217,9 +278,50 @@ class LowRankNormal(_Encoder):
         factor = deviation.unsqueeze(-1) * soft_clip(torch.stack(columns, -1))
         return dist.LowRankMultivariateNormal(mean, factor, deviation**2)
 
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}"
-
 
 def _deviation(log_variance: Tensor) -> Tensor:
     return (soft_clip(log_variance) / 2).exp()
+
+
+class MixtureOfNormals(_Encoder):
+    r"""Encoder to a mixture of normals with diagonal covariances.
+
+    .. math:: q(z|x) = \sum_k \pi_k(x) \prod_d \mathcal{N}(z_d; \mu_{kd}(x), \sigma_{kd}(x)^2)
+
+    The network gives the unnormalized log-weights, the means and the log-variances; the first and the last pass through
+    `pyro_vae.networks.soft_clip`. Gradients are pathwise, through all components
+    (`pyro_vae.distributions.MixtureOfNormals`), dimension after dimension: a draw takes D steps.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (K(1 + 2D),).
+        components: number of components K, at least 1.
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        TypeError: where ``components`` is not an integer.
+        ValueError: where ``components`` is below 1, or x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> MixtureOfNormals((1, 8, 8), 20, components=3)(torch.zeros(5, 1, 8, 8)).event_shape
+        torch.Size([20])
+
+    Reference:
+        Graves, 2016, Stochastic Backpropagation through Mixture Density Distributions; Figurnov, Mohamed and Mnih,
+        2018, Implicit Reparameterization Gradients, section 3.
+    """
+
+    def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP, components: int = 5) -> None:
+        size = as_size(latent_dim, "latent_dim")
+        super().__init__(shape, latent_dim, network, out_shape=(as_size(components, "components") * (1 + 2 * size),))
+        self.components = components
+
+    def posterior(self, output: Tensor) -> distributions.MixtureOfNormals:
+        of_component = output.unflatten(-1, (self.components, 1 + 2 * self.latent_dim))
+        logits, loc, log_variance = of_component.split([1, self.latent_dim, self.latent_dim], -1)
+        return distributions.MixtureOfNormals(soft_clip(logits.squeeze(-1)), loc, _deviation(log_variance))

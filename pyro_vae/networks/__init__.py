@@ -6,13 +6,12 @@ Parts (`pyro_vae.encoders`, `pyro_vae.decoders`) make that call, because only th
 distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(256, 128))``.
 """
 
-from pyro_vae.networks.bias import with_output_bias
 from pyro_vae.networks.convolutional import ConvDecoder, ConvEncoder, halved_sizes
-from pyro_vae.networks.missing import FillMissing
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.ranges import positive, soft_clip
+from pyro_vae.networks.ranges import above, positive, soft_clip
 from pyro_vae.networks.recurrent import GRUDecoder, GRUEncoder
-from pyro_vae.networks.shapes import Network, Shape, as_image_shape, as_shape, as_size, check_event_shape
+from pyro_vae.networks.shapes import Network, Shape, Sizes, as_image_shape, as_shape, as_size, check_event_shape
+from pyro_vae.networks.wrappers import FillMissing, with_output_bias
 
 __all__ = [
     "MLP",
@@ -23,6 +22,8 @@ __all__ = [
     "GRUEncoder",
     "Network",
     "Shape",
+    "Sizes",
+    "above",
     "as_image_shape",
     "as_shape",
     "as_size",

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_vae.networks.shapes import Shape
+from pyro_vae.networks.shapes import Shape, Sizes, as_shape
 
 
 class _Network(nn.Module):
@@ -13,10 +13,10 @@ class _Network(nn.Module):
 
     layers: Any  # a module, or a method: from (N, *inner) to N outputs
 
-    def __init__(self, in_shape: Shape, out_shape: Shape, inner: Shape | None = None) -> None:
+    def __init__(self, in_shape: Sizes, out_shape: Sizes) -> None:
         super().__init__()
-        self.in_shape, self.out_shape = in_shape, out_shape
-        self.inner = inner or (math.prod(in_shape),)
+        self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
+        self.inner: Shape = (math.prod(self.in_shape),)
 
     def forward(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.dim() - len(self.in_shape)]

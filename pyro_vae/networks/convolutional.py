@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from pyro_vae.networks._network import _Network
-from pyro_vae.networks.shapes import Shape, as_image_shape, as_shape
+from pyro_vae.networks.shapes import Shape, Sizes, as_image_shape, as_shape
 
 
 class ConvEncoder(_Network):
@@ -37,17 +37,16 @@ class ConvEncoder(_Network):
 
     def __init__(
         self,
-        in_shape: int | Sequence[int],
-        out_shape: int | Sequence[int],
-        channels: int | Sequence[int] = (32, 64),
+        in_shape: Sizes,
+        out_shape: Sizes,
+        channels: Sizes = (32, 64),
         activation: type[nn.Module] = nn.ReLU,
         residual: bool = False,
     ) -> None:
-        shape = as_image_shape(in_shape, "ConvEncoder")
-        image = math.prod(shape[:-2]), *shape[-2:]
-        super().__init__(shape, as_shape(out_shape, "out_shape"), image)
-        maps = (image[0], *as_shape(channels, "channels"))
-        height, width = halved_sizes(shape[-2:], len(maps) - 1)[-1]
+        super().__init__(as_image_shape(in_shape, "ConvEncoder"), out_shape)
+        self.inner = math.prod(self.in_shape[:-2]), *self.in_shape[-2:]
+        maps = (self.inner[0], *as_shape(channels, "channels"))
+        height, width = halved_sizes(self.inner[1:], len(maps) - 1)[-1]
         layers: list[nn.Module] = []
         for count, next_count in pairwise(maps):
             layers += [nn.Conv2d(count, next_count, 3, stride=2, padding=1)]
@@ -83,13 +82,13 @@ class ConvDecoder(_Network):
 
     def __init__(
         self,
-        in_shape: int | Sequence[int],
-        out_shape: int | Sequence[int],
-        channels: int | Sequence[int] = (64, 32),
+        in_shape: Sizes,
+        out_shape: Sizes,
+        channels: Sizes = (64, 32),
         activation: type[nn.Module] = nn.ReLU,
         residual: bool = False,
     ) -> None:
-        super().__init__(as_shape(in_shape, "in_shape"), as_image_shape(out_shape, "ConvDecoder"))
+        super().__init__(in_shape, as_image_shape(out_shape, "ConvDecoder"))
         maps = (*as_shape(channels, "channels"), math.prod(self.out_shape[:-2]))
         sizes = halved_sizes(self.out_shape[-2:], len(maps) - 1)[::-1]
         start = (maps[0], *sizes[0])

@@ -1,13 +1,12 @@
 """Fully connected networks."""
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
 
 from pyro_vae.networks._network import _Network
-from pyro_vae.networks.shapes import as_shape
+from pyro_vae.networks.shapes import Sizes, as_shape
 
 
 class MLP(_Network):
@@ -41,13 +40,13 @@ class MLP(_Network):
 
     def __init__(
         self,
-        in_shape: int | Sequence[int],
-        out_shape: int | Sequence[int],
-        hidden: int | Sequence[int] = (400,),
+        in_shape: Sizes,
+        out_shape: Sizes,
+        hidden: Sizes = (400,),
         activation: type[nn.Module] = nn.ReLU,
         gated: bool = False,
     ) -> None:
-        super().__init__(as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape"))
+        super().__init__(in_shape, out_shape)
         self.hidden = () if hidden in ((), []) else as_shape(hidden, "hidden")
         widths = (math.prod(self.in_shape), *self.hidden)
         layers: list[nn.Module] = []

@@ -1,5 +1,7 @@
 """Functions that keep the numbers of a network in range."""
 
+import math
+
 from torch import Tensor
 
 
@@ -47,3 +49,26 @@ def positive(value: Tensor) -> Tensor:
         tensor([1.0000, 2.7183])
     """
     return soft_clip(value).exp()
+
+
+def above(value: float, least: float, name: str) -> float:
+    """Return a number that is above a bound and finite, or refuse it.
+
+    Arguments:
+        value: the number.
+        least: the bound.
+        name: what the number is called in the error.
+
+    Returns:
+        The number, as a float.
+
+    Raises:
+        ValueError: with the value received.
+
+    Example:
+        >>> above(2, 0, "the scale")
+        2.0
+    """
+    if not least < value < math.inf:
+        raise ValueError(f"{name} must be above {least:g} and finite, not {value!r}")
+    return float(value)

@@ -1,12 +1,11 @@
 """Recurrent networks, for sequences."""
 
 import math
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from pyro_vae.networks._network import _Network
-from pyro_vae.networks.shapes import as_shape, as_size
+from pyro_vae.networks.shapes import Sizes, as_size
 
 
 class GRUEncoder(_Network):
@@ -36,20 +35,14 @@ class GRUEncoder(_Network):
         2016, Generating Sentences from a Continuous Space, section 3.
     """
 
-    def __init__(
-        self,
-        in_shape: int | Sequence[int],
-        out_shape: int | Sequence[int],
-        hidden: int = 128,
-        categories: int = 0,
-    ) -> None:
-        shape = as_shape(in_shape, "in_shape")
-        super().__init__(shape, as_shape(out_shape, "out_shape"), (shape[0], math.prod(shape[1:])))
+    def __init__(self, in_shape: Sizes, out_shape: Sizes, hidden: int = 128, categories: int = 0) -> None:
+        super().__init__(in_shape, out_shape)
         tokens = bool(categories) and bool(as_size(categories, "categories"))
         if len(self.in_shape) > (1 if tokens else 2):
             wanted = "(length,) for tokens" if tokens else "(length,) or (length, features)"
             raise ValueError(f"GRUEncoder needs sequences of shape {wanted}, not {self.in_shape}")
         size, features = as_size(hidden, "hidden"), math.prod(self.in_shape[1:])
+        self.inner = (self.in_shape[0], features)
         self.embedding = nn.Embedding(categories, size) if tokens else None
         self.recurrent = nn.GRU(size if tokens else features, size, batch_first=True)
         self.last = nn.Linear(size, math.prod(self.out_shape))
@@ -89,10 +82,8 @@ class GRUDecoder(_Network):
         Cho et al., 2014, Learning Phrase Representations using RNN Encoder-Decoder, equations 5 to 8.
     """
 
-    def __init__(
-        self, in_shape: int | Sequence[int], out_shape: int | Sequence[int], hidden: int = 128, time: int = -1
-    ) -> None:
-        super().__init__(as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape"))
+    def __init__(self, in_shape: Sizes, out_shape: Sizes, hidden: int = 128, time: int = -1) -> None:
+        super().__init__(in_shape, out_shape)
         if not (-len(self.out_shape) <= time < len(self.out_shape)):
             raise ValueError(f"GRUDecoder's out_shape {self.out_shape} has no dimension {time} to be the length")
         self.time = time % len(self.out_shape)

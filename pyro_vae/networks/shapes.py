@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
+Sizes = int | Sequence[int]  # as a shape may be given
 Network = Callable[[Shape, Shape], nn.Module]
 
 
-def as_shape(shape: int | Sequence[int], name: str = "shape") -> Shape:
+def as_shape(shape: Sizes, name: str = "shape") -> Shape:
     """Return a shape as a tuple of positive integers.
 
     Arguments:
@@ -57,7 +58,7 @@ def as_size(size: int, name: str = "size") -> int:
     return size
 
 
-def as_image_shape(shape: int | Sequence[int], network: str) -> Shape:
+def as_image_shape(shape: Sizes, network: str) -> Shape:
     """Return a shape that ends in height and width.
 
     Arguments:

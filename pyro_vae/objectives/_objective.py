@@ -12,13 +12,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from pyro_vae.distributions.wrappers import family
+from pyro_vae.engine import PARTICLES, kept_tensors
 from pyro_vae.networks import as_size
+from pyro_vae.networks._part import kept_arguments
 
 Program = Callable[..., Any]
-PARTICLES = "num_particles_vectorized"  # the name that Pyro gives this plate
 
 
 class Draws(NamedTuple):
@@ -66,7 +67,7 @@ class Objective(ELBO):
         self.chunk = num_particles if chunk is None else as_size(chunk, "chunk")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_particles={self.num_particles})"
+        return f"{type(self).__name__}({kept_arguments(self, but='chunk')})"
 
     def estimate(self, draws: Draws) -> Tensor:
         """Return what is maximized for each datum, shape (B,), with the gradient of the estimator."""
@@ -167,7 +168,7 @@ class Objective(ELBO):
         for name in guide_trace.stochastic_nodes:
             if not guide_trace.nodes[name]["fn"].has_rsample:
                 raise ValueError(
-                    f"{type(self).__name__} needs a pathwise sampler, which {kind(guide_trace.nodes[name]['fn'])} at"
+                    f"{type(self).__name__} needs a pathwise sampler, which {family(guide_trace.nodes[name]['fn'])} at"
                     f" site {name!r} has not: take VIMCO, Thermodynamic, or Trace_ELBO, which fall back on the score"
                     " function"
                 )
@@ -182,13 +183,6 @@ class _Detached(Messenger):
             msg["value"], msg["done"] = value.detach(), True
 
 
-def kind(distribution: Any) -> str:
-    """Return the name of what a distribution is at heart."""
-    while hasattr(distribution, "base_dist") and type(distribution).__name__ in ("Independent", "ExpandedDistribution"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
-
-
 def reported(draws: Draws) -> tuple[Tensor, Tensor]:
     """Return reconstruction and KL as they are reported: means over the particles, sums over the batch."""
     return -draws.likelihood.detach().mean(0).sum(), draws.kl.mean(0).sum()
@@ -197,8 +191,7 @@ def reported(draws: Draws) -> tuple[Tensor, Tensor]:
 def log_prob(trace: Trace, names: list[str]) -> Tensor:
     """Sum the log-probabilities of some sites of a trace, shape (K, B)."""
     trace.compute_log_prob(lambda name, _: name in names)
-    total: Tensor = sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
-    return total
+    return sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
 
 
 def unscaled(site: dict[str, Any]) -> bool:
@@ -209,9 +202,7 @@ def unscaled(site: dict[str, Any]) -> bool:
 def unweighed(trace: Trace) -> Tensor:
     """Sum the log-probabilities of a trace's latent sites without a scale or a gradient, shape (K, B)."""
     sites = [trace.nodes[name] for name in trace.stochastic_nodes]
-    log_probs = [masked(site["unscaled_log_prob"].detach(), site) for site in sites]
-    total: Tensor = sum(log_probs, torch.zeros(()))
-    return total
+    return sum((masked(site["unscaled_log_prob"].detach(), site) for site in sites), torch.zeros(()))
 
 
 def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
@@ -222,12 +213,7 @@ def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
             f"{type(objective).__name__} takes a guide of one latent site, not of {len(names)}: {names};"
             " take IWAE or Trace_ELBO"
         )
-    site: dict[str, Any] = guide_trace.nodes[names[0]]
-    return site
-
-
-def _same(value: Tensor) -> Tensor:
-    return value
+    return guide_trace.nodes[names[0]]
 
 
 def path_only(site: dict[str, Any]) -> Tensor:
@@ -236,7 +222,7 @@ def path_only(site: dict[str, Any]) -> Tensor:
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
     leaf = value.detach().requires_grad_()
-    with saved_tensors_hooks(_same, _same):  # saved here, or a chunk would be run again for the slope alone
+    with kept_tensors():  # or a chunk would be run again for the slope alone
         log_q: Tensor = distribution.log_prob(leaf)
         if not log_q.requires_grad:  # of a point
             return masked(log_q, site)
@@ -247,5 +233,4 @@ def path_only(site: dict[str, Any]) -> Tensor:
 
 def masked(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
     """Return log-probabilities of a site with 0 in place of those that the program masks."""
-    result: Tensor = scale_and_mask(log_prob, 1.0, site["mask"])
-    return result
+    return scale_and_mask(log_prob, 1.0, site["mask"])

@@ -4,15 +4,16 @@ import math
 from typing import Any
 
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.distributions.wrappers import family, layers
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,
     Program,
     Terms,
-    kind,
     path_only,
     reported,
     the_latent_site,
@@ -148,17 +149,14 @@ class _Penalized(Objective):
 
 def by_dimension(objective: Objective, site: dict[str, Any], value: Tensor) -> Tensor:
     """Return the log-density of a site's value apart for each dimension, or refuse what is not a product of them."""
-    distribution = site["fn"]
-    while type(distribution).__name__ == "ExpandedDistribution":
-        distribution = distribution.base_dist
+    distribution = next(layer for layer in layers(site["fn"]) if not isinstance(layer, ExpandedDistribution))
     base: Any = getattr(distribution, "base_dist", None)
     if type(distribution).__name__ != "Independent" or base.event_shape:
         raise ValueError(
-            f"{type(objective).__name__} needs independent latent dimensions, which {kind(distribution)} at site"
+            f"{type(objective).__name__} needs independent latent dimensions, which {family(distribution)} at site"
             f" {site['name']!r} has not: take a Normal prior and encoder"
         )
-    log_density: Tensor = base.log_prob(value)
-    return log_density
+    return base.log_prob(value)
 
 
 class FreeBits(_Penalized):
@@ -177,7 +175,7 @@ class FreeBits(_Penalized):
 
     Example:
         >>> FreeBits(0.1)
-        FreeBits(num_particles=1)
+        FreeBits(floor=0.1, num_particles=1)
 
     Reference:
         Kingma et al., 2016, Improved Variational Inference with Inverse Autoregressive Flow, equation 15.
@@ -217,7 +215,7 @@ class InfoVAE(_Penalized):
 
     Example:
         >>> InfoVAE(alpha=1.0, scale=10.0)
-        InfoVAE(num_particles=1)
+        InfoVAE(alpha=1.0, scale=10.0, num_particles=1)
 
     Reference:
         Zhao, Song and Ermon, 2019, InfoVAE, equation 6; Tolstikhin et al., 2018, Wasserstein Auto-Encoders, section 4.
@@ -296,7 +294,7 @@ class BetaTC(_Penalized):
 
     Example:
         >>> BetaTC(beta=6.0, size=60000)
-        BetaTC(num_particles=1)
+        BetaTC(beta=6.0, size=60000, num_particles=1)
 
     Reference:
         Chen et al., 2018, Isolating Sources of Disentanglement in VAEs, equations 2 and 5.

@@ -125,9 +125,6 @@ class Renyi(Objective):
             raise ValueError(f"alpha must be a number or -inf, not {alpha!r}")
         self.alpha = alpha
 
-    def __repr__(self) -> str:
-        return f"Renyi(alpha={self.alpha}, num_particles={self.num_particles})"
-
     def estimate(self, draws: Draws) -> Tensor:
         if self.alpha == -math.inf:
             return draws.log_weights.max(0).values
@@ -163,19 +160,26 @@ class CIWAE(Objective):
             raise ValueError(f"the beta of CIWAE must be from 0 to 1, not {beta!r}")
         self.beta = beta
 
-    def __repr__(self) -> str:
-        return f"CIWAE(beta={self.beta}, num_particles={self.num_particles})"
-
     def estimate(self, draws: Draws) -> Tensor:
         return self.beta * draws.log_weights.mean(0) + (1 - self.beta) * log_mean_exp(draws.log_weights)
 
 
-def _grouped(log_weights: Tensor, groups: int) -> Tensor:
-    """Return log-weights of shape (M K, B) as (K, M, B)."""
-    return log_weights.unflatten(0, (groups, -1)).transpose(0, 1)
+class _Grouped(Objective):
+    """An objective of M groups of K particles each."""
+
+    def __init__(self, groups: int = 8, num_particles: int = 8, chunk: int | None = None) -> None:
+        super().__init__(groups * num_particles, chunk)
+        self.groups = groups
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(groups={self.groups}, num_particles={self.num_particles // self.groups})"
+
+    def grouped(self, log_weights: Tensor) -> Tensor:
+        """Return log-weights of shape (M K, B) as (K, M, B)."""
+        return log_weights.unflatten(0, (self.groups, -1)).transpose(0, 1)
 
 
-class MIWAE(Objective):
+class MIWAE(_Grouped):
     r"""The average of M bounds of K particles each.
 
     .. math:: \frac1M \sum_m \log \frac1K \sum_k w_{m,k}
@@ -196,18 +200,11 @@ class MIWAE(Objective):
         Rainforth et al., 2018, Tighter Variational Bounds are Not Necessarily Better, equation 10.
     """
 
-    def __init__(self, groups: int = 8, num_particles: int = 8, chunk: int | None = None) -> None:
-        super().__init__(groups * num_particles, chunk)
-        self.groups = groups
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(groups={self.groups}, num_particles={self.num_particles // self.groups})"
-
     def estimate(self, draws: Draws) -> Tensor:
-        return log_mean_exp(_grouped(draws.log_weights, self.groups)).mean(0)
+        return log_mean_exp(self.grouped(draws.log_weights)).mean(0)
 
 
-class PIWAE(Objective):
+class PIWAE(_Grouped):
     r"""`IWAE` of M K particles for prior and decoder, `MIWAE` of M groups of K for the encoder.
 
     .. math:: \nabla_\theta \mathcal{L}_{MK}, \qquad \nabla_\phi \frac1M \sum_m \log \frac1K \sum_k w_{m,k}
@@ -228,12 +225,6 @@ class PIWAE(Objective):
         Rainforth et al., 2018, Tighter Variational Bounds are Not Necessarily Better, equations 13 and 14.
     """
 
-    def __init__(self, groups: int = 8, num_particles: int = 8, chunk: int | None = None) -> None:
-        super().__init__(groups * num_particles, chunk)
-        self.groups = groups
-
-    __repr__ = MIWAE.__repr__
-
     def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
         site = the_latent_site(self, guide_trace)
         score = masked(site["fn"].log_prob(site["value"].detach()), site)
@@ -243,7 +234,7 @@ class PIWAE(Objective):
     def estimate(self, draws: Draws) -> Tensor:
         log_weights = draws.log_weights.detach()
         for_model = log_weights.log_softmax(0).clamp(min=SMALLEST).exp()
-        grouped = _grouped(log_weights, self.groups).softmax(0) / self.groups
+        grouped = self.grouped(log_weights).softmax(0) / self.groups
         for_guide = grouped.transpose(0, 1).flatten(0, 1)
         # What reaches z from the weights is theirs by for_model, and becomes by for_guide on its way to the encoder.
         _scale_gradient(draws.own[::2], for_guide / for_model)

@@ -10,8 +10,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
+from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.objectives._objective import Objective, Program, Terms
 
 Beta = float | Callable[[int], float]
@@ -86,30 +86,24 @@ def terms_and_gradients(loss: ELBO) -> Callable[..., tuple[Terms, list[Tensor | 
         >>> len(gradients) == len(list(vae.parameters()))
         True
     """
-    if isinstance(loss, Objective):
-        return lambda model, guide, batch, _, parameters: _with_gradients(
-            loss.terms(model, guide, batch), batch, parameters()
-        )
     recorder, traces = recording(loss)
 
-    def differentiated(
+    def compute(
         model: Program, guide: Program, batch: Tensor, beta: Tensor | float, parameters: Callable[[], list[Tensor]]
     ) -> tuple[Terms, list[Tensor | None]]:
+        if isinstance(loss, Objective):
+            return _with_gradients(loss.terms(model, guide, batch), batch, parameters())
         traces.clear()
-        value = recorder.differentiable_loss(model, guide, batch)
-        return _with_gradients(_terms(recorder, traces, beta, value), batch, parameters())
-
-    def accumulated(
-        model: Program, guide: Program, batch: Tensor, beta: Tensor | float, parameters: Callable[[], list[Tensor]]
-    ) -> tuple[Terms, list[Tensor | None]]:
-        traces.clear()
+        if hasattr(loss, "differentiable_loss"):
+            value = recorder.differentiable_loss(model, guide, batch)
+            return _with_gradients(_terms(recorder, traces, beta, value), batch, parameters())
         for parameter in parameters():
             parameter.grad = None
         value = torch.as_tensor(recorder.loss_and_grads(model, guide, batch))
         gradients = [None if p.grad is None else p.grad / len(batch) for p in parameters()]
         return _terms(recorder, traces, beta, value), gradients
 
-    return differentiated if hasattr(loss, "differentiable_loss") else accumulated
+    return compute
 
 
 def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor) -> Terms:
@@ -232,25 +226,17 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, bet
     priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes if name not in summed_out}
     for name in guide_trace.stochastic_nodes:
         posterior, prior = guide_trace.nodes[name], priors.pop(name, None)
-        divergence = _closed_form(posterior, prior, beta) if closed_form and prior else None
+        divergence = kl_or_none(posterior["fn"], prior["fn"]) if closed_form and prior else None
         if divergence is None:
-            divergence = _log_prob(posterior, beta) - (_log_prob(prior, beta) if prior else 0)
-        total = total + divergence
+            total = total + _log_prob(posterior, beta) - (_log_prob(prior, beta) if prior else 0)
+        else:
+            total = total + _without_weight(divergence, posterior, beta)
     return total - sum(_log_prob(prior, beta) for prior in priors.values())
-
-
-def _closed_form(posterior: dict[str, Any], prior: dict[str, Any], beta: Tensor | float) -> Tensor | None:
-    try:
-        divergence = kl_divergence(posterior["fn"], prior["fn"])
-    except NotImplementedError:
-        return None
-    return _without_weight(divergence, posterior, beta)
 
 
 def _log_prob(site: dict[str, Any], beta: Tensor | float) -> Tensor:
     if isinstance(beta, float | int) and beta == 1:
-        total: Tensor = site["log_prob_sum"]
-        return total
+        return site["log_prob_sum"]
     return _without_weight(site["unscaled_log_prob"], site, beta)
 
 
@@ -260,5 +246,4 @@ def _without_weight(log_prob: Tensor, site: dict[str, Any], beta: Tensor | float
         scale: Tensor | float = torch.where(beta == 0, 1.0, site["scale"] / beta)
     else:
         scale = site["scale"] / beta if beta else 1.0
-    total: Tensor = scale_and_mask(log_prob, scale, site["mask"]).sum()
-    return total
+    return scale_and_mask(log_prob, scale, site["mask"]).sum()

@@ -3,14 +3,11 @@
 Those of categorical variables have the event shape (latent_dim, categories).
 """
 
-from pyro_vae.priors.bounded import Beta, Dirichlet
+from pyro_vae.priors.bounded import Beta, Dirichlet, Exponential, Gamma, HypersphericalUniform
 from pyro_vae.priors.discrete import Bernoulli, OneHotCategorical, RelaxedOneHotCategorical
 from pyro_vae.priors.flow import Flow
 from pyro_vae.priors.mixture import MixtureOfNormals, VampPrior
-from pyro_vae.priors.normal import Normal
-from pyro_vae.priors.positive import Exponential, Gamma
-from pyro_vae.priors.real import Laplace, StudentT
-from pyro_vae.priors.sphere import HypersphericalUniform
+from pyro_vae.priors.real import Laplace, Normal, StudentT
 
 __all__ = [
     "Bernoulli",

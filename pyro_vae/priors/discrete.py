@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.networks import as_size
-from pyro_vae.priors._prior import _Prior, above
+from pyro_vae.networks import above, as_size
+from pyro_vae.priors._prior import _Prior
 
 
 class Bernoulli(_Prior):
@@ -33,11 +33,8 @@ class Bernoulli(_Prior):
         Maddison, Mnih and Teh, 2017, The Concrete Distribution, section 5.
     """
 
+    zeros = ("logits",)
     logits: Tensor
-
-    def __init__(self, latent_dim: int, learned: bool = False) -> None:
-        super().__init__(latent_dim, learned)
-        self.hold("logits", torch.zeros(latent_dim))
 
     def forward(self) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=self.logits).to_event(1)
@@ -72,13 +69,11 @@ class OneHotCategorical(_Prior):
 
     def __init__(self, latent_dim: int, categories: int = 10, learned: bool = False) -> None:
         super().__init__(latent_dim, learned)
-        self.hold("logits", torch.zeros(latent_dim, as_categories(categories)))
+        self.categories = as_categories(categories)
+        self.hold("logits", torch.zeros(latent_dim, categories))
 
     def forward(self) -> dist.TorchDistribution:
         return distributions.OneHotCategorical(logits=self.logits).to_event(1)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, categories={self.logits.shape[-1]}"
 
 
 class RelaxedOneHotCategorical(_Prior):
@@ -115,14 +110,12 @@ class RelaxedOneHotCategorical(_Prior):
     def __init__(self, latent_dim: int, categories: int = 10, temperature: float = 0.67, learned: bool = False) -> None:
         super().__init__(latent_dim, learned)
         self.temperature = above(temperature, 0, "the temperature of priors.RelaxedOneHotCategorical")
-        self.hold("logits", torch.zeros(latent_dim, as_categories(categories)))
+        self.categories = as_categories(categories)
+        self.hold("logits", torch.zeros(latent_dim, categories))
 
     def forward(self) -> dist.TorchDistribution:
         temperature = self.logits.new_tensor(self.temperature)
         return distributions.RelaxedOneHotCategorical(temperature, logits=self.logits).to_event(1)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, categories={self.logits.shape[-1]}, temperature={self.temperature:g}"
 
 
 def as_categories(categories: int) -> int:

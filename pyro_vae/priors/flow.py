@@ -1,15 +1,15 @@
 """Priors by normalizing flows."""
 
 import pyro.distributions as dist
-from torch import nn
 
 from pyro_vae.distributions.flow import ZukoFlow, zuko
 from pyro_vae.networks import as_size
+from pyro_vae.networks._part import Part
 
 TRANSFORMS = ("NSF", "MAF", "RealNVP")
 
 
-class Flow(nn.Module):
+class Flow(Part):
     r"""Normalizing flow prior: standard normal noise through learned invertible transforms.
 
     .. math:: \log p(z) = \sum_d \log \mathcal{N}(f_d(z); 0, 1)
@@ -61,6 +61,3 @@ class Flow(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         return ZukoFlow(self.flow())
-
-    def extra_repr(self) -> str:
-        return f"latent_dim={self.latent_dim}, transform={self.transform!r}"

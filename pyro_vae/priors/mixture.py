@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from pyro_vae import distributions
 from pyro_vae.networks import as_size, positive
+from pyro_vae.networks._part import Part
 
 
-class MixtureOfNormals(nn.Module):
+class MixtureOfNormals(Part):
     r"""Mixture of normal distributions with diagonal covariances and learned weights, locations and scales.
 
     .. math:: p(z) = \sum_k \pi_k \prod_d \mathcal{N}(z_d; \mu_{kd}, \sigma_{kd}^2)
@@ -39,7 +40,8 @@ class MixtureOfNormals(nn.Module):
 
     def __init__(self, latent_dim: int, components: int = 10) -> None:
         super().__init__()
-        shape = as_size(components, "components"), as_size(latent_dim, "latent_dim")
+        self.components, self.latent_dim = as_size(components, "components"), as_size(latent_dim, "latent_dim")
+        shape = components, latent_dim
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(shape))
         self.log_scale = nn.Parameter(torch.zeros(shape))
@@ -47,11 +49,8 @@ class MixtureOfNormals(nn.Module):
     def forward(self) -> dist.TorchDistribution:
         return distributions.MixtureOfNormals(self.logits, self.loc, positive(self.log_scale))
 
-    def extra_repr(self) -> str:
-        return f"latent_dim={self.loc.shape[1]}, components={self.loc.shape[0]}"
 
-
-class VampPrior(nn.Module):
+class VampPrior(Part):
     r"""Mixture of the encoder's posteriors at learned pseudo-inputs.
 
     .. math:: p(z) = \frac{1}{K} \sum_k q(z|u_k)
@@ -98,7 +97,8 @@ class VampPrior(nn.Module):
             raise TypeError(f"the encoder of priors.VampPrior must be a module that has a shape, not {encoder!r}")
         # A tuple hides a module from torch: it is then in neither parameters() nor state_dict().
         self._encoder, self.unit_interval = (encoder,), unit_interval
-        shape = (as_size(components, "components"), *shape)
+        self.components = as_size(components, "components")
+        shape = (components, *shape)
         start = torch.rand(shape) if data is None else first_rows(data, shape, unit_interval)
         self.free = nn.Parameter(start.clamp(0.01, 0.99).logit() if unit_interval else start)
 
@@ -115,9 +115,6 @@ class VampPrior(nn.Module):
         if isinstance(posteriors, dist.Independent) and type(normals) is dist.Normal and normals.loc.dim() == 2:
             return distributions.MixtureOfNormals(logits, normals.loc, normals.scale)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), posteriors)
-
-    def extra_repr(self) -> str:
-        return f"components={len(self.free)}, unit_interval={self.unit_interval}"
 
 
 def first_rows(data: Tensor, shape: tuple[int, ...], unit_interval: bool) -> Tensor:

@@ -1,11 +1,42 @@
-"""Priors of real numbers with heavier tails than the normal one."""
+"""Priors of real codes."""
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
-from pyro_vae.networks import positive
-from pyro_vae.priors._prior import _Prior, above
+from pyro_vae.networks import above, positive
+from pyro_vae.priors._prior import _Prior
+
+
+class Normal(_Prior):
+    r"""Normal prior with independent dimensions, standard or with learned location and scale.
+
+    .. math:: p(z) = \prod_d \mathcal{N}(z_d; \mu_d, \sigma_d^2), \qquad \mu = 0, \sigma = 1 \text{ unless learned.}
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1.
+        learned: learn the location and the scale, starting from the standard normal distribution.
+
+    Returns:
+        ``forward()`` returns a distribution of batch shape () and event shape (D,).
+
+    Raises:
+        TypeError: where ``latent_dim`` is not an integer.
+        ValueError: where ``latent_dim`` is below 1.
+
+    Example:
+        >>> Normal(20)().event_shape
+        torch.Size([20])
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, section 3.
+    """
+
+    zeros = ("loc", "log_scale")
+    loc: Tensor
+    log_scale: Tensor
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
 
 
 class Laplace(_Prior):
@@ -32,13 +63,9 @@ class Laplace(_Prior):
         Barello, Charles and Pillow, 2018, Sparse-Coding Variational Auto-Encoders.
     """
 
+    zeros = ("loc", "log_scale")
     loc: Tensor
     log_scale: Tensor
-
-    def __init__(self, latent_dim: int, learned: bool = False) -> None:
-        super().__init__(latent_dim, learned)
-        self.hold("loc", torch.zeros(latent_dim))
-        self.hold("log_scale", torch.zeros(latent_dim))
 
     def forward(self) -> dist.TorchDistribution:
         return dist.Laplace(self.loc, positive(self.log_scale)).to_event(1)
@@ -73,17 +100,13 @@ class StudentT(_Prior):
         Abiri and Ohlsson, 2020, Variational Auto-Encoders with Student's t-Prior.
     """
 
+    zeros = ("loc", "log_scale")
     loc: Tensor
     log_scale: Tensor
 
     def __init__(self, latent_dim: int, df: float = 5.0, learned: bool = False) -> None:
         super().__init__(latent_dim, learned)
         self.df = above(df, 2, "the degrees of freedom of priors.StudentT, whose variance is finite,")
-        self.hold("loc", torch.zeros(latent_dim))
-        self.hold("log_scale", torch.zeros(latent_dim))
 
     def forward(self) -> dist.TorchDistribution:
         return dist.StudentT(self.df, self.loc, positive(self.log_scale)).to_event(1)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, df={self.df:g}"

@@ -1,11 +1,13 @@
-"""Encoders of positive codes."""
+"""Encoders of positive numbers, of proportions and of directions."""
 
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_vae import distributions
+from pyro_vae.distributions.sphere import directions, sphere_dim
 from pyro_vae.encoders._concentration import concentration
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import positive
+from pyro_vae.networks import MLP, Network, Sizes, positive
 
 
 class Exponential(_Encoder):
@@ -121,3 +123,118 @@ class Weibull(_Encoder):
         # The fourth power of the smallest exponential variate in float32, about 1e-8, times a scale of 5e-9 does not
         # underflow; a tenth power, of a concentration of 0.1, would.
         return dist.Weibull(positive(log_scale), concentration(log_shape, floor=0.25)).to_event(1)
+
+
+class Beta(_Encoder):
+    r"""Beta encoder with independent dimensions.
+
+    .. math:: q(z|x) = \prod_d \frac{z_d^{\alpha_d(x) - 1} (1 - z_d)^{\beta_d(x) - 1}}
+              {\mathrm{B}(\alpha_d(x), \beta_d(x))}
+
+    The network gives both concentrations, each between 0.5 and 1,000. Gradients are pathwise: torch differentiates a
+    draw at a fixed value of the distribution function (implicit reparameterization).
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (2, D).
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,), on codes between 0 and 1.
+
+    Raises:
+        ValueError: where x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> z = Beta(64, 2)(torch.zeros(5, 64)).sample()
+        >>> bool(((z > 0) & (z < 1)).all())
+        True
+
+    Reference:
+        Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 3.
+    """
+
+    numbers = 2
+
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        one, zero = concentration(output, floor=0.5).unbind(-2)
+        return dist.Beta(one, zero).to_event(1)
+
+
+class Kumaraswamy(_Encoder):
+    r"""Kumaraswamy encoder with independent dimensions: nearly a beta distribution, of a closed form.
+
+    .. math:: q(z|x) = \prod_d a_d(x) b_d(x) z_d^{a_d(x) - 1} (1 - z_d^{a_d(x)})^{b_d(x) - 1}, \qquad
+              z_d = (1 - \epsilon_d^{1 / b_d(x)})^{1 / a_d(x)}, \quad \epsilon_d \sim \mathcal{U}(0, 1)
+
+    The second equation is how it is drawn, and what its gradients pass through. The network gives both concentrations,
+    each between 0.5 and 1,000.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent dimensions D, at least 1.
+        network: builds the network from ``shape`` to (2, D).
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,), on codes between 0 and 1.
+
+    Raises:
+        ValueError: where x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> z = Kumaraswamy(64, 2)(torch.zeros(5, 64)).sample()
+        >>> bool(((z > 0) & (z < 1)).all())
+        True
+
+    Reference:
+        Nalisnick and Smyth, 2017, Stick-Breaking Variational Autoencoders.
+    """
+
+    numbers = 2
+
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        one, zero = concentration(output, floor=0.5).unbind(-2)
+        return distributions.Kumaraswamy(one, zero).to_event(1)
+
+
+class PowerSpherical(_Encoder):
+    r"""Power spherical encoder: a direction and how closely the code keeps to it.
+
+    .. math:: q(z|x) \propto (1 + \mu(x)^\top z)^{\kappa(x)}, \qquad |z| = 1
+
+    The network gives D numbers, whose direction is :math:`\mu`, and one more, of which
+    `pyro_vae.networks.positive` makes the concentration :math:`\kappa`. The KL to
+    `pyro_vae.priors.HypersphericalUniform` has a closed form.
+
+    Arguments:
+        shape: shape of one datum.
+        latent_dim: number of latent coordinates D, at least 2: the sphere lies in D dimensions and has D - 1, so that
+            11 makes the sphere called S^10.
+        network: builds the network from ``shape`` to (D + 1,).
+
+    Returns:
+        ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
+        shape (D,).
+
+    Raises:
+        ValueError: where ``latent_dim`` is below 2 or x is not of the shape the encoder was built for.
+
+    Example:
+        >>> import torch
+        >>> PowerSpherical(64, 11)(torch.zeros(5, 64)).event_shape
+        torch.Size([11])
+
+    Reference:
+        De Cao and Aziz, 2020, The Power Spherical Distribution, section 4.
+        Davidson et al., 2018, Hyperspherical Variational Auto-Encoders, section 3.
+    """
+
+    def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP) -> None:
+        super().__init__(shape, latent_dim, network, out_shape=(sphere_dim(latent_dim, "latent_dim") + 1,))
+
+    def posterior(self, output: Tensor) -> dist.TorchDistribution:
+        return distributions.PowerSpherical(directions(output[..., :-1]), positive(output[..., -1]))

@@ -1,15 +1,109 @@
-"""Decoders of counts: 0, 1, 2 and so on, as floats."""
+"""Decoders of discrete values: those of a pixel, categories and counts."""
 
 import math
-from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import distributions
 from pyro_vae.decoders._decoder import _Decoder
-from pyro_vae.distributions import ZeroInflated
-from pyro_vae.networks import MLP, Network, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, above, as_size, positive, soft_clip
+
+
+class DiscretizedLogistic(_Decoder):
+    r"""Mixture of logistic distributions in bins: probabilities of the :math:`2^b` values of a pixel.
+
+    .. math:: p(x|z) = \prod_i \sum_k w_{ik} \left[ \sigma \left( \frac{x_i + \delta - \mu_{ik}}{s_{ik}} \right) -
+              \sigma \left( \frac{x_i - \delta - \mu_{ik}}{s_{ik}} \right) \right],
+              \quad \delta = \frac{1}{2 (2^b - 1)},
+
+    where the bin of 0 has no lower end and the bin of 1 no upper one. Data hold multiples of :math:`1 / (2^b - 1)` in
+    [0, 1], as images are loaded. `pyro_vae.distributions.bits_per_dimension` turns nats into the customary unit.
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
+        shape: shape of one datum.
+        network: builds the network from (D,) to (3 K - 1, \*shape): K means :math:`\mu`, K logarithms of scales s, both
+            in units of x, and the logits of the weights w but for the first, which is 0.
+        bits: the number of bits b of a value, from 1 to 8.
+        components: the number of components K, at least 1.
+
+    Returns:
+        ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
+        ``shape``.
+
+    Raises:
+        TypeError: where the bits or the components are no integers.
+        ValueError: where they are out of range or z is not of the shape the decoder was built for.
+
+    Example:
+        >>> import torch
+        >>> DiscretizedLogistic(20, (1, 8, 8), components=5)(torch.zeros(3, 20)).sample().shape
+        torch.Size([3, 1, 8, 8])
+
+    Reference:
+        Kingma et al., 2016, Improved Variational Inference with Inverse Autoregressive Flow, appendix; Salimans,
+        Karpathy, Chen and Kingma, 2017, PixelCNN++, equation 2.
+    """
+
+    def __init__(
+        self, latent_dim: Sizes, shape: Sizes, network: Network = MLP, bits: int = 8, components: int = 1
+    ) -> None:
+        if as_size(bits, "bits") > 8:
+            raise ValueError(f"the bits of decoders.DiscretizedLogistic must be from 1 to 8, not {bits}")
+        self.bits, self.components = bits, as_size(components, "components")
+        self.numbers = 3 * components - 1
+        super().__init__(latent_dim, shape, network)
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        outputs = self.output(z).movedim(-1 - len(self.shape), -1)
+        mean, log_scale, logits = outputs.split([self.components, self.components, self.components - 1], -1)
+        # The mixture checks the values; its components need not do it again.
+        family = distributions.DiscretizedLogistic(mean, positive(log_scale), self.bits, validate_args=False)
+        weights = dist.Categorical(logits=torch.cat([torch.zeros_like(mean[..., :1]), logits], -1))
+        return dist.MixtureSameFamily(weights, family).to_event(len(self.shape))
+
+
+class Categorical(_Decoder):
+    r"""Categorical likelihood of tokens or of the 256 values of a pixel, each a number of its own.
+
+    .. math:: \log p(x|z) = \sum_i \log \mathrm{softmax}(\ell_i(z))_{x_i}, \quad x_i \in \{0, \dots, K - 1\}
+
+    Data are floats that hold whole numbers; for images in [0, 1] of 8 bits that is ``(255 * x).round()``.
+
+    Arguments:
+        latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
+        shape: shape of one datum.
+        network: builds the network from (D,) to (K, \*shape).
+        categories: their number K, at least 2.
+
+    Returns:
+        ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
+        ``shape``.
+
+    Raises:
+        TypeError: where the number of categories is no integer.
+        ValueError: where it is below 2 or z is not of the shape the decoder was built for.
+
+    Example:
+        >>> import torch
+        >>> Categorical(20, 7, categories=10)(torch.zeros(5, 20)).sample().shape
+        torch.Size([5, 7])
+
+    Reference:
+        van den Oord, Kalchbrenner and Kavukcuoglu, 2016, Pixel Recurrent Neural Networks, section 2.2.
+    """
+
+    def __init__(self, latent_dim: Sizes, shape: Sizes, network: Network = MLP, categories: int = 256) -> None:
+        if as_size(categories, "categories") < 2:
+            raise ValueError(f"the categories of decoders.Categorical must be at least 2, not {categories}")
+        self.numbers = self.categories = categories
+        super().__init__(latent_dim, shape, network)
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        logits = self.output(z).movedim(-1 - len(self.shape), -1)
+        return distributions.Categorical(logits=logits).to_event(len(self.shape))
 
 
 class Poisson(_Decoder):
@@ -47,17 +141,11 @@ class _DispersedDecoder(_Decoder):
     """A decoder of counts with one learned inverse dispersion per entry of x."""
 
     def __init__(
-        self,
-        latent_dim: int | Sequence[int],
-        shape: int | Sequence[int],
-        network: Network = MLP,
-        inverse_dispersion: float = 1.0,
+        self, latent_dim: Sizes, shape: Sizes, network: Network = MLP, inverse_dispersion: float = 1.0
     ) -> None:
         super().__init__(latent_dim, shape, network)
-        if not (0 < inverse_dispersion < math.inf):
-            name = f"decoders.{type(self).__name__}"
-            raise ValueError(f"the inverse_dispersion of {name} must be above 0 and finite, not {inverse_dispersion!r}")
-        self.log_inverse_dispersion = nn.Parameter(torch.full(self.shape, math.log(inverse_dispersion)))
+        start = above(inverse_dispersion, 0, f"the inverse_dispersion of decoders.{type(self).__name__}")
+        self.log_inverse_dispersion = nn.Parameter(torch.full(self.shape, math.log(start)))
 
     def counts_and_logits(self, log_mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return the number of failures and the logits of a success that give the mean."""
@@ -141,4 +229,4 @@ class ZeroInflatedNegativeBinomial(_DispersedDecoder):
         count, logits = self.counts_and_logits(log_mean)
         # Not dist.ZeroInflatedNegativeBinomial, which refuses logits beyond 17, whose probability rounds to 1.
         counts = dist.NegativeBinomial(count, logits=logits, validate_args=False)  # values are checked outside
-        return ZeroInflated(counts, gate_logits=soft_clip(gate)).to_event(len(self.shape))
+        return distributions.ZeroInflated(counts, gate_logits=soft_clip(gate)).to_event(len(self.shape))

@@ -1,0 +1,162 @@
+"""Distributions around another one: with missing entries, without a pathwise sampler; and how to see through any."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Independent, constraints, kl_divergence, register_kl
+
+AnyDistribution = TypeVar("AnyDistribution", bound=Distribution)
+
+
+def layers(distribution: Any) -> Iterator[Any]:
+    """Yield a distribution, then the one that it is made of, and so on."""
+    yield distribution
+    if hasattr(distribution, "base_dist"):
+        yield from layers(distribution.base_dist)
+
+
+def family(distribution: Any) -> str:
+    """Return the name of what a distribution is, whatever shape it was given."""
+    shapes = Independent | ExpandedDistribution
+    return next(type(layer).__name__ for layer in layers(distribution) if not isinstance(layer, shapes))
+
+
+def expanded(distribution: AnyDistribution, batch_shape: Sequence[int], **changed: Any) -> AnyDistribution:
+    """Return a copy of another batch shape, with what changes with it: no number is checked again."""
+    new = copy.copy(distribution)
+    vars(new).update(changed, _batch_shape=torch.Size(batch_shape))
+    return new
+
+
+class _Wrapper(dist.TorchDistribution):
+    """A distribution whose draws and moments are those of another one."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, base_dist: dist.TorchDistribution, validate_args: bool | None = None) -> None:
+        self.base_dist = base_dist
+        super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "_Wrapper":
+        return type(self)(self.base_dist.expand(torch.Size(batch_shape)), validate_args=self._validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base_dist.mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self.base_dist.variance
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
+        return self.base_dist.sample(sample_shape)
+
+
+class _OrMissing(constraints.Constraint):
+    """A constraint that NaN fulfils too."""
+
+    def __init__(self, base_constraint: constraints.Constraint) -> None:
+        self.base_constraint = base_constraint
+        self.is_discrete, self.event_dim = base_constraint.is_discrete, base_constraint.event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        return value.isnan() | self.base_constraint.check(value)
+
+
+class MissingEntries(_Wrapper):
+    r"""Distribution of single numbers that scores NaN as not observed: with the log-probability 0.
+
+    .. math:: \log p(x) = 0 \text{ where x is NaN, and that of the base distribution elsewhere.}
+
+    Draws and moments are those of the base: complete.
+
+    Arguments:
+        base_dist: a distribution of event shape ().
+
+    Raises:
+        ValueError: where the entries of an event are not independent, so that none can be left out by itself.
+
+    Example:
+        >>> normal = MissingEntries(dist.Normal(torch.zeros(3), 1.0)).to_event(1)
+        >>> normal.log_prob(torch.tensor([0.0, float("nan"), 0.0]))  # two observed: -log(2 pi)
+        tensor(-1.8379)
+
+    Reference:
+        Nazabal, Olmos, Ghahramani and Valera, 2020, Handling Incomplete Heterogeneous Data using VAEs, equation 2.
+    """
+
+    def __init__(self, base_dist: dist.TorchDistribution, validate_args: bool | None = None) -> None:
+        if base_dist.event_shape:
+            raise ValueError(
+                f"entries can be missing only from a distribution of independent ones, not from one of event shape"
+                f" {tuple(base_dist.event_shape)}: {base_dist}"
+            )
+        super().__init__(copy.copy(base_dist), validate_args)
+        self.base_dist._validate_args = False  # values are checked here, against a support that has NaN
+
+    @property
+    def has_rsample(self) -> bool:
+        return self.base_dist.has_rsample
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return _OrMissing(self.base_dist.support)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
+        return self.base_dist.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        # The base scores 1/2, a number amid the support of every distribution here, so that no gradient is NaN.
+        missing = value.isnan()
+        return self.base_dist.log_prob(value.masked_fill(missing, 0.5)).masked_fill(missing, 0.0)
+
+
+class ScoreFunction(_Wrapper):
+    """Another distribution, whose draws carry no gradient: Pyro then estimates with the score function.
+
+    Pyro's ``has_rsample_(False)`` fails on ``Independent`` and is lost where a plate expands; this holds in both.
+
+    Arguments:
+        base_dist: the distribution.
+
+    Example:
+        >>> q = ScoreFunction(dist.Normal(torch.zeros(3, requires_grad=True), 1.0).to_event(1))
+        >>> q.has_rsample, q.expand((4,)).has_rsample, q().requires_grad
+        (False, False, False)
+
+    Reference:
+        Williams, 1992, Simple Statistical Gradient-Following Algorithms; Ranganath, Gerrish and Blei, 2014,
+        Black Box Variational Inference, equations 2 and 3.
+    """
+
+    has_rsample = False
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return self.base_dist.support
+
+    @property
+    def has_enumerate_support(self) -> bool:
+        return self.base_dist.has_enumerate_support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base_dist.log_prob(value)
+
+    def entropy(self) -> Tensor:
+        return self.base_dist.entropy()
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return self.base_dist.enumerate_support(expand=expand)
+
+
+@register_kl(ScoreFunction, Distribution)
+def _kl(p: ScoreFunction, q: Distribution) -> Tensor:
+    return kl_divergence(p.base_dist, q)

@@ -1,0 +1,18 @@
+"""How the parts of a VAE show themselves."""
+
+import inspect
+
+from torch import nn
+
+
+def kept_arguments(built: object, but: str) -> str:
+    """Return the arguments of a constructor that its object keeps under their names, but for one of them."""
+    names = [name for name in inspect.signature(type(built)).parameters if name in vars(built) and name != but]
+    return ", ".join(f"{name}={getattr(built, name)!r}" for name in names)
+
+
+class Part(nn.Module):
+    """A module that shows the arguments it keeps, but for the shape of a datum."""
+
+    def extra_repr(self) -> str:
+        return kept_arguments(self, but="shape")
