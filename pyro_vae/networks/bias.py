@@ -1,18 +1,22 @@
 """Networks whose output starts from a known one."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks.shapes import Network, Shape
+from pyro_vae.networks.shapes import Network, as_shape
 
 
 class _OutputBias(nn.Module):
     """A network, and a learned bias of the shape of its output."""
 
-    def __init__(self, in_shape: Shape, out_shape: Shape, network: Network, bias: Tensor) -> None:
+    def __init__(
+        self, in_shape: int | Sequence[int], out_shape: int | Sequence[int], network: Network, bias: Tensor
+    ) -> None:
         super().__init__()
+        in_shape, out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
         if bias.shape != out_shape:
             raise ValueError(
                 f"the output has shape {out_shape}, but its bias {tuple(bias.shape)}: give one to each number"
