@@ -194,11 +194,12 @@ def _kind(value: Any) -> str:
 
 def _check_batch_shape(part: str, distribution: TorchDistributionMixin, batch_shape: tuple[int, ...]) -> None:
     if tuple(distribution.batch_shape) != batch_shape:
-        extra = max(1, len(distribution.batch_shape) - len(batch_shape))
+        extra = len(distribution.batch_shape) - len(batch_shape)
+        whole = "give it data of shape (N, *shape), and take fewer dimensions into its event"
         raise ValueError(
             f"{part} must return a distribution of batch shape {batch_shape}, but returned batch shape"
             f" {tuple(distribution.batch_shape)} and event shape {tuple(distribution.event_shape)}:"
-            f" end it with .to_event({extra})"
+            f" {whole if extra < 0 else f'end it with .to_event({max(1, extra)})'}"
         )
 
 
