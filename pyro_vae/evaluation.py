@@ -71,8 +71,9 @@ def evaluate(
     """
     if at not in ("sample", "mean"):
         raise ValueError(f"at is 'sample' or 'mean', not {at!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
+    if not isinstance(loss, ELBO):
+        raise TypeError(f"loss must be an ELBO such as Trace_ELBO() or objectives.IWAE(5), not {loss!r}")
+    as_size(batch_size, "batch_size")
     x = as_input(data, model, guide)
     with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
         with seeded(seed, x.device), mode(False, model, guide):
@@ -168,7 +169,7 @@ def log_likelihood(
 
     Raises:
         TypeError, ValueError: as `evaluate`; for sizes below 1; for sites that do not stand in one plate over the
-            data, or are scaled.
+            data, are scaled, or that one program alone draws.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
