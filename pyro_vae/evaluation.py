@@ -71,6 +71,8 @@ def evaluate(
     """
     if at not in ("sample", "mean"):
         raise ValueError(f"at is 'sample' or 'mean', not {at!r}")
+    if not isinstance(loss, ELBO):
+        raise TypeError(f"loss must be an ELBO such as Trace_ELBO() or objectives.IWAE(5), not {loss!r}")
     as_size(batch_size, "batch_size")
     x = as_input(data, model, guide)
     with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
@@ -165,7 +167,7 @@ def log_likelihood(
 
     Raises:
         TypeError, ValueError: as `evaluate`; for sizes below 1; for sites that do not stand in one plate over the
-            data, or are scaled.
+            data, are scaled, or that one program alone draws.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors

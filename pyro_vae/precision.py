@@ -40,7 +40,7 @@ class BFloat16Layers(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in LAYERS or args[0].dtype != torch.float32:
+        if func not in LAYERS or (args[0] if args else kwargs["input"]).dtype != torch.float32:
             return func(*args, **kwargs)
         args = [_rounded(value) for value in args]
         return func(*args, **{name: _rounded(value) for name, value in kwargs.items()}).float()

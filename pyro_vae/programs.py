@@ -182,10 +182,12 @@ def _distribution(part: str, batch_shape: tuple[int, ...], module: nn.Module, *a
     if not isinstance(result, TorchDistributionMixin):
         raise TypeError(f"{part} must return a distribution of pyro.distributions, but returned {_kind(result)}")
     if tuple(result.batch_shape) != batch_shape:
-        extra = max(1, len(result.batch_shape) - len(batch_shape))
+        extra = len(result.batch_shape) - len(batch_shape)
+        whole = "give it data of shape (N, *shape), and take fewer dimensions into its event"
         raise ValueError(
             f"{part} must return a distribution of batch shape {batch_shape}, but returned batch shape"
-            f" {tuple(result.batch_shape)} and event shape {tuple(result.event_shape)}: end it with .to_event({extra})"
+            f" {tuple(result.batch_shape)} and event shape {tuple(result.event_shape)}:"
+            f" {whole if extra < 0 else f'end it with .to_event({max(1, extra)})'}"
         )
     return result
 

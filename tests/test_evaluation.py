@@ -146,6 +146,18 @@ def test_a_batch_size_below_1_is_refused(linear, batch_size):
         evaluate(*programs(linear.vae()), linear.x, batch_size=batch_size)
 
 
+@pytest.mark.parametrize("loss", [Trace_ELBO, "elbo", None])
+def test_a_loss_that_is_no_elbo_is_refused(linear, loss):
+    with pytest.raises(TypeError, match="loss must be an ELBO"):
+        evaluate(*programs(linear.vae()), linear.x, loss=loss)
+
+
+def test_what_pyro_refuses_by_its_validation_is_refused_where_that_is_off():
+    vae = VAE(priors.Normal(2), encoders.ScoreFunction(encoders.Normal(4, 2)), decoders.Normal(2, 4))
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="must be fully reparameterized"):
+        evaluate(*programs(vae), torch.zeros(8, 4), loss=TraceMeanField_ELBO())
+
+
 @pytest.mark.parametrize("at", ["mode", "", None, "Mean"])
 def test_an_unknown_at_is_refused(linear, at):
     with pytest.raises(ValueError, match=f"'sample' or 'mean', not {at!r}"):
@@ -394,6 +406,12 @@ def test_a_log_likelihood_of_nothing_is_refused(name):
     vae, x = linear_gaussian()
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
         log_likelihood(*programs(vae), x, **{name: 0})
+
+
+def test_a_site_that_one_program_alone_draws_is_refused_by_the_log_likelihood():
+    vae, x = linear_gaussian()
+    with pytest.raises(ValueError, match="only one of them draws z"):
+        log_likelihood(vae.model, lambda _: None, x)
 
 
 def test_a_scale_in_the_programs_is_refused_by_the_log_likelihood():

@@ -135,6 +135,17 @@ def test_an_objective_is_its_formula_of_the_log_weights(name):
     assert ALL[name].differentiable_loss(programs.model, programs.guide, x).item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("alpha", [1 - 1e-7, 1 + 1e-7])
+def test_the_renyi_bound_tends_to_the_elbo_in_float32_too(alpha):
+    programs, x = LinearGaussian().float(), points().float()
+    torch.set_default_dtype(torch.float32)
+    bounds = []
+    for order in (alpha, 1):
+        torch.manual_seed(7)
+        bounds.append(objectives.Renyi(order, 6).loss(programs.model, programs.guide, x))
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", PATHWISE | ANY)
 def test_at_the_true_posterior_every_bound_is_the_evidence_whatever_the_noise(name):
     programs, x = LinearGaussian(offset=0, factor=1), points()
@@ -474,6 +485,31 @@ def test_trace_graph_trains_by_fit_as_the_elbo_does_where_all_is_pathwise():
     torch.testing.assert_close(*found)
 
 
+def test_an_elbo_that_accumulates_its_gradients_gives_those_of_the_mean_too():
+    vae, x, found = small_vae(), points(), []
+    for loss in (Trace_ELBO(), TraceGraph_ELBO()):
+        compute = objectives.terms_and_gradients(loss)
+        torch.manual_seed(0)
+        terms, gradient = compute(vae.model, vae.guide, x, 1.0, lambda: list(vae.parameters()))
+        found.append([*terms, *gradient])
+    torch.testing.assert_close(*found)
+
+
+@every_objective
+def test_reconstruction_and_kl_are_reported_as_means_over_the_particles(name):
+    loss, vae, x = ALL[name], small_vae(), points()
+    torch.manual_seed(0)
+    terms = loss.terms(vae.model, vae.guide, x)
+    torch.manual_seed(0)
+    posterior = vae.encoder(x)
+    z = posterior.sample((loss.num_particles,))
+    reconstruction = -vae.decoder(z).log_prob(x).mean(0).sum().item()
+    kl = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0).sum().item()
+    assert (terms.reconstruction.item(), terms.kl.item()) == pytest.approx((reconstruction, kl), rel=1e-12)
+    if loss.weighs_kl:
+        assert terms.negative_bound.item() == pytest.approx(reconstruction + kl, rel=1e-12)
+
+
 @every_objective
 def test_reconstruction_and_kl_are_reported_without_the_weight(name):
     loss, vae, x = ALL[name], small_vae(), points()
@@ -523,6 +559,42 @@ def test_a_site_outside_the_plate_is_refused_by_name(name):
         ALL[name].loss(model, guide, points())
 
 
+@every_objective
+def test_a_site_that_one_program_alone_draws_is_refused_by_name(name):
+    """Its density would be a factor of the weights that belongs to no variable of the other program."""
+    vae = small_vae()
+
+    def nothing(x):
+        pass
+
+    def other(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", vae.encoder(x))
+
+    for guide, sites in ((nothing, "z"), (other, "y, z")):
+        with pytest.raises(ValueError, match=f"draw the same sites, but only one of them draws {sites}:"):
+            ALL[name].loss(vae.model, guide, points())
+
+
+def test_an_auxiliary_site_of_the_guide_makes_no_other_weights():
+    """A normal code as a point at a function of noise, whose log-density the point carries: as Pyro's autoguides."""
+    vae, x = small_vae(), points()
+
+    def guide(x):
+        normal = vae.encoder(x).base_dist
+        with pyro.plate("data", len(x)):
+            noise = dist.Normal(torch.zeros_like(normal.loc), 1.0).to_event(1)
+            u = pyro.sample("u", noise, infer={"is_auxiliary": True})
+            log_density = -normal.scale.log().sum(-1)
+            pyro.sample("z", dist.Delta(normal.loc + normal.scale * u, log_density=log_density, event_dim=1))
+
+    values = []
+    for program in (vae.guide, guide):
+        torch.manual_seed(0)
+        values.append(objectives.IWAE(6).loss(vae.model, program, x))
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["DReG", "PIWAE", "StickingTheLanding", *PENALIZED])
 def test_a_guide_of_two_sites_is_refused_where_one_is_needed(name):
     def program(x):
@@ -551,6 +623,8 @@ def test_dependent_dimensions_are_refused_where_they_are_taken_apart(name):
     [
         (lambda: objectives.IWAE(0), "num_particles must be at least 1, not 0"),
         (lambda: objectives.IWAE(2, chunk=0), "chunk must be at least 1, not 0"),
+        (lambda: objectives.MIWAE(-2, -3), "groups must be at least 1, not -2"),
+        (lambda: objectives.PIWAE(2, 0), "num_particles must be at least 1, not 0"),
         (lambda: objectives.VIMCO(1), "VIMCO takes at least 2 particles, not 1"),
         (lambda: objectives.Renyi(math.nan), "alpha must be a number or -inf, not nan"),
         (lambda: objectives.CIWAE(1.5), r"the beta of CIWAE must be from 0 to 1, not 1\.5"),

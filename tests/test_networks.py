@@ -279,6 +279,13 @@ def test_an_output_bias_is_added_and_learned_from_a_copy():
     assert isinstance(network.bias, nn.Parameter)
 
 
+@pytest.mark.parametrize(("shape", "bias"), [(3, torch.ones(3)), ([2, 3], torch.ones(2, 3))])
+def test_an_output_bias_takes_shapes_as_its_network_does(shape, bias):
+    network = with_output_bias(partial(MLP, hidden=()), bias)(4, shape)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(network(x) - network.network(x), bias.expand(5, *bias.shape))
+
+
 def test_an_output_bias_of_another_shape_is_refused_with_both():
     with pytest.raises(ValueError, match=r"output has shape \(2, 3\), but its bias \(3,\)"):
         with_output_bias(MLP, torch.zeros(3))(4, (2, 3))

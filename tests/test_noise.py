@@ -1,3 +1,4 @@
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -277,6 +278,29 @@ def test_a_familys_draws_are_its_own(name):
     weight = torch.linspace(0.4, 1.0, ours.shape[-1], dtype=torch.float64)
     for one, other in [(ours[:, 0], theirs[:, 0]), (ours[:, -1], theirs[:, -1]), (ours @ weight, theirs @ weight)]:
         assert stats.ks_2samp(one, other).pvalue > 1e-3
+
+
+QUANTILES = {
+    "Normal": lambda p, u: stats.norm(p, np.exp(p)).ppf(u),
+    "Laplace": lambda p, u: stats.laplace(p, np.exp(p)).ppf(u),
+    "StudentT": lambda p, u: stats.t(2 + np.exp(p), p, np.exp(p)).ppf(u),
+    "HalfNormal": lambda p, u: stats.halfnorm(scale=np.exp(p)).ppf(u),
+    "HalfCauchy": lambda p, u: stats.halfcauchy(scale=np.exp(p)).ppf(u),
+    "Weibull": lambda p, u: stats.weibull_min(1 + np.exp(p), scale=np.exp(p)).ppf(u),
+    "Gamma": lambda p, u: stats.gamma(np.exp(p), scale=1 / (1 + np.exp(p))).ppf(u),
+    "Chi2": lambda p, u: stats.chi2(np.exp(p)).ppf(u),
+    "Beta": lambda p, u: stats.beta(np.exp(p), 1 + np.exp(p)).ppf(u),
+    "Kumaraswamy by logarithms": lambda p, u: (1 - (1 - u) ** (1 / (1 + np.exp(p)))) ** np.exp(-p),
+}
+
+
+@pytest.mark.parametrize("name", QUANTILES)
+def test_a_draw_of_one_number_is_the_quantile_of_its_noise(name):
+    """Any map of uniform noise to the family has its law; only the increasing one keeps how evenly noise is spread."""
+    p, u = torch.tensor([0.3, -0.5]).double(), torch.tensor([[0.01], [0.3], [0.5], [0.8], [0.999]]).double()
+    with noise.Fixed(u), pyro.plate("data", 5):
+        z = pyro.sample("z", FAMILIES[name](p))
+    np.testing.assert_allclose(z, QUANTILES[name](p.numpy(), u.numpy()), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -30,6 +30,14 @@ def test_a_layer_rounds_its_factors_and_its_result_and_adds_without_loss():
     assert ((result - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
 
 
+def test_a_layer_called_by_keywords_is_rounded_as_well():
+    x, weight, bias = torch.randn(7, 300), torch.randn(5, 300), torch.randn(5)
+    with BFloat16Layers():
+        by_keyword = functional.linear(bias=bias, weight=weight, input=x)
+        assert torch.equal(by_keyword, functional.linear(x, weight, bias))
+    assert not torch.equal(by_keyword, functional.linear(x, weight, bias))
+
+
 def test_its_gradients_are_those_of_the_rounded_factors():
     x, weight = torch.randn(7, 300, requires_grad=True), torch.randn(5, 300, requires_grad=True)
     slope = torch.randn(7, 5)

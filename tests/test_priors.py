@@ -290,12 +290,20 @@ def test_pseudo_inputs_stay_in_the_unit_interval_only_where_they_are_asked_to():
         (torch.rand(5, *SHAPE), r"data of shape \(N, 2, 4, 3\), N >= 6, not \(5, 2, 4, 3\)"),
         (torch.rand(9, 24), r"data of shape \(N, 2, 4, 3\), N >= 6, not \(9, 24\)"),
         (2 + torch.rand(9, *SHAPE), "outside .0, 1.: set unit_interval=False"),
-        (torch.full((9, *SHAPE), math.nan), "set unit_interval=False"),
     ],
 )
 def test_data_that_do_not_serve_as_pseudo_inputs_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         vamp_vae(data=data)
+
+
+@pytest.mark.parametrize("unit_interval", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_pseudo_inputs_do_not_start_from_what_is_missing(value, unit_interval):
+    data = torch.rand(9, *SHAPE)
+    data[5, 0, 1] = value
+    with pytest.raises(ValueError, match=f"data that are finite, not {value}: fill what is missing"):
+        vamp_vae(data=data, unit_interval=unit_interval)
 
 
 @pytest.mark.parametrize("encoder", [encoders.Normal, 3, nn.Linear(2, 2)])

@@ -150,6 +150,13 @@ def test_too_many_event_dimensions_are_refused():
         check(vae(encoder=encoder))
 
 
+def test_one_datum_without_a_batch_is_refused_with_the_shape_that_data_have():
+    with pytest.raises(
+        ValueError, match=r"batch shape \(\) and event shape \(3,\): give it data of shape \(N, \*shape\)"
+    ):
+        check(vae(), grey(1)[0])
+
+
 def test_different_latent_dims_of_prior_and_encoder_are_refused_with_both():
     with pytest.raises(ValueError, match=r"prior's event shape is \(4,\) and the encoder's \(3,\).*latent_dim"):
         check(vae(prior=priors.Normal(4)))

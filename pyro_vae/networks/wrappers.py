@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_vae.networks._part import Part
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.shapes import Network, Shape, Sizes, as_shape
+from pyro_vae.networks.shapes import Network, Sizes, as_shape
 
 
 class FillMissing(Part):
@@ -46,8 +46,9 @@ class FillMissing(Part):
 class _OutputBias(nn.Module):
     """A network, and a learned bias of the shape of its output."""
 
-    def __init__(self, in_shape: Shape, out_shape: Shape, network: Network, bias: Tensor) -> None:
+    def __init__(self, in_shape: Sizes, out_shape: Sizes, network: Network, bias: Tensor) -> None:
         super().__init__()
+        in_shape, out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
         if bias.shape != out_shape:
             raise ValueError(
                 f"the output has shape {out_shape}, but its bias {tuple(bias.shape)}: give one to each number"

@@ -116,7 +116,9 @@ class Objective(ELBO):
     def model_trace(self, model: Program, guide_trace: Trace, *args: Any, particles: int, **kwargs: Any) -> Trace:
         """Run the model on the particles that the guide has drawn."""
         plate = pyro.plate(PARTICLES, particles, dim=-2)
-        return self._checked(poutine.replay(plate(model), trace=guide_trace), *args, **kwargs)
+        trace = self._checked(poutine.replay(plate(model), trace=guide_trace), *args, **kwargs)
+        self._check_same_sites(trace, guide_trace)
+        return trace
 
     def _checked(self, program: Program, *args: Any, **kwargs: Any) -> Trace:
         trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
@@ -162,6 +164,16 @@ class Objective(ELBO):
             raise ValueError(
                 f"{type(self).__name__} has no KL to weigh: a scale of {site['scale']} at site {name!r} would change"
                 " the bound without a word; leave beta at 1, or take Trace_ELBO"
+            )
+
+    def _check_same_sites(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Refuse what one program alone draws: a ratio of densities of different variables is no weight."""
+        sites = guide_trace.nodes
+        drawn = {name for name in guide_trace.stochastic_nodes if not sites[name]["infer"].get("is_auxiliary")}
+        if alone := drawn.symmetric_difference(model_trace.stochastic_nodes):
+            raise ValueError(
+                f"{type(self).__name__} needs a model and a guide that draw the same sites, but only one of them draws"
+                f" {', '.join(sorted(alone))}: give both one name, or leave it out of both"
             )
 
     def _check_pathwise(self, guide_trace: Trace) -> None:

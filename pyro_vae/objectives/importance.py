@@ -7,6 +7,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.networks import as_size
 from pyro_vae.objectives._objective import Draws, Objective, masked, path_only, the_latent_site
 
 SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
@@ -35,8 +36,8 @@ class IWAE(Objective):
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: when it is run, for a KL weight, an encoder without a pathwise sampler, or sites that do not stand
-            in one plate over the data.
+        ValueError: when it is run, for a KL weight, an encoder without a pathwise sampler, sites that do not stand in
+            one plate over the data, or that one program alone draws.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, fit, priors
@@ -130,7 +131,9 @@ class Renyi(Objective):
             return draws.log_weights.max(0).values
         if self.alpha == 1:
             return draws.log_weights.mean(0)
-        return log_mean_exp((1 - self.alpha) * draws.log_weights) / (1 - self.alpha)
+        # In 64 bits: what rounding leaves of a logarithm near 0 is divided by a number as small.
+        powers = (1 - self.alpha) * draws.log_weights.double()
+        return (log_mean_exp(powers) / (1 - self.alpha)).to(draws.log_weights.dtype)
 
 
 class CIWAE(Objective):
@@ -168,7 +171,7 @@ class _Grouped(Objective):
     """An objective of M groups of K particles each."""
 
     def __init__(self, groups: int = 8, num_particles: int = 8, chunk: int | None = None) -> None:
-        super().__init__(groups * num_particles, chunk)
+        super().__init__(as_size(groups, "groups") * as_size(num_particles, "num_particles"), chunk)
         self.groups = groups
 
     def __repr__(self) -> str:

@@ -76,7 +76,8 @@ class VampPrior(Part):
 
     Raises:
         TypeError: where the encoder is no module with a shape, or ``components`` no integer.
-        ValueError: where ``components`` is below 1, or the data are too few, of another shape or outside [0, 1].
+        ValueError: where ``components`` is below 1, or the data are too few, of another shape, not finite or outside
+            [0, 1].
 
     Example:
         >>> from pyro_vae import encoders
@@ -125,6 +126,10 @@ def first_rows(data: Tensor, shape: tuple[int, ...], unit_interval: bool) -> Ten
             f"priors.VampPrior needs data of shape (N, {wanted}), N >= {shape[0]}, not {tuple(data.shape)}"
         )
     rows = data[: shape[0]].detach().to(torch.get_default_dtype(), copy=True)
+    if not rows.isfinite().all():
+        raise ValueError(
+            f"priors.VampPrior needs data that are finite, not {rows[~rows.isfinite()][0].item()}: fill what is missing"
+        )
     if unit_interval and not ((rows >= 0) & (rows <= 1)).all():
         low, high = rows.min().item(), rows.max().item()
         raise ValueError(f"the data lie in [{low:g}, {high:g}], outside [0, 1]: set unit_interval=False")
