@@ -649,7 +649,7 @@ def test_programs_without_parameters_are_refused():
 def test_a_plain_torch_distribution_is_refused():
     class Plain(priors.Normal):
         def forward(self):
-            return torch.distributions.Normal(self.loc, self.scale)
+            return torch.distributions.Normal(self.loc, self.log_scale.exp())
 
     with pytest.raises(TypeError, match=r"prior must return a distribution of pyro\.distributions"):
         train(VAE(Plain(2), encoders.Normal(6, 2), decoders.Normal(2, 6)))
