@@ -609,6 +609,20 @@ def test_an_auxiliary_site_of_the_guide_makes_no_other_weights():
     assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
+@every_objective
+def test_a_deterministic_site_has_no_part_in_the_weights_wherever_it_stands(name):
+    vae, x, values = small_vae(), points(), []
+
+    def model(x):
+        pyro.deterministic("scale", torch.tensor(3.0))
+        return vae.model(x)
+
+    for program in (vae.model, model):
+        torch.manual_seed(0)
+        values.append(ALL[name].loss(program, vae.guide, x))
+    assert values[0] == values[1]
+
+
 @pytest.mark.parametrize("name", ["DReG", "PIWAE", "StickingTheLanding", *PENALIZED])
 def test_a_guide_of_two_sites_is_refused_where_one_is_needed(name):
     def program(x):
