@@ -124,6 +124,16 @@ def test_the_kumaraswamy_keeps_its_digits(a, b, dtype):
     assert distribution.mean.item() == pytest.approx(b * special.beta(1 + 1 / a, b), rel=1e-5)
 
 
+def test_a_kumaraswamy_draw_that_rounds_to_1_keeps_its_gradient():
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        a, u = torch.tensor(1000.0, dtype=dtype, requires_grad=True), torch.tensor(0.9999).to(dtype)
+        z = Kumaraswamy(a, torch.tensor(0.5, dtype=dtype)).icdf(u)
+        gradients.append(torch.autograd.grad(z, a)[0].double())
+        assert z == 1 - 2**-24 if dtype == torch.float32 else 1 - 2**-24 < z < 1
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=0.0)
+
+
 def test_the_kumaraswamy_is_uniform_at_concentrations_of_1_edges_included():
     one = torch.ones(())
     edges = torch.tensor([0.0, 0.3, 1.0])

@@ -265,6 +265,20 @@ class Discrete(nn.Module):
         return sum((after - before) * part for before, after, part in zip(steps, steps[1:], parts, strict=False))
 
 
+def test_vimco_weighs_each_score_by_what_its_particle_adds_to_the_bound():
+    """Any baseline that leaves a particle out is without bias: this one holds it to the formula."""
+    v, zeros = torch.randn(4, 3), torch.zeros(4, 3)
+    log_q = torch.zeros(4, 3, requires_grad=True)
+    objectives.VIMCO(4).estimate(objectives.Draws(v, zeros, log_q, zeros)).sum().backward()
+    without = []
+    for k in range(4):
+        replaced = v.numpy().copy()
+        replaced[k] = np.delete(replaced, k, 0).mean(0)
+        without.append(mean_exp(replaced))
+    expected = mean_exp(v.numpy()) - np.stack(without) - v.softmax(0).numpy()
+    np.testing.assert_allclose(log_q.grad, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_vimco_is_unbiased_on_discrete_codes(count):
     programs, x, draws = Discrete(), torch.tensor(0.9), 20_000
@@ -593,6 +607,20 @@ def test_an_auxiliary_site_of_the_guide_makes_no_other_weights():
         torch.manual_seed(0)
         values.append(objectives.IWAE(6).loss(vae.model, program, x))
     assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+@every_objective
+def test_a_deterministic_site_has_no_part_in_the_weights_wherever_it_stands(name):
+    vae, x, values = small_vae(), points(), []
+
+    def model(x):
+        pyro.deterministic("scale", torch.tensor(3.0))
+        return vae.model(x)
+
+    for program in (vae.model, model):
+        torch.manual_seed(0)
+        values.append(ALL[name].loss(program, vae.guide, x))
+    assert values[0] == values[1]
 
 
 @pytest.mark.parametrize("name", ["DReG", "PIWAE", "StickingTheLanding", *PENALIZED])

@@ -180,6 +180,12 @@ def test_a_vae_on_the_sphere_is_recorded():
     fit(vae.model, vae.guide, torch.rand(40, 6), epochs=2, batch_size=10, engine="recorded")  # a warning is an error
 
 
+def test_the_kl_has_the_shape_to_which_both_batch_shapes_broadcast():
+    q = power_spherical(3, 1.0)
+    kl = kl_divergence(q, HypersphericalUniform(3, dtype=torch.float64).expand((4, 1)))
+    torch.testing.assert_close(kl, kl_divergence(q, HypersphericalUniform(3, dtype=torch.float64)).expand(4, 1))
+
+
 def test_spheres_of_different_dimensions_have_no_kl():
     with pytest.raises(ValueError, match="3 and 4 coordinates"):
         kl_divergence(power_spherical(3, 1.0), HypersphericalUniform(4))

@@ -123,7 +123,8 @@ class Objective(ELBO):
     def _checked(self, program: Program, *args: Any, **kwargs: Any) -> Trace:
         trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
         for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
-            self._check_site(name, trace.nodes[name])
+            if not trace.nodes[name]["infer"].get("_deterministic"):  # Pyro's mark of a value without a density
+                self._check_site(name, trace.nodes[name])
         return trace
 
     def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
