@@ -127,16 +127,23 @@ def as_tensor(data: Any) -> Tensor:
     return data if data.is_floating_point() else data.to(torch.get_default_dtype())
 
 
-def shuffled_batches(x: Tensor, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
+def _all(rows: Tensor) -> Tensor:
+    return rows
+
+
+def shuffled_batches(
+    x: Tensor, batch_size: int, order: torch.Generator, part: Callable[[Tensor], Tensor] = _all
+) -> Iterator[Tensor]:
     """Yield the data once in random order, in batches; the last may be smaller.
 
     Arguments:
         x: data, whose first dimension counts them.
         batch_size: data per batch, at least 1.
         order: the source of the order, on the CPU, so that it is one order on every device.
+        part: takes from the rows of a batch those that are wanted, such as `pyro_vae.distributed.Ranks.part`.
 
     Yields:
-        Batches of x.
+        Batches of x, or what is wanted of them.
 
     Example:
         >>> batches = shuffled_batches(torch.arange(5), 2, torch.Generator().manual_seed(0))
@@ -144,7 +151,7 @@ def shuffled_batches(x: Tensor, batch_size: int, order: torch.Generator) -> Iter
         [0, 1, 2, 3, 4]
     """
     for index in torch.randperm(len(x), generator=order).split(batch_size):
-        yield x[index.to(x.device)]
+        yield x[part(index).to(x.device)]
 
 
 def _shape(data: Tensor) -> tuple[int, ...]:
