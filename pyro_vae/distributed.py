@@ -1,8 +1,10 @@
 """Training on several processes and machines, one rank and one device each, on Lightning Fabric."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-TIMEOUT_MINUTES = (
-    5  # for the other ranks to join a sum; far longer than a step, or what rank 0 writes at an epoch's end
-)
+T = TypeVar("T")
+TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # the variables that it sets
+TIMEOUT_MINUTES = 5  # for all ranks to join a sum: far longer than a step, or than what rank 0 writes after an epoch
 
 
 class Ranks:
@@ -113,3 +115,96 @@ class Ranks:
         values = self.fabric.broadcast([tensor.detach().cpu() for tensor in tensors])
         for tensor, value in zip(tensors, values, strict=True):
             tensor.copy_(value)
+
+    def together(self, function: Callable[[], T]) -> T:
+        """Call a function on every rank; where it fails on some, end all of them by the error of the first.
+
+        Raises:
+            Exception: the function's own, on the first rank where it failed.
+            SystemExit: with code 2, on all other ranks.
+        """
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+        failed = torch.zeros(self.size)
+        failed[self.rank] = error is not None
+        failed = self.sum(failed)
+        if error is not None and failed.argmax() == self.rank:
+            raise error
+        if failed.any():
+            raise SystemExit(2)
+        return result  # type: ignore[return-value]
+
+
+def started() -> tuple[int, int] | None:
+    """Return how many processes torchrun or SLURM's srun has started on each machine, and on how many machines.
+
+    Raises:
+        ValueError: where torchrun's variables contradict each other.
+
+    Example:
+        >>> started() is None
+        True
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        try:
+            world, local, rank, local_rank = (int(os.environ[name]) for name in TORCHRUN)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"torchrun sets {', '.join(TORCHRUN)} to numbers, but here: {error}") from error
+        if not (0 <= local_rank < local <= world and local_rank <= rank < world and world % local == 0):
+            found = f"WORLD_SIZE {world}, LOCAL_WORLD_SIZE {local}, RANK {rank}, LOCAL_RANK {local_rank}"
+            raise ValueError(f"torchrun's variables contradict each other: {found}; start as many on every machine")
+        return local, world // local
+    tasks, machines = (int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    if tasks > 1 and "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return tasks // machines, machines
+    return None
+
+
+def connect(devices: int | None, device: str) -> "Fabric | None":
+    """Return a Fabric that is yet to be launched, or None where a single process does.
+
+    Arguments:
+        devices: processes on this machine, each with a device of its own; None for as many as torchrun or srun has
+            started, else one.
+        device: "cpu" or "cuda", the kind of the devices.
+
+    Returns:
+        A Fabric that starts the processes, or joins those that torchrun or srun has started.
+
+    Raises:
+        ValueError: for devices that are not there, and numbers that contradict those of torchrun or srun; where
+            Lightning Fabric is not installed.
+
+    Example:
+        >>> connect(0, "cpu")
+        Traceback (most recent call last):
+        ...
+        ValueError: --devices must be at least 1, not 0
+    """
+    if devices is not None and devices < 1:
+        raise ValueError(f"--devices must be at least 1, not {devices}")
+    outside = started()
+    local, machines = outside or (devices or 1, 1)
+    if devices not in (None, local):
+        raise ValueError(f"--devices {devices} contradicts torchrun or srun, which started {local} here; leave it out")
+    if local * machines == 1:
+        return None
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"several processes take --device cpu or cuda, one device each, not {device!r}")
+    there = os.cpu_count() or 1 if device == "cpu" else torch.cuda.device_count()
+    if local > there:
+        raise ValueError(f"--devices {local} is more than this machine has: {there} of {device}")
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies import DDPStrategy
+    except ImportError as error:
+        fix = "python -m pip install 'pyro-vae[distributed]'"
+        raise ValueError(f"training on several processes needs Lightning Fabric: {fix}") from error
+    how = DDPStrategy(start_method="popen" if outside else "spawn", timeout=timedelta(minutes=TIMEOUT_MINUTES))
+    try:
+        return Fabric(accelerator=device, devices=local, num_nodes=machines, strategy=how)
+    except RuntimeError as error:  # such as of srun's variables
+        raise ValueError(str(error)) from error
