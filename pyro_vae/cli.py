@@ -319,7 +319,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
     check_folder(folder)
     device = device_named(config.device)
-    x = as_seen(config, load_data(config).train.to(device))
+    x = as_seen(config, load_data(config).train[:].to(device))
     vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
     counts = {"steps": arguments.steps, "draws": arguments.draws, "rounds": arguments.rounds}
     found = compare(vae, x, batch_size=config.batch_size, seed=config.seed, **counts)

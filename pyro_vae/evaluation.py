@@ -10,6 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vae.data import Rows
 from pyro_vae.distributed import Ranks
 from pyro_vae.handlers import AtMean, LocalModules
 from pyro_vae.networks import as_size
@@ -85,7 +86,7 @@ def evaluate(
 def mean_bound(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Rows,
     *,
     loss: ELBO,
     at: str = "sample",
@@ -116,6 +117,7 @@ def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tup
     except NotImplementedError as error:
         raise ValueError(f"{type(loss).__name__} does not take these programs: {error}") from error
     reconstruction, kl = terms_of(recorder, traces or [paired_traces(model, guide, batch)], value=value)
+    traces.clear()  # the recorder refers to itself, and would keep them until Python looks for such
     return value, reconstruction.item(), kl.item()
 
 

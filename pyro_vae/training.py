@@ -12,7 +12,7 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vae.data import shuffled_batches
+from pyro_vae.data import Rows, shuffled_batches
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import ENGINES, Outputs, chosen
 from pyro_vae.evaluation import Bound, mean_bound
@@ -97,7 +97,9 @@ def fit(
     Arguments:
         model: the Pyro program of p(x, z), called with a batch; for a ``VAE``, ``vae.model``.
         guide: the Pyro program of q(z|x), called with a batch; for a ``VAE``, ``vae.guide``.
-        data: a tensor whose first dimension counts the data, or a data set, which is read into memory once.
+        data: a tensor whose first dimension counts the data, or a data set, which is read into memory once. A
+            `pyro_vae.data.MemoryMapped` and an ``IterableDataset`` are read a batch at a time; the latter has its own
+            order, and is not shuffled.
         loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
         optimizer: makes a torch optimizer from the parameters.
         epochs: passes over the data, at least 0.
@@ -238,7 +240,7 @@ def fit(
 
 
 def _test_columns(
-    model: Program, guide: Program, test: Tensor | None, settings: dict[str, Any]
+    model: Program, guide: Program, test: Rows | None, settings: dict[str, Any]
 ) -> tuple[float, float, float, float]:
     if test is None:
         return math.nan, math.nan, math.nan, math.nan

@@ -1,16 +1,37 @@
 """What tests/test_distributed.py trains: in its own process, and as a script in two, of half the batch each."""
 
 import sys
+import tempfile
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from lightning_fabric import Fabric
 from pyro.poutine.messenger import Messenger
+from torch.utils.data import IterableDataset
 
+from pyro_vae.data import MemoryMapped
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import linear_warm_up
 from pyro_vae.training import fit
+
+
+def in_a_file(x):
+    with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
+        np.save(file, x.numpy())
+    return MemoryMapped(file.name)
+
+
+class InAStream(IterableDataset):
+    """Data one by one, of no known number."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
 
 BATCH = 16
 CASES = {  # 100 steps each
@@ -20,6 +41,8 @@ CASES = {  # 100 steps each
     "a part of none, recorded": {"count": 49, "engine": "recorded"},
     "in double precision": {"count": 51, "dtype": torch.float64},
     "clipped, warmed up": {"count": 51, "clip_norm": 0.5, "beta": linear_warm_up(40)},
+    "in a file": {"count": 51, "form": in_a_file},
+    "in a stream": {"count": 51, "form": InAStream},
 }
 
 
@@ -59,7 +82,7 @@ def programs(dtype, seed):
     return model, guide, parameters
 
 
-def train(fabric, count, dtype=torch.float32, **settings):
+def train(fabric, count, dtype=torch.float32, form=torch.clone, **settings):
     """Return the parameters, the history without its seconds, and the losses of the steps."""
     pyro.clear_param_store()
     draws = torch.Generator().manual_seed(1)
@@ -69,8 +92,8 @@ def train(fabric, count, dtype=torch.float32, **settings):
     history = fit(
         model,
         guide,
-        x,
-        validation=test,
+        form(x),
+        validation=form(test),
         batch_size=BATCH // (fabric.world_size if fabric else 1),
         epochs=25,
         fabric=fabric,
