@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from pyro_vae.vae import VAE
 
 PRESETS = {"practicum": {"latent_dim": 20, "epochs": 10, "batch_size": 256}}  # and the defaults
-TRAIN_ONLY = {"epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "precision", "evaluate", "latent_map"}
+TRAIN_ONLY = {
+    *("epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "precision", "devices"),
+    *("evaluate", "latent_map"),
+}
+SAID, LOST = 2, 3  # how a process of several ends: it has said why; it has lost another, and leaves the word to others
 
 
 class _Parser(argparse.ArgumentParser):
@@ -225,17 +229,64 @@ def _new_folder(out: Path | None, name: str) -> Path:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from torch.multiprocessing import ProcessExitedException
+
+    from pyro_vae.distributed import connect
+    from pyro_vae.runs import what_stands
+
+    config, folder = arguments.config, _new_folder(arguments.out, arguments.config.data)
+    fabric = connect(config.devices, config.device)
+    if fabric is None:
+        return _train_run(config, folder)
+    try:
+        fabric.launch(_train_rank, config, folder, arguments.debug)
+    except ProcessExitedException as error:
+        if error.exit_code == SAID:
+            raise SystemExit(SAID) from error
+        how = f"was ended by {error.signal_name}" if error.signal_name else "has ended, or no longer answers"
+        which = "a process" if error.exit_code == LOST else f"process {error.error_index}"
+        raise ConnectionError(f"{which} of this training {how}; {what_stands(folder)}") from error
+
+
+def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool) -> None:
+    """Train as one of several processes, and say what went wrong once."""
+    from multiprocessing import parent_process
+
+    from pyro_vae.runs import what_stands
+
+    try:
+        _train_run(config, folder, fabric)
+    except Exception as error:
+        if debug:
+            raise
+        lost, rank = isinstance(error, ConnectionError), fabric.global_rank
+        if lost and parent_process():
+            raise SystemExit(LOST) from error
+        if rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # which all ranks meet
+            text = _one_line(error) + (f"; {what_stands(folder)}" if lost else "")
+            print(f"\npyro-vae: error: rank {rank}: {text}" if rank else f"pyro-vae: error: {text}", file=sys.stderr)
+        raise SystemExit(SAID) from error
+
+
+def _train_run(config: Config, folder: Path, fabric: Any = None) -> None:
     from tqdm import tqdm
 
+    from pyro_vae.config import load_data
+    from pyro_vae.distributed import Ranks
     from pyro_vae.runs import Run
 
-    config = arguments.config
-    run = Run(config, _new_folder(arguments.out, config.data))
+    ranks = Ranks(fabric)
+    if fabric and config.download:  # once on each machine
+        ranks.together(lambda: load_data(config) if fabric.local_rank == 0 else None)
+    run = ranks.together(lambda: Run(config, folder, fabric))
+    say = print if ranks.rank == 0 else lambda _: None
     for name, text in run.facts().items():
-        print(f"{name + ':':<20}{text}")
-    batches = -(-len(run.data.train) // config.batch_size)
+        say(f"{name + ':':<20}{text}")
+    batches = run.steps_per_epoch
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=config.epochs * batches, unit="step", dynamic_ncols=True, mininterval=interval) as bar:
+    with tqdm(
+        total=config.epochs * batches, unit="step", dynamic_ncols=True, mininterval=interval, disable=ranks.rank > 0
+    ) as bar:
 
         def on_step(step: int, loss: Any) -> None:
             if step % 20 == 0:
@@ -252,12 +303,12 @@ def _train(arguments: argparse.Namespace) -> None:
             warnings.filterwarnings("ignore", "the step cannot be recorded")  # said below
             history = run.train(on_epoch, on_step)
     last = history[-1]
-    print(f"{'engine:':<20}{history.engine}")
-    print(
+    say(f"{'engine:':<20}{history.engine}")
+    say(
         f"epoch {last['epoch']:.0f}: train_loss {last['train_loss']:.2f}, test_loss {last['test_loss']:.2f},"
         f" test_loss_at_mean {last['test_loss_at_mean']:.2f} nats per datum"
     )
-    print(f"{run.folder}/report.html shows pictures and numbers; run: {run.folder}")
+    say(f"{run.folder}/report.html shows pictures and numbers; run: {run.folder}")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -270,7 +321,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
     check_folder(folder)
     device = device_named(config.device)
-    x = as_seen(config, load_data(config).train.to(device))
+    x = as_seen(config, load_data(config).train[:].to(device))
     vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
     counts = {"steps": arguments.steps, "draws": arguments.draws, "rounds": arguments.rounds}
     found = compare(vae, x, batch_size=config.batch_size, seed=config.seed, **counts)

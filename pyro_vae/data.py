@@ -1,9 +1,11 @@
-"""Data sets as tensors in memory: pixels in [0, 1], one datum per row. Knows no model."""
+"""Data sets, in memory or read a batch at a time: pixels in [0, 1], one datum per row. Knows no model."""
 
+import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,11 +17,125 @@ NAMES = ("digits", *TORCHVISION)
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
+IN_MEMORY = 2**30  # bytes in 32 bits, from which on a .npy file stays where it is
+
+
+class _NotInMemory(Dataset[Tensor]):
+    """Rows that are read when they are asked for, with what `fit` and `evaluate` ask of a tensor."""
+
+    shape: torch.Size
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.dtype = torch.get_default_dtype()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """Return the same rows, to be brought to a device and a precision as they are read."""
+        moved = copy.copy(self)
+        moved.device, moved.dtype = device, dtype or self.dtype
+        return moved
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        return rows.to(self.device, self.dtype)
+
+
+class MemoryMapped(_NotInMemory):
+    """Data in a ``.npy`` file of any size, of which a batch at a time is in memory.
+
+    `fit` and `evaluate` take it in place of a tensor. They hold 8 bytes for each datum, its place in the shuffled
+    epoch, beside the batch.
+
+    Arguments:
+        path: the file: an array of shape (N, ...), N at least 1 and one dimension more, whose 8-bit values are divided
+            by 255.
+        rows: which of the array's rows, in which order, shape (n,); None for all of them.
+
+    Raises:
+        TypeError, ValueError: for a file that is damaged, or whose array holds no real numbers or has no such shape.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.npy"
+        >>> np.save(path, np.arange(6).reshape(3, 2))
+        >>> MemoryMapped(path)[torch.tensor([2, 0])]
+        tensor([[4., 5.],
+                [0., 1.]])
+    """
+
+    def __init__(self, path: str | Path, rows: Tensor | None = None) -> None:
+        super().__init__()
+        self.path = Path(path)
+        array = self._array()
+        as_tensor(array[:1])  # which refuses what is no data
+        self.rows = torch.arange(len(array)) if rows is None else rows
+        self.shape = torch.Size((len(self.rows), *array.shape[1:]))
+
+    def _array(self) -> np.ndarray:
+        try:
+            return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # numpy has a dozen ways to fail on a damaged file
+            raise ValueError(f"{self.path} cannot be read as a .npy file: {error}") from error
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        # Opened anew each time: pages that have been read count as the process' memory until the map is closed.
+        array = self._array()
+        return self._moved(as_tensor(array[self.rows[index.cpu() if isinstance(index, Tensor) else index].numpy()]))
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the rows in order, so many at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+
+class Stream(_NotInMemory):
+    """Data that an iterable data set makes or reads one by one, anew and in its own order at each pass.
+
+    `fit` and `evaluate` make it of every ``torch.utils.data.IterableDataset``. What has no length is counted by one
+    pass. Several processes each read the whole stream, and take their parts of it.
+
+    Arguments:
+        dataset: an iterable of tensors, arrays or images of one shape; of an item that is a tuple the first counts.
+
+    Raises:
+        ValueError: where there are no data, in any pass, or they differ in shape.
+
+    Example:
+        >>> [rows.tolist() for rows in Stream([torch.zeros(1), torch.ones(1), torch.ones(1)]).split(2)]
+        [[[0.0], [1.0]], [[1.0]]]
+    """
+
+    def __init__(self, dataset: Iterable[Any]) -> None:
+        super().__init__()
+        self.dataset = dataset
+        count = len(dataset) if isinstance(dataset, Sized) else sum(1 for _ in dataset)
+        self.shape = torch.Size((count, *self[:1].shape[1:]))
+
+    def __getitem__(self, first: slice) -> Tensor:
+        return self._moved(as_tensor(list(islice(self.dataset, first.stop))))
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the data in their own order, so many at a time."""
+        items, read = iter(self.dataset), 0
+        while rows := list(islice(items, size)):
+            batch, read = as_tensor(rows), read + len(rows)
+            if batch.shape[1:] != self.shape[1:]:
+                raise ValueError(f"the data differ in shape: {_shape(batch)[1:]} and {tuple(self.shape[1:])}")
+            yield self._moved(batch)
+        if read != len(self):
+            raise ValueError(f"the data set gave {read} data in this pass, not {len(self)}: each must begin anew")
+
+
+Rows = Tensor | MemoryMapped | Stream
+
+
 class Data(NamedTuple):
     """A data set in fixed train and test parts; the labels are None where there are none."""
 
-    train: Tensor
-    test: Tensor
+    train: Tensor | MemoryMapped
+    test: Tensor | MemoryMapped
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
 
@@ -39,6 +155,7 @@ def load(source: str | Path, root: str | Path | None = None, download: bool = Fa
 
     Returns:
         Images of shape (N, channels, height, width), or rows as the file has them; 8-bit values are divided by 255.
+        A ``.npy`` file that would take more than 1 GiB in 32 bits stays on disk, as `MemoryMapped`.
 
     Raises:
         ValueError: for an unknown name, and files that are missing, damaged or do not fit together.
@@ -114,6 +231,8 @@ def as_tensor(data: Any) -> Tensor:
         >>> as_tensor(np.array([[0, 255]], dtype=np.uint8))
         tensor([[0., 1.]])
     """
+    if isinstance(data, _NotInMemory):
+        return data[:]
     if isinstance(data, np.ndarray):
         data = _from_numpy(data)
     if not isinstance(data, Tensor):
@@ -127,24 +246,34 @@ def as_tensor(data: Any) -> Tensor:
     return data if data.is_floating_point() else data.to(torch.get_default_dtype())
 
 
-def shuffled_batches(x: Tensor, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
-    """Yield the data once in random order, in batches; the last may be smaller.
+def _all(rows: Tensor) -> Tensor:
+    return rows
+
+
+def shuffled_batches(
+    x: Rows, batch_size: int, order: torch.Generator, part: Callable[[Tensor], Tensor] = _all
+) -> Iterator[Tensor]:
+    """Yield the data once in random order, a stream in its own, in batches; the last may be smaller.
 
     Arguments:
         x: data, whose first dimension counts them.
         batch_size: data per batch, at least 1.
         order: the source of the order, on the CPU, so that it is one order on every device.
+        part: takes from the rows of a batch those that are wanted, such as `pyro_vae.distributed.Ranks.part`.
 
     Yields:
-        Batches of x.
+        Batches of x, or what is wanted of them.
 
     Example:
         >>> batches = shuffled_batches(torch.arange(5), 2, torch.Generator().manual_seed(0))
         >>> sorted(torch.cat(list(batches)).tolist())
         [0, 1, 2, 3, 4]
     """
+    if isinstance(x, Stream):
+        yield from map(part, x.split(batch_size))
+        return
     for index in torch.randperm(len(x), generator=order).split(batch_size):
-        yield x[index.to(x.device)]
+        yield x[part(index).to(x.device)]
 
 
 def _shape(data: Tensor) -> tuple[int, ...]:
@@ -190,10 +319,14 @@ def _split(x: Tensor, y: Tensor | None = None, count: int | None = None) -> Data
     """Cut a test part off, of one fifth unless told otherwise, always in the same way."""
     if len(x) < 2:
         raise ValueError(f"at least 2 data are needed for a train and a test part, not {len(x)}")
-    count = count or max(1, round(len(x) / 5))
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    parts = order[count:], order[:count]
+    parts = _parts(len(x), count)
     return Data(*[x[part] for part in parts], *[None if y is None else y[part] for part in parts])
+
+
+def _parts(size: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+    count = count or max(1, round(size / 5))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    return order[count:], order[:count]
 
 
 def _digits() -> Data:
@@ -246,7 +379,19 @@ def import_torchvision_datasets() -> Any:
 _TORCHVISION_LIBRARY: list[torch.library.Library] = []  # a declaration lasts as long as its library object
 
 
+def _large(path: Path) -> MemoryMapped | None:
+    """Return the data of a .npy file that is too large for memory, or None."""
+    try:
+        mapped = MemoryMapped(path)
+    except (TypeError, ValueError):
+        return None
+    return mapped if 4 * mapped.shape.numel() > IN_MEMORY else None
+
+
 def _numpy(path: Path) -> Data:
+    if path.suffix == ".npy" and (large := _large(path)):
+        train, test = _parts(len(large))
+        return Data(MemoryMapped(path, train), MemoryMapped(path, test))
     try:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)

@@ -10,6 +10,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vae.data import Rows
+from pyro_vae.distributed import Ranks
 from pyro_vae.handlers import AtMean, LocalModules
 from pyro_vae.networks import as_size
 from pyro_vae.objectives import Objective, kl, reconstruction, recording, terms_of
@@ -85,24 +87,25 @@ def evaluate(
 def mean_bound(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Rows,
     *,
     loss: ELBO,
     at: str = "sample",
     batch_size: int = 1000,
     seed: int = 0,
     transform: Transform | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 (never changed)
 ) -> Bound:
-    """Do what `evaluate` does, on a tensor that lies on the right device and has been checked."""
+    """Do what `evaluate` does, on a tensor that lies on the right device and has been checked, each rank its part."""
     total = torch.zeros(3, dtype=torch.float64)
     local = LocalModules()
-    with seeded(seed, x.device), mode(False, model, guide):
-        for rows in x.split(batch_size):
+    with seeded(ranks.seed(seed), x.device), mode(False, model, guide):
+        for rows in filter(len, map(ranks.part, x.split(batch_size))):
             batch = transform(rows) if transform else rows
             pair = local(model), local(guide)
             terms = _at_mean(*pair, batch) if at == "mean" else _at_sample(*pair, batch, loss)
             total += torch.tensor(terms, dtype=torch.float64)
-    return Bound(*(total / len(x)).tolist())
+    return Bound(*(ranks.sum(total) / len(x)).tolist())
 
 
 def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tuple[float, float, float]:
@@ -115,6 +118,7 @@ def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tup
     except NotImplementedError as error:
         raise ValueError(f"{type(loss).__name__} does not take these programs: {error}") from error
     reconstruction, kl = terms_of(recorder, traces or [paired_traces(model, guide, batch)], value=value)
+    traces.clear()  # the recorder refers to itself, and would keep them until Python looks for such
     return value, reconstruction.item(), kl.item()
 
 

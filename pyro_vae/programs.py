@@ -11,12 +11,15 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
-from pyro_vae.data import as_tensor
+from pyro_vae.data import MemoryMapped, Rows, Stream, as_tensor
 from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.vae import VAE
 
 Transform = Callable[[Tensor], Tensor]
+FINITE = "remove or fill what is not finite"
+LARGEST_CHUNK = 2**20  # numbers that are checked together
 
 
 def paired_traces(model: Program, guide: Program, *args: Any) -> tuple[Trace, Trace]:
@@ -49,21 +52,22 @@ def modules_of(*programs: Program) -> list[nn.Module]:
     return list(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
 
 
-def as_input(data: Any, *programs: Program) -> Tensor:
+def as_input(data: Any, *programs: Program) -> Rows:
     """Return data as one tensor, on the device and in the precision of the programs' modules.
 
     Arguments:
-        data: what `pyro_vae.data.as_tensor` takes.
+        data: what `pyro_vae.data.as_tensor` takes; a `MemoryMapped` or an ``IterableDataset``, read a batch at a time.
         programs: methods of modules, or modules; plain functions leave the data as they are.
 
     Returns:
-        A floating-point tensor whose first dimension counts the data.
+        A floating-point tensor whose first dimension counts the data, or what reads such rows.
 
     Example:
         >>> as_input(torch.zeros(3, 2), nn.Linear(2, 2).double()).dtype
         torch.float64
     """
-    x = as_tensor(data)
+    x: Rows = Stream(data) if isinstance(data, IterableDataset) else data
+    x = x if isinstance(x, MemoryMapped | Stream) else as_tensor(x)
     parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
     return x.to(parameters[0].device, parameters[0].dtype) if parameters else x
 
@@ -95,7 +99,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_programs(model: Program, guide: Program, x: Tensor, transform: Transform | None = None) -> None:
+def check_programs(model: Program, guide: Program, x: Rows, transform: Transform | None = None) -> None:
     """Refuse programs that do not fit each other or the data, naming the part and the fix.
 
     Arguments:
@@ -110,9 +114,9 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
         ValueError: for data that are not finite or outside the model's support, shapes that do not fit, and a prior
             and an encoder on different supports.
     """
-    missing = x.isnan()
-    _refuse(x, x.isinf(), "remove or fill what is not finite")
-    first = x[:2].nan_to_num(0.5)  # a number that every network can take; what is missing comes below
+    first = x[:2]
+    _refuse(first, first.isinf(), FINITE)
+    first = first.nan_to_num(0.5)  # a number that every network can take; what is missing comes below
     transform = transform or (lambda x: x)
     batch = transform(first)
     for module in modules_of(model, guide):
@@ -123,26 +127,31 @@ def check_programs(model: Program, guide: Program, x: Tensor, transform: Transfo
         model_trace, guide_trace = paired_traces(local(model), local(guide), batch)
     _check_sites(model_trace, guide_trace)
     sites = [model_trace.nodes[name] for name in model_trace.observation_nodes]
-    if missing.any():
-        if not any(_accepts_nan(site["fn"].support, site["value"]) for site in sites):
-            _refuse(x, missing, "remove or fill what is not finite, or score only the rest (decoders.Masked)")
-        rows = x[missing.flatten(1).any(1)][:2]
-        _check_guide_of_missing(local(guide), transform(rows))
-    for site in sites:
-        if isinstance(site["value"], Tensor) and site["value"].shape == batch.shape:
-            for rows in x.split(10_000):
-                value = transform(rows)
-                try:
-                    _check_support(site, value)
-                except RuntimeError:  # the support hangs on the parameters, whose batch was another
-                    model_trace, _ = paired_traces(local(model), local(guide), value)
-                    _check_support(model_trace.nodes[site["name"]], value)
+    of_data = [site for site in sites if isinstance(site["value"], Tensor) and site["value"].shape == batch.shape]
+    start, complete = 0, True
+    for rows in x.split(max(1, min(10_000, LARGEST_CHUNK // first[0].numel()))):
+        _refuse(rows, rows.isinf(), FINITE, start)
+        missing = rows.isnan()
+        if complete and missing.any():
+            complete = False
+            if not any(_accepts_nan(site["fn"].support, site["value"]) for site in sites):
+                _refuse(rows, missing, f"{FINITE}, or score only the rest (decoders.Masked)", start)
+            incomplete = rows[missing.flatten(1).any(1)][:2]
+            _check_guide_of_missing(local(guide), transform(incomplete))
+        for site in of_data:
+            value = transform(rows)
+            try:
+                _check_support(site, value)
+            except RuntimeError:  # the support hangs on the parameters, whose batch was another
+                model_trace, _ = paired_traces(local(model), local(guide), value)
+                _check_support(model_trace.nodes[site["name"]], value)
+        start += len(rows)
 
 
-def _refuse(x: Tensor, bad: Tensor, fix: str) -> None:
+def _refuse(x: Tensor, bad: Tensor, fix: str, start: int = 0) -> None:
     if bad.any():
-        where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(f"the data hold {x[where].item()} at index {where}; {fix}")
+        index, *rest = bad.nonzero()[0].tolist()
+        raise ValueError(f"the data hold {x[index, *rest].item()} at index {(start + index, *rest)}; {fix}")
 
 
 def _accepts_nan(support: Any, value: Any) -> bool:

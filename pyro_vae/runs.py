@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
@@ -14,6 +15,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data
 from pyro_vae.data import BINARIZE
+from pyro_vae.distributed import Ranks
 from pyro_vae.networks import Shape
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, draw, posterior_moments, snapshot_epochs
 from pyro_vae.programs import check_programs, mode, seeded
@@ -21,24 +23,29 @@ from pyro_vae.report import write_report
 from pyro_vae.training import COLUMNS, History, Row, check_settings, fit
 from pyro_vae.vae import VAE
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 class Run:
     """A config made ready to train: its data, its VAE and its folder, all checked before anything is written.
 
     Arguments:
         config: the config.
-        folder: where the run will be written; it must not exist, or be empty.
+        folder: where the run will be written, by rank 0; it must not exist, or be empty.
+        fabric: a launched Fabric, where several processes train.
 
     Raises:
         ValueError: for anything in the config, the data or the folder that does not fit.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, fabric: "Fabric | None" = None) -> None:
         for name, choices in (("binarize", BINARIZE), ("evaluate", EVALUATE), ("latent_map", MAP_NAMES)):
             check_choice(name, getattr(config, name), choices)
-        check_folder(folder)
-        self.config, self.folder = config, folder
-        self.device = device_named(config.device)
+        self.config, self.folder, self.fabric, self.ranks = config, folder, fabric, Ranks(fabric)
+        if self.ranks.rank == 0:
+            check_folder(folder)
+        self.device = fabric.device if fabric else device_named(config.device)
         self.data = load_data(config)
         self.transform = BINARIZE[config.binarize]
         passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision")
@@ -52,20 +59,25 @@ class Run:
             with seeded(config.seed, self.device), mode(False, self.vae):
                 check_programs(self.vae.model, self.vae.guide, part.to(self.device), self.transform)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches, of all ranks together, an epoch has."""
+        return -(-len(self.data.train) // (self.config.batch_size * self.ranks.size))
+
     def train(
         self, on_epoch: Callable[[Row], None] | None = None, on_step: Callable[[int, Tensor], None] | None = None
     ) -> History:
         """Train, writing config, metrics and weights as they come, then the pictures and the report.
 
         Arguments:
-            on_epoch: called with each row of the history.
+            on_epoch: called with each row of the history, on rank 0.
             on_step: called after each step with its number and loss.
 
         Returns:
             The history.
 
         Raises:
-            ValueError: as `fit`.
+            ValueError, ConnectionError: as `fit`.
             OSError: where the folder cannot be written.
         """
         config = self.config
@@ -92,12 +104,15 @@ class Run:
             optimizer=partial(torch.optim.Adam, lr=config.lr, fused=True),
             seed=config.seed,
             validation=self.data.test,
-            beta=beta_of(config, -(-len(self.data.train) // config.batch_size)),
+            beta=beta_of(config, self.steps_per_epoch),
             transform=self.transform,
+            fabric=self.fabric,
             on_step=on_step,
-            on_epoch=record,
+            on_epoch=record if self.ranks.rank == 0 else None,
             **self.settings,
         )
+        if self.ranks.rank:
+            return history
         with seeded(config.seed, self.device), mode(False, self.vae):
             figures, left_out = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
         for name, figure in figures.items():
@@ -127,7 +142,7 @@ class Run:
             "parameters": f"{count:,}",
             "objective": f"{self.config.loss}, beta {self.config.beta:g}",
             "training": f"{self.config.epochs} epochs, batch {self.config.batch_size}, Adam {self.config.lr:g},"
-            f" seed {self.config.seed}, {self.device}",
+            f" seed {self.config.seed}, {self.device}{f', {self.ranks.size} processes' if self.ranks.size > 1 else ''}",
         }
 
 
@@ -194,6 +209,12 @@ def save_weights(vae: VAE, path: Path, shape: Shape) -> None:
     weights = {name: tensor.contiguous() for name, tensor in vae.state_dict().items()}
     save_file(weights, temporary, metadata={"shape": " ".join(map(str, shape))})
     os.replace(temporary, path)
+
+
+def what_stands(folder: Path) -> str:
+    """Say what a run that ended before its time has left."""
+    path = folder / "model.safetensors"
+    return f"{path} holds the weights of the last finished epoch" if path.exists() else "nothing had been written"
 
 
 def load_vae(folder: Path, config: Config) -> VAE:

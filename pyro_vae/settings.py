@@ -41,6 +41,11 @@ class Config:
     precision: Annotated[str, "HOW", "32, or bf16-mixed: layers in bfloat16, all else in 32 bits"] = "32"
     seed: Annotated[int, "N", "seed of weights, order and noise"] = 0
     device: Annotated[str, "NAME", "cpu, cuda, cuda:1, mps"] = "cpu"
+    devices: Annotated[
+        int | None,
+        "N",
+        "processes here, one per core or GPU, each --batch-size data a step (default: 1, or torchrun's)",
+    ] = None
     evaluate: Annotated[str, "WHAT", "z of the pictured reconstructions: posterior mean or sample"] = "mean"
     latent_map: Annotated[str, "HOW", "first (two dimensions), pca or tsne"] = "pca"
     options: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in PARTS})

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -12,14 +12,18 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vae.data import shuffled_batches
+from pyro_vae.data import Rows, shuffled_batches
+from pyro_vae.distributed import Ranks
 from pyro_vae.engine import ENGINES, Outputs, chosen
-from pyro_vae.evaluation import Bound, evaluate, mean_bound
+from pyro_vae.evaluation import Bound, mean_bound
 from pyro_vae.handlers import LocalModules, weigh_kl
 from pyro_vae.networks import above
 from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
 from pyro_vae.precision import check_precision, layers_in
-from pyro_vae.programs import Program, Transform, as_input, mode, seeded
+from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, modules_of, seeded
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 COLUMNS = (
     "epoch",
@@ -77,6 +81,7 @@ def fit(
     transform: Transform | None = None,
     engine: str = "auto",
     precision: str = "32",
+    fabric: "Fabric | None" = None,
     on_step: Callable[[int, Tensor], None] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
 ) -> History:
@@ -93,11 +98,13 @@ def fit(
     Arguments:
         model: the Pyro program of p(x, z), called with a batch; for a ``VAE``, ``vae.model``.
         guide: the Pyro program of q(z|x), called with a batch; for a ``VAE``, ``vae.guide``.
-        data: a tensor whose first dimension counts the data, or a data set, which is read into memory once.
+        data: a tensor whose first dimension counts the data, or a data set, which is read into memory once. A
+            `pyro_vae.data.MemoryMapped` and an ``IterableDataset`` are read a batch at a time; the latter has its own
+            order, and is not shuffled.
         loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
         optimizer: makes a torch optimizer from the parameters.
         epochs: passes over the data, at least 0.
-        batch_size: data per step, from 1 to their number; the last batch of an epoch may be smaller.
+        batch_size: data per step and process, from 1 to their number; the last batch of an epoch may be smaller.
         seed: of the order of the data and of all noise.
         validation: data for the test columns.
         beta: the KL weight, at least 0, or a function from the step to it, such as
@@ -111,6 +118,11 @@ def fit(
             where that saves time, and never changes a digit.
         precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
             all else and the evaluations in 32 bits (see `pyro_vae.precision.BFloat16Layers`).
+        fabric: a launched ``lightning_fabric.Fabric``, for training on several processes: each calls `fit` with the
+            same arguments, its programs on its own device. R processes cut each batch of R times ``batch_size`` into
+            one part each, draw noise of their own, and end with the same parameters and the same history, that of
+            one process with the whole batch. The buffers, such as the running means of a batch normalization, follow
+            each rank's own parts, and are those of rank 0 from the end of each epoch.
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
         on_epoch: called with each row of the history as it is measured.
 
@@ -122,6 +134,7 @@ def fit(
         ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
             programs whose sites do not fit each other or the data.
         FloatingPointError: where a step's loss is not finite; the parameters are then those before the step.
+        ConnectionError: where another process has ended, or has not answered for 5 minutes.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
@@ -138,7 +151,7 @@ def fit(
         raise TypeError(
             f"loss must be an ELBO such as Trace_ELBO(), objectives.IWAE(5) or objectives.Renyi(0.5), not {loss!r}"
         )
-    local = LocalModules()
+    ranks, local = Ranks(fabric), LocalModules()
     model, guide = local(model), local(guide)
     beta_at = beta if callable(beta) else lambda _: beta
     x = as_input(data, model, guide)
@@ -163,40 +176,49 @@ def fit(
             terms, gradients = objective(*weigh_kl(weight, model, guide), batch, weight, lambda: local.parameters)
         return *terms, *gradients
 
-    steps = epochs * math.ceil(len(x) / batch_size)
+    steps = epochs * math.ceil(len(x) / (batch_size * ranks.size))
     compute, how = chosen(compute_eagerly, engine, steps, rounded=precision != "32")
     order = torch.Generator().manual_seed(seed)
     history, step = History(), 0
 
-    with seeded(seed, x.device), mode(True, model, guide):
-        # Evaluation checks all data and validates every distribution, so that the steps below need not.
-        settings = {"loss": loss, "seed": seed, "transform": transform}
-        train_bound = evaluate(model, guide, x, **settings)
-        if test is not None:
-            evaluate(model, guide, test, **settings)
+    buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
+    with seeded(ranks.seed(seed), x.device), mode(True, model, guide):
+        settings = {"loss": loss, "seed": seed, "transform": transform, "ranks": ranks}
         measure = partial(_test_columns, model, guide, test, settings)
-        history.append(_row(0, train_bound, measure(), 0.0))
+        with pyro.validation_enabled():  # of all data and every distribution, so that the steps below need none
+            with seeded(seed, x.device), mode(False, model, guide):
+                for part in (x, test):
+                    if part is not None:
+                        check_programs(model, guide, part, transform)
+            ranks.broadcast([*local.parameters, *buffers])
+            history.append(_row(0, mean_bound(model, guide, x, **settings), measure(), 0.0))
         if on_epoch:
             on_epoch(history[-1])
         if not local.parameters:
             raise ValueError("the programs have no parameters to train: name them by pyro.module or pyro.param")
         parameters = local.parameters
         optim = optimizer(parameters)
+        any_row = x[:1]
 
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
             totals = Bound(0.0, 0.0, 0.0)
             with pyro.validation_enabled(False):
-                for rows in shuffled_batches(x, batch_size, order):
+                for rows in shuffled_batches(x, batch_size * ranks.size, order, ranks.part):
+                    count = len(rows)
+                    rows = rows if count else any_row  # a step like those of the other ranks, which counts for nothing
                     batch = transform(rows) if transform else rows
                     weight = check_beta(beta_at(step))
                     input_weight = torch.tensor(weight, dtype=x.dtype, device=x.device) if callable(beta) else weight
 
                     outputs = compute(batch, input_weight)
-                    (value, *terms), gradients = outputs[:4], outputs[4:]
+                    (value, *terms), gradients, counted = ranks.combine(
+                        outputs[:4], outputs[4:], local.parameters, count
+                    )
                     if not math.isfinite(value):
                         raise FloatingPointError(_not_finite(value, epoch, step))
                     if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
+                        ranks.broadcast(local.parameters[len(parameters) :])
                         optim.add_param_group({"params": local.parameters[len(parameters) :]})
                         parameters = local.parameters
                     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -207,8 +229,9 @@ def fit(
 
                     totals = Bound(*(total + float(term) for total, term in zip(totals, terms, strict=True)))
                     if on_step:
-                        on_step(step, value.detach() / len(batch))
+                        on_step(step, value.detach() / counted)
                     step += 1
+                ranks.broadcast(buffers)
                 seconds = time.perf_counter() - start
                 history.append(_row(epoch, Bound(*(total / len(x) for total in totals)), measure(), seconds))
             if on_epoch:
@@ -218,7 +241,7 @@ def fit(
 
 
 def _test_columns(
-    model: Program, guide: Program, test: Tensor | None, settings: dict[str, Any]
+    model: Program, guide: Program, test: Rows | None, settings: dict[str, Any]
 ) -> tuple[float, float, float, float]:
     if test is None:
         return math.nan, math.nan, math.nan, math.nan

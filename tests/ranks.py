@@ -1,0 +1,133 @@
+"""What tests/test_distributed.py trains: in its own process, and as a script in two, of half the batch each."""
+
+import sys
+import tempfile
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from lightning_fabric import Fabric
+from pyro.poutine.messenger import Messenger
+from torch.utils.data import IterableDataset
+
+from pyro_vae.data import MemoryMapped
+from pyro_vae.networks import MLP
+from pyro_vae.objectives import linear_warm_up
+from pyro_vae.training import fit
+
+
+def in_a_file(x):
+    with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
+        np.save(file, x.numpy())
+    return MemoryMapped(file.name)
+
+
+class InAStream(IterableDataset):
+    """Data one by one, of no known number."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+BATCH = 16
+CASES = {  # 100 steps each
+    "even": {"count": 64},
+    "parts of one and two data": {"count": 51},
+    "a part of none": {"count": 49},
+    "a part of none, recorded": {"count": 49, "engine": "recorded"},
+    "in double precision": {"count": 51, "dtype": torch.float64},
+    "clipped, warmed up": {"count": 51, "clip_norm": 0.5, "beta": linear_warm_up(40)},
+    "in a file": {"count": 51, "form": in_a_file},
+    "in a stream": {"count": 51, "form": InAStream},
+}
+
+
+class NoiseOfTheDatum(Messenger):
+    """Draw z by noise that is a function of x, and so does not depend on who computes it."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.noise = 2 * torch.sin(1000 * x[:, :2])
+
+    def _pyro_sample(self, msg):
+        msg["value"] = msg["fn"].base_dist.loc + msg["fn"].base_dist.scale * self.noise
+
+
+def programs(dtype, seed):
+    torch.manual_seed(seed)
+    encoder, decoder = MLP((6,), (2, 2), (8,)).to(dtype), MLP((2,), (6,), (8,)).to(dtype)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        scale = pyro.param("scale", lambda: 0.5 + torch.rand((), dtype=dtype), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), scale).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        loc, log_scale = encoder(x).unbind(-2)
+        with pyro.plate("data", len(x)), NoiseOfTheDatum(x):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    def parameters():
+        return torch.cat([p.detach().flatten() for p in [*encoder.parameters(), *decoder.parameters()]]), pyro.param(
+            "scale"
+        ).detach()
+
+    return model, guide, parameters
+
+
+def train(fabric, count, dtype=torch.float32, form=torch.clone, **settings):
+    """Return the parameters, the history without its seconds, and the losses of the steps."""
+    pyro.clear_param_store()
+    draws = torch.Generator().manual_seed(1)
+    x, test = (torch.randn(size, 6, generator=draws, dtype=dtype) for size in (count, 7))
+    model, guide, parameters = programs(dtype, seed=fabric.global_rank if fabric else 0)  # rank 0's are everyone's
+    losses = []
+    history = fit(
+        model,
+        guide,
+        form(x),
+        validation=form(test),
+        batch_size=BATCH // (fabric.world_size if fabric else 1),
+        epochs=25,
+        fabric=fabric,
+        on_step=lambda _, loss: losses.append(loss.item()),
+        **settings,
+    )
+    rows = [[value for name, value in row.items() if name != "seconds"] for row in history]
+    return {"parameters": parameters(), "history": torch.tensor(rows), "losses": torch.tensor(losses)}
+
+
+def see(fabric):
+    """Return the data that this rank has trained on in two epochs, and a number that it drew after each step."""
+    pyro.clear_param_store()
+    model, guide, _ = programs(torch.float32, seed=0)
+    batches, seen = [], []
+
+    def look(batch):
+        batches.append(batch)
+        return batch
+
+    def remember(*_):
+        seen.append((batches[-1], torch.rand(())))
+
+    x = torch.arange(30.0).reshape(5, 6)
+    fit(model, guide, x, epochs=2, batch_size=1, fabric=fabric, transform=look, on_step=remember)
+    rows, draws = zip(*seen, strict=True)
+    return {"rows": torch.cat(rows)[:, 0] / 6, "draws": torch.stack(draws)}
+
+
+def train_all(fabric, folder):
+    torch.set_num_threads(1)
+    found = {name: train(fabric, **case) for name, case in CASES.items()} | {"seen": see(fabric)}
+    torch.save(found, f"{folder}/rank{fabric.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn").launch(train_all, sys.argv[1])

@@ -1,0 +1,40 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What each of two real processes has found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    subprocess.run([sys.executable, TESTS / "ranks.py", folder], check=True, timeout=300)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", ranks.CASES)
+def test_two_ranks_with_half_the_batch_end_as_one_process_with_the_batch(two_ranks, name):
+    alone = ranks.train(None, **ranks.CASES[name])
+    first, second = (found[name] for found in two_ranks)
+    assert len(alone["losses"]) == 100
+    for one, other, expected in zip(*(found["parameters"] for found in (first, second, alone)), strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-6)
+    for column in ("history", "losses"):
+        assert torch.equal(*(found[column].nan_to_num() for found in (first, second)))
+        torch.testing.assert_close(first[column], alone[column], rtol=1e-5, atol=1e-5)
+
+
+def test_every_rank_has_its_own_part_of_each_epoch_and_its_own_noise(two_ranks):
+    first, second = (found["seen"] for found in two_ranks)
+    epochs = torch.stack([first["rows"], second["rows"]], 1).reshape(2, 6)  # of 5 data in 3 steps
+    assert [sorted(epoch[:5].tolist()) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 2
+    assert not torch.equal(*epochs)
+    draws = torch.cat([first["draws"], second["draws"]])
+    assert len(draws.unique()) == len(draws) == 12
+    assert torch.equal(first["draws"], ranks.see(None)["draws"][:6])  # rank 0 draws as a single process does

@@ -1,0 +1,162 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from peak_memory import WIDTH
+from torch.utils.data import IterableDataset
+
+from pyro_vae import data
+from pyro_vae.cli import main
+from pyro_vae.data import MemoryMapped, Stream, as_tensor, load
+from pyro_vae.programs import check_programs
+
+MEGABYTES = 10**6
+
+
+@pytest.fixture
+def array(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (50, 2, 3), np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    return x
+
+
+def growth(argument):
+    """Return by how many bytes the peak of a process grows when it trains on many data."""
+    script = Path(__file__).parent / "peak_memory.py"
+    found = subprocess.run([sys.executable, script, argument], capture_output=True, text=True, check=True, timeout=300)
+    return 1024 * int(found.stdout)
+
+
+def test_a_file_of_150_megabytes_takes_less_than_100_of_memory(tmp_path):
+    path = tmp_path / "x.npy"
+    np.lib.format.open_memmap(path, "w+", np.uint8, (150_000, WIDTH)).flush()  # zeros, with holes on the disk
+    assert path.stat().st_size > 150 * MEGABYTES
+    assert growth(str(path)) < 100 * MEGABYTES  # of the pages that a batch has touched, too
+
+
+def test_a_stream_of_120_megabytes_takes_less_than_60_of_memory():
+    count = 30_000
+    assert 4 * WIDTH * count > 120 * MEGABYTES
+    assert growth(str(count)) < 60 * MEGABYTES
+
+
+@pytest.mark.parametrize("kind", ["u1", "<i4", ">f8", "<f2", "?"])
+def test_a_mapped_array_has_the_rows_of_a_tensor(tmp_path, kind):
+    values = np.arange(60).reshape(10, 2, 3)
+    np.save(tmp_path / "x.npy", np.asfortranarray(values.astype(kind)))
+    mapped = MemoryMapped(tmp_path / "x.npy")
+    x = as_tensor(values.astype(kind)).float()
+    assert (len(mapped), mapped.shape, mapped.dtype, mapped.device) == (10, x.shape, x.dtype, x.device)
+    index = torch.tensor([7, 0, 7])
+    assert torch.equal(mapped[index], x[index])
+    assert torch.equal(mapped[2:5], x[2:5])
+    assert torch.equal(as_tensor(mapped), x)
+    assert all(torch.equal(one, other) for one, other in zip(mapped.split(4), x.split(4), strict=True))
+    double = mapped.to(torch.device("meta"), torch.float64)[:1]
+    assert (double.device.type, double.dtype) == ("meta", torch.float64)
+
+
+def test_a_large_file_stays_on_disk_in_the_parts_of_a_small_one(tmp_path, array, monkeypatch):
+    small = load(tmp_path / "x.npy")
+    monkeypatch.setattr(data, "IN_MEMORY", 4 * array.size - 1)
+    large = load(tmp_path / "x.npy")
+    assert isinstance(small.train, torch.Tensor)
+    assert isinstance(large.train, MemoryMapped)
+    assert isinstance(large.test, MemoryMapped)
+    assert torch.equal(large.train[:], small.train)
+    assert torch.equal(large.test[:], small.test)
+
+
+def test_training_on_a_mapped_file_is_training_on_its_array_to_the_last_bit():
+    mapped, in_memory = (ranks.train(None, 51, form=form) for form in (ranks.in_a_file, torch.clone))
+    assert torch.equal(mapped["losses"], in_memory["losses"])
+    assert torch.equal(mapped["parameters"][0], in_memory["parameters"][0])
+
+
+@pytest.mark.usefixtures("array")
+def test_a_run_from_a_large_file_is_that_from_a_small_one(tmp_path, monkeypatch):
+    flags = ["--hidden=4", "--latent-dim=2", "--epochs=2", "--batch-size=7", f"--data={tmp_path / 'x.npy'}"]
+    assert main(["train", *flags, f"--out={tmp_path / 'small'}"]) == 0
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    assert main(["train", *flags, f"--out={tmp_path / 'large'}"]) == 0
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("small", "large")]
+    without_seconds = [[line.rpartition(",")[0] for line in lines] for lines in rows]
+    assert without_seconds[0] == without_seconds[1]
+    assert main(["reconstruct", str(tmp_path / "large")]) == 0
+    assert (
+        main(["compare", *flags[:2], flags[4], "--steps=1", "--draws=2", "--rounds=1", f"--out={tmp_path / 'c'}"]) == 0
+    )
+
+
+def test_a_stream_keeps_its_order_and_takes_the_parameters_where_its_data_do():
+    """In whole batches the order is of no account: the steps are those of a tensor."""
+    stream, tensor = (ranks.train(None, 16, form=form) for form in (ranks.InAStream, torch.clone))
+    torch.testing.assert_close(stream["parameters"], tensor["parameters"], rtol=0, atol=1e-6)
+    x = torch.randn(5, 3)
+    batches = [list(data.shuffled_batches(Stream(ranks.InAStream(x)), 2, torch.Generator())) for _ in range(2)]
+    assert [len(batch) for batch in batches[0]] == [2, 2, 1]
+    assert all(torch.equal(torch.cat(epoch), x) for epoch in batches)
+
+
+class Pairs(IterableDataset):
+    """Labelled pictures of 8 bits, of a known number."""
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter([(torch.full((2,), 51 * i, dtype=torch.uint8), i) for i in range(3)])
+
+
+def test_a_stream_of_labelled_8_bit_values_has_values_in_0_to_1():
+    stream = Stream(Pairs())
+    assert stream.shape == (3, 2)
+    torch.testing.assert_close(stream[:], torch.tensor([[0.0, 0.0], [0.2, 0.2], [0.4, 0.4]]))
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        (iter([torch.zeros(2), torch.zeros(2)]), "gave 0 data in this pass, not 2|N at least 1"),
+        ([torch.zeros(2), torch.zeros(3)], "the data differ in shape"),
+        ([], "N at least 1"),
+    ],
+)
+def test_a_stream_that_does_not_hold_is_refused(items, words):
+    with pytest.raises(ValueError, match=words):
+        list(Stream(items).split(1))
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(3), r"must have shape \(N, \.\.\.\)"),
+        (np.zeros((0, 2)), "N at least 1"),
+        (np.array([["a"]]), "real numbers"),
+        (np.array([[{}]]), "cannot be read as a .npy file"),
+    ],
+)
+def test_a_file_that_holds_no_data_is_refused(tmp_path, array, words):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises((TypeError, ValueError), match=words):
+        MemoryMapped(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(("value", "row"), [(np.inf, 7), (np.nan, 7), (-1.0, 7), (np.inf, 0)])
+def test_data_are_checked_to_the_last_chunk_and_named_by_their_place(tmp_path, monkeypatch, value, row):
+    from pyro_vae import VAE, decoders, encoders, priors, programs
+
+    x = np.zeros((8, 3), np.float32)
+    x[row, 1] = value
+    np.save(tmp_path / "x.npy", x)
+    vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Bernoulli(2, 3))
+    monkeypatch.setattr(programs, "LARGEST_CHUNK", 9)  # three data
+    words = f"hold {value:g}, outside" if np.isfinite(value) else re.escape(f"hold {value} at index ({row}, 1)")
+    for rows in (MemoryMapped(tmp_path / "x.npy"), torch.tensor(x), Stream(torch.tensor(x))):
+        with pytest.raises(ValueError, match=words):
+            check_programs(vae.model, vae.guide, rows)

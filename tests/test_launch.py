@@ -1,0 +1,136 @@
+"""Training on several processes from the command line: real processes, and what is refused before there are any."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pyro_vae.cli import main
+from pyro_vae.runs import load_vae
+from pyro_vae.settings import Config
+
+OWN_ENCODER = """
+import os, signal
+from pyro_vae import encoders
+
+class Encoder(encoders.Normal):
+    calls = 0
+
+    def forward(self, x):
+        type(self).calls += self.training
+        if self.calls > 8 and os.environ["LOCAL_RANK"] == "1":  # in its second epoch
+            {action}
+        return super().forward(x)
+"""
+SMALL = ["train", "--data=x.npy", "--latent-dim=2", "--hidden=8", "--batch-size=10", "--epochs=2", "--out=run"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).random((101, 6), np.float32))
+
+
+def run(*command, extra=()):
+    return subprocess.run([sys.executable, *command, *SMALL, *extra], capture_output=True, text=True, timeout=120)
+
+
+def errors(found):
+    return re.findall(r"^pyro-vae: error: .*$", found.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "pyro_vae"],
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pyro_vae"],
+    ],
+    ids=["--devices", "torchrun"],
+)
+def test_two_processes_write_one_run(tmp_path, command):
+    found = run(*command, extra=[] if "torch.distributed.run" in command else ["--devices=2"])
+    assert found.returncode == 0, found.stderr
+    for once in ("training:", "engine:", "report.html shows"):
+        assert found.stdout.count(once) == 1
+    assert "2 processes" in found.stdout
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1", "2"]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "model.safetensors", "report.html", "curves.png"} <= names
+    assert not [name for name in names if name.endswith(".partial")]
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"process of this training has ended|process 1 .* ended by SIGKILL"),
+        ("raise OSError('the disk is full')", "rank 1: the disk is full"),
+    ],
+    ids=["killed", "failed"],
+)
+def test_a_lost_rank_ends_the_run_and_the_last_weights_stand(tmp_path, action, words):
+    (tmp_path / "own.py").write_text(OWN_ENCODER.format(action=action))
+    found = run("-m", "pyro_vae", extra=["--devices=2", "--encoder=own.Encoder", "--engine=eager"])
+    assert found.returncode == 2
+    assert "Traceback" not in found.stderr
+    assert re.search(words, errors(found)[0])
+    assert "killed" not in action or "model.safetensors holds the weights of the last finished epoch" in found.stderr
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
+    config = Config(latent_dim=2, hidden=[8], encoder="Normal")
+    assert load_vae(tmp_path / "run", config).sample(3).shape == (3, 6)
+
+
+def test_what_all_ranks_refuse_is_said_once():
+    found = run("-m", "pyro_vae", extra=["--devices=2", "--encoder=Norml"])
+    assert found.returncode == 2
+    assert len(errors(found)) == 1
+    assert "did you mean 'Normal'?" in errors(found)[0]
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "words"),
+    [
+        (["--devices=0"], {}, "--devices must be at least 1, not 0"),
+        (["--devices=-1"], {}, "--devices must be at least 1, not -1"),
+        (["--devices=100000"], {}, r"--devices 100000 is more than this machine has: \d+ of cpu"),
+        (["--devices=2", "--device=mps"], {}, "several processes take --device cpu or cuda, .* not 'mps'"),
+        (["--devices=2", "--device=cuda:1"], {}, "several processes take --device cpu or cuda, .* not 'cuda:1'"),
+        (["--devices=3"], TORCHRUN, "--devices 3 contradicts torchrun or srun, which started 2 here"),
+        (["--devices=3"], {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "1"}, "which started 4 here"),
+        ([], TORCHRUN | {"LOCAL_RANK": "2"}, "torchrun's variables contradict each other: .*LOCAL_RANK 2"),
+        ([], TORCHRUN | {"LOCAL_WORLD_SIZE": "3"}, "contradict each other: .*start as many on every machine"),
+        ([], TORCHRUN | {"RANK": "first"}, "torchrun sets .* to numbers, but here: .*'first'"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused_in_a_line(capsys, monkeypatch, flags, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main([*SMALL, *flags]) == 2
+    found = capsys.readouterr()
+    assert re.fullmatch(f"pyro-vae: error: .*{words}.*\n", found.err)
+    assert not found.out
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    assert main([*SMALL, "--devices=2"]) == 2
+    assert capsys.readouterr().err == (
+        "pyro-vae: error: training on several processes needs Lightning Fabric:"
+        " python -m pip install 'pyro-vae[distributed]'\n"
+    )
+
+
+def test_one_process_that_torchrun_has_started_needs_no_fabric(capsys, monkeypatch):
+    for name, value in (
+        TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    ).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    assert main([*SMALL, "--devices=1"]) == 0
+    assert "processes" not in capsys.readouterr().out
