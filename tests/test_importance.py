@@ -359,6 +359,46 @@ def test_beta_tc_is_its_formula():
     assert terms.loss.item() == pytest.approx(terms.reconstruction.item() + penalty.sum(), rel=1e-10)
 
 
+def test_info_vae_is_its_formula():
+    vae, x, alpha, weight = small_vae(), points(), 0.3, 2.0
+    torch.manual_seed(8)
+    terms = objectives.InfoVAE(alpha, weight).terms(vae.model, vae.guide, x)
+    torch.manual_seed(8)
+    z = vae.encoder(x).sample()
+    a, b, count = z.numpy(), vae.prior().sample((len(x),)).numpy(), len(x)
+
+    def kernel(one, other):
+        distance = ((one[:, None] - other) ** 2).sum(-1)
+        return sum(2 * 2 * s / (2 * 2 * s + distance) for s in (0.1, 0.2, 0.5, 1, 2, 5, 10))
+
+    within = (kernel(a, a) + kernel(b, b))[~np.eye(count, dtype=bool)].mean()
+    discrepancy = within - 2 * kernel(a, b).mean()
+    expected = terms.reconstruction + (1 - alpha) * terms.kl + (alpha + weight - 1) * count * discrepancy
+    assert terms.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("loss", "share"),
+    [
+        (objectives.StickingTheLanding(6), 1.0),
+        (objectives.FreeBits(0.0), 1.0),
+        (objectives.InfoVAE(0.3, 2.0), 0.7),
+        (objectives.BetaTC(3.0, 100), 1.0),
+    ],
+    ids=repr,
+)
+def test_a_kl_weight_is_that_of_the_kl_and_of_nothing_else(loss, share):
+    vae, x = small_vae(), points()
+    with torch.no_grad():  # no KL of a dimension is below 0 in the mean
+        vae.encoder.network.layers[0].bias[:2] += 5
+    found = []
+    for weight in (1.0, 0.4):
+        torch.manual_seed(2)
+        found.append(loss.terms(*weigh_kl(weight, vae.model, vae.guide), x))
+    plain, weighed = found
+    assert weighed.loss.item() == pytest.approx((plain.loss - 0.6 * share * plain.kl).item(), rel=1e-12)
+
+
 def test_the_discrepancy_of_one_distribution_is_0_in_the_mean_and_of_two_is_not():
     draws = torch.stack([maximum_mean_discrepancy(torch.randn(20, 2), torch.randn(20, 2)) for _ in range(2000)])
     assert draws.mean().abs() < 4 * draws.std() / math.sqrt(2000)  # 2,000 draws
@@ -520,8 +560,8 @@ def test_reconstruction_and_kl_are_reported_as_means_over_the_particles(name):
     reconstruction = -vae.decoder(z).log_prob(x).mean(0).sum().item()
     kl = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0).sum().item()
     assert (terms.reconstruction.item(), terms.kl.item()) == pytest.approx((reconstruction, kl), rel=1e-12)
-    if loss.weighs_kl:
-        assert terms.negative_bound.item() == pytest.approx(reconstruction + kl, rel=1e-12)
+    bound = reconstruction + kl if loss.weighs_kl else terms.loss.item()
+    assert terms.negative_bound.item() == pytest.approx(bound, rel=1e-12)
 
 
 @every_objective
