@@ -38,3 +38,12 @@ def test_every_rank_has_its_own_part_of_each_epoch_and_its_own_noise(two_ranks):
     draws = torch.cat([first["draws"], second["draws"]])
     assert len(draws.unique()) == len(draws) == 12
     assert torch.equal(first["draws"], ranks.see(None)["draws"][:6])  # rank 0 draws as a single process does
+
+
+def test_buffers_begin_and_end_as_those_of_rank_0(two_ranks):
+    first, second = (found["buffers"] for found in two_ranks)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [value.item() for name, value in first.items() if name.endswith("num_batches_tracked")] == [6]
+    (mean,) = (value for name, value in first.items() if name.endswith("running_mean"))
+    # Six steps from 0 towards the mean 3 of batches of 8, whose running mean has a standard deviation of 0.07.
+    torch.testing.assert_close(mean, torch.full((6,), 3 * (1 - 0.9**6)), rtol=0, atol=0.35)
