@@ -6,6 +6,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae.decoders._decoder import _Decoder
+from pyro_vae.distributions import Bernoulli as BernoulliDistribution
 from pyro_vae.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
 from pyro_vae.distributions import GreyBernoulli
 from pyro_vae.networks import MLP, Network
@@ -46,7 +47,7 @@ class Bernoulli(_Decoder):
         self.grey = grey
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
-        family = GreyBernoulli if self.grey else dist.Bernoulli
+        family = GreyBernoulli if self.grey else BernoulliDistribution
         return family(logits=self.output(z)).to_event(len(self.shape))
 
     def extra_repr(self) -> str:

@@ -1,7 +1,7 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
 from pyro_vae.distributions import kl  # noqa: F401 (what it knows is registered with torch)
-from pyro_vae.distributions.bernoulli import ContinuousBernoulli, GreyBernoulli
+from pyro_vae.distributions.bernoulli import Bernoulli, ContinuousBernoulli, GreyBernoulli
 from pyro_vae.distributions.beta import OpenBeta
 from pyro_vae.distributions.categorical import Categorical
 from pyro_vae.distributions.conditional_flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
@@ -20,6 +20,7 @@ from pyro_vae.distributions.score_function import ScoreFunction
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
 
 __all__ = [
+    "Bernoulli",
     "Categorical",
     "ConditionalAutoregressive",
     "ConditionalFlow",
