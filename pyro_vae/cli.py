@@ -6,6 +6,7 @@ What needs torch is imported inside the commands, so that ``pyro-vae --help`` an
 import argparse
 import difflib
 import inspect
+import json
 import sys
 import time
 import warnings
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
-        print(f"pyro-vae: error: {_one_line(error)}", file=sys.stderr)
+        text = _out_of_memory(argv[0]) if _is_out_of_memory(error) else _one_line(error)
+        print(f"pyro-vae: error: {text}", file=sys.stderr)
         return 2
     return 0
 
@@ -86,6 +88,20 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the latter of torch
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def _out_of_memory(command: str) -> str:
+    flags = {
+        "evaluate": "--memory",
+        "train": "--batch-size, or --loss.chunk",
+        "compare": "--batch-size",
+    }
+    return f"out of memory; lower {flags.get(command, '--n')}"
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -140,7 +156,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--n", type=int, default=count, metavar="N", help=f"how many (default {count})")
         command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
         command.add_argument("--out", type=Path, metavar="FILE", help="the picture (default: in the run's folder)")
-    reconstruct.add_argument("--data-root", metavar="DIR", help="folder of the data sets, if not the run's")
+    evaluation = _command(commands, "evaluate", _evaluate, "bounds and log-likelihood of a run on its test data")
+    add = evaluation.add_argument
+    add("run", type=Path, metavar="RUN", help="the run's folder")
+    add("--samples", type=int, default=5000, metavar="N", help="of log p(x), for each datum (default 5000)")
+    add("--memory", default="2GB", metavar="SIZE", help="of the samples at a time: 512MB, 2GiB, ... (default 2GB)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    for command in (reconstruct, evaluation):
+        command.add_argument("--data-root", metavar="DIR", help="folder of the data sets, if not the run's")
     reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")
     return parser
 
@@ -367,8 +391,6 @@ def _list(arguments: argparse.Namespace) -> None:
 def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
     from pyro_vae.runs import load_vae
 
-    if arguments.n < 1:
-        raise ValueError(f"--n must be at least 1, not {arguments.n}")
     path = arguments.run / "config.yaml"
     if not path.exists():
         raise ValueError(f"{arguments.run} is no run: it holds no config.yaml")
@@ -377,12 +399,18 @@ def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
     return load_vae(arguments.run, config), config
 
 
+def _check_count(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"--n must be at least 1, not {n}")
+
+
 def _sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyro_vae import plots
     from pyro_vae.programs import seeded
 
+    _check_count(arguments.n)
     vae, config = _read_run(arguments)
     with seeded(arguments.seed, torch.device(config.device)):
         figure = plots.samples(vae.sample(arguments.n), "Samples from the prior, decoded")
@@ -402,6 +430,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pyro_vae.programs import seeded
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
+    _check_count(arguments.n)
     vae, config = _read_run(arguments)
     data = load_data(config)
     transform, device = BINARIZE[config.binarize], torch.device(config.device)
@@ -419,3 +448,43 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         f" {bound.reconstruction:.2f}, KL {bound.kl:.2f} nats per datum"
     )
     print(path)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from pyro_vae.config import build_loss, device_named, load_data
+    from pyro_vae.evaluation import evaluate, log_likelihood
+    from pyro_vae.memory import as_bytes
+    from pyro_vae.networks import as_size
+    from pyro_vae.runs import as_seen
+
+    as_size(arguments.samples, "--samples")
+    as_bytes(arguments.memory)
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {arguments.json} cannot be written: its folder does not exist")
+    vae, config = _read_run(arguments)
+    data = load_data(config)
+    x, pair = as_seen(config, data.test[:].to(device_named(config.device))), (vae.model, vae.guide)
+    loss, seed = build_loss(config, len(data.train)), arguments.seed
+    bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))
+    found = {
+        "bound": -bound.loss,
+        "reconstruction": -bound.reconstruction,
+        "kl": bound.kl,
+        "bound_at_mean": -at_mean.loss,
+        "log_p": log_likelihood(*pair, x, samples=arguments.samples, memory=arguments.memory, seed=seed),
+    }
+    if arguments.json:
+        about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
+        arguments.json.write_text(json.dumps({**found, **about}, indent=2) + "\n", encoding="utf-8")
+    print(f"{config.data}: {len(x)} test data, nats per datum; larger is better, but for the KL")
+    texts = {
+        "bound": f"bound ({config.loss})",
+        "reconstruction": "reconstruction, E log p(x|z)",
+        "kl": "KL(q(z|x) || p(z))",
+        "bound_at_mean": "at the posterior mean (no bound)",
+        "log_p": f"log p(x), {arguments.samples} samples",
+    }
+    for name, text in texts.items():
+        print(f"{text:<34}{found[name]:>12.2f}")
+    if getattr(vae.decoder, "grey", False):
+        print("grey pixels are scored by cross-entropy: these are no log-probabilities")

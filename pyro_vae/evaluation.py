@@ -1,22 +1,27 @@
 """What a pair of programs is worth on data: the bound and its terms, in nats per datum."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vae.data import Rows
 from pyro_vae.distributed import Ranks
+from pyro_vae.engine import WORTHWHILE, Recorded
 from pyro_vae.handlers import AtMean, LocalModules
+from pyro_vae.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak_of
 from pyro_vae.networks import as_size
 from pyro_vae.objectives import Objective, kl, reconstruction, recording, terms_of
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
+
+MANY = 10_000  # chunks: compiling takes as long as about 4,000 of them save
 
 
 class Bound(NamedTuple):
@@ -129,12 +134,6 @@ def _at_mean(model: Program, guide: Program, batch: Tensor) -> tuple[float, floa
     return sum(terms), *terms
 
 
-class _LogLikelihood(Objective):
-    """The log-weights of particles, of which no gradient is asked: any sampler will do."""
-
-    pathwise = False
-
-
 @torch.no_grad()
 def log_likelihood(
     model: Program,
@@ -142,8 +141,7 @@ def log_likelihood(
     data: Tensor | Dataset[Any],
     *,
     samples: int = 5000,
-    chunk: int = 250,
-    batch_size: int = 10,
+    memory: int | str = "2GB",
     seed: int = 0,
 ) -> float:
     r"""Estimate the log-likelihood of data under a model, by importance sampling from the guide.
@@ -153,25 +151,25 @@ def log_likelihood(
 
     In the mean this is a lower bound, that of `pyro_vae.objectives.IWAE`, and it grows with K towards the mean of
     :math:`\log p(x_n)`. It does so slowly where the guide misses a part of the posterior. The guide runs once for each
-    datum; the model then weighs ``chunk`` particles of ``batch_size`` data at a time, which is what is in memory. On a
-    CPU a few thousand together are fastest, as they stay in its cache; a GPU takes more.
+    datum; the model then weighs its particles in chunks, whose weights are added up in double precision.
 
     Arguments:
         model: the Pyro program of p(x, z), called with a batch; every site stands in one plate, over the data.
         guide: the Pyro program of q(z|x), called with a batch; it needs no pathwise sampler, but a density.
         data: a tensor whose first dimension counts the data, or a data set.
         samples: K, at least 1.
-        chunk: how many particles the model weighs at a time, at least 1; it changes the speed, and no number by more
-            than rounding.
-        batch_size: how many data at a time, at least 1; it changes the speed and the noise, not what is estimated.
+        memory: how much the tensors of particles may take at a time, beside data and programs: a number of bytes, or a
+            text such as "512MB" or "2GiB". A CPU never takes more than is fastest. The chunks change no number by more
+            than rounding; a memory so small that it holds the draws of fewer data together changes the noise.
         seed: of the noise, which leaves torch's own random state alone.
 
     Returns:
         The estimate in nats per datum, which is no loss: larger is better.
 
     Raises:
-        TypeError, ValueError: as `evaluate`; for sizes below 1; for sites that do not stand in one plate over the
-            data, are scaled, or that one program alone draws.
+        TypeError, ValueError: as `evaluate`; for fewer than one sample; for a memory that is no amount, or too small
+            for the samples of one datum; for sites that do not stand in one plate over the data, are
+            scaled, or that one program alone draws.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
@@ -183,40 +181,85 @@ def log_likelihood(
     Reference:
         Burda, Grosse and Salakhutdinov, 2016, Importance Weighted Autoencoders, equation 8 and section 5.
     """
-    sizes = [as_size(size, name) for size, name in ((samples, "samples"), (chunk, "chunk"), (batch_size, "batch_size"))]
-    samples, chunk, batch_size = sizes
+    samples, budget = as_size(samples, "samples"), as_bytes(memory)
     x = as_input(data, model, guide)
     local, total = LocalModules(), 0.0
+    keep_freed_memory()
     with seeded(seed, x.device), mode(False, model, guide):
         check_programs(model, guide, x)
-        pair = local(model), local(guide)
         with pyro.validation_enabled(False):  # all data have been checked
+            weights = _LogLikelihood(local(model), local(guide), x[:1])
+            with seeded(seed, x.device):
+                batch_size, chunk = weights.sizes(x, samples, budget)
+            batches, chunks = math.ceil(len(x) / batch_size), math.ceil(samples / chunk)
+            draw = _replayed(partial(weights.draw, count=samples), batches, batches * chunks >= MANY)
+            log_of_sum = _replayed(weights.log_of_sum, batches * chunks, batches * chunks >= MANY)
             for rows in x.split(batch_size):
-                total += _log_of_summed_weights(*pair, rows, samples, chunk).sum().item()
+                of_rows = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=x.device)
+                for part in zip(*(drawn.split(chunk) for drawn in draw(rows)), strict=True):
+                    of_rows = of_rows.logaddexp(log_of_sum(*part, rows)[0])
+                total += of_rows.sum().item()
     return total / len(x) - math.log(samples)
 
 
-def _log_of_summed_weights(model: Program, guide: Program, batch: Tensor, samples: int, chunk: int) -> Tensor:
-    objective = _LogLikelihood(samples)
-    drawn = objective.guide_trace(guide, batch, particles=samples)
-    log_q = log_prob(drawn, drawn.stochastic_nodes)
-    total = torch.full((len(batch),), -math.inf, dtype=torch.float64, device=batch.device)
-    for start in range(0, samples, chunk):
-        count = min(chunk, samples - start)
-        trace = objective.model_trace(model, _particles(drawn, start, count), batch, particles=count)
+def _replayed(step: Callable[..., Any], times: int, compiled: bool) -> Callable[..., Any]:
+    """Return a step that is replayed from a recording, where it is taken often enough to pay for it, and can be."""
+    return Recorded(step, compiled=compiled, quiet=True) if times >= WORTHWHILE else step
+
+
+class _LogLikelihood(Objective):
+    """The log-weights of particles, of which no gradient is asked: any sampler will do."""
+
+    pathwise = False
+
+    def __init__(self, model: Program, guide: Program, datum: Tensor) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        self.drawn = self.guide_trace(guide, datum, particles=1)  # the guide's sites, whatever their values
+        self.model_trace(model, self.drawn, datum, particles=1)  # which refuses programs that do not fit
+        self.latents = self.drawn.stochastic_nodes
+
+    def draw(self, rows: Tensor, count: int) -> list[Tensor]:
+        """Draw particles of some data: their log q, of shape (K, B), and the values of the sites, (K, B, ...)."""
+        trace = self.guide_trace(self.guide, rows, particles=count)
+        return [log_prob(trace, self.latents), *(trace.nodes[name]["value"] for name in self.latents)]
+
+    def log_of_sum(self, log_q: Tensor, *values_and_rows: Tensor) -> tuple[Tensor]:
+        """Return the logarithm of the sum of the weights of particles, for each datum."""
+        *values, rows = values_and_rows
+        drawn = self.drawn.copy()
+        for name, value in zip(self.latents, values, strict=True):
+            drawn.nodes[name] = drawn.nodes[name] | {"value": value}
+        trace = self.model_trace(self.model, drawn, rows, particles=len(log_q))
         joint = log_prob(trace, [*trace.stochastic_nodes, *trace.observation_nodes])
-        total = total.logaddexp((joint - log_q[start : start + count]).double().logsumexp(0))
-    return total
+        return ((joint - log_q).double().logsumexp(0),)
 
+    def sizes(self, x: Rows, samples: int, memory: int) -> tuple[int, int]:
+        """Return for how many data to draw, and how many particles to weigh, at a time: half of the memory for each.
 
-def _particles(trace: Trace, start: int, count: int) -> Trace:
-    """Return the trace of some of the particles."""
-    part = trace.copy()
-    for name in trace.stochastic_nodes:
-        site = trace.nodes[name]
-        axis = site["value"].dim() - site["fn"].event_dim - 2
-        part.nodes[name] = site | {"value": site["value"].narrow(axis, start, count)}
-    return part
+        A CPU is fastest where the tensors of one chunk take the places of those of the chunk before.
+        """
+
+        def most(peak: Callable[[int], int], count: int) -> int:
+            half = memory // 2
+            return (x.device.type == "cpu" and most_within(min(half, KEPT), peak, count)) or most_within(
+                half, peak, count
+            )
+
+        def weigh(count: int) -> int:
+            drawn = self.draw(x[:1], count)
+            return peak_of(lambda: self.log_of_sum(*drawn, x[:1]))
+
+        particles = most_within(memory // 2, lambda count: peak_of(lambda: self.draw(x[:1], count)), samples)
+        data = particles == samples and most(lambda count: peak_of(lambda: self.draw(x[:count], samples)), len(x))
+        rows = most(weigh, samples * len(x))
+        if not (data and rows):
+            raise ValueError(
+                f"a memory of {memory:,} bytes is too small for {samples} samples of a datum: give more, or take fewer"
+                " samples"
+            )
+        batch_size = min(data, rows)
+        return batch_size, min(samples, rows // batch_size)
 
 
 def kl_parts(posterior: Any, prior: Any) -> tuple[Tensor, Tensor] | None:

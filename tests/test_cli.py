@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae import VAE, data, decoders, encoders, evaluation, priors, runs
 from pyro_vae.cli import main
 from pyro_vae.config import Config
 from pyro_vae.pictures import grid_figure
@@ -253,6 +253,66 @@ def test_reconstruct_names_what_it_evaluates_at(capsys):
         assert (run / f"reconstruct-{evaluate}.png").exists()
 
 
+def test_evaluate_measures_a_run_on_its_test_data(capsys):
+    run = train("--binarize", "dynamic")
+    last = metrics(run)[-1]
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--samples", "20", "--memory", "100MB", "--json", "found.json"]) == 0
+    output, found = capsys.readouterr().out, json.loads(Path("found.json").read_text())
+    assert "nats per datum" in output
+    for name in ("bound", "reconstruction", "kl", "bound_at_mean", "log_p"):
+        assert f"{found[name]:.2f}" in output
+    assert found["bound"] == pytest.approx(found["reconstruction"] - found["kl"], rel=1e-6)
+    assert found["bound"] == pytest.approx(-float(last["test_loss"]), rel=0.05)  # of another noise
+    assert found["log_p"] > found["bound"]
+    assert "no log-probabilities" not in output
+    first = (output, found)
+    assert main(["evaluate", "run", "--samples", "20", "--memory", "100MB", "--json", "found.json"]) == 0
+    assert (capsys.readouterr().out, json.loads(Path("found.json").read_text())) == first
+
+
+def test_evaluate_says_that_grey_pixels_have_no_log_probability(capsys):
+    train()
+    assert main(["evaluate", "run", "--samples", "2"]) == 0
+    assert "no log-probabilities" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--samples", "0"], "--samples must be at least 1, not 0"),
+        (["--memory", "2QB"], "one with a unit, as '512MB' or '2GiB': '2QB'"),
+        (["--memory", "1kB"], "too small for 5000 samples"),
+        (["--json", "no/folder.json"], "its folder does not exist"),
+        (["--sample", "3"], "did you mean --samples?"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(flags, words, capsys):
+    train()
+    capsys.readouterr()
+    assert words in refused(capsys, "evaluate", "run", *flags)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_names_the_flag_that_lowers_it(error, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    train()
+    monkeypatch.setattr(evaluation, "log_likelihood", fail)
+    capsys.readouterr()
+    assert "out of memory; lower --memory" in refused(capsys, "evaluate", "run")
+    monkeypatch.setattr(runs, "load_data", fail)
+    assert "out of memory; lower --batch-size" in refused(capsys, "train", *QUICK, "--out", "other")
+
+
 def test_compare_prints_a_table_and_writes_pictures_and_json(capsys):
     flags = ["--steps", "3", "--draws", "5", "--rounds", "1", "--hidden", "8", "--json", "found.json", "--out", "run"]
     assert main(["compare", *flags]) == 0
@@ -404,7 +464,7 @@ def test_a_folder_with_other_files_is_refused(capsys):
     assert "not an empty folder" in refused(capsys, "train", "--out", "full")
 
 
-@pytest.mark.parametrize("command", ["sample", "reconstruct"])
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "evaluate"])
 def test_a_folder_that_is_no_run_is_refused(command, capsys):
     assert "holds no config.yaml" in refused(capsys, command, "nowhere")
 

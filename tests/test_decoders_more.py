@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from part_cases import SHAPE, D
-from scipy import stats
+from scipy import special, stats
 
-from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
+from pyro_vae import VAE, data, decoders, distributions, encoders, evaluate, fit, priors
 from pyro_vae.distributions import Categorical, DiscretizedLogistic, MissingEntries, OpenBeta, bits_per_dimension
 from pyro_vae.networks import MLP, FillMissing
 from pyro_vae.programs import check_programs
@@ -347,3 +347,20 @@ def test_extreme_outputs_give_draws_in_the_support_with_finite_densities_and_gra
     assert log_prob.isfinite().all()
     log_prob.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in part.parameters())
+
+
+@pytest.mark.parametrize("logit", [0.0, 1e-3, -3.0, 15.0, -40.0, 1e4, -1e4])
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_bernoulli_without_a_gradient_is_that_of_scipy_and_of_torch(logit, grey):
+    family = distributions.GreyBernoulli if grey else distributions.Bernoulli
+    logits = torch.tensor([[logit], [-logit / 2]], dtype=torch.float64)
+    x = torch.tensor([0.0, 1.0] + ([0.3] if grey else []), dtype=torch.float64)
+    expected = x.numpy() * special.log_expit(logits.numpy()) + (1 - x.numpy()) * special.log_expit(-logits.numpy())
+    leaf = logits.clone().requires_grad_()
+    np.testing.assert_allclose(family(logits=logits).log_prob(x), expected, rtol=1e-14, atol=1e-14 * abs(logit))
+    by_torch = family(logits=leaf).log_prob(x)
+    np.testing.assert_allclose(by_torch.detach(), expected, rtol=1e-14, atol=1e-14 * abs(logit))
+    by_torch.sum().backward()
+    np.testing.assert_allclose(leaf.grad[:, 0], (x - logits.sigmoid()).sum(-1), atol=1e-14)
+    with pytest.raises(ValueError, match="within the support"):
+        family(logits=logits).log_prob(torch.tensor(1.5))

@@ -11,7 +11,7 @@ from scipy import integrate, stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae import VAE, data, decoders, encoders, evaluation, priors
 from pyro_vae.evaluation import Bound, evaluate, kl_parts, log_likelihood
 from pyro_vae.laboratory import discrete, exact_bound, linear_gaussian
 from pyro_vae.networks import MLP
@@ -319,36 +319,87 @@ def evidence(vae, x, scale):
     return stats.multivariate_normal(b, w @ w.T + scale**2 * np.eye(len(b))).logpdf(x.numpy()).mean()
 
 
-@pytest.mark.parametrize("settings", [{"samples": 1}, {"samples": 7, "chunk": 3}, {"samples": 100, "batch_size": 3}])
+@pytest.fixture
+def sizes(monkeypatch):
+    """Fix for how many data log_likelihood draws, and how many particles it weighs, at a time."""
+
+    def fix(batch_size, chunk):
+        monkeypatch.setattr(evaluation._LogLikelihood, "sizes", lambda *_: (batch_size, chunk))
+
+    return fix
+
+
+@pytest.mark.parametrize("settings", [{"samples": 1}, {"samples": 7}, {"samples": 100, "memory": "40kB"}])
 def test_with_the_exact_posterior_any_number_of_samples_gives_the_evidence(settings):
     vae, x = linear_gaussian(offset=0.0, factor=1.0)
     exact = evidence(vae, x, vae.decoder.scale.item())
     assert log_likelihood(*programs(vae), x, **settings) == pytest.approx(exact, rel=1e-10)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 100, 5000])
-def test_the_log_likelihood_is_the_evidence_whatever_the_chunk(chunk):
+@pytest.mark.parametrize("memory", [5_000_000, "20MB", "2GB"])
+def test_the_log_likelihood_is_the_evidence_whatever_the_memory(memory):
     vae, x = linear_gaussian()
-    samples = 700 if chunk == 1 else 5000
-    found = log_likelihood(*programs(vae), x, samples=samples, chunk=chunk)
+    found = log_likelihood(*programs(vae), x, memory=memory)
     # A weight's relative deviation is about 1 here: the estimate's is 1 / sqrt(samples len(x)), and is taken 5 times.
-    assert abs(found - evidence(vae, x, vae.decoder.scale.item())) < 5 / math.sqrt(samples * len(x))
+    assert abs(found - evidence(vae, x, vae.decoder.scale.item())) < 5 / math.sqrt(5000 * len(x))
 
 
-def test_chunks_have_one_run_of_the_encoder_and_one_noise():
+@pytest.mark.parametrize(("samples", "chunk"), [(101, 1), (101, 7), (101, 50), (101, 100), (1, 1)])
+def test_chunks_change_the_log_likelihood_by_rounding_alone(sizes, samples, chunk):
     vae, x = linear_gaussian()
+    sizes(3, samples)
+    whole = log_likelihood(*programs(vae), x, samples=samples)
+    sizes(3, chunk)
+    assert log_likelihood(*programs(vae), x, samples=samples) == pytest.approx(whole, rel=1e-10)
+
+
+def test_a_replayed_chunk_changes_nothing(sizes):
+    vae, x = linear_gaussian()
+    sizes(len(x), 200)
+    run = partial(log_likelihood, *programs(vae), x, samples=1000)
+    expected = run()
+    sizes(len(x), 2)
+    assert run() == pytest.approx(expected, rel=1e-10)
     seen = []
-    vae.encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    vae.decoder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:-1].numel()))
-    whole = log_likelihood(*programs(vae), x, samples=100, chunk=100, batch_size=2)
-    of_whole, start = sorted(seen), len(seen)
-    in_chunks = log_likelihood(*programs(vae), x, samples=100, chunk=30, batch_size=2)
-    assert in_chunks == pytest.approx(whole, rel=1e-12)
-    of_chunks = sorted(seen[start:])
-    # The check of the programs aside, each pair of data: the encoder once, the decoder on all particles, or on chunks.
-    assert [rows for rows in of_whole if rows > len(x)] == 2 * [200]
-    assert [rows for rows in of_chunks if rows > len(x)] == 2 * [20] + 6 * [60]
-    assert [rows for rows in of_whole if rows <= len(x)] == [rows for rows in of_chunks if rows <= len(x)]
+    vae.decoder.register_forward_hook(lambda *_: seen.append(1))
+    run()
+    assert len(seen) < 30  # of 500 chunks: the others are replayed
+
+
+def test_weights_that_underflow_add_up_all_the_same(sizes):
+    vae, x = linear_gaussian()
+    sizes(len(x), 3)
+    far = x + 1e3  # log-weights of minus many thousands, whose exponentials are 0
+    assert evidence(vae, far, vae.decoder.scale.item()) < -1e4
+    assert math.isfinite(log_likelihood(*programs(vae), far, samples=10))
+
+
+def test_the_encoder_sees_each_datum_once(sizes):
+    vae, x = linear_gaussian()
+    seen, rows = [], []
+    vae.encoder.register_forward_hook(lambda _, inputs, __: seen.extend(inputs[0].tolist()))
+    vae.decoder.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1].numel()))
+    sizes(2, 30)
+    log_likelihood(*programs(vae), x, samples=100)
+    by_itself = 100 * 2  # rows of the decoder for a pair of data
+    assert seen[-len(x) :] == x.tolist()
+    assert len(seen) <= len(x) + 5  # and a few of the check before
+    pairs = len(x) // 2
+    assert rows[-4 * pairs :] == pairs * [60, 60, 60, 20]
+    assert sum(rows[-4 * pairs :]) == by_itself * pairs
+
+
+def test_the_trials_of_the_memory_take_no_noise_from_the_estimate():
+    vae, x = linear_gaussian()
+    found = {log_likelihood(*programs(vae), x, samples=50, memory=memory) for memory in ("1GB", "1.1GB", "3GB")}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("memory", [1, "1kB"])
+def test_a_memory_that_is_too_small_for_a_datum_is_refused(memory):
+    vae, x = linear_gaussian()
+    with pytest.raises(ValueError, match="too small for 5000 samples of a datum: give more, or take fewer samples"):
+        log_likelihood(*programs(vae), x, memory=memory)
 
 
 def test_the_log_likelihood_grows_with_the_samples_as_the_exact_bound_does():
@@ -356,7 +407,7 @@ def test_the_log_likelihood_grows_with_the_samples_as_the_exact_bound_does():
     many = x.repeat(2000, 1)
     with torch.no_grad():
         exact = [exact_bound(vae, x, samples).mean().item() for samples in (1, 2, 8)]
-    found = [log_likelihood(*programs(vae), many, samples=samples, batch_size=len(many)) for samples in (1, 2, 8)]
+    found = [log_likelihood(*programs(vae), many, samples=samples) for samples in (1, 2, 8)]
     assert exact == sorted(exact)
     assert exact[-1] < evidence(vae, x, vae.decoder.scale.item())
     np.testing.assert_allclose(found, exact, atol=0.08)
@@ -367,7 +418,7 @@ def test_the_log_likelihood_of_discrete_codes_needs_no_pathwise_sampler():
     codes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=x.dtype)] * 3)[:, None]
     with torch.no_grad():
         exact = (vae.decoder(codes).log_prob(x) + vae.prior().log_prob(codes)).logsumexp(0).mean().item()
-    assert log_likelihood(*programs(vae), x.repeat(10, 1), samples=20_000, chunk=5000) == pytest.approx(exact, abs=0.02)
+    assert log_likelihood(*programs(vae), x.repeat(10, 1), samples=20_000) == pytest.approx(exact, abs=0.02)
 
 
 def test_a_hierarchy_in_one_plate_is_weighed_as_a_whole(float64):  # noqa: ARG001 (the dtype of the draws)
@@ -401,11 +452,12 @@ def test_the_log_likelihood_leaves_no_trace():
     assert log_likelihood(*programs(vae), x, samples=3, seed=1) != first
 
 
-@pytest.mark.parametrize("name", ["samples", "chunk", "batch_size"])
-def test_a_log_likelihood_of_nothing_is_refused(name):
+def test_a_log_likelihood_of_no_samples_or_memory_is_refused():
     vae, x = linear_gaussian()
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
-        log_likelihood(*programs(vae), x, **{name: 0})
+    with pytest.raises(ValueError, match="samples must be at least 1, not 0"):
+        log_likelihood(*programs(vae), x, samples=0)
+    with pytest.raises(ValueError, match="at least 1 byte, not 0"):
+        log_likelihood(*programs(vae), x, memory=0)
 
 
 def test_a_site_that_one_program_alone_draws_is_refused_by_the_log_likelihood():

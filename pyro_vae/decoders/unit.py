@@ -41,7 +41,7 @@ class Bernoulli(_Decoder):
         self.grey = grey
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
-        family = distributions.GreyBernoulli if self.grey else dist.Bernoulli
+        family = distributions.GreyBernoulli if self.grey else distributions.Bernoulli
         return family(logits=self.output(z)).to_event(len(self.shape))
 
 

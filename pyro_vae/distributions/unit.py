@@ -6,10 +6,26 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.nn.functional import softplus
+from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid, softplus
 
 
-class GreyBernoulli(dist.Bernoulli):
+class Bernoulli(dist.Bernoulli):
+    """Bernoulli whose log-probability takes half the time where it has no gradient.
+
+    Torch's, whose gradient is fast, goes over its values twice as often, and not in their order where x is broadcast.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and (self.logits.requires_grad or value.requires_grad):
+            return super().log_prob(value)
+        if self._validate_args:
+            self._validate_sample(value)
+        logits, lack = broadcast_all(self.logits, value - 1)
+        return logsigmoid(logits).addcmul_(lack.to(logits), logits)
+
+
+class GreyBernoulli(Bernoulli):
     """Bernoulli whose log-probability is the cross-entropy, also for values between 0 and 1."""
 
     support = constraints.unit_interval
