@@ -9,7 +9,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
 PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
@@ -94,18 +94,19 @@ class Recorded:
             _set_random_state(random_state)
             return self.step(*inputs)
         self._replay = self._recording
-        if self.compiled:  # at its first call; random numbers are those of the uncompiled recording
-            self._replay = torch.compile(self._recording, dynamic=False, options={"fallback_random": True})
         return outputs
 
     def _check(self, recording: GraphModule, batch: Tensor, *inputs: Tensor | float) -> Outputs:
         self._check_at = 2 * self.calls
-        state = [(value, value.clone()) for value in _constants(recording)]
+        changing = [value for value in _constants(recording) if not (value.is_leaf and value.requires_grad)]
+        state = [(value, value.clone()) for value in changing]
         random_state = _random_state()
         failure = ""
         replayed: Outputs = ()
         with torch.no_grad():
             try:
+                if self.compiled and self._replay is recording:
+                    self._replay = _compiled(recording, batch, *inputs)
                 replayed = self._replay(batch, *inputs)
             except Exception as error:  # of the compiler, or where there is none
                 failure = _reason(error)
@@ -162,8 +163,27 @@ def kept_tensors() -> saved_tensors_hooks:
 
 
 def _constants(recording: GraphModule) -> list[Tensor]:
-    values = [getattr(recording, node.target) for node in recording.graph.nodes if node.op == "get_attr"]
-    return [value for value in values if isinstance(value, Tensor) and not (value.is_leaf and value.requires_grad)]
+    """Return the tensors from outside that a recording reads: parameters, buffers and numbers of the programs."""
+    names = dict.fromkeys(node.target for node in recording.graph.nodes if node.op == "get_attr")
+    return [getattr(recording, name) for name in names]
+
+
+def _compiled(recording: GraphModule, *inputs: Tensor | float) -> Step:
+    """Have torch's compiler make kernels of a recording, without the checks of ``torch.compile`` at every call."""
+    import torch._inductor
+
+    # What the recording reads from outside becomes its first inputs: a constant might be built into a kernel.
+    graph, constants = Graph(), _constants(recording)
+    given = [graph.placeholder(f"constant_{number}") for number in range(len(constants))]
+    by_tensor = {id(constant): node for constant, node in zip(constants, given, strict=True)}
+    copies: dict[Node, Node] = {}
+    for node in recording.graph.nodes:
+        reads = node.op == "get_attr"
+        copies[node] = by_tensor[id(getattr(recording, node.target))] if reads else graph.node_copy(node, copies.get)
+    options = {"fallback_random": True}  # random numbers are those of the uncompiled recording
+    examples: list[Any] = [*constants, *inputs]
+    kernels = torch._inductor.compile(GraphModule({}, graph), examples, options=options)
+    return lambda *inputs: kernels(*constants, *inputs)
 
 
 def _random_state() -> list[Tensor]:

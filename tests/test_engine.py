@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torch._inductor
 from all_cases import CASES
 from partners import vae_around
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_elbo
@@ -310,10 +311,10 @@ def test_the_terms_of_a_sum_are_compared_at_the_size_of_the_largest():
 
 
 def test_a_compiled_step_that_is_not_the_eager_one_is_caught(monkeypatch):
-    def spoiled(recording, **_):
+    def spoiled(recording, *_, **__):
         return lambda *inputs: [value * (1 + 1e-4) for value in recording(*inputs)]
 
-    monkeypatch.setattr(torch, "compile", spoiled)
+    monkeypatch.setattr(torch._inductor, "compile", spoiled)
     recorded = Recorded(lambda x: (x * 2,), compiled=True)
     with pytest.warns(RuntimeWarning, match="not the same at every step"):
         found = [recorded(torch.ones(3))[0] for _ in range(4)]
@@ -328,7 +329,7 @@ def test_a_compiler_that_fails_leads_to_eager_steps_with_one_warning(monkeypatch
 
         return fail
 
-    monkeypatch.setattr(torch, "compile", without_compiler)
+    monkeypatch.setattr(torch._inductor, "compile", without_compiler)
     recorded = Recorded(lambda x: (x + torch.randn(3),), compiled=True)
     torch.manual_seed(0)
     with pytest.warns(RuntimeWarning, match=r"run eagerly \(RuntimeError: no C\+\+ compiler found\)"):
