@@ -69,7 +69,7 @@ class MemoryMapped(_NotInMemory):
         super().__init__()
         self.path = Path(path)
         array = self._array()
-        as_tensor(array[:1])  # which refuses what is no data
+        as_tensor(array[:1] if array.ndim else array)  # which refuses what is no data
         self.rows = torch.arange(len(array)) if rows is None else rows
         self.shape = torch.Size((len(self.rows), *array.shape[1:]))
 
