@@ -163,7 +163,8 @@ def train_by_numpyro(vae, x, batch_size, epochs):
         with numpyro.plate("data", len(batch)):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(LATENT_DIM), 1.0).to_event(1))
             logits = apply(weights, z)
-            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=batch)
+            # Its Bernoulli gives grey pixels the probability 0.
+            numpyro.factor("x", (batch * logits - jax.nn.softplus(logits)).sum(-1))
 
     def guide(batch):
         output = apply(numpyro.param("encoder", started["encoder"]), batch).reshape(len(batch), 2, LATENT_DIM)
