@@ -33,6 +33,7 @@ setup(
         "zuko>=1.3",
     ],
     extras_require={
+        "bench": ["numpyro>=0.15"],
         "distributed": ["lightning-fabric>=2.4"],
         "test": ["pytest>=8", "pytest-cov>=5", "lightning-fabric>=2.4"],
         "lint": ["ruff>=0.8", "mypy>=1.11", "import-linter>=2", "types-PyYAML", "types-tqdm", "types-setuptools"],
