@@ -165,7 +165,8 @@ def kept_tensors() -> saved_tensors_hooks:
 def _constants(recording: GraphModule) -> list[Tensor]:
     """Return the tensors from outside that a recording reads: parameters, buffers and numbers of the programs."""
     names = dict.fromkeys(node.target for node in recording.graph.nodes if node.op == "get_attr")
-    return [getattr(recording, name) for name in names]
+    values = (getattr(recording, name) for name in names)
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _compiled(recording: GraphModule, *inputs: Tensor | float) -> Step:

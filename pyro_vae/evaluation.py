@@ -168,8 +168,8 @@ def log_likelihood(
 
     Raises:
         TypeError, ValueError: as `evaluate`; for fewer than one sample; for a memory that is no amount, or too small
-            for the samples of one datum; for sites that do not stand in one plate over the data, are
-            scaled, or that one program alone draws.
+            for the samples of one datum; for sites that do not stand in one plate over the data, are scaled, or that
+            one program alone draws.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
