@@ -20,8 +20,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".we
 IN_MEMORY = 2**30  # bytes in 32 bits, from which on a .npy file stays where it is
 
 
-class _NotInMemory(Dataset[Tensor]):
-    """Rows that are read when they are asked for, with what `fit` and `evaluate` ask of a tensor."""
+class _Rows(Dataset[Tensor]):
+    """Rows that are made or read when they are asked for, with what `fit` and `evaluate` ask of a tensor."""
 
     shape: torch.Size
     device = torch.device("cpu")
@@ -38,11 +38,55 @@ class _NotInMemory(Dataset[Tensor]):
         moved.device, moved.dtype = device, dtype or self.dtype
         return moved
 
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the rows in order, so many at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        raise NotImplementedError
+
     def _moved(self, rows: Tensor) -> Tensor:
         return rows.to(self.device, self.dtype)
 
 
-class MemoryMapped(_NotInMemory):
+class EightBit(_Rows):
+    """Data in memory in 8 bits, a quarter of what they take in 32, of which a batch at a time is divided by 255.
+
+    `fit` and `evaluate` make it of every tensor and array of 8 bits, on the device of the programs.
+
+    Arguments:
+        values: of type uint8, shape (N, ...).
+
+    Raises:
+        TypeError, ValueError: where they are not.
+
+    Example:
+        >>> x = EightBit(torch.tensor([[0], [51], [255]], dtype=torch.uint8))
+        >>> x[torch.tensor([2, 1])]
+        tensor([[1.0000],
+                [0.2000]])
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        if not isinstance(values, Tensor) or values.dtype != torch.uint8:
+            raise TypeError(f"values must be a tensor of torch.uint8, not {getattr(values, 'dtype', type(values))}")
+        as_tensor(values[:1])  # which refuses what is no data
+        self.values, self.shape, self.device = values, values.shape, values.device
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """Return the same data on a device, still in 8 bits, for batches in a precision."""
+        moved = super().to(device, dtype)
+        moved.values = self.values.to(device)
+        return moved
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        rows = self.values[index] if isinstance(index, slice) else self.values.index_select(0, index)
+        return self._moved(rows / 255)
+
+
+class MemoryMapped(_Rows):
     """Data in a ``.npy`` file of any size, of which a batch at a time is in memory.
 
     `fit` and `evaluate` take it in place of a tensor. They hold 8 bytes for each datum, its place in the shuffled
@@ -84,13 +128,8 @@ class MemoryMapped(_NotInMemory):
         array = self._array()
         return self._moved(as_tensor(array[self.rows[index.cpu() if isinstance(index, Tensor) else index].numpy()]))
 
-    def split(self, size: int) -> Iterator[Tensor]:
-        """Yield the rows in order, so many at a time."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
 
-
-class Stream(_NotInMemory):
+class Stream(_Rows):
     """Data that an iterable data set makes or reads one by one, anew and in its own order at each pass.
 
     `fit` and `evaluate` make it of every ``torch.utils.data.IterableDataset``. What has no length is counted by one
@@ -128,19 +167,21 @@ class Stream(_NotInMemory):
             raise ValueError(f"the data set gave {read} data in this pass, not {len(self)}: each must begin anew")
 
 
-Rows = Tensor | MemoryMapped | Stream
+Rows = Tensor | EightBit | MemoryMapped | Stream
 
 
 class Data(NamedTuple):
     """A data set in fixed train and test parts; the labels are None where there are none."""
 
-    train: Tensor | MemoryMapped
-    test: Tensor | MemoryMapped
+    train: Tensor | EightBit | MemoryMapped
+    test: Tensor | EightBit | MemoryMapped
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
 
 
-def load(source: str | Path, root: str | Path | None = None, download: bool = False) -> Data:
+def load(
+    source: str | Path, root: str | Path | None = None, download: bool = False, *, eight_bit: bool = False
+) -> Data:
     """Load a data set by name, or from a file or folder.
 
     Arguments:
@@ -152,6 +193,8 @@ def load(source: str | Path, root: str | Path | None = None, download: bool = Fa
         root: the folder that holds torchvision's data sets; else the environment variable ``PYRO_VAE_DATA``, else
             ``data``.
         download: fetch one of torchvision's data sets where it is missing.
+        eight_bit: keep 8-bit values as they are, in a quarter of the memory, as `EightBit`, which `fit` and `evaluate`
+            take in place of a tensor.
 
     Returns:
         Images of shape (N, channels, height, width), or rows as the file has them; 8-bit values are divided by 255.
@@ -165,12 +208,22 @@ def load(source: str | Path, root: str | Path | None = None, download: bool = Fa
         >>> digits.train.shape, digits.test.shape, digits.train.max()
         (torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8]), tensor(1.))
     """
-    name = str(source)
+    found = _load(str(source), root, download)
+    return found._replace(train=_given(found.train, eight_bit), test=_given(found.test, eight_bit))
+
+
+def _given(x: Any, eight_bit: bool) -> Any:
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        return EightBit(x) if eight_bit else as_tensor(x)
+    return x
+
+
+def _load(name: str, root: str | Path | None, download: bool) -> Data:
     if name == "digits":
         return _digits()
     if name in TORCHVISION:
         return _torchvision(name, Path(root or os.environ.get("PYRO_VAE_DATA") or "data"), download)
-    path = Path(source)
+    path = Path(name)
     if name and path.is_dir():
         return _folder(path)
     if path.suffix in (".npy", ".npz"):
@@ -231,19 +284,23 @@ def as_tensor(data: Any) -> Tensor:
         >>> as_tensor(np.array([[0, 255]], dtype=np.uint8))
         tensor([[0., 1.]])
     """
-    if isinstance(data, _NotInMemory):
+    if isinstance(data, _Rows):
         return data[:]
+    stored = as_stored(data)
+    return stored / 255 if stored.dtype == torch.uint8 else stored
+
+
+def as_stored(data: Any) -> Tensor:
+    """Do what `as_tensor` does, but leave 8-bit values as they are."""
     if isinstance(data, np.ndarray):
         data = _from_numpy(data)
     if not isinstance(data, Tensor):
         data = _stack(_items(data))
     if data.dim() < 2 or not len(data):
         raise ValueError(f"data must have shape (N, ...) with N at least 1 and one dimension more, not {_shape(data)}")
-    if data.dtype == torch.uint8:
-        return data / 255
     if data.is_complex():
         raise TypeError(f"data must hold real numbers, not {data.dtype}")
-    return data if data.is_floating_point() else data.to(torch.get_default_dtype())
+    return data if data.is_floating_point() or data.dtype == torch.uint8 else data.to(torch.get_default_dtype())
 
 
 def _all(rows: Tensor) -> Tensor:
@@ -273,7 +330,8 @@ def shuffled_batches(
         yield from map(part, x.split(batch_size))
         return
     for index in torch.randperm(len(x), generator=order).split(batch_size):
-        yield x[part(index).to(x.device)]
+        wanted = part(index).to(x.device)
+        yield x.index_select(0, wanted) if isinstance(x, Tensor) else x[wanted]  # twice as fast as x[wanted]
 
 
 def _shape(data: Tensor) -> tuple[int, ...]:
@@ -341,7 +399,7 @@ def _torchvision(name: str, root: Path, download: bool) -> Data:
     family = getattr(import_torchvision_datasets(), TORCHVISION[name])
     try:
         parts = [family(root=str(root), train=train, download=download) for train in (True, False)]
-        images = [part.data[:, None] / 255 for part in parts]
+        images = [part.data[:, None] for part in parts]
         if any(len(part.data) != len(part.targets) for part in parts):
             raise ValueError("it has not as many labels as images")
     except Exception as error:
@@ -409,7 +467,7 @@ def _numpy(path: Path) -> Data:
         raise ValueError(
             f"{path} needs arrays x_train and x_test, or x, but holds {', '.join(sorted(tensors)) or 'none'}"
         )
-    data = [as_tensor(tensors[f"x{part}"]) for part in parts]
+    data = [as_stored(tensors[f"x{part}"]) for part in parts]
     labels = [tensors.get(f"y{part}") for part in parts]
     for part, x, y in zip(parts, data, labels, strict=True):
         if y is not None and y.dim() != 1:
@@ -449,12 +507,14 @@ def _folder(path: Path) -> Data:
         raise ValueError(f"the folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     folders = sorted({file.parent for file in files})
     labels = torch.tensor([folders.index(file.parent) for file in files]) if len(folders) > 1 else None
+    if any(row.dtype != torch.uint8 for row in rows):
+        rows = [row / 255 if row.dtype == torch.uint8 else row for row in rows]
     return _split(torch.stack(rows), labels)
 
 
 def _pixels(image: Any) -> Tensor:
-    """Return an image of Pillow's as (channels, height, width) in [0, 1]; 16-bit greys keep their 16 bits."""
+    """Return an image of Pillow's as (channels, height, width) in 8 bits; greys of 16 bits as parts of 1."""
     if image.mode.startswith("I"):
         return _row(image).float() / 65535
     grey = image.mode in ("1", "L", "LA")
-    return _row(image.convert("L" if grey else "RGB")).float() / 255
+    return _row(image.convert("L" if grey else "RGB"))

@@ -13,7 +13,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from pyro_vae.data import MemoryMapped, Rows, Stream, as_tensor
+from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
 from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.vae import VAE
 
@@ -53,10 +53,11 @@ def modules_of(*programs: Program) -> list[nn.Module]:
 
 
 def as_input(data: Any, *programs: Program) -> Rows:
-    """Return data as one tensor, on the device and in the precision of the programs' modules.
+    """Return data as one tensor, on the device and in the precision of the programs' modules, or what stands for it.
 
     Arguments:
-        data: what `pyro_vae.data.as_tensor` takes; a `MemoryMapped` or an ``IterableDataset``, read a batch at a time.
+        data: what `pyro_vae.data.as_tensor` takes, 8-bit values as `EightBit`; a `MemoryMapped` or an
+            ``IterableDataset``, read a batch at a time.
         programs: methods of modules, or modules; plain functions leave the data as they are.
 
     Returns:
@@ -67,7 +68,9 @@ def as_input(data: Any, *programs: Program) -> Rows:
         torch.float64
     """
     x: Rows = Stream(data) if isinstance(data, IterableDataset) else data
-    x = x if isinstance(x, MemoryMapped | Stream) else as_tensor(x)
+    if not isinstance(x, EightBit | MemoryMapped | Stream):
+        x = as_stored(x)
+        x = EightBit(x) if x.dtype == torch.uint8 else x
     parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
     return x.to(parameters[0].device, parameters[0].dtype) if parameters else x
 

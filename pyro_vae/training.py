@@ -19,7 +19,7 @@ from pyro_vae.evaluation import Bound, mean_bound
 from pyro_vae.handlers import LocalModules, weigh_kl
 from pyro_vae.networks import above
 from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
-from pyro_vae.precision import check_precision, layers_in
+from pyro_vae.precision import BETWEEN_FLUSHES, check_precision, flush_subnormal, layers_in
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, modules_of, seeded
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def fit(
 
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            totals = Bound(0.0, 0.0, 0.0)
+            totals = torch.zeros(3, dtype=torch.float64, device=x.device)
             with pyro.validation_enabled(False):
                 for rows in shuffled_batches(x, batch_size * ranks.size, order, ranks.part):
                     count = len(rows)
@@ -227,13 +227,15 @@ def fit(
                         torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
                     optim.step()
 
-                    totals = Bound(*(total + float(term) for total, term in zip(totals, terms, strict=True)))
+                    totals += torch.stack(terms)
                     if on_step:
                         on_step(step, value.detach() / counted)
                     step += 1
+                    if step % BETWEEN_FLUSHES == 0:
+                        flush_subnormal(optim)
                 ranks.broadcast(buffers)
                 seconds = time.perf_counter() - start
-                history.append(_row(epoch, Bound(*(total / len(x) for total in totals)), measure(), seconds))
+                history.append(_row(epoch, Bound(*(totals / len(x)).tolist()), measure(), seconds))
             if on_epoch:
                 on_epoch(history[-1])
     history.engine = how()
