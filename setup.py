@@ -27,6 +27,7 @@ setup(
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "safetensors>=0.4",
+        "filelock>=3.12",
         "pyyaml>=6",
         "tqdm>=4.66",
         "pillow>=10",

@@ -4,15 +4,17 @@ python -m benchmarks.speed --data-root DIR [--models NAME ...] [--batch-sizes N 
                            [--json FILE]
 
 A table for each model and batch size. Every way of training is a process of its own, started once and kept; they take
-turns, an epoch each, while the others sleep, and the medians are over the rounds. What is done once, such as a
-recording, a compilation or a jit, falls into an epoch before the first round, whose time is in the column `first`. The
-bound on the test images is taken after all epochs, in 32 bits, so that nothing is bought with accuracy.
+turns, an epoch each, while the others sleep, and the medians are over the rounds; a way that fails is said to. What is
+done once, such as a recording, a compilation or a jit, falls into an epoch before the first round, whose time is in the
+column `first`. The bound on the test images is taken after all epochs, in 32 bits, so that nothing is bought with
+accuracy.
 
-All train on grey pixels in memory (`fit` keeps them in 8 bits, as they come) with Adam 1e-3, in one fused step but for Pyro's own optimizer and NumPyro's, and add
-up what they report: `fit` loss, reconstruction and KL, the others their loss. By hand, the normal model is
-`pyro_vae.baseline`, the others a loop over the same modules without a Pyro program; compiled, their loss passes through
-torch.compile. SVI is `pyro.infer.SVI` as Pyro's examples have it. NumPyro jits the whole epoch; it has the normal
-model alone. `pytorch-example` is the way of PyTorch's example script: a DataLoader over images that pass ToTensor.
+All train on grey pixels in memory (`fit` has them in 8 bits, as they come) with Adam 1e-3, in one fused step but for
+Pyro's own optimizer and NumPyro's, and add up what they report: `fit` loss, reconstruction and KL, the others their
+loss. By hand, the normal model is `pyro_vae.baseline`, the others a loop over the same modules without a Pyro program;
+compiled, their loss passes through torch.compile. SVI is `pyro.infer.SVI` as Pyro's examples have it. NumPyro jits the
+whole epoch; it has the normal model alone. `pytorch-example` is the way of PyTorch's example script: a DataLoader over
+images that pass ToTensor.
 """
 
 import argparse
@@ -262,9 +264,14 @@ def measure(name, batch_size, settings):
         there.close()  # so that the end of a process is heard of
         workers.append((way, here, []))
     for _ in range(epochs):
-        for _, connection, seconds in workers:
-            connection.send("go")
-            seconds.append(connection.recv())
+        for worker in list(workers):
+            way, connection, seconds = worker
+            try:
+                connection.send("go")
+                seconds.append(connection.recv())
+            except (EOFError, OSError):
+                print(f"{name}, batch {batch_size}: {', '.join(way)} ended with an error\n")
+                workers.remove(worker)
     rows = []
     for (who, engine, precision), connection, (first, *seconds) in workers:
         connection.send("go")
@@ -303,7 +310,7 @@ def main():
     for model in settings.models:
         for batch_size in settings.batch_sizes:
             rows += measure(model, batch_size, settings)
-            print("\n".join(table(rows[-len(ways_of(model, settings.device)) :])), "\n", flush=True)
+            print("\n".join(table([row for row in rows if (row["model"], row["batch"]) == (model, batch_size)])), "\n")
     for row in rows:
         if row["who"] == "fit" and row["engine"] != "eager" and "cannot be recorded" in row["note"]:
             print(f"{row['model']}, batch {row['batch']}, {row['engine']}, {row['precision']}: {row['note']}")

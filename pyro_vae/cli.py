@@ -7,10 +7,13 @@ import argparse
 import difflib
 import inspect
 import json
+import os
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
@@ -24,8 +27,10 @@ if TYPE_CHECKING:
 PRESETS = {"practicum": {"latent_dim": 20, "epochs": 10, "batch_size": 256}}  # and the defaults
 TRAIN_ONLY = {
     *("epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "precision", "devices"),
+    *("memory", "on_nan", "checkpoint_minutes"),
     *("evaluate", "latent_map"),
 }
+TRUSTED = ("pyro_vae", "torch", "pyro")  # from which a config file may name a class
 SAID, LOST = 2, 3  # how a process of several ends: it has said why; it has lost another, and leaves the word to others
 
 
@@ -98,7 +103,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _out_of_memory(command: str) -> str:
     flags = {
         "evaluate": "--memory",
-        "train": "--batch-size, or --loss.chunk",
+        "train": "--batch-size, or --memory with an objective of several particles",
         "compare": "--batch-size",
     }
     return f"out of memory; lower {flags.get(command, '--n')}"
@@ -108,8 +113,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     """Parse argv, ``config`` becoming a `Config`: its flags and those of --preset give way to the others."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.builds_vae:
+    if getattr(arguments, "resume", None):
+        _check_resume(arguments, rest)
+        arguments.out, arguments.config = arguments.resume, _run_config(arguments.resume, arguments.allow)
+    elif arguments.builds_vae:
         flags = PRESETS.get(arguments.preset, {}) | (_read_yaml(arguments.config) if arguments.config else {})
+        _check_classes({name: value for name, value in flags.items() if not getattr(arguments, name, None)}, arguments)
         if arguments.command is not _train:
             flags = {name: value for name, value in flags.items() if name.replace("-", "_") not in TRAIN_ONLY}
         arguments, rest = parser.parse_known_args([argv[0], *_tokens(flags), *argv[1:]])
@@ -117,6 +126,34 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     elif rest:
         raise ValueError(_unknown_flag(rest[0], arguments))
     return arguments
+
+
+def _check_resume(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Refuse what stands beside --resume: a run goes on as it began."""
+    given = [name for name in (*Config.flags(), "preset", "config", "out") if getattr(arguments, name) is not None]
+    if given or rest:
+        flag = f"--{given[0].replace('_', '-')}" if given else rest[0]
+        raise ValueError(f"--resume goes on with the flags of the run's config.yaml: leave out {flag}")
+
+
+def _check_classes(flags: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Refuse to import for a file what nobody has allowed: importing a module runs it."""
+    for name, value in flags.items():
+        module = str(value).rpartition(".")[0]
+        known = any(module == allowed or module.startswith(f"{allowed}.") for allowed in (*TRUSTED, *arguments.allow))
+        if name in PARTS and module and not known:
+            reason = f"{arguments.config} names {value!r} as its {name}, and importing a module runs its code"
+            raise ValueError(f"{reason}: if you trust it, add --allow {module}")
+
+
+def _run_config(run: Path, allow: list[str], *flags: str) -> Config:
+    """Return the config that a run's folder holds."""
+    flags = (*flags, *(f"--allow={module}" for module in allow))
+    path = run / "config.yaml"
+    if not path.exists():
+        raise ValueError(f"{run} is no run: it holds no config.yaml")
+    config: Config = _parse(["train", f"--config={path}", *flags]).config
+    return config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", _train, "train a VAE and write a run: metrics, weights, pictures, report")
     _add_config_flags(train)
     train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/DATA-DATE-TIME)")
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped, by its own config"
+    )
 
     compare = _command(commands, "compare", _compare, "hold the Pyro programs against the hand-coded VAE")
     _add_config_flags(compare, TRAIN_ONLY)
@@ -163,6 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", default="2GB", metavar="SIZE", help="of the samples at a time: 512MB, 2GiB, ... (default 2GB)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    for command in (sample, reconstruct, evaluation):
+        _add_allow(command)
+        command.add_argument("--best", action="store_true", help="the weights with the lowest test loss, not the last")
     for command in (reconstruct, evaluation):
         command.add_argument("--data-root", metavar="DIR", help="folder of the data sets, if not the run's")
     reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")
@@ -191,8 +234,14 @@ def _add_config_flags(parser: argparse.ArgumentParser, left_out: Collection[str]
         text += "" if default is None or default is False else f" (default {default})"
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, help=text, **how)
     add = parser.add_argument
+    _add_allow(parser)
     add("--preset", choices=sorted(PRESETS), help="a known recipe; flags beside it take precedence")
     add("--config", type=Path, metavar="FILE", help="flags from a YAML file, such as a run's config.yaml")
+
+
+def _add_allow(parser: argparse.ArgumentParser) -> None:
+    text = "a module from which a config file may name a class, beside pyro_vae, torch and pyro; repeatable"
+    parser.add_argument("--allow", action="append", default=[], metavar="MODULE", help=text)
 
 
 def _tokens(flags: dict[str, Any]) -> list[str]:
@@ -261,9 +310,9 @@ def _train(arguments: argparse.Namespace) -> None:
     config, folder = arguments.config, _new_folder(arguments.out, arguments.config.data)
     fabric = connect(config.devices, config.device)
     if fabric is None:
-        return _train_run(config, folder)
+        return _train_run(config, folder, resume=bool(arguments.resume))
     try:
-        fabric.launch(_train_rank, config, folder, arguments.debug)
+        fabric.launch(_train_rank, config, folder, arguments.debug, bool(arguments.resume))
     except ProcessExitedException as error:
         if error.exit_code == SAID:
             raise SystemExit(SAID) from error
@@ -272,14 +321,14 @@ def _train(arguments: argparse.Namespace) -> None:
         raise ConnectionError(f"{which} of this training {how}; {what_stands(folder)}") from error
 
 
-def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool) -> None:
+def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: bool) -> None:
     """Train as one of several processes, and say what went wrong once."""
     from multiprocessing import parent_process
 
     from pyro_vae.runs import what_stands
 
     try:
-        _train_run(config, folder, fabric)
+        _train_run(config, folder, fabric, resume=resume)
     except Exception as error:
         if debug:
             raise
@@ -292,7 +341,35 @@ def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool) -> None:
         raise SystemExit(SAID) from error
 
 
-def _train_run(config: Config, folder: Path, fabric: Any = None) -> None:
+@contextmanager
+def _stopping_at_signals(stop: Callable[[], None], folder: Path) -> Iterator[None]:
+    """Have SIGINT and SIGTERM stop a training by its checkpoint, and say how to go on; a second one leaves at once."""
+    from pyro_vae.checkpoints import Stopped
+    from pyro_vae.runs import what_stands
+
+    received: list[int] = []
+
+    def on_signal(number: int, _: Any) -> None:
+        if received:
+            os.write(2, b"\n")
+            os._exit(128 + number)
+        received.append(number)
+        stop()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Stopped as error:
+        print(f"\npyro-vae: {error}; {what_stands(folder)}", file=sys.stderr)
+        raise SystemExit(128 + received[0]) from error
+    except OSError as error:
+        raise type(error)(f"{error}; {what_stands(folder)}") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool = False) -> None:
     from tqdm import tqdm
 
     from pyro_vae.config import load_data
@@ -302,7 +379,7 @@ def _train_run(config: Config, folder: Path, fabric: Any = None) -> None:
     ranks = Ranks(fabric)
     if fabric and config.download:  # once on each machine
         ranks.together(lambda: load_data(config) if fabric.local_rank == 0 else None)
-    run = ranks.together(lambda: Run(config, folder, fabric))
+    run = ranks.together(lambda: Run(config, folder, fabric, resume=resume))
     say = print if ranks.rank == 0 else lambda _: None
     for name, text in run.facts().items():
         say(f"{name + ':':<20}{text}")
@@ -313,16 +390,16 @@ def _train_run(config: Config, folder: Path, fabric: Any = None) -> None:
     ) as bar:
 
         def on_step(step: int, loss: Any) -> None:
-            if step % 20 == 0:
+            bar.initial = bar.initial or step - bar.n  # of a run that goes on
+            if bar.update(step + 1 - bar.n):  # shown: only then a GPU is waited for
                 text = f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image"
                 bar.set_description(text, refresh=False)
-            bar.update()
 
         def on_epoch(row: dict[str, float]) -> None:
             text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per image"
             bar.set_description(f"epoch {row['epoch']:.0f}/{config.epochs}, {text}", refresh=False)
 
-        with warnings.catch_warnings():
+        with _stopping_at_signals(run.checkpoints.stop, folder), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
             warnings.filterwarnings("ignore", "the step cannot be recorded")  # said below
             history = run.train(on_epoch, on_step)
@@ -391,12 +468,9 @@ def _list(arguments: argparse.Namespace) -> None:
 def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
     from pyro_vae.runs import load_vae
 
-    path = arguments.run / "config.yaml"
-    if not path.exists():
-        raise ValueError(f"{arguments.run} is no run: it holds no config.yaml")
     root = [f"--data-root={arguments.data_root}"] if getattr(arguments, "data_root", None) else []
-    config = _parse(["train", f"--config={path}", *root]).config
-    return load_vae(arguments.run, config), config
+    config = _run_config(arguments.run, arguments.allow, *root)
+    return load_vae(arguments.run, config, best=arguments.best), config
 
 
 def _check_count(n: int) -> None:

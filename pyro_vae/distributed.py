@@ -69,6 +69,20 @@ class Ranks:
             raise ConnectionError(f"another process of this training has ended, {minutes}") from error
         return total.to(values.device)
 
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """Return every rank's value, by rank.
+
+        Raises:
+            ConnectionError: as `sum`.
+        """
+        all_ = torch.zeros(self.size, *value.shape, dtype=torch.int64)
+        all_[self.rank] = value
+        return list(self.sum(all_).to(value))
+
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set on some rank."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
+
     def combine(
         self, terms: Sequence[Tensor], gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], count: int
     ) -> tuple[Sequence[Tensor], Sequence[Tensor | None], int | Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
 PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
@@ -173,18 +174,41 @@ def _compiled(recording: GraphModule, *inputs: Tensor | float) -> Step:
     """Have torch's compiler make kernels of a recording, without the checks of ``torch.compile`` at every call."""
     import torch._inductor
 
-    # What the recording reads from outside becomes its first inputs: a constant might be built into a kernel.
-    graph, constants = Graph(), _constants(recording)
-    given = [graph.placeholder(f"constant_{number}") for number in range(len(constants))]
-    by_tensor = {id(constant): node for constant, node in zip(constants, given, strict=True)}
-    copies: dict[Node, Node] = {}
+    # What the recording reads from outside becomes its first inputs: a constant might be built into a kernel. So does
+    # what no compiler takes, as its shape hangs on values, if these are not of the data: the places of a mask's ones.
+    read = {node: getattr(recording, node.target) for node in recording.graph.nodes if node.op == "get_attr"}
+    found = {node: _value(node, read) for node in recording.graph.nodes if _has_open_shape(node) and _is_fixed(node)}
+    by_identity = {id(value): value for value in (read | found).values()}
+    graph, constants = Graph(), list(by_identity.values())
+    given = {name: graph.placeholder(f"constant_{number}") for number, name in enumerate(by_identity)}
+    copies: dict[Node, Node] = {node: given[id(value)] for node, value in (read | found).items()}
     for node in recording.graph.nodes:
-        reads = node.op == "get_attr"
-        copies[node] = by_tensor[id(getattr(recording, node.target))] if reads else graph.node_copy(node, copies.get)
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.get)
     options = {"fallback_random": True}  # random numbers are those of the uncompiled recording
     examples: list[Any] = [*constants, *inputs]
     kernels = torch._inductor.compile(GraphModule({}, graph), examples, options=options)
     return lambda *inputs: kernels(*constants, *inputs)
+
+
+def _is_fixed(node: Node) -> bool:
+    """Whether a node hangs on no input, and on no random number."""
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return node.op == "get_attr" or (
+        node.op == "call_function" and not random and all(map(_is_fixed, node.all_input_nodes))
+    )
+
+
+def _has_open_shape(node: Node) -> bool:
+    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+
+
+def _value(node: Node, read: dict[Node, Tensor]) -> Any:
+    """Compute a fixed node."""
+    if node in read:
+        return read[node]
+    args, kwargs = map_arg((node.args, node.kwargs), lambda argument: _value(argument, read))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _random_state() -> list[Tensor]:

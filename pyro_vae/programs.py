@@ -1,9 +1,11 @@
 """Pairs of Pyro programs from outside: whose modules they run, where, in which mode, and whether they fit the data."""
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -19,6 +21,7 @@ from pyro_vae.vae import VAE
 
 Transform = Callable[[Tensor], Tensor]
 FINITE = "remove or fill what is not finite"
+_TURN = threading.RLock()
 LARGEST_CHUNK = 2**20  # numbers that are checked together
 
 
@@ -91,9 +94,12 @@ def mode(training: bool, *programs: Program) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random state on the CPU and on a device, and put both back at the end."""
+    """Seed torch's random state on the CPU and on a device, and put both back at the end.
+
+    Both are the whole process's, and so is Pyro's stack of handlers: threads take turns here.
+    """
     cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
+    with _TURN, torch.random.fork_rng([device] if cuda else []):
         torch.default_generator.manual_seed(seed)
         if cuda:
             with torch.cuda.device(device):
@@ -149,6 +155,65 @@ def check_programs(model: Program, guide: Program, x: Rows, transform: Transform
                 model_trace, _ = paired_traces(local(model), local(guide), value)
                 _check_support(model_trace.nodes[site["name"]], value)
         start += len(rows)
+
+
+@torch.no_grad()
+def first_not_finite(model: Program, guide: Program, batch: Tensor, gradients: Sequence[Tensor | None]) -> str:
+    """Say what is the first of all that makes a step's loss, or its gradient, to be not finite.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        batch: the step's, as the programs see it. They are run once more, on other noise.
+        gradients: the step's.
+
+    Returns:
+        Words such as "the decoder's logits (site 'x' of the model)".
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def guide(x):
+        ...     pyro.sample("z", dist.Normal(torch.tensor(float("nan")), 1.0))
+        >>> first_not_finite(guide, guide, torch.zeros(1, 1), [])
+        "loc of Normal (site 'z' of the guide)"
+    """
+    for module in modules_of(model, guide):
+        for name, parameter in module.named_parameters():
+            if not parameter.isfinite().all():
+                return f"the parameter {name}"
+    owners = any(isinstance(module, VAE) for module in modules_of(model, guide))
+    with pyro.validation_enabled(False):
+        traces = paired_traces(LocalModules()(model), LocalModules()(guide), batch)
+    sites = [traces[0].nodes[name] for name in traces[0].observation_nodes]
+    missing_is_fine = any(_accepts_nan(site["fn"].support, site["value"]) for site in sites)
+    if batch.isinf().any() or (batch.isnan().any() and not missing_is_fine):
+        return "the data"
+    for program, trace in zip(("guide", "model"), reversed(traces), strict=True):
+        for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
+            site = trace.nodes[name]
+            place = f"(site {name!r} of the {program})"
+            owner = "encoder" if program == "guide" else "decoder" if site["is_observed"] else "prior"
+            found = _parameter_not_finite(site["fn"])
+            if found:
+                return f"the {owner}'s {found[0]} {place}" if owners else f"{found[0]} of {found[1]} {place}"
+            if program == "guide" and not site["value"].isfinite().all():
+                return f"the {owner}'s draw {place}" if owners else f"the draw {place}"
+            if not site["fn"].log_prob(site["value"]).isfinite().all():
+                return f"the {owner}'s log-probability {place}" if owners else f"the log-probability {place}"
+    if any(gradient is not None and not gradient.isfinite().all() for gradient in gradients):
+        return "the gradient"
+    return "the loss, on this noise"
+
+
+def _parameter_not_finite(distribution: Any) -> tuple[str, str] | None:
+    """Return the names of a distribution's first parameter that is not finite, and of its class."""
+    while distribution is not None:
+        for name in getattr(distribution, "arg_constraints", {}):
+            value = vars(distribution).get(name)
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                return name, type(distribution).__name__
+        distribution = getattr(distribution, "base_dist", None)
+    return None
 
 
 def _refuse(x: Tensor, bad: Tensor, fix: str, start: int = 0) -> None:

@@ -1,21 +1,24 @@
 """Runs: a config trained into a folder of its own, and read back from it."""
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock, Timeout
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.checkpoints import Checkpoints, read_tensors, save_tensors
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data
 from pyro_vae.data import BINARIZE
 from pyro_vae.distributed import Ranks
+from pyro_vae.files import write_whole
+from pyro_vae.memory import as_bytes
 from pyro_vae.networks import Shape
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, draw, posterior_moments, snapshot_epochs
 from pyro_vae.programs import check_programs, mode, seeded
@@ -26,6 +29,8 @@ from pyro_vae.vae import VAE
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+LOCK = ".lock"  # a file in a run's folder, which the system frees when the process that holds it ends
+
 
 class Run:
     """A config made ready to train: its data, its VAE and its folder, all checked before anything is written.
@@ -34,23 +39,30 @@ class Run:
         config: the config.
         folder: where the run will be written, by rank 0; it must not exist, or be empty.
         fabric: a launched Fabric, where several processes train.
+        resume: continue the run that the folder holds, with its own config.
 
     Raises:
         ValueError: for anything in the config, the data or the folder that does not fit.
     """
 
-    def __init__(self, config: Config, folder: Path, fabric: "Fabric | None" = None) -> None:
+    def __init__(self, config: Config, folder: Path, fabric: "Fabric | None" = None, *, resume: bool = False) -> None:
         for name, choices in (("binarize", BINARIZE), ("evaluate", EVALUATE), ("latent_map", MAP_NAMES)):
             check_choice(name, getattr(config, name), choices)
         self.config, self.folder, self.fabric, self.ranks = config, folder, fabric, Ranks(fabric)
-        if self.ranks.rank == 0:
+        self.resume, self.lock = resume, FileLock(folder / LOCK)
+        if self.ranks.rank == 0 and not resume:
             check_folder(folder)
+        on_save = partial(self.save_weights) if self.ranks.rank == 0 else None
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save)
         self.device = fabric.device if fabric else device_named(config.device)
         self.data = load_data(config)
         self.transform = BINARIZE[config.binarize]
-        passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision")
+        passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision", "on_nan", "memory")
         self.settings = {name: getattr(config, name) for name in passed_on}
-        check_settings(len(self.data.train), beta=config.beta, lr=config.lr, device=self.device, **self.settings)
+        checked = {name: value for name, value in self.settings.items() if name != "memory"}
+        check_settings(len(self.data.train), beta=config.beta, lr=config.lr, device=self.device, **checked)
+        if config.memory is not None:
+            as_bytes(config.memory)
         beta_of(config, steps_per_epoch=1)
         self.loss = build_loss(config, len(self.data.train))
         self.shape = tuple(self.data.train.shape[1:])
@@ -67,7 +79,9 @@ class Run:
     def train(
         self, on_epoch: Callable[[Row], None] | None = None, on_step: Callable[[int, Tensor], None] | None = None
     ) -> History:
-        """Train, writing config, metrics and weights as they come, then the pictures and the report.
+        """Train, writing config, metrics and checkpoints as they come, then the pictures and the report.
+
+        A lock, which dies with this process, keeps others from the folder.
 
         Arguments:
             on_epoch: called with each row of the history, on rank 0.
@@ -77,22 +91,52 @@ class Run:
             The history.
 
         Raises:
-            ValueError, ConnectionError: as `fit`.
+            ValueError, ConnectionError, Stopped: as `fit`; where another process holds the folder.
             OSError: where the folder cannot be written.
         """
+        try:
+            return self._train(on_epoch, on_step)
+        finally:
+            self.lock.release()
+
+    def _hold_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"another process is training in {self.folder}: wait for it, or give --out") from error
+        if not self.resume:
+            check_folder(self.folder)
+
+    def save_weights(self) -> None:
+        """Write the weights as they are."""
+        save_weights(self.vae, self.folder / "model.safetensors", self.shape)
+
+    def _train(self, on_epoch: Callable[[Row], None] | None, on_step: Callable[[int, Tensor], None] | None) -> History:
         config = self.config
         watched = snapshot_epochs(config.epochs)
         snapshots: dict[str, tuple[Tensor, Tensor]] = {}
+        resumed = self.resume and self.checkpoints.last.exists()
+        if self.resume and self.ranks.rank == 0:
+            self._hold_folder()
+            _, about = self.checkpoints.read() if resumed else ({}, {"history": []})
+            write_metrics(self.folder / "metrics.csv", about["history"])
+            for row in about["history"]:
+                if row["epoch"] in watched:
+                    moments, _ = read_tensors(self._snapshot(row))
+                    snapshots[f"epoch {row['epoch']:.0f}"] = moments["mean"], moments["scale"]
 
         def record(row: Row) -> None:
-            if row["epoch"] == 0:  # all that could be refused has passed
-                self.folder.mkdir(parents=True, exist_ok=True)
+            if row["epoch"] == 0 and not self.resume:  # all that could be refused has passed
+                self._hold_folder()
                 config.save(self.folder / "config.yaml")
             append_metrics(self.folder / "metrics.csv", row)
-            save_weights(self.vae, self.folder / "model.safetensors", self.shape)
             if row["epoch"] in watched:
                 with seeded(config.seed, self.device), mode(False, self.vae):  # what is looked at stays as it is
-                    snapshots[f"epoch {row['epoch']:.0f}"] = posterior_moments(self.vae, self.shown)
+                    moments = posterior_moments(self.vae, self.shown)
+                snapshots[f"epoch {row['epoch']:.0f}"] = moments
+                self.checkpoints.folder.mkdir(exist_ok=True)
+                save_tensors(self._snapshot(row), dict(zip(("mean", "scale"), moments, strict=True)), {})
             if on_epoch:
                 on_epoch(row)
 
@@ -107,6 +151,8 @@ class Run:
             beta=beta_of(config, self.steps_per_epoch),
             transform=self.transform,
             fabric=self.fabric,
+            checkpoints=self.checkpoints,
+            resume=self.checkpoints.folder if resumed else None,
             on_step=on_step,
             on_epoch=record if self.ranks.rank == 0 else None,
             **self.settings,
@@ -116,10 +162,13 @@ class Run:
         with seeded(config.seed, self.device), mode(False, self.vae):
             figures, left_out = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
         for name, figure in figures.items():
-            (self.folder / f"{name}.png").write_bytes(plots.png(figure))
+            write_whole(self.folder / f"{name}.png", plots.png(figure))
         without = {f"no {name.replace('_', ' ').replace('kl', 'KL')}": reason for name, reason in left_out.items()}
         write_report(self.folder, {**self.facts(), **without}, history, list(figures))
         return history
+
+    def _snapshot(self, row: Row) -> Path:
+        return self.checkpoints.folder / f"posteriors-{row['epoch']:.0f}.safetensors"
 
     @property
     def shown(self) -> Tensor:
@@ -173,11 +222,24 @@ def check_folder(folder: Path) -> None:
     """
     if (folder / "config.yaml").exists():
         raise ValueError(f"{folder} already holds a run; give --out another folder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; give --out another one")
     parent = next(path for path in (folder, *folder.parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"{folder} cannot be written: {parent} is no folder that can; give --out another one")
+
+
+def write_metrics(path: Path, rows: Sequence[Row]) -> None:
+    """Write metrics.csv anew, with these rows and no others; without rows, there is no file."""
+    path.unlink(missing_ok=True)
+    if rows:
+        header = ",".join(COLUMNS)
+        write_whole(path, "\n".join([header, *map(_line, rows), ""]).encode())
+
+
+def _line(row: Row) -> str:
+    digits = {"epoch": 0, "seconds": 3}
+    return ",".join(f"{row[name]:.{digits.get(name, 6)}f}" for name in COLUMNS)
 
 
 def append_metrics(path: Path, row: Row) -> None:
@@ -191,38 +253,35 @@ def append_metrics(path: Path, row: Row) -> None:
         1,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000
     """
     header = [] if path.exists() else [",".join(COLUMNS)]
-    digits = {"epoch": 0, "seconds": 3}
-    line = ",".join(f"{row[name]:.{digits.get(name, 6)}f}" for name in COLUMNS)
     with path.open("a", encoding="utf-8") as file:
-        file.write("\n".join([*header, line, ""]))
+        file.write("\n".join([*header, _line(row), ""]))
 
 
 def save_weights(vae: VAE, path: Path, shape: Shape) -> None:
-    """Write a VAE's weights as safetensors: to a temporary file first, so that the old ones stand until then.
+    """Write a VAE's weights by `pyro_vae.checkpoints.save_tensors`.
 
     Arguments:
         vae: the VAE.
         path: where to.
         shape: the shape of one datum, which the file keeps beside the weights.
     """
-    temporary = path.with_suffix(".partial")
-    weights = {name: tensor.contiguous() for name, tensor in vae.state_dict().items()}
-    save_file(weights, temporary, metadata={"shape": " ".join(map(str, shape))})
-    os.replace(temporary, path)
+    save_tensors(path, vae.state_dict(), {"shape": list(shape)})
 
 
 def what_stands(folder: Path) -> str:
     """Say what a run that ended before its time has left."""
-    path = folder / "model.safetensors"
-    return f"{path} holds the weights of the last finished epoch" if path.exists() else "nothing had been written"
+    if not (folder / "config.yaml").exists():
+        return "nothing had been written"
+    return f"what was written stands; go on with: pyro-vae train --resume {shlex.quote(str(folder))}"
 
 
-def load_vae(folder: Path, config: Config) -> VAE:
+def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
     """Read a run's weights into the VAE of its config. Its data need not be there.
 
     Arguments:
         folder: the run's folder.
         config: the run's config.
+        best: those with the lowest test loss, in place of the last ones.
 
     Returns:
         The VAE, on the config's device.
@@ -231,13 +290,16 @@ def load_vae(folder: Path, config: Config) -> VAE:
         ValueError: for weights that are missing, damaged or of another config.
     """
     path = folder / "model.safetensors"
+    weights, head = read_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            shape = tuple(int(size) for size in file.metadata()["shape"].split())
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is missing or damaged: {error}") from error
+        shape = tuple(map(int, head["about"]["shape"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no weights of a VAE") from error
     vae = seeded_vae(config, shape)
+    if best:
+        path = folder / "checkpoints" / "best.safetensors"
+        values = {name.partition("/")[2]: tensor for name, tensor in read_tensors(path)[0].items()}
+        weights = {name: values[name] for name in weights if name in values}
     try:
         vae.load_state_dict(weights)
     except RuntimeError as error:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import yaml
 
+from pyro_vae.files import write_whole
+
 PARTS = ("prior", "encoder", "decoder", "network", "loss")  # what has parameters of its own
 
 
@@ -39,6 +41,9 @@ class Config:
     clip_norm: Annotated[float | None, "X", "largest norm of the whole gradient (default: none)"] = None
     engine: Annotated[str, "HOW", "auto, eager, recorded (replay the programs' arithmetic) or compiled"] = "auto"
     precision: Annotated[str, "HOW", "32, or bf16-mixed: layers in bfloat16, all else in 32 bits"] = "32"
+    memory: Annotated[str | None, "SIZE", "of a step's particles: 512MB, 2GiB, ...; chooses --loss.chunk"] = None
+    on_nan: Annotated[str, "HOW", "where a loss is not finite: stop, skip (the batch) or rollback (the epoch)"] = "stop"
+    checkpoint_minutes: Annotated[float, "X", "between checkpoints within an epoch"] = 5.0
     seed: Annotated[int, "N", "seed of weights, order and noise"] = 0
     device: Annotated[str, "NAME", "cpu, cuda, cuda:1, mps"] = "cpu"
     devices: Annotated[
@@ -64,4 +69,4 @@ class Config:
     def save(self, path: Path) -> None:
         """Write the flags as YAML, with the versions they ran with as a comment."""
         versions = f"# torch {version('torch')}, pyro-ppl {version('pyro-ppl')}\n"
-        path.write_text(versions + yaml.safe_dump(self.flat(), sort_keys=False), encoding="utf-8")
+        write_whole(path, (versions + yaml.safe_dump(self.flat(), sort_keys=False)).encode())

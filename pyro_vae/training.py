@@ -1,9 +1,15 @@
 """Stochastic variational inference: one loop over a pair of Pyro programs."""
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -12,15 +18,27 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vae.checkpoints import Checkpoints, Stopped
 from pyro_vae.data import Rows, shuffled_batches
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import ENGINES, Outputs, chosen
 from pyro_vae.evaluation import Bound, mean_bound
 from pyro_vae.handlers import LocalModules, weigh_kl
+from pyro_vae.memory import as_bytes
 from pyro_vae.networks import above
 from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
 from pyro_vae.precision import BETWEEN_FLUSHES, check_precision, flush_subnormal, layers_in
-from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, modules_of, seeded
+from pyro_vae.programs import (
+    Program,
+    Transform,
+    as_input,
+    check_programs,
+    first_not_finite,
+    mode,
+    modules_of,
+    seeded,
+)
+from pyro_vae.progress import Progress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -40,6 +58,7 @@ REFUSED_LOSSES = (
     *[cls for name, cls in vars(pyro.infer).items() if name.startswith("JitTrace")],  # draw their traces only once
     RenyiELBO,  # a KL weight changes its bound without a word: take objectives.Renyi
 )
+ON_NAN = ("stop", "skip", "rollback")
 Row = dict[str, float]
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -81,7 +100,11 @@ def fit(
     transform: Transform | None = None,
     engine: str = "auto",
     precision: str = "32",
+    memory: int | str | None = None,
     fabric: "Fabric | None" = None,
+    on_nan: str = "stop",
+    checkpoints: Checkpoints | str | Path | None = None,
+    resume: str | Path | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
 ) -> History:
@@ -118,11 +141,20 @@ def fit(
             where that saves time, and never changes a digit.
         precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
             all else and the evaluations in 32 bits (see `pyro_vae.precision.BFloat16Layers`).
+        memory: how much the particles of a step may take, as a number of bytes or a text such as "2GB": from it the
+            ``chunk`` of an objective of this package is chosen, which changes no number by more than rounding.
         fabric: a launched ``lightning_fabric.Fabric``, for training on several processes: each calls `fit` with the
             same arguments, its programs on its own device. R processes cut each batch of R times ``batch_size`` into
             one part each, draw noise of their own, and end with the same parameters and the same history, that of
             one process with the whole batch. The buffers, such as the running means of a batch normalization, follow
             each rank's own parts, and are those of rank 0 from the end of each epoch.
+        on_nan: what to do where a loss or a gradient is not finite, before it touches a parameter. "stop" raises an
+            error that names the step and the first part that is not finite; "skip" leaves the batch out; "rollback"
+            goes back to the parameters from the start of the epoch, and on with the next batch.
+        checkpoints: a folder for checkpoints, or `pyro_vae.checkpoints.Checkpoints`, which says when one is written.
+        resume: a folder that holds a checkpoint of a training with the same arguments, which is continued as if it had
+            never been stopped, to the last bit on the same machine where the engine is not "compiled"; ``epochs`` may
+            be more. Goes on writing checkpoints there, unless ``checkpoints`` names another folder.
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
         on_epoch: called with each row of the history as it is measured.
 
@@ -133,7 +165,9 @@ def fit(
         TypeError: for a loss that is no ELBO, or a program that samples from a plain torch distribution.
         ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
             programs whose sites do not fit each other or the data.
-        FloatingPointError: where a step's loss is not finite; the parameters are then those before the step.
+        FloatingPointError: where a step's loss or gradient is not finite; the parameters are those before the step.
+            On a GPU this is found at the end of the epoch, if the optimizer is a fused one.
+        Stopped: after `Checkpoints.stop`.
         ConnectionError: where another process has ended, or has not answered for 5 minutes.
 
     Example:
@@ -151,6 +185,10 @@ def fit(
         raise TypeError(
             f"loss must be an ELBO such as Trace_ELBO(), objectives.IWAE(5) or objectives.Renyi(0.5), not {loss!r}"
         )
+    saved = None if resume is None else Checkpoints(resume).read()
+    keeper = resume if checkpoints is None else checkpoints
+    if keeper is not None and not isinstance(keeper, Checkpoints):
+        keeper = Checkpoints(keeper)
     ranks, local = Ranks(fabric), LocalModules()
     model, guide = local(model), local(guide)
     beta_at = beta if callable(beta) else lambda _: beta
@@ -167,21 +205,37 @@ def fit(
         clip_norm=clip_norm,
         engine=engine,
         precision=precision,
+        on_nan=on_nan,
         device=x.device,
     )
+    if memory is not None:
+        if not isinstance(loss, Objective):
+            raise ValueError(f"memory is for the particles of objectives such as IWAE, not {type(loss).__name__}'s")
+        loss = copy.copy(loss)  # whose chunk is found below
     objective = terms_and_gradients(loss)
 
     def compute_eagerly(batch: Tensor, weight: Tensor | float) -> Outputs:
         with layers_in(precision):
             terms, gradients = objective(*weigh_kl(weight, model, guide), batch, weight, lambda: local.parameters)
-        return *terms, *gradients
+        return *terms, _norm(gradients), *gradients
 
     steps = epochs * math.ceil(len(x) / (batch_size * ranks.size))
     compute, how = chosen(compute_eagerly, engine, steps, rounded=precision != "32")
     order = torch.Generator().manual_seed(seed)
-    history, step = History(), 0
-
+    history = History()
     buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
+    same = {
+        "data": list(x.shape),
+        "batch_size": batch_size,
+        "seed": seed,
+        "loss": repr(loss) if isinstance(loss, Objective) else f"{type(loss).__name__}({loss.num_particles})",
+        "beta": "a schedule" if callable(beta) else beta,
+        "clip_norm": clip_norm,
+        "precision": precision,
+        "processes": ranks.size,
+    }
+    progress = Progress(history, modules_of(model, guide), order, x.device, ranks, same)
+
     with seeded(ranks.seed(seed), x.device), mode(True, model, guide):
         settings = {"loss": loss, "seed": seed, "transform": transform, "ranks": ranks}
         measure = partial(_test_columns, model, guide, test, settings)
@@ -190,54 +244,107 @@ def fit(
                 for part in (x, test):
                     if part is not None:
                         check_programs(model, guide, part, transform)
+            if memory is not None:
+                rows = x[:batch_size]
+                with seeded(seed, x.device):
+                    batch = transform(rows) if transform else rows
+                    loss.chunk = loss.chunk_within(as_bytes(memory), model, guide, batch)
             ranks.broadcast([*local.parameters, *buffers])
-            history.append(_row(0, mean_bound(model, guide, x, **settings), measure(), 0.0))
-        if on_epoch:
+            if saved is None:
+                history.append(_row(0, mean_bound(model, guide, x, **settings), measure(), 0.0))
+        if on_epoch and saved is None:
             on_epoch(history[-1])
         if not local.parameters:
             raise ValueError("the programs have no parameters to train: name them by pyro.module or pyro.param")
         parameters = local.parameters
         optim = optimizer(parameters)
-        any_row = x[:1]
+        if saved is not None:
+            progress.load(*saved, parameters, optim)
+        any_row, explosion = x[:1], _Explosion()
+        # A fused optimizer leaves the parameters alone where this is 1: a GPU need not be waited for at every step.
+        waits = x.device.type != "cuda" or on_nan != "stop" or not getattr(optim, "_step_supports_amp_scaling", False)
+        failed = torch.zeros((), device=x.device)
 
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
-            totals = torch.zeros(3, dtype=torch.float64, device=x.device)
+        def save(keeper: Checkpoints) -> None:
+            state = progress.save(parameters, optim)
+            if ranks.rank == 0:
+                keeper.write(*state, progress.best)
+            if ranks.any(keeper.stopping):
+                raise Stopped(
+                    f"stopped in epoch {progress.epoch}, before step {progress.step}; checkpoint: {keeper.last}"
+                )
+
+        while progress.epoch <= epochs:
+            start = time.perf_counter() - progress.seconds
+            if on_nan == "rollback":
+                good = copy.deepcopy((progress.values(parameters), optim.state_dict()))
             with pyro.validation_enabled(False):
-                for rows in shuffled_batches(x, batch_size * ranks.size, order, ranks.part):
+                batches = shuffled_batches(x, batch_size * ranks.size, order, ranks.part)
+                for rows in islice(batches, progress.batches, None):
                     count = len(rows)
                     rows = rows if count else any_row  # a step like those of the other ranks, which counts for nothing
                     batch = transform(rows) if transform else rows
-                    weight = check_beta(beta_at(step))
+                    weight = check_beta(beta_at(progress.step))
                     input_weight = torch.tensor(weight, dtype=x.dtype, device=x.device) if callable(beta) else weight
+                    before = [buffer.clone() for buffer in buffers] if on_nan == "skip" else []
 
                     outputs = compute(batch, input_weight)
-                    (value, *terms), gradients, counted = ranks.combine(
-                        outputs[:4], outputs[4:], local.parameters, count
+                    (value, *terms, norm), gradients, counted = ranks.combine(
+                        outputs[:5], outputs[5:], local.parameters, count
                     )
-                    if not math.isfinite(value):
-                        raise FloatingPointError(_not_finite(value, epoch, step))
                     if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
                         ranks.broadcast(local.parameters[len(parameters) :])
                         optim.add_param_group({"params": local.parameters[len(parameters) :]})
                         parameters = local.parameters
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.grad = gradient
-                    if clip_norm is not None:
-                        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-                    optim.step()
-
-                    totals += torch.stack(terms)
-                    if on_step:
-                        on_step(step, value.detach() / counted)
-                    step += 1
-                    if step % BETWEEN_FLUSHES == 0:
+                    finite = True
+                    if not waits:
+                        failed = torch.maximum(failed, 1 - torch.isfinite(value + norm).float())
+                        optim.found_inf = failed  # type: ignore[attr-defined]
+                    elif not (finite := math.isfinite(float(value) + float(norm))):
+                        what = first_not_finite(model, guide, batch, gradients)
+                        where = f"in epoch {progress.epoch}, step {progress.step}: {what}"
+                        if on_nan == "stop":
+                            fix = "lower the learning rate, give a clip_norm, or leave such batches out: on_nan='skip'"
+                            raise FloatingPointError(f"the loss or its gradient is not finite {where}; {fix}")
+                        warnings.warn(
+                            f"a step is left out, not finite {where} ({on_nan})", RuntimeWarning, stacklevel=2
+                        )
+                        if on_nan == "rollback":
+                            _put_back(good, progress.values(parameters), optim)
+                        for buffer, from_before in zip(buffers, before, strict=False):
+                            buffer.copy_(from_before)
+                    else:
+                        explosion.look_at(float(value / counted), progress.step)
+                    if finite:
+                        for parameter, gradient in zip(parameters, gradients, strict=True):
+                            parameter.grad = gradient
+                        if clip_norm is not None:
+                            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+                        optim.step()
+                        progress.count(terms, counted)
+                    progress.step += 1
+                    progress.batches += 1
+                    if progress.step % BETWEEN_FLUSHES == 0:
                         flush_subnormal(optim)
+                    if on_step:
+                        on_step(progress.step - 1, value.detach() / counted)
+                    if keeper and ranks.size == 1 and keeper.due(at_end_of_epoch=False):
+                        progress.seconds = time.perf_counter() - start
+                        save(keeper)
+                if failed:
+                    fix = "lower the learning rate, or give a clip_norm"
+                    raise FloatingPointError(f"a loss or gradient is not finite in epoch {progress.epoch}; {fix}")
                 ranks.broadcast(buffers)
                 seconds = time.perf_counter() - start
-                history.append(_row(epoch, Bound(*(totals / len(x)).tolist()), measure(), seconds))
+                history.append(_row(progress.epoch, Bound(*progress.means()), measure(), seconds))
+            progress.keep_best(parameters)
+            progress.begin_epoch()
             if on_epoch:
                 on_epoch(history[-1])
+            if keeper:
+                due = ranks.rank == 0 and keeper.due(at_end_of_epoch=True)
+                if ranks.any(due or keeper.stopping or progress.epoch > epochs):
+                    save(keeper)
     history.engine = how()
     return history
 
@@ -255,8 +362,37 @@ def _row(epoch: int, train: Bound, test: tuple[float, float, float, float], seco
     return dict(zip(COLUMNS, (epoch, *train, *test, seconds), strict=True))
 
 
-def _not_finite(value: Tensor, epoch: int, step: int) -> str:
-    return f"the loss is {value.item()} in epoch {epoch}, step {step}; lower the learning rate, or give a clip_norm"
+def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Return the norm of all gradients together."""
+    norms = torch._foreach_norm([gradient for gradient in gradients if gradient is not None])
+    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+
+
+@torch.no_grad()
+def _put_back(good: tuple[dict[str, Tensor], dict[str, Any]], values: dict[str, Tensor], optim: Any) -> None:
+    before, state = copy.deepcopy(good)
+    for name, value in before.items():
+        values[name].copy_(value)
+    optim.load_state_dict(state)
+
+
+class _Explosion:
+    """Warns once where a loss is over 1,000 times the median of those before it."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=100)
+        self.limit = math.inf
+
+    def look_at(self, loss: float, step: int) -> None:
+        if abs(loss) > self.limit:
+            text = (
+                f"the loss is {loss:.4g} in step {step}, over 1,000 times its running median; lower the learning rate"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+            self.limit = math.nan  # once
+        self.recent.append(abs(loss))
+        if len(self.recent) >= 10 and step % 25 == 0 and not math.isnan(self.limit):
+            self.limit = 1e3 * median(self.recent)
 
 
 def check_settings(
@@ -269,6 +405,7 @@ def check_settings(
     lr: float = 1e-3,
     engine: str = "auto",
     precision: str = "32",
+    on_nan: str = "stop",
     device: torch.device = torch.device("cpu"),  # noqa: B008 (never changed)
 ) -> None:
     """Refuse numbers of a training that are out of range.
@@ -282,6 +419,7 @@ def check_settings(
         lr: above 0 and finite.
         engine: one of ``pyro_vae.engine.ENGINES``.
         precision: one of ``pyro_vae.precision.PRECISIONS``, which the device has.
+        on_nan: one of `ON_NAN`.
         device: where the training will be.
 
     Raises:
@@ -303,4 +441,6 @@ def check_settings(
     check_beta(beta)
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
+    if on_nan not in ON_NAN:
+        raise ValueError(f"on_nan is one of {', '.join(ON_NAN)}, not {on_nan!r}")
     check_precision(precision, device)

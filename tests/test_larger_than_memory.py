@@ -10,9 +10,9 @@ import torch
 from peak_memory import WIDTH
 from torch.utils.data import IterableDataset
 
-from pyro_vae import data
+from pyro_vae import VAE, data, decoders, encoders, fit, priors
 from pyro_vae.cli import main
-from pyro_vae.data import MemoryMapped, Stream, as_tensor, load
+from pyro_vae.data import EightBit, MemoryMapped, Stream, as_tensor, load
 from pyro_vae.programs import check_programs
 
 MEGABYTES = 10**6
@@ -59,6 +59,39 @@ def test_a_mapped_array_has_the_rows_of_a_tensor(tmp_path, kind):
     assert all(torch.equal(one, other) for one, other in zip(mapped.split(4), x.split(4), strict=True))
     double = mapped.to(torch.device("meta"), torch.float64)[:1]
     assert (double.device.type, double.dtype) == ("meta", torch.float64)
+
+
+def test_eight_bits_have_the_rows_of_a_tensor(tmp_path, array):
+    values = torch.from_numpy(array)
+    rows, x = EightBit(values), as_tensor(array)
+    assert (len(rows), rows.shape, rows.dtype, rows.device) == (50, x.shape, x.dtype, x.device)
+    index = torch.tensor([7, 0, 7])
+    assert torch.equal(rows[index], x[index])
+    assert torch.equal(rows[2:5], x[2:5])
+    assert torch.equal(as_tensor(rows), x)
+    assert all(torch.equal(one, other) for one, other in zip(rows.split(4), x.split(4), strict=True))
+    moved = rows.to(torch.device("meta"), torch.float64)
+    assert (moved[:1].device.type, moved[:1].dtype, moved.values.dtype) == ("meta", torch.float64, torch.uint8)
+    plain, kept = (load(tmp_path / "x.npy", eight_bit=eight_bit) for eight_bit in (False, True))
+    assert torch.equal(kept.train.values, (plain.train * 255).round().to(torch.uint8))
+    assert torch.equal(kept.test[:], plain.test)
+
+
+@pytest.mark.parametrize("wrong", [torch.rand(3, 2), torch.zeros(3, dtype=torch.uint8), [[1, 2]]])
+def test_eight_bits_are_eight_bits(wrong):
+    with pytest.raises((TypeError, ValueError), match=r"uint8|shape"):
+        EightBit(wrong)
+
+
+@pytest.mark.parametrize("form", [torch.from_numpy, np.asarray, lambda x: EightBit(torch.from_numpy(x))])
+def test_training_on_eight_bits_is_training_on_32_to_the_last_bit(array, form):
+    losses = []
+    for x in (form(array), as_tensor(array)):
+        torch.manual_seed(0)
+        vae = VAE(priors.Normal(2), encoders.Normal((2, 3), 2), decoders.Bernoulli(2, (2, 3), grey=True))
+        history = fit(vae.model, vae.guide, x, validation=x, epochs=2, batch_size=8)
+        losses.append([history.column("train_loss"), history.column("test_loss")])
+    assert losses[0] == losses[1]
 
 
 def test_a_large_file_stays_on_disk_in_the_parts_of_a_small_one(tmp_path, array, monkeypatch):

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from pyro_vae import VAE, data, decoders, encoders, fit, precision, priors
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
-from pyro_vae.precision import BFloat16Layers, check_precision
+from pyro_vae.precision import BETWEEN_FLUSHES, FLUSHED, BFloat16Layers, check_precision, flush_subnormal
 
 CPU = torch.device("cpu")
 
@@ -111,3 +111,50 @@ def test_a_machine_without_bfloat16_is_refused(monkeypatch):
     check_precision("32", CPU)
     with pytest.raises(ValueError, match="which this cpu lacks: take 32"):
         check_precision("bf16-mixed", CPU)
+
+
+def subnormal(adam):
+    """Count what is not 0 and below the smallest normal number in the moments."""
+    moments = torch.cat([state[name].flatten() for state in adam.state.values() for name in ("exp_avg", "exp_avg_sq")])
+    return int(((moments != 0) & (moments.abs() < torch.finfo(moments.dtype).tiny)).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_flushing_moments_changes_no_parameter_and_leaves_none_subnormal(dtype):
+    """The gradient of one weight is 0 after the first step; 10,000 steps take even a double below 1e-308."""
+    adams, weights = [], []
+    for flushed in (False, True):
+        weight = torch.ones(2, dtype=dtype, requires_grad=True)
+        adam = torch.optim.Adam([weight], fused=True)
+        for step in range(10_000):
+            weight.grad = torch.tensor([float(step == 0), (-1.0) ** step], dtype=dtype)
+            adam.step()
+            if flushed and step % BETWEEN_FLUSHES == 0:
+                flush_subnormal(adam)
+                assert subnormal(adam) == 0
+        adams.append(adam)
+        weights.append(weight)
+    assert torch.equal(*weights)
+    assert subnormal(adams[0]) == 1
+    # Even what decays like Adam's first moment from just above what is flushed is normal at the next flush.
+    assert FLUSHED * 0.9**BETWEEN_FLUSHES > 1
+
+
+def test_no_moment_of_a_training_is_subnormal():
+    """A pixel that is never on again after the first step."""
+    x, adams = torch.rand(64, 1, 4, 4), []
+    vae = VAE(priors.Normal(2), encoders.Normal((1, 4, 4), 2), decoders.Bernoulli(2, (1, 4, 4), grey=True))
+
+    def optimizer(parameters):
+        adams.append(torch.optim.Adam(parameters, fused=True))
+        return adams[0]
+
+    def on_step(step, _):
+        if step == 0:
+            x[:, 0, 0, 0] = 0.0
+
+    fit(vae.model, vae.guide, x, epochs=300, batch_size=16, optimizer=optimizer, on_step=on_step)
+    of_weights = adams[0].state[next(vae.encoder.parameters())]["exp_avg"]
+    assert (of_weights[:, 0] == 0).all()
+    assert (of_weights[:, 1:] != 0).any()
+    assert subnormal(adams[0]) == 0

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.distributions.wrappers import family
 from pyro_vae.engine import PARTICLES, kept_tensors
+from pyro_vae.memory import most_within, peak_of
 from pyro_vae.networks import as_size
 from pyro_vae.networks._part import kept_arguments
 
@@ -99,6 +100,31 @@ class Objective(ELBO):
             chunks = [run(size) for size in sizes]
         likelihood, prior, posterior, kl = (torch.cat(parts) for parts in zip(*(c[:4] for c in chunks), strict=True))
         return Draws(likelihood, prior, posterior, kl, tuple(value for chunk in chunks for value in chunk.own))
+
+    def chunk_within(self, memory: int, model: Program, guide: Program, batch: Tensor) -> int:
+        """Return how many particles of a batch may be run at a time, their gradients with them.
+
+        Arguments:
+            memory: in bytes.
+            model: the Pyro program of p(x, z).
+            guide: the Pyro program of q(z|x).
+            batch: what both are called with.
+
+        Returns:
+            From 1 to ``chunk``.
+
+        Raises:
+            ValueError: where the memory is too small for one.
+        """
+
+        def peak(size: int) -> int:
+            return peak_of(lambda: self.draws_of(*self.traces(model, guide, batch, particles=size)))
+
+        size = most_within(memory, peak, self.chunk)
+        if not size:
+            need = f"one particle of {len(batch)} data takes {peak(1):,} bytes"
+            raise ValueError(f"a memory of {memory:,} bytes is too small: {need}; give more, or lower the batch size")
+        return size
 
     def traces(self, model: Program, guide: Program, *args: Any, particles: int, **kwargs: Any) -> tuple[Trace, Trace]:
         """Run the guide and then the model on several particles, and check that they are made for it."""

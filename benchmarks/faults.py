@@ -1,0 +1,137 @@
+"""Kill small runs at random moments, go on with each, and hold its end against that of a run that was never stopped.
+
+python -m benchmarks.faults [--kills 200] [--seed 0] [--json FILE]
+
+A run is ``pyro-vae train`` on digits, two epochs to a second, with a checkpoint within an epoch every 60 ms. It is
+ended by SIGKILL a random time after its folder has appeared, uniformly over the time that a run takes; in every other
+one each write is drawn out by 20 ms, so that many are cut off. Then ``pyro-vae train --resume`` goes on to the end. It
+has survived if every byte of the weights and every figure of metrics.csv but the seconds are those of the first run.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import machine
+
+FLAGS = [
+    *("--hidden=32", "--latent-dim=2", "--epochs=6", "--batch-size=16", "--latent-map=first"),
+    *("--checkpoint-minutes=0.001", "--seed=3", "--data=digits"),
+]
+DRAWN_OUT = 0.02  # seconds for each file that is brought to the disk
+
+
+def command(argv, slowly):
+    """Run the command line in a process of its own, in silence."""
+    import torch
+
+    from pyro_vae import files
+    from pyro_vae.cli import main
+
+    torch.set_num_threads(1)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    if slowly:
+        fsync = os.fsync
+        files.os.fsync = lambda file: (time.sleep(DRAWN_OUT), fsync(file))
+    raise SystemExit(main(argv))
+
+
+def start(argv, slowly=False):
+    """Start a process that has everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pyro_vae.cli", "pyro_vae.runs", "sklearn.datasets", "tqdm"])
+    process = context.Process(target=command, args=(argv, slowly))
+    process.start()
+    return process
+
+
+def outcome(folder):
+    """Return what must be the same: the weights' bytes, and the figures but the seconds."""
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    return (folder / "model.safetensors").read_bytes(), [row.rpartition(",")[0] for row in rows]
+
+
+def appeared(folder, process):
+    """Wait until a run's folder holds its config, or the process has ended."""
+    while not (folder / "config.yaml").exists() and process.is_alive():
+        time.sleep(0.001)
+
+
+def whole_run(folder):
+    """Train without a stop, and return its outcome and the seconds from the appearance of its folder."""
+    process = start(["train", *FLAGS, f"--out={folder}"])
+    appeared(folder, process)
+    begun = time.perf_counter()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the run that nothing stopped ended with code {process.exitcode}")
+    return outcome(folder), time.perf_counter() - begun
+
+
+def one_kill(folder, moment, slowly):
+    """Kill a run at a moment and go on with it; return where it was cut off, and its outcome or how it failed."""
+    process = start(["train", *FLAGS, f"--out={folder}"], slowly)
+    appeared(folder, process)
+    process.join(moment)
+    where = "after its end"
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        checkpoint = folder / "checkpoints" / "last.safetensors"
+        where = "in training" if checkpoint.exists() else "before the first checkpoint"
+        if list(folder.rglob("*.partial")):
+            where = "while a file was written"
+    resumed = start(["train", "--resume", str(folder)])
+    resumed.join()
+    return where, outcome(folder) if resumed.exitcode == 0 else f"exit code {resumed.exitcode}"
+
+
+def survive(kills, seed=0, say=lambda _: None):
+    """Return one row for each kill: where it was, and whether the run has survived it.
+
+    Arguments:
+        kills: how many.
+        seed: of their moments.
+        say: called with each row.
+    """
+    moments = random.Random(seed)  # noqa: S311 (no secret)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        expected, seconds = whole_run(Path(name) / "whole")
+        for number in range(kills):
+            slowly = bool(number % 2)
+            folder = Path(name) / str(number)
+            moment = moments.uniform(0, seconds * (2 if slowly else 1))
+            where, found = one_kill(folder, moment, slowly)
+            rows.append({"moment": moment, "where": where, "survived": found == expected})
+            say(rows[-1])
+            shutil.rmtree(folder)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = survive(arguments.kills, arguments.seed, lambda row: print(".F"[not row["survived"]], end="", flush=True))
+    print(f"\n\n{arguments.kills} kills, seed {arguments.seed}; {machine()}\n")
+    print("| killed | runs | went on to the same weights and metrics |\n| --- | --- | --- |")
+    for where in [*sorted({row["where"] for row in rows}), None]:
+        chosen = [row for row in rows if where in (None, row["where"])]
+        print(f"| {where or 'in all'} | {len(chosen)} | {sum(row['survived'] for row in chosen)} |")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What happens to runs from outside: kills, signals, a second process, a folder that goes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import faults
+from pyro_vae.cli import main
+
+FLAGS = ["--hidden=8", "--latent-dim=2", "--batch-size=4", "--latent-map=first", "--data=digits"]
+
+
+def start(*flags):
+    """Start the command line in a process of its own."""
+    command = [sys.executable, "-m", "pyro_vae", "train", *flags]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_ten_killed_runs_end_as_the_one_that_was_not():
+    rows = faults.survive(10, seed=1)
+    assert all(row["survived"] for row in rows), rows
+    assert {row["where"] for row in rows} != {"after its end"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
+    folder = tmp_path / "a run"
+    process = start(*FLAGS, "--epochs=500", f"--out={folder}")
+    wait_for(folder / "metrics.csv", process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"go on with: pyro-vae train --resume '{folder}'" in said
+    assert "Traceback" not in said
+    assert (folder / "checkpoints" / "last.safetensors").exists()
+    assert (folder / "model.safetensors").exists()
+    assert main(["sample", str(folder), "--n=4"]) == 0
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    process = start(*FLAGS, "--epochs=500", f"--out={folder}")
+    try:
+        wait_for(folder / "metrics.csv", process)
+        assert main(["train", "--resume", str(folder)]) == 2
+        assert f"another process is training in {folder}" in capsys.readouterr().err
+        assert main(["train", *FLAGS, f"--out={folder}"]) == 2
+        assert "already holds a run" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+    text = (folder / "config.yaml").read_text().replace("epochs: 500", "epochs: 1")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "config.yaml").write_text(text)
+    assert main(["train", "--resume", str(folder)]) == 0  # the lock has died with its owner
+    assert (folder / "report.html").exists()
+
+
+def test_a_folder_that_goes_ends_the_run_in_one_line(tmp_path):
+    folder = tmp_path / "run"
+    process = start(*FLAGS, "--epochs=500", "--checkpoint-minutes=0.001", f"--out={folder}")
+    wait_for(folder / "checkpoints" / "last.safetensors", process)
+    folder.rename(tmp_path / "gone")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.count("pyro-vae: error:") == 1
+    assert "No such file or directory" in said
+    assert "Traceback" not in said
+    assert not folder.exists()
+    assert main(["sample", str(tmp_path / "gone"), "--n=4"]) == 0
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    """A limit of the system on the size of files stands for it: the weights are larger."""
+    folder = tmp_path / "run"
+    assert main(["train", *FLAGS, "--epochs=1", f"--out={folder}"]) == 0
+    before = (folder / "checkpoints" / "last.safetensors").read_bytes()
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 1", "epochs: 3"))
+    script = (
+        "import resource, signal, sys\n"
+        "from pyro_vae.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "sys.exit(main(['train', '--resume', sys.argv[1]]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+    assert "pyro-vae train --resume" in done.stderr
+    assert (folder / "checkpoints" / "last.safetensors").read_bytes() == before
+    assert main(["train", "--resume", str(folder)]) == 0
+
+
+@pytest.mark.parametrize("flag", ["--epochs=3", "--preset=practicum", "--out=elsewhere", "--decoder.grey=true"])
+def test_flags_beside_resume_are_refused(flag, tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path), flag]) == 2
+    assert f"leave out {flag.partition('=')[0]}" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert "is no run: it holds no config.yaml" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, capsys):
+    for name, width in (("one", 8), ("other", 9)):
+        assert main(["train", *FLAGS, f"--hidden={width}", "--epochs=1", f"--out={tmp_path / name}"]) == 0
+    file = "checkpoints/last.safetensors"
+    shutil.copy(tmp_path / "other" / file, tmp_path / "one" / file)
+    assert main(["train", "--resume", str(tmp_path / "one")]) == 2
+    assert "differ: torch.float32 (9, 64) and torch.float32 (8, 64)" in capsys.readouterr().err
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "one" / "model.safetensors")
+    assert main(["sample", str(tmp_path / "one")]) == 2
+    assert "does not fit" in capsys.readouterr().err
+
+
+def test_the_best_weights_of_a_run(tmp_path, capsys):
+    folder = tmp_path / "run"
+    flags = [*FLAGS, "--lr=0.05", "--epochs=4", f"--out={folder}"]
+    assert main(["train", *flags]) == 0
+    bounds = []
+    for extra in ([], ["--best"]):
+        capsys.readouterr()
+        assert main(["evaluate", str(folder), "--samples=2", *extra]) == 0
+        bounds.append(float(capsys.readouterr().out.splitlines()[1].split()[-1]))
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    losses = [float(row[4]) for row in rows]
+    assert bounds[0] == pytest.approx(-losses[-1], abs=0.5)
+    assert bounds[1] == pytest.approx(-min(losses), abs=0.5)

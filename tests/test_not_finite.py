@@ -1,0 +1,172 @@
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vae import VAE, decoders, encoders, fit, priors
+
+SHAPE, COUNT, BATCH = (1, 4, 4), 40, 8  # 5 steps to an epoch
+
+
+def normal(decoder=decoders.Bernoulli, **settings):
+    torch.manual_seed(0)
+    settings = settings or {"grey": True}
+    return VAE(priors.Normal(2), encoders.Normal(SHAPE, 2), decoder(2, SHAPE, **settings))
+
+
+def watched(vae):
+    """Copies of the parameters after each step."""
+    seen = [[parameter.detach().clone() for parameter in vae.parameters()]]
+    return seen, lambda *_: seen.append([parameter.detach().clone() for parameter in vae.parameters()])
+
+
+def equal(ones, others):
+    return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
+
+
+def spoil(x, step, value=math.inf):
+    """Return a callback that spoils all data after a step, and mends them after the next."""
+    before = x.clone()
+
+    def on_step(number, _):
+        x.copy_(torch.full_like(x, value) if number == step else before)
+
+    return on_step
+
+
+def train(vae, x, at=6, value=math.inf, **settings):
+    seen, watch = watched(vae)
+    spoiling = spoil(x, at, value)
+
+    def on_step(number, loss):
+        watch()
+        spoiling(number, loss)
+
+    settings = {"epochs": 3, "batch_size": BATCH, "on_step": on_step} | settings
+    try:
+        return seen, fit(vae.model, vae.guide, x, **settings)
+    except FloatingPointError as error:
+        return seen, error
+
+
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_training_stops_before_the_parameters_are_touched(engine, value):
+    vae = normal()
+    seen, error = train(vae, torch.rand(COUNT, *SHAPE), value=value, engine=engine)
+    assert isinstance(error, FloatingPointError)
+    assert "in epoch 2, step 7: the data; lower the learning rate" in str(error)
+    assert len(seen) == 1 + 7
+    assert equal(seen[-1], vae.parameters())
+    assert all(parameter.isfinite().all() for parameter in vae.parameters())
+
+
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+def test_a_batch_is_skipped(engine):
+    vae = normal()
+    with pytest.warns(RuntimeWarning, match=r"a step is left out, not finite in epoch 2, step 7: the data \(skip\)"):
+        seen, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="skip", engine=engine)
+    assert equal(seen[8], seen[7])
+    assert not equal(seen[9], seen[8])
+    assert len(seen) == 1 + 15
+    assert all(math.isfinite(value) for value in history.column("train_loss"))
+    # The mean is over the data that counted: without the skipped batch it would be a fifth too low.
+    assert history[2]["train_loss"] > 0.9 * history[3]["train_loss"]
+
+
+def test_a_skipped_batch_leaves_no_trace_in_running_means():
+    class Network(torch.nn.Module):
+        def __init__(self, _, out_shape):
+            super().__init__()
+            self.norm, self.layer, self.out_shape = torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 4), out_shape
+
+        def forward(self, x):
+            return self.layer(self.norm(x.flatten(1))).unflatten(-1, self.out_shape)
+
+    vae = VAE(priors.Normal(2), encoders.Normal(SHAPE, 2, network=Network), decoders.Bernoulli(2, SHAPE, grey=True))
+    with pytest.warns(RuntimeWarning, match="left out"):
+        train(vae, torch.rand(COUNT, *SHAPE), on_nan="skip")
+    norm = vae.encoder.network.norm
+    assert norm.running_mean.isfinite().all()
+    assert norm.num_batches_tracked == 14
+
+
+def test_a_rollback_goes_to_the_start_of_the_epoch_and_on():
+    vae = normal()
+    with pytest.warns(RuntimeWarning, match=r"epoch 2, step 7: the data \(rollback\)"):
+        seen, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="rollback")
+    assert equal(seen[8], seen[5])
+    assert not equal(seen[9], seen[8])
+    assert math.isfinite(history[-1]["train_loss"])
+
+
+def test_what_is_not_finite_is_named():
+    x = torch.rand(COUNT, *SHAPE)
+
+    def broken(find, value):
+        vae = normal()
+
+        def on_step(step, _):
+            if step == 2:
+                with torch.no_grad():
+                    find(vae).fill_(value)
+
+        with pytest.raises(FloatingPointError) as caught:
+            fit(vae.model, vae.guide, x, epochs=1, batch_size=BATCH, on_step=on_step)
+        return str(caught.value)
+
+    assert "step 3: the parameter decoder.network" in broken(lambda vae: vae.decoder.network.layers[0].weight, math.nan)
+    # A bias of 1e38 in the last layer is finite, and so are the logits that it makes; their sum is not.
+    message = broken(lambda vae: vae.encoder.network.layers[-1].bias, 3e38)
+    assert "step 3: the encoder's" in message
+    assert "site 'z' of the guide" in message
+
+
+def test_a_gradient_that_is_not_finite_stops_at_a_loss_that_is():
+    """The square root has an infinite slope at 0."""
+    x = torch.randn(10, 2)
+
+    def model(batch):
+        with pyro.plate("data", len(batch)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=batch)
+
+    def guide(batch):
+        slope = pyro.param("slope", torch.zeros(2))
+        with pyro.plate("data", len(batch)):
+            pyro.sample("z", dist.Normal(batch + slope.sqrt(), 1.0).to_event(1))
+
+    pyro.clear_param_store()
+    with pytest.raises(FloatingPointError, match="epoch 1, step 0: the gradient; lower"):
+        fit(model, guide, x, epochs=1, batch_size=5)
+    assert torch.equal(pyro.param("slope"), torch.zeros(2))
+    pyro.clear_param_store()
+
+
+def test_a_loss_that_explodes_warns_once():
+    x = torch.rand(COUNT, *SHAPE)
+    vae = normal(decoders.Normal, scale=1.0)
+    spoiling = spoil(x, 60, 1e6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(vae.model, vae.guide, x, epochs=20, batch_size=BATCH, on_step=spoiling)
+    texts = [str(warning.message) for warning in caught if "over 1,000 times" in str(warning.message)]
+    assert len(texts) == 1
+    assert "in step 61, over 1,000 times its running median; lower the learning rate" in texts[0]
+
+
+def test_a_loss_of_either_sign_that_stays_small_does_not_warn():
+    x = torch.full((COUNT, *SHAPE), 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vae = normal(decoders.Normal, scale=0.05)
+        fit(vae.model, vae.guide, x, epochs=20, batch_size=BATCH)
+
+
+def test_an_unknown_way_is_refused():
+    vae = normal()
+    with pytest.raises(ValueError, match="on_nan is one of stop, skip, rollback, not 'ignore'"):
+        fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), on_nan="ignore")
