@@ -13,7 +13,7 @@ All train on grey pixels in memory (`fit` has them in 8 bits, as they come) with
 Pyro's own optimizer and NumPyro's, and add up what they report: `fit` loss, reconstruction and KL, the others their
 loss. By hand, the normal model is `pyro_vae.baseline`, the others a loop over the same modules without a Pyro program;
 compiled, their loss passes through torch.compile. SVI is `pyro.infer.SVI` as Pyro's examples have it. NumPyro jits the
-whole epoch; it has the normal model alone. `pytorch-example` is the way of PyTorch's example script: a DataLoader over
+whole epoch, of `benchmarks.numpyro_twins`. `pytorch-example` is the way of PyTorch's example script: a DataLoader over
 images that pass ToTensor.
 """
 
@@ -38,8 +38,9 @@ WAYS = [  # who trains, by which engine, in which precision
     ("hand", "compiled", "32"),
     ("pyro.infer.SVI", "eager", "32"),
     *[("fit", engine, precision) for precision in ("32", "bf16-mixed") for engine in ("eager", "recorded", "compiled")],
+    ("numpyro", "jit", "32"),
 ]
-MORE = [("numpyro", "jit", "32"), ("pytorch-example", "eager", "32")]  # of the normal model alone
+MORE = [("pytorch-example", "eager", "32")]  # of the normal model alone
 
 
 def normal(_):
@@ -143,38 +144,16 @@ def train_example(_, __, vae, ___, x, batch_size, epochs, root):
         yield time.perf_counter() - start
 
 
-def train_by_numpyro(vae, x, batch_size, epochs):
+def train_by_numpyro(vae, name, x, batch_size, epochs):
     """Train NumPyro's programs of the same networks, starting from the same weights, and write the weights back."""
     import jax
     import numpyro
-    import numpyro.distributions as dist
     from jax import numpy as jnp
     from numpyro.infer import SVI, Trace_ELBO
 
-    def layers(network):
-        modules = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
-        return [{"weight": module.weight, "bias": module.bias} for module in modules]
+    from benchmarks.numpyro_twins import programs
 
-    def apply(weights, inputs):
-        for weight in weights[:-1]:
-            inputs = jax.nn.relu(inputs @ weight["weight"].T + weight["bias"])
-        return inputs @ weights[-1]["weight"].T + weights[-1]["bias"]
-
-    def model(batch):
-        weights = numpyro.param("decoder", started["decoder"])
-        with numpyro.plate("data", len(batch)):
-            z = numpyro.sample("z", dist.Normal(jnp.zeros(LATENT_DIM), 1.0).to_event(1))
-            logits = apply(weights, z)
-            # Its Bernoulli gives grey pixels the probability 0.
-            numpyro.factor("x", (batch * logits - jax.nn.softplus(logits)).sum(-1))
-
-    def guide(batch):
-        output = apply(numpyro.param("encoder", started["encoder"]), batch).reshape(len(batch), 2, LATENT_DIM)
-        with numpyro.plate("data", len(batch)):
-            numpyro.sample("z", dist.Normal(output[:, 0], jnp.exp(output[:, 1] / 2)).to_event(1))
-
-    modules = {"encoder": vae.encoder.network, "decoder": vae.decoder.network}
-    started = jax.tree.map(lambda p: jnp.array(p.detach().numpy()), {k: layers(m) for k, m in modules.items()})
+    _, model, guide = programs(vae, name)
     images = jnp.array(x.flatten(1).numpy())
     svi = SVI(model, guide, numpyro.optim.Adam(RATE), Trace_ELBO())
     state = svi.init(jax.random.PRNGKey(0), images[:batch_size])
@@ -201,12 +180,10 @@ def train_by_numpyro(vae, x, batch_size, epochs):
         state, total = epoch(state, jax.random.PRNGKey(number))
         total.block_until_ready()
         yield time.perf_counter() - start
-    found = svi.get_params(state)
+    found = svi.get_params(state)["weights"]
     with torch.no_grad():
-        for name, module in modules.items():
-            for target, source in zip(layers(module), found[name], strict=True):
-                for key in target:
-                    target[key].copy_(torch.tensor(jax.device_get(source[key])))
+        for key, parameter in vae.named_parameters():
+            parameter.copy_(torch.tensor(jax.device_get(found[key])))
 
 
 def work(connection, way, name, batch_size, epochs, settings):
@@ -231,7 +208,7 @@ def work(connection, way, name, batch_size, epochs, settings):
         ways = {
             "hand": partial(train_by_hand, engine, precision, vae, name),
             "pyro.infer.SVI": partial(train_by_svi, engine, precision, vae, name),
-            "numpyro": partial(train_by_numpyro, vae),
+            "numpyro": partial(train_by_numpyro, vae, name),
             "pytorch-example": partial(train_example, engine, precision, vae, name, root=settings.data_root),
         }
         for seconds in ways[who](x, batch_size, epochs):
@@ -245,8 +222,8 @@ def ways_of(name, device):
     try:
         import numpyro  # noqa: F401 (whether it is there)
     except ImportError:
-        if name == "normal":
-            print("NumPyro is not installed (pip install pyro-vae[bench]): its line is missing\n")
+        if name == next(iter(MODELS)):
+            print("NumPyro is not installed (pip install pyro-vae[bench]): its lines are missing\n")
         ways = [way for way in ways if way[0] != "numpyro"]
     if device != "cpu":  # NumPyro's device is that of the jax that is installed
         ways = [way for way in ways if way[0] != "numpyro"]

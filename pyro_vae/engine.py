@@ -185,8 +185,10 @@ def _compiled(recording: GraphModule, *inputs: Tensor | float) -> Step:
     for node in recording.graph.nodes:
         if node not in copies:
             copies[node] = graph.node_copy(node, copies.get)
-    options = {"fallback_random": True}  # random numbers are those of the uncompiled recording
     examples: list[Any] = [*constants, *inputs]
+    on_gpu = any(isinstance(example, Tensor) and example.is_cuda for example in examples)
+    # Random numbers are those of the uncompiled recording; a GPU replays all kernels at once, as a CUDA graph.
+    options = {"fallback_random": True, "triton.cudagraphs": on_gpu}
     kernels = torch._inductor.compile(GraphModule({}, graph), examples, options=options)
     return lambda *inputs: kernels(*constants, *inputs)
 

@@ -1,11 +1,10 @@
 """Pairs of Pyro programs from outside: whose modules they run, where, in which mode, and whether they fit the data."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -143,7 +142,7 @@ def check_programs(model: Program, guide: Program, x: Rows, transform: Transform
         missing = rows.isnan()
         if complete and missing.any():
             complete = False
-            if not any(_accepts_nan(site["fn"].support, site["value"]) for site in sites):
+            if not any(accepts_nan(site["fn"].support, site["value"]) for site in sites):
                 _refuse(rows, missing, f"{FINITE}, or score only the rest (decoders.Masked)", start)
             incomplete = rows[missing.flatten(1).any(1)][:2]
             _check_guide_of_missing(local(guide), transform(incomplete))
@@ -157,72 +156,14 @@ def check_programs(model: Program, guide: Program, x: Rows, transform: Transform
         start += len(rows)
 
 
-@torch.no_grad()
-def first_not_finite(model: Program, guide: Program, batch: Tensor, gradients: Sequence[Tensor | None]) -> str:
-    """Say what is the first of all that makes a step's loss, or its gradient, to be not finite.
-
-    Arguments:
-        model: the Pyro program of p(x, z).
-        guide: the Pyro program of q(z|x).
-        batch: the step's, as the programs see it. They are run once more, on other noise.
-        gradients: the step's.
-
-    Returns:
-        Words such as "the decoder's logits (site 'x' of the model)".
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> def guide(x):
-        ...     pyro.sample("z", dist.Normal(torch.tensor(float("nan")), 1.0))
-        >>> first_not_finite(guide, guide, torch.zeros(1, 1), [])
-        "loc of Normal (site 'z' of the guide)"
-    """
-    for module in modules_of(model, guide):
-        for name, parameter in module.named_parameters():
-            if not parameter.isfinite().all():
-                return f"the parameter {name}"
-    owners = any(isinstance(module, VAE) for module in modules_of(model, guide))
-    with pyro.validation_enabled(False):
-        traces = paired_traces(LocalModules()(model), LocalModules()(guide), batch)
-    sites = [traces[0].nodes[name] for name in traces[0].observation_nodes]
-    missing_is_fine = any(_accepts_nan(site["fn"].support, site["value"]) for site in sites)
-    if batch.isinf().any() or (batch.isnan().any() and not missing_is_fine):
-        return "the data"
-    for program, trace in zip(("guide", "model"), reversed(traces), strict=True):
-        for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
-            site = trace.nodes[name]
-            place = f"(site {name!r} of the {program})"
-            owner = "encoder" if program == "guide" else "decoder" if site["is_observed"] else "prior"
-            found = _parameter_not_finite(site["fn"])
-            if found:
-                return f"the {owner}'s {found[0]} {place}" if owners else f"{found[0]} of {found[1]} {place}"
-            if program == "guide" and not site["value"].isfinite().all():
-                return f"the {owner}'s draw {place}" if owners else f"the draw {place}"
-            if not site["fn"].log_prob(site["value"]).isfinite().all():
-                return f"the {owner}'s log-probability {place}" if owners else f"the log-probability {place}"
-    if any(gradient is not None and not gradient.isfinite().all() for gradient in gradients):
-        return "the gradient"
-    return "the loss, on this noise"
-
-
-def _parameter_not_finite(distribution: Any) -> tuple[str, str] | None:
-    """Return the names of a distribution's first parameter that is not finite, and of its class."""
-    while distribution is not None:
-        for name in getattr(distribution, "arg_constraints", {}):
-            value = vars(distribution).get(name)
-            if isinstance(value, Tensor) and not value.isfinite().all():
-                return name, type(distribution).__name__
-        distribution = getattr(distribution, "base_dist", None)
-    return None
-
-
 def _refuse(x: Tensor, bad: Tensor, fix: str, start: int = 0) -> None:
     if bad.any():
         index, *rest = bad.nonzero()[0].tolist()
         raise ValueError(f"the data hold {x[index, *rest].item()} at index {(start + index, *rest)}; {fix}")
 
 
-def _accepts_nan(support: Any, value: Any) -> bool:
+def accepts_nan(support: Any, value: Any) -> bool:
+    """Whether a support has NaN, as a missing entry of a value."""
     return isinstance(value, Tensor) and bool(support.check(torch.full_like(value, torch.nan)).all())
 
 
@@ -323,7 +264,7 @@ def _check_support(site: dict[str, Any], value: Tensor) -> None:
     if support.check(value).all():
         return
     inner = _inner(support)
-    allowed = inner.check(value) | (value.isnan() if _accepts_nan(support, value) else False)
+    allowed = inner.check(value) | (value.isnan() if accepts_nan(support, value) else False)
     bad = value[~allowed].flatten()
     kind = _support(support)
     if hasattr(inner, "hint"):

@@ -38,7 +38,7 @@ class Progress:
         self.history, self.modules, self.order, self.device = history, modules, order, device
         self.ranks, self.settings = ranks, settings
         self.epoch, self.step, self.batches, self.seconds = 1, 0, 0, 0.0
-        self.totals = torch.zeros(4, dtype=torch.float64, device=device)  # of three terms, and the number of data
+        self.totals = torch.zeros(4, dtype=torch.float64, device=device)  # of three terms and of the data
         self.order_state = order.get_state()
         self.best: tuple[float, Tensors] = math.inf, {}
 
@@ -51,8 +51,7 @@ class Progress:
 
     def count(self, terms: Sequence[Tensor], data: int | Tensor) -> None:
         """Add a step's terms, summed over so many data, to those of the epoch."""
-        self.totals[:3] += torch.stack(list(terms))
-        self.totals[3] += data
+        self.totals += torch.stack([*terms, torch.as_tensor(data, dtype=terms[0].dtype, device=self.device)])
 
     def means(self) -> list[float]:
         """Return the epoch's mean terms per datum, NaN where no step counted."""

@@ -130,6 +130,7 @@ class Run:
             if row["epoch"] == 0 and not self.resume:  # all that could be refused has passed
                 self._hold_folder()
                 config.save(self.folder / "config.yaml")
+                self.save_weights()
             append_metrics(self.folder / "metrics.csv", row)
             if row["epoch"] in watched:
                 with seeded(config.seed, self.device), mode(False, self.vae):  # what is looked at stays as it is

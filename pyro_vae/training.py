@@ -3,13 +3,10 @@
 import copy
 import math
 import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -23,6 +20,7 @@ from pyro_vae.data import Rows, shuffled_batches
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import ENGINES, Outputs, chosen
 from pyro_vae.evaluation import Bound, mean_bound
+from pyro_vae.finite import ON_NAN, Guard, norm_of
 from pyro_vae.handlers import LocalModules, weigh_kl
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import above
@@ -33,7 +31,6 @@ from pyro_vae.programs import (
     Transform,
     as_input,
     check_programs,
-    first_not_finite,
     mode,
     modules_of,
     seeded,
@@ -58,7 +55,6 @@ REFUSED_LOSSES = (
     *[cls for name, cls in vars(pyro.infer).items() if name.startswith("JitTrace")],  # draw their traces only once
     RenyiELBO,  # a KL weight changes its bound without a word: take objectives.Renyi
 )
-ON_NAN = ("stop", "skip", "rollback")
 Row = dict[str, float]
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -142,7 +138,7 @@ def fit(
         precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
             all else and the evaluations in 32 bits (see `pyro_vae.precision.BFloat16Layers`).
         memory: how much the particles of a step may take, as a number of bytes or a text such as "2GB": from it the
-            ``chunk`` of an objective of this package is chosen, which changes no number by more than rounding.
+            ``chunk`` of an objective of this package is chosen, which changes the draws and nothing else.
         fabric: a launched ``lightning_fabric.Fabric``, for training on several processes: each calls `fit` with the
             same arguments, its programs on its own device. R processes cut each batch of R times ``batch_size`` into
             one part each, draw noise of their own, and end with the same parameters and the same history, that of
@@ -217,7 +213,7 @@ def fit(
     def compute_eagerly(batch: Tensor, weight: Tensor | float) -> Outputs:
         with layers_in(precision):
             terms, gradients = objective(*weigh_kl(weight, model, guide), batch, weight, lambda: local.parameters)
-        return *terms, _norm(gradients), *gradients
+        return *terms, norm_of(gradients), *gradients
 
     steps = epochs * math.ceil(len(x) / (batch_size * ranks.size))
     compute, how = chosen(compute_eagerly, engine, steps, rounded=precision != "32")
@@ -260,10 +256,8 @@ def fit(
         optim = optimizer(parameters)
         if saved is not None:
             progress.load(*saved, parameters, optim)
-        any_row, explosion = x[:1], _Explosion()
-        # A fused optimizer leaves the parameters alone where this is 1: a GPU need not be waited for at every step.
-        waits = x.device.type != "cuda" or on_nan != "stop" or not getattr(optim, "_step_supports_amp_scaling", False)
-        failed = torch.zeros((), device=x.device)
+        any_row = x[:1]
+        guard = Guard(on_nan, model, guide, lambda: progress.values(parameters), optim, x.device)
 
         def save(keeper: Checkpoints) -> None:
             state = progress.save(parameters, optim)
@@ -276,8 +270,7 @@ def fit(
 
         while progress.epoch <= epochs:
             start = time.perf_counter() - progress.seconds
-            if on_nan == "rollback":
-                good = copy.deepcopy((progress.values(parameters), optim.state_dict()))
+            guard.begin_epoch()
             with pyro.validation_enabled(False):
                 batches = shuffled_batches(x, batch_size * ranks.size, order, ranks.part)
                 for rows in islice(batches, progress.batches, None):
@@ -285,8 +278,8 @@ def fit(
                     rows = rows if count else any_row  # a step like those of the other ranks, which counts for nothing
                     batch = transform(rows) if transform else rows
                     weight = check_beta(beta_at(progress.step))
-                    input_weight = torch.tensor(weight, dtype=x.dtype, device=x.device) if callable(beta) else weight
-                    before = [buffer.clone() for buffer in buffers] if on_nan == "skip" else []
+                    input_weight = torch.full((), weight, dtype=x.dtype, device=x.device) if callable(beta) else weight
+                    guard.begin_step()
 
                     outputs = compute(batch, input_weight)
                     (value, *terms, norm), gradients, counted = ranks.combine(
@@ -296,26 +289,8 @@ def fit(
                         ranks.broadcast(local.parameters[len(parameters) :])
                         optim.add_param_group({"params": local.parameters[len(parameters) :]})
                         parameters = local.parameters
-                    finite = True
-                    if not waits:
-                        failed = torch.maximum(failed, 1 - torch.isfinite(value + norm).float())
-                        optim.found_inf = failed  # type: ignore[attr-defined]
-                    elif not (finite := math.isfinite(float(value) + float(norm))):
-                        what = first_not_finite(model, guide, batch, gradients)
-                        where = f"in epoch {progress.epoch}, step {progress.step}: {what}"
-                        if on_nan == "stop":
-                            fix = "lower the learning rate, give a clip_norm, or leave such batches out: on_nan='skip'"
-                            raise FloatingPointError(f"the loss or its gradient is not finite {where}; {fix}")
-                        warnings.warn(
-                            f"a step is left out, not finite {where} ({on_nan})", RuntimeWarning, stacklevel=2
-                        )
-                        if on_nan == "rollback":
-                            _put_back(good, progress.values(parameters), optim)
-                        for buffer, from_before in zip(buffers, before, strict=False):
-                            buffer.copy_(from_before)
-                    else:
-                        explosion.look_at(float(value / counted), progress.step)
-                    if finite:
+                    where = f"epoch {progress.epoch}, step {progress.step}"
+                    if guard.passes(value, norm, counted, batch, gradients, where):
                         for parameter, gradient in zip(parameters, gradients, strict=True):
                             parameter.grad = gradient
                         if clip_norm is not None:
@@ -331,9 +306,7 @@ def fit(
                     if keeper and ranks.size == 1 and keeper.due(at_end_of_epoch=False):
                         progress.seconds = time.perf_counter() - start
                         save(keeper)
-                if failed:
-                    fix = "lower the learning rate, or give a clip_norm"
-                    raise FloatingPointError(f"a loss or gradient is not finite in epoch {progress.epoch}; {fix}")
+                guard.end_epoch(progress.epoch)
                 ranks.broadcast(buffers)
                 seconds = time.perf_counter() - start
                 history.append(_row(progress.epoch, Bound(*progress.means()), measure(), seconds))
@@ -360,39 +333,6 @@ def _test_columns(
 
 def _row(epoch: int, train: Bound, test: tuple[float, float, float, float], seconds: float) -> Row:
     return dict(zip(COLUMNS, (epoch, *train, *test, seconds), strict=True))
-
-
-def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    """Return the norm of all gradients together."""
-    norms = torch._foreach_norm([gradient for gradient in gradients if gradient is not None])
-    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
-
-
-@torch.no_grad()
-def _put_back(good: tuple[dict[str, Tensor], dict[str, Any]], values: dict[str, Tensor], optim: Any) -> None:
-    before, state = copy.deepcopy(good)
-    for name, value in before.items():
-        values[name].copy_(value)
-    optim.load_state_dict(state)
-
-
-class _Explosion:
-    """Warns once where a loss is over 1,000 times the median of those before it."""
-
-    def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=100)
-        self.limit = math.inf
-
-    def look_at(self, loss: float, step: int) -> None:
-        if abs(loss) > self.limit:
-            text = (
-                f"the loss is {loss:.4g} in step {step}, over 1,000 times its running median; lower the learning rate"
-            )
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
-            self.limit = math.nan  # once
-        self.recent.append(abs(loss))
-        if len(self.recent) >= 10 and step % 25 == 0 and not math.isnan(self.limit):
-            self.limit = 1e3 * median(self.recent)
 
 
 def check_settings(

@@ -57,7 +57,10 @@ def without_seconds(run):
 def test_a_run_holds_config_metrics_weights_pictures_and_report(capsys):
     run = train()
     assert sorted(path.name for path in run.iterdir()) == sorted(
-        ["config.yaml", "metrics.csv", "model.safetensors", "report.html", *(f"{name}.png" for name in PICTURES)]
+        [
+            *(".lock", "checkpoints", "config.yaml", "metrics.csv", "model.safetensors", "report.html"),
+            *(f"{name}.png" for name in PICTURES),
+        ]
     )
     assert list(metrics(run)[0]) == list(COLUMNS)
     assert [row["epoch"] for row in metrics(run)] == ["0", "1", "2"]
@@ -474,7 +477,7 @@ def test_truncated_weights_are_refused(size, capsys):
     weights = train() / "model.safetensors"
     capsys.readouterr()
     weights.write_bytes(weights.read_bytes()[:size])
-    assert "missing or damaged" in refused(capsys, "sample", "run")
+    assert "is damaged" in refused(capsys, "sample", "run")
 
 
 def test_weights_of_another_config_are_refused(capsys):

@@ -310,6 +310,24 @@ def test_the_terms_of_a_sum_are_compared_at_the_size_of_the_largest():
     assert not _same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.1000001)))
 
 
+@needs_a_compiler
+def test_places_of_a_mask_are_compiled_and_those_of_data_are_not():
+    """How many there are hangs on values: of a constant they are found once."""
+    mask = torch.tensor([True, False, True])
+    recorded = Recorded(lambda x: (x[:, mask].exp() + torch.randn(4, 2),), compiled=True)
+    inputs = torch.randn(6, 4, 3)
+    torch.manual_seed(0)
+    found = [recorded(x)[0] for x in inputs]
+    assert str(recorded) == "compiled: 2 of 6 steps were replayed"
+    torch.manual_seed(0)
+    for value, x in zip(found, inputs, strict=True):
+        torch.testing.assert_close(value, x[:, [0, 2]].exp() + torch.randn(4, 2))
+    recorded = Recorded(lambda x: (x[x > 0].sum(),), compiled=True)
+    with pytest.warns(RuntimeWarning, match="cannot be recorded"):
+        found = [recorded(x)[0] for x in inputs]
+    assert all(value == x[x > 0].sum() for value, x in zip(found, inputs, strict=True))
+
+
 def test_a_compiled_step_that_is_not_the_eager_one_is_caught(monkeypatch):
     def spoiled(recording, *_, **__):
         return lambda *inputs: [value * (1 + 1e-4) for value in recording(*inputs)]

@@ -3,7 +3,9 @@ import sys
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
+from pyro_vae import VAE, decoders, encoders, fit, objectives, priors
 from pyro_vae.memory import as_bytes, most_within, peak_of
 
 # The growth of the resident memory beyond that of one sample, in a process of its own: no earlier test has left a mark.
@@ -108,3 +110,40 @@ def test_as_many_rows_as_fit_are_found_within_a_tenth(memory):
 def test_no_more_rows_are_taken_than_there_are_and_none_where_none_fits():
     assert most_within(10**9, lambda rows: 8 * rows, 77) == 77
     assert most_within(10, lambda rows: 11 * rows, 77) == 0
+
+
+def test_a_training_within_a_memory_is_that_without_one_but_for_rounding():
+    x = torch.rand(20, 1, 8, 8)
+
+    def trained(loss, **settings):
+        torch.manual_seed(0)
+        vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+        fit(vae.model, vae.guide, x, loss=loss, epochs=2, batch_size=10, engine="eager", **settings)
+        return loss, torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
+
+    _, one = trained(objectives.Renyi(0.5, 60), memory="1GB")
+    asked, whole = trained(objectives.Renyi(0.5, 60))
+    assert torch.equal(one, whole)
+    assert asked.chunk == 60
+    vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+    chunk = asked.chunk_within(as_bytes("4MB"), vae.model, vae.guide, x[:10])
+    assert 1 < chunk < 60
+    loss = objectives.Renyi(0.5, 60, chunk=chunk)
+    _, chunked = trained(loss)
+    _, within = trained(asked, memory="4MB")
+    assert torch.equal(within, chunked)
+    assert asked.chunk == 60  # a copy was changed
+
+
+@pytest.mark.parametrize(
+    ("loss", "memory", "message"),
+    [
+        (objectives.IWAE(5), "10KB", "a memory of 10,000 bytes is too small: one particle of 10 data takes"),
+        (objectives.IWAE(5), "much", "memory must be a number of bytes"),
+        (Trace_ELBO(), "2GB", "memory is for the particles of objectives such as IWAE, not Trace_ELBO's"),
+    ],
+)
+def test_a_memory_that_does_not_do_for_a_training_is_refused(loss, memory, message):
+    vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+    with pytest.raises(ValueError, match=message):
+        fit(vae.model, vae.guide, torch.rand(20, 1, 8, 8), loss=loss, batch_size=10, memory=memory)

@@ -1,0 +1,195 @@
+"""Keeps a training from numbers that are not finite: what stops a step, and what made them so."""
+
+import copy
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.handlers import LocalModules, Program
+from pyro_vae.programs import accepts_nan, modules_of, paired_traces
+from pyro_vae.vae import VAE
+
+ON_NAN = ("stop", "skip", "rollback")
+MANY_TIMES = 1000  # the median of the losses before, from which on one is said to explode
+Values = dict[str, Tensor]
+
+
+class Guard:
+    """Looks at each step's loss and gradient before they touch a parameter.
+
+    "stop" raises an error at what is not finite, which names the first part that is not; "skip" leaves the batch out;
+    "rollback" goes back to the parameters from the start of the epoch, and on with the next batch. A loss of over 1,000
+    times the running median warns, once.
+
+    On a GPU, "stop" with a fused optimizer does not wait for the device: the optimizer leaves the parameters alone from
+    the first such step on, and the error comes at the end of the epoch.
+
+    Arguments:
+        on_nan: one of `ON_NAN`.
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        values: returns the tensors that training changes, by name.
+        optim: the optimizer.
+        device: where the programs are.
+    """
+
+    def __init__(
+        self,
+        on_nan: str,
+        model: Program,
+        guide: Program,
+        values: Callable[[], Values],
+        optim: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:
+        self.on_nan, self.model, self.guide, self.values, self.optim = on_nan, model, guide, values, optim
+        leaves_alone = device.type == "cuda" and getattr(optim, "_step_supports_amp_scaling", False)
+        self._failed = torch.zeros((), device=device) if leaves_alone and on_nan == "stop" else None
+        self._recent: deque[float] = deque(maxlen=25)
+        self._limit = math.inf
+
+    def begin_epoch(self) -> None:
+        """Keep what a rollback goes back to."""
+        if self.on_nan == "rollback":
+            self._good = copy.deepcopy((self.values(), self.optim.state_dict()))
+
+    def begin_step(self) -> None:
+        """Keep the buffers, which the programs may change before it is known that the step is left out."""
+        if self.on_nan == "skip":
+            self._before = {name: value.clone() for name, value in self.values().items() if "buffer/" in name}
+
+    def passes(
+        self, loss: Tensor, norm: Tensor, count: float | Tensor, batch: Tensor, gradients: Sequence[Any], where: str
+    ) -> bool:
+        """Whether the optimizer may take a step.
+
+        Arguments:
+            loss: the sum over the batch.
+            norm: of all gradients together.
+            count: how many data the batch has.
+            batch: what the programs were called with.
+            gradients: one for each parameter, or None.
+            where: words for the step.
+
+        Raises:
+            FloatingPointError: where it may not, and ``on_nan`` is "stop".
+        """
+        if self._failed is not None:
+            self._failed = torch.maximum(self._failed, 1 - torch.isfinite(loss + norm).float())
+            self.optim.found_inf = self._failed  # type: ignore[attr-defined]
+            return True
+        value = float(loss)
+        if math.isfinite(value + float(norm)):
+            self._look_for_explosion(value / float(count), where)
+            return True
+        where = f"{where}: {first_not_finite(self.model, self.guide, batch, gradients)}"
+        if self.on_nan == "stop":
+            fix = "lower the learning rate, give a clip_norm, or leave such batches out (on_nan skip)"
+            raise FloatingPointError(f"the loss or its gradient is not finite in {where}; {fix}")
+        warnings.warn(f"a step is left out, not finite in {where} ({self.on_nan})", RuntimeWarning, stacklevel=3)
+        with torch.no_grad():
+            before = self._before if self.on_nan == "skip" else self._good[0]
+            for name, value_before in before.items():
+                self.values()[name].copy_(value_before)
+        if self.on_nan == "rollback":
+            self.optim.load_state_dict(copy.deepcopy(self._good[1]))
+        return False
+
+    def end_epoch(self, epoch: int) -> None:
+        """Raise the error that a step could not.
+
+        Raises:
+            FloatingPointError: where a step of the epoch was not finite.
+        """
+        if self._failed is not None and self._failed:
+            fix = "lower the learning rate, or give a clip_norm"
+            raise FloatingPointError(f"a loss or its gradient is not finite in epoch {epoch}; {fix}")
+
+    def _look_for_explosion(self, loss: float, where: str) -> None:
+        if abs(loss) > self._limit:
+            text = f"the loss is {loss:.4g} in {where}, over 1,000 times its running median; lower the learning rate"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            self._limit = math.nan  # once
+        self._recent.append(abs(loss))
+        if len(self._recent) == 25 and not math.isnan(self._limit):
+            self._limit = MANY_TIMES * median(self._recent)
+            self._recent.clear()
+
+
+def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Return the norm of all gradients together.
+
+    Example:
+        >>> norm_of([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
+        tensor(5.)
+    """
+    given = [gradient for gradient in gradients if gradient is not None]
+    if not given:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack([norm.to(given[0]) for norm in torch._foreach_norm(given)]))
+
+
+@torch.no_grad()
+def first_not_finite(model: Program, guide: Program, batch: Tensor, gradients: Sequence[Tensor | None]) -> str:
+    """Say what is the first of all that makes a step's loss, or its gradient, to be not finite.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        batch: the step's, as the programs see it. They are run once more, on other noise.
+        gradients: the step's.
+
+    Returns:
+        Words such as "the decoder's logits (site 'x' of the model)".
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def guide(x):
+        ...     pyro.sample("z", dist.Normal(torch.tensor(float("nan")), 1.0))
+        >>> first_not_finite(guide, guide, torch.zeros(1, 1), [])
+        "loc of Normal (site 'z' of the guide)"
+    """
+    for module in modules_of(model, guide):
+        for name, parameter in module.named_parameters():
+            if not parameter.isfinite().all():
+                return f"the parameter {name}"
+    owners = any(isinstance(module, VAE) for module in modules_of(model, guide))
+    with pyro.validation_enabled(False):
+        traces = paired_traces(LocalModules()(model), LocalModules()(guide), batch)
+    sites = [traces[0].nodes[name] for name in traces[0].observation_nodes]
+    missing_is_fine = any(accepts_nan(site["fn"].support, site["value"]) for site in sites)
+    if batch.isinf().any() or (batch.isnan().any() and not missing_is_fine):
+        return "the data"
+    for program, trace in zip(("guide", "model"), reversed(traces), strict=True):
+        for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
+            site = trace.nodes[name]
+            place = f"(site {name!r} of the {program})"
+            owner = "encoder" if program == "guide" else "decoder" if site["is_observed"] else "prior"
+            found = _parameter_not_finite(site["fn"])
+            if found:
+                return f"the {owner}'s {found[0]} {place}" if owners else f"{found[0]} of {found[1]} {place}"
+            if program == "guide" and not site["value"].isfinite().all():
+                return f"the {owner}'s draw {place}" if owners else f"the draw {place}"
+            if not site["fn"].log_prob(site["value"]).isfinite().all():
+                return f"the {owner}'s log-probability {place}" if owners else f"the log-probability {place}"
+    if any(gradient is not None and not gradient.isfinite().all() for gradient in gradients):
+        return "the gradient"
+    return "the loss, on this noise"
+
+
+def _parameter_not_finite(distribution: Any) -> tuple[str, str] | None:
+    """Return the names of a distribution's first parameter that is not finite, and of its class."""
+    while distribution is not None:
+        for name in getattr(distribution, "arg_constraints", {}):
+            value = vars(distribution).get(name)
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                return name, type(distribution).__name__
+        distribution = getattr(distribution, "base_dist", None)
+    return None
