@@ -327,18 +327,25 @@ def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: 
 
     from pyro_vae.runs import what_stands
 
+    code = 0
     try:
         _train_run(config, folder, fabric, resume=resume)
+    except SystemExit as error:
+        code = int(error.code or 0)
     except Exception as error:
         if debug:
             raise
+        code = SAID
         lost, rank = isinstance(error, ConnectionError), fabric.global_rank
         if lost and parent_process():
-            raise SystemExit(LOST) from error
-        if rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # which all ranks meet
+            code = LOST
+        elif rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # which all ranks meet
             text = _one_line(error) + (f"; {what_stands(folder)}" if lost else "")
             print(f"\npyro-vae: error: rank {rank}: {text}" if rank else f"pyro-vae: error: {text}", file=sys.stderr)
-        raise SystemExit(SAID) from error
+    if code:  # at once: where one rank has gone, the others' connections may end them by a signal as they close
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 @contextmanager
@@ -402,7 +409,7 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
         with _stopping_at_signals(run.checkpoints.stop, folder), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
             warnings.filterwarnings("ignore", "the step cannot be recorded")  # said below
-            history = run.train(on_epoch, on_step)
+            history = run.train(on_epoch, None if ranks.rank else on_step)
     last = history[-1]
     say(f"{'engine:':<20}{history.engine}")
     say(

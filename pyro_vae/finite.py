@@ -90,10 +90,11 @@ class Guard:
             self._look_for_explosion(value / float(count), where)
             return True
         where = f"{where}: {first_not_finite(self.model, self.guide, batch, gradients)}"
+        what = f"the loss is {value / float(count):.4g}, the norm of its gradient {float(norm):.4g}, in {where}"
         if self.on_nan == "stop":
             fix = "lower the learning rate, give a clip_norm, or leave such batches out (on_nan skip)"
-            raise FloatingPointError(f"the loss or its gradient is not finite in {where}; {fix}")
-        warnings.warn(f"a step is left out, not finite in {where} ({self.on_nan})", RuntimeWarning, stacklevel=3)
+            raise FloatingPointError(f"{what}; {fix}")
+        warnings.warn(f"a step is left out ({self.on_nan}): {what}", RuntimeWarning, stacklevel=3)
         with torch.no_grad():
             before = self._before if self.on_nan == "skip" else self._good[0]
             for name, value_before in before.items():

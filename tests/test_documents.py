@@ -17,6 +17,11 @@ from pyro_vae.cli import main as command_line
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DOCUMENTS = {
+    f"{path.stem} {number}": block
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
+}
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 
@@ -32,6 +37,11 @@ def example(name):
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_a_readme_block_runs(number):
     exec(compile(BLOCKS[number], f"README block {number}", "exec"), {"__name__": "readme"})  # noqa: S102
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_block_of_the_documents_runs(name):
+    exec(compile(DOCUMENTS[name], name, "exec"), {"__name__": "document"})  # noqa: S102
 
 
 def test_the_readme_has_its_blocks_and_commands_once():

@@ -314,7 +314,7 @@ def test_the_terms_of_a_sum_are_compared_at_the_size_of_the_largest():
 def test_places_of_a_mask_are_compiled_and_those_of_data_are_not():
     """How many there are hangs on values: of a constant they are found once."""
     mask = torch.tensor([True, False, True])
-    recorded = Recorded(lambda x: (x[:, mask].exp() + torch.randn(4, 2),), compiled=True)
+    recorded = Recorded(lambda x: (x[:, mask.nonzero().squeeze(-1)].exp() + torch.randn(4, 2),), compiled=True)
     inputs = torch.randn(6, 4, 3)
     torch.manual_seed(0)
     found = [recorded(x)[0] for x in inputs]

@@ -83,6 +83,21 @@ def test_a_lost_rank_ends_the_run_and_the_last_weights_stand(tmp_path, action, w
     assert load_vae(tmp_path / "run", config).sample(3).shape == (3, 6)
 
 
+def test_two_processes_go_on_to_the_last_bit(tmp_path):
+    for extra in (["--epochs=4", "--out=whole"], []):
+        found = run("-m", "pyro_vae", extra=["--devices=2", *extra])
+        assert found.returncode == 0, found.stderr
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 4"))
+    resume = [sys.executable, "-m", "pyro_vae", "train", "--resume=run"]
+    found = subprocess.run(resume, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]
+    assert weights[0] == weights[1]
+    epochs = [row.split(",")[0] for row in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+    assert epochs == ["epoch", "0", "1", "2", "3", "4"]
+
+
 def test_what_all_ranks_refuse_is_said_once():
     found = run("-m", "pyro_vae", extra=["--devices=2", "--encoder=Norml"])
     assert found.returncode == 2

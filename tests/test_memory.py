@@ -126,11 +126,11 @@ def test_a_training_within_a_memory_is_that_without_one_but_for_rounding():
     assert torch.equal(one, whole)
     assert asked.chunk == 60
     vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
-    chunk = asked.chunk_within(as_bytes("4MB"), vae.model, vae.guide, x[:10])
+    chunk = asked.chunk_within(as_bytes("1MB"), vae.model, vae.guide, x[:10])
     assert 1 < chunk < 60
     loss = objectives.Renyi(0.5, 60, chunk=chunk)
     _, chunked = trained(loss)
-    _, within = trained(asked, memory="4MB")
+    _, within = trained(asked, memory="1MB")
     assert torch.equal(within, chunked)
     assert asked.chunk == 60  # a copy was changed
 

@@ -8,6 +8,7 @@ import torch
 
 from pyro_vae import VAE, decoders, encoders, fit, priors
 
+pytestmark = pytest.mark.filterwarnings("ignore:Encountered")  # by Pyro, which says less
 SHAPE, COUNT, BATCH = (1, 4, 4), 40, 8  # 5 steps to an epoch
 
 
@@ -67,7 +68,9 @@ def test_a_training_stops_before_the_parameters_are_touched(engine, value):
 @pytest.mark.parametrize("engine", ["eager", "recorded"])
 def test_a_batch_is_skipped(engine):
     vae = normal()
-    with pytest.warns(RuntimeWarning, match=r"a step is left out, not finite in epoch 2, step 7: the data \(skip\)"):
+    with pytest.warns(
+        RuntimeWarning, match=r"a step is left out \(skip\): the loss is .* in epoch 2, step 7: the data"
+    ):
         seen, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="skip", engine=engine)
     assert equal(seen[8], seen[7])
     assert not equal(seen[9], seen[8])
@@ -96,7 +99,7 @@ def test_a_skipped_batch_leaves_no_trace_in_running_means():
 
 def test_a_rollback_goes_to_the_start_of_the_epoch_and_on():
     vae = normal()
-    with pytest.warns(RuntimeWarning, match=r"epoch 2, step 7: the data \(rollback\)"):
+    with pytest.warns(RuntimeWarning, match=r"left out \(rollback\): the loss is .* in epoch 2, step 7: the data"):
         seen, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="rollback")
     assert equal(seen[8], seen[5])
     assert not equal(seen[9], seen[8])
@@ -119,10 +122,14 @@ def test_what_is_not_finite_is_named():
         return str(caught.value)
 
     assert "step 3: the parameter decoder.network" in broken(lambda vae: vae.decoder.network.layers[0].weight, math.nan)
-    # A bias of 1e38 in the last layer is finite, and so are the logits that it makes; their sum is not.
+    # Weights of 3e38 are finite; what they make is not.
+    message = broken(lambda vae: vae.encoder.network.layers[-1].weight, 3e38)
+    assert "step 3: the encoder's loc (site 'z' of the guide); lower" in message
+    message = broken(lambda vae: vae.decoder.network.layers[-1].weight, 3e38)
+    assert "step 3: the decoder's logits (site 'x' of the model); lower" in message
+    # A mean of 3e38 is finite as well; its square is not.
     message = broken(lambda vae: vae.encoder.network.layers[-1].bias, 3e38)
-    assert "step 3: the encoder's" in message
-    assert "site 'z' of the guide" in message
+    assert "step 3: the prior's log-probability (site 'z' of the model); lower" in message
 
 
 def test_a_gradient_that_is_not_finite_stops_at_a_loss_that_is():
@@ -169,4 +176,4 @@ def test_a_loss_of_either_sign_that_stays_small_does_not_warn():
 def test_an_unknown_way_is_refused():
     vae = normal()
     with pytest.raises(ValueError, match="on_nan is one of stop, skip, rollback, not 'ignore'"):
-        fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), on_nan="ignore")
+        fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), batch_size=8, on_nan="ignore")

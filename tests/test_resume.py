@@ -43,7 +43,7 @@ def annealed():
     encoder = encoders.RelaxedOneHotCategorical(
         SHAPE, 3, temperature=1.0, final_temperature=0.3, anneal_steps=12, straight_through=True
     )
-    return VAE(priors.OneHotCategorical(3), encoder, decoders.Bernoulli(3, SHAPE, grey=True))
+    return VAE(priors.OneHotCategorical(3), encoder, decoders.Bernoulli((3, 10), SHAPE, grey=True))
 
 
 def dropout():

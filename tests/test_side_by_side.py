@@ -169,8 +169,9 @@ def test_a_program_of_ones_own_keeps_its_parameters():
             pyro.sample("z", dist.Normal(loc, 1.0))
 
     pyro.clear_param_store()
+    x = torch.randn(20, 1)
     before = of_the_process()
-    fit(model, guide, torch.randn(20, 1), epochs=1, batch_size=5)
+    fit(model, guide, x, epochs=1, batch_size=5)
     after = of_the_process()
     assert {name for name in before if before[name] != after[name]} == {"parameter store"}
     assert list(pyro.get_param_store().keys()) == ["own loc"]

@@ -610,7 +610,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(value):
     def transform(batch):
         return value * batch if len(states) == 5 and len(batch) < 50 else batch
 
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 2, step 5; lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf), .* in epoch 2, step 5: the data; lower"):
         train(vae, on_step=lambda *_: states.append(state(vae)), transform=transform)
     assert len(states) == 5
     assert same(state(vae), states[-1])
