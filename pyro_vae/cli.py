@@ -407,6 +407,7 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
             bar.set_description(f"epoch {row['epoch']:.0f}/{config.epochs}, {text}", refresh=False)
 
         with _stopping_at_signals(run.checkpoints.stop, folder), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: tqdm.write(f"pyro-vae: {message}", file=sys.stderr)
             warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
             warnings.filterwarnings("ignore", "the step cannot be recorded")  # said below
             history = run.train(on_epoch, None if ranks.rank else on_step)

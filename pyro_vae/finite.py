@@ -103,14 +103,20 @@ class Guard:
             self.optim.load_state_dict(copy.deepcopy(self._good[1]))
         return False
 
-    def end_epoch(self, epoch: int) -> None:
+    def end_epoch(self, epoch: int, counted: float | Tensor) -> None:
         """Raise the error that a step could not.
 
+        Arguments:
+            epoch: which one it was.
+            counted: how many of its data were in steps that passed.
+
         Raises:
-            FloatingPointError: where a step of the epoch was not finite.
+            FloatingPointError: where a step of the epoch was not finite, and that was not waited for; where none was.
         """
+        fix = "lower the learning rate, or give a clip_norm"
+        if self._failed is None and not counted:
+            raise FloatingPointError(f"all steps of epoch {epoch} were left out, as none was finite; {fix}")
         if self._failed is not None and self._failed:
-            fix = "lower the learning rate, or give a clip_norm"
             raise FloatingPointError(f"a loss or its gradient is not finite in epoch {epoch}; {fix}")
 
     def _look_for_explosion(self, loss: float, where: str) -> None:

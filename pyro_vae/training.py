@@ -306,7 +306,7 @@ def fit(
                     if keeper and ranks.size == 1 and keeper.due(at_end_of_epoch=False):
                         progress.seconds = time.perf_counter() - start
                         save(keeper)
-                guard.end_epoch(progress.epoch)
+                guard.end_epoch(progress.epoch, progress.totals[3])
                 ranks.broadcast(buffers)
                 seconds = time.perf_counter() - start
                 history.append(_row(progress.epoch, Bound(*progress.means()), measure(), seconds))

@@ -38,6 +38,13 @@ def spoil(x, step, value=math.inf):
     return on_step
 
 
+class Spoiled:
+    """A transform that spoils every batch of a training, and none of an evaluation."""
+
+    def __call__(self, x):
+        return x * math.inf if len(x) == BATCH else x
+
+
 def train(vae, x, at=6, value=math.inf, **settings):
     seen, watch = watched(vae)
     spoiling = spoil(x, at, value)
@@ -177,3 +184,12 @@ def test_an_unknown_way_is_refused():
     vae = normal()
     with pytest.raises(ValueError, match="on_nan is one of stop, skip, rollback, not 'ignore'"):
         fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), batch_size=8, on_nan="ignore")
+
+
+def test_an_epoch_of_which_no_step_was_finite_is_no_epoch():
+    vae = normal()
+    with (
+        pytest.warns(RuntimeWarning, match="left out"),
+        pytest.raises(FloatingPointError, match="all steps of epoch 1 were left out, as none was finite; lower the"),
+    ):
+        fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), transform=Spoiled(), batch_size=BATCH, on_nan="skip")
