@@ -126,7 +126,7 @@ class Checkpoints:
         on_save: called after each checkpoint.
 
     Raises:
-        ValueError: for minutes that are not above 0.
+        ValueError: for minutes that are no number above 0.
 
     Example:
         >>> Checkpoints("here", minutes=0)
@@ -136,7 +136,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, minutes: float = 5.0, on_save: Callable[[], None] | None = None) -> None:
-        if not minutes > 0:
+        if not (isinstance(minutes, int | float) and minutes > 0):
             raise ValueError(f"minutes must be above 0, not {minutes!r}")
         self.folder, self.minutes, self.on_save = Path(folder), minutes, on_save
         self.stopping = False
@@ -194,9 +194,11 @@ class Checkpoints:
             Its tensors, and what it says of them.
 
         Raises:
-            ValueError: as `read_tensors`; where other versions of pyro_vae or torch wrote it.
+            ValueError: as `read_tensors`; where it is no checkpoint, or other versions of pyro_vae or torch wrote it.
         """
         tensors, head = read_tensors(self.last)
+        if not (isinstance(head.get("about"), dict) and "history" in head["about"]):
+            raise ValueError(f"{self.last} holds no checkpoint of a training")
         for name, here in versions().items():
             if head[name] != here:
                 fix = "resume with that version, or begin a new run"

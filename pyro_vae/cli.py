@@ -6,6 +6,7 @@ What needs torch is imported inside the commands, so that ``pyro-vae --help`` an
 import argparse
 import difflib
 import inspect
+import io
 import json
 import os
 import signal
@@ -73,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what is no text
     try:
         arguments = _parse(argv)
         arguments.command(arguments)
@@ -97,7 +100,8 @@ def _one_line(error: Exception) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the latter of torch
-    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    words = ("can't allocate memory", "calculation overflowed", "multiplication overflow")
+    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in words))
 
 
 def _out_of_memory(command: str) -> str:
@@ -117,7 +121,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         _check_resume(arguments, rest)
         arguments.out, arguments.config = arguments.resume, _run_config(arguments.resume, arguments.allow)
     elif arguments.builds_vae:
-        flags = PRESETS.get(arguments.preset, {}) | (_read_yaml(arguments.config) if arguments.config else {})
+        from_file = _read_yaml(arguments.config) if arguments.config else {}
+        for name in from_file:
+            if name.replace("-", "_") not in Config.flags() and name.partition(".")[0] not in PARTS:
+                raise ValueError(f"{arguments.config}: {_unknown_flag(f'--{name}', arguments)}")
+        flags = PRESETS.get(arguments.preset, {}) | from_file
         _check_classes({name: value for name, value in flags.items() if not getattr(arguments, name, None)}, arguments)
         if arguments.command is not _train:
             flags = {name: value for name, value in flags.items() if name.replace("-", "_") not in TRAIN_ONLY}
@@ -249,6 +257,8 @@ def _tokens(flags: dict[str, Any]) -> list[str]:
     for name, value in flags.items():
         flag = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
         if isinstance(value, list):
+            if not all(isinstance(each, int) for each in value):  # a text might be another flag
+                raise ValueError(f"{name} takes whole numbers, not {value!r}")
             tokens += [flag, *map(str, value)]
         elif isinstance(value, bool) and "." not in name:
             tokens += [flag] if value else []
@@ -260,7 +270,7 @@ def _tokens(flags: dict[str, Any]) -> list[str]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         flags = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"the config {path} cannot be read: {error}") from error
     if not isinstance(flags, dict) or not all(isinstance(name, str) for name in flags):
         raise ValueError(f"the config {path} must hold lines such as 'epochs: 10', the flags without their dashes")
@@ -282,7 +292,7 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
             raise ValueError(f"{name} takes a value")
         try:
             config.options[kind][own.replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{name} takes a plain value, not {text!r}") from error
     return config
 
@@ -429,15 +439,17 @@ def _compare(arguments: argparse.Namespace) -> None:
     config = arguments.config
     folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
     check_folder(folder)
+    _check_file(arguments.json, "--json")
     device = device_named(config.device)
     x = as_seen(config, load_data(config).train[:].to(device))
     vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
     counts = {"steps": arguments.steps, "draws": arguments.draws, "rounds": arguments.rounds}
     found = compare(vae, x, batch_size=config.batch_size, seed=config.seed, **counts)
-    folder.mkdir(parents=True, exist_ok=True)
     projections = [found.why_the_trick[name]["projections"] for name in ("pathwise", "score_function")]
-    (folder / "gradients.png").write_bytes(plots.png(plots.gradients(*projections)))
-    (folder / "trajectory.png").write_bytes(plots.png(plots.trajectory(found.trajectory)))
+    pictures = {"gradients": plots.gradients(*projections), "trajectory": plots.trajectory(found.trajectory)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in pictures.items():
+        (folder / f"{name}.png").write_bytes(plots.png(figure))
     for path in filter(None, (folder / "comparison.json", arguments.json)):
         path.write_text(found.json() + "\n", encoding="utf-8")
     print(found.table())
@@ -448,6 +460,8 @@ def _gradients(arguments: argparse.Namespace) -> None:
     from pyro_vae import plots
     from pyro_vae.laboratory import gradients
 
+    for flag in ("json", "out"):
+        _check_file(getattr(arguments, flag), f"--{flag}")
     found = gradients(arguments.model, arguments.draws, arguments.seed)
     print(found.table())
     if arguments.json:
@@ -481,18 +495,23 @@ def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
     return load_vae(arguments.run, config, best=arguments.best), config
 
 
-def _check_count(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"--n must be at least 1, not {n}")
+def _check_file(path: Path | None, flag: str) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold."""
+    if path and path.is_dir():
+        raise ValueError(f"{flag} {path} cannot be written: it is a folder")
+    if path and not path.absolute().parent.is_dir():
+        raise ValueError(f"{flag} {path} cannot be written: its folder does not exist")
 
 
 def _sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyro_vae import plots
+    from pyro_vae.networks import as_size
     from pyro_vae.programs import seeded
 
-    _check_count(arguments.n)
+    as_size(arguments.n, "--n")
+    _check_file(arguments.out, "--out")
     vae, config = _read_run(arguments)
     with seeded(arguments.seed, torch.device(config.device)):
         figure = plots.samples(vae.sample(arguments.n), "Samples from the prior, decoded")
@@ -508,22 +527,24 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pyro_vae.config import build_loss, check_choice, load_data
     from pyro_vae.data import BINARIZE
     from pyro_vae.evaluation import evaluate
+    from pyro_vae.networks import as_size
     from pyro_vae.pictures import EVALUATE, reconstruction_figure
     from pyro_vae.programs import seeded
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
-    _check_count(arguments.n)
+    as_size(arguments.n, "--n")
+    _check_file(arguments.out, "--out")
     vae, config = _read_run(arguments)
     data = load_data(config)
     transform, device = BINARIZE[config.binarize], torch.device(config.device)
     x = data.test[: arguments.n].to(device)
     with seeded(arguments.seed, device):
         figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)
-    path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
-    path.write_bytes(plots.png(figure))
     loss = build_loss(config, len(data.train))
     settings = {"loss": loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
     bound = evaluate(vae.model, vae.guide, data.test, **settings)
+    path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
+    path.write_bytes(plots.png(figure))
     what = "a bound" if arguments.evaluate == "sample" else "no bound"
     print(
         f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"
@@ -541,8 +562,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     as_size(arguments.samples, "--samples")
     as_bytes(arguments.memory)
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        raise ValueError(f"--json {arguments.json} cannot be written: its folder does not exist")
+    _check_file(arguments.json, "--json")
     vae, config = _read_run(arguments)
     data = load_data(config)
     x, pair = as_seen(config, data.test[:].to(device_named(config.device))), (vae.model, vae.guide)

@@ -302,8 +302,8 @@ def why_the_trick(vae: VAE, x: Tensor, draws: int = 2000, seed: int = 0) -> dict
         "draws": draws,
         "pathwise": pathwise,
         "score_function": score_function,
-        "z": (score_function["mean"] - pathwise["mean"]) / standard_error,
-        "variance_ratio": score_function["variance"] / pathwise["variance"],
+        "z": (score_function["mean"] - pathwise["mean"]) / standard_error if standard_error else math.nan,
+        "variance_ratio": score_function["variance"] / pathwise["variance"] if pathwise["variance"] else math.nan,
         "detached_gradient_norm": norms[0],
         "pathwise_gradient_norm": norms[1],
     }

@@ -102,8 +102,9 @@ def part(kind: str, name: str) -> type[Any]:
         sys.path.insert(0, "")  # a user's module in the current folder, as with python -m
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the {kind} {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # any module may stand there, and fail in any way
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"the {kind} {name!r} cannot be imported: {reason}") from error
     base, called = (ELBO, "pyro.infer.ELBO") if kind == "loss" else (nn.Module, "torch.nn.Module")
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ValueError(f"the {kind} {name!r} must be a class of {called}, not {found!r}")
@@ -168,7 +169,10 @@ def build(config: Config, shape: Shape) -> VAE:
     given = {"shape": shape, "latent_dim": config.latent_dim}
     encoder = _construct("encoder", config, {**given, "network": encoder_network})
     prior = _construct("prior", config, {**given, "encoder": encoder})
-    event = tuple(getattr(prior(), "event_shape", ()))  # (D,), but of one-hot codes (D, categories)
+    try:
+        event = tuple(getattr(prior(), "event_shape", ()))  # (D,), but of one-hot codes (D, categories)
+    except TypeError as error:
+        raise ValueError(f"the prior {config.prior} must return a distribution when it is called: {error}") from error
     code = event if len(event) > 1 else config.latent_dim
     of_codes = {**given, "latent_dim": code, "network": decoder_network}
     return VAE(prior, encoder, _construct("decoder", config, of_codes))

@@ -224,7 +224,7 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
     if name in TORCHVISION:
         return _torchvision(name, Path(root or os.environ.get("PYRO_VAE_DATA") or "data"), download)
     path = Path(name)
-    if name and path.is_dir():
+    if name and os.path.isdir(path):  # False for whatever is no path
         return _folder(path)
     if path.suffix in (".npy", ".npz"):
         return _numpy(path)
@@ -296,7 +296,9 @@ def as_stored(data: Any) -> Tensor:
         data = _from_numpy(data)
     if not isinstance(data, Tensor):
         data = _stack(_items(data))
-    if data.dim() < 2 or not len(data):
+    if data.layout != torch.strided or data.is_meta:
+        raise TypeError(f"data must be a dense tensor that holds its values, not one of {data.layout} on {data.device}")
+    if data.dim() < 2 or not data.numel():
         raise ValueError(f"data must have shape (N, ...) with N at least 1 and one dimension more, not {_shape(data)}")
     if data.is_complex():
         raise TypeError(f"data must hold real numbers, not {data.dtype}")
@@ -492,7 +494,7 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
 
 
 def _folder(path: Path) -> Data:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     rows = []
@@ -500,7 +502,7 @@ def _folder(path: Path) -> Data:
         try:
             with Image.open(file) as image:
                 rows.append(_pixels(image))
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        except Exception as error:  # Pillow, too, has many ways to fail on a damaged file
             raise ValueError(f"{file} cannot be read as an image: {error}") from error
         if rows[-1].shape != rows[0].shape:
             sizes = f"{_shape(rows[0])} and {_shape(rows[-1])}"

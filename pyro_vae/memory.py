@@ -37,7 +37,8 @@ def as_bytes(memory: int | str) -> int:
         if not found:
             raise ValueError(f"memory must be a number of bytes, or one with a unit, as '512MB' or '2GiB': {memory!r}")
         number, prefix, binary = found.groups(default="")
-        amount = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+        size = float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " ")
+        amount = int(min(size, 2**63))  # more than any machine has
     else:
         amount = memory
     if amount < 1:

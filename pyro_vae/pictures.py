@@ -1,5 +1,7 @@
 """The pictures of a run: what `pyro_vae.plots` draws, of a trained VAE and its test data."""
 
+from collections.abc import Callable
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -32,23 +34,30 @@ def draw(
     Returns:
         Figures by name, in the order of the report; and by name why a picture is left out.
     """
-    with torch.no_grad():
-        parts = kl_parts(vae.encoder(x), vae.prior())
-    found: dict[str, Figure | str] = {
-        "curves": plots.curves(history, f"{config.data}: training"),
-        "samples": plots.samples(vae.sample(64), "Samples from the prior, decoded"),
-        "reconstructions": reconstruction_figure(vae, x[:10], config.evaluate),
-        "interpolation": interpolation_figure(vae, *x[_two(labels)]) if len(x) > 1 else "there is a single test datum",
-        "latent_map": map_figure(config, snapshots, labels),
-        "posterior_cloud": cloud_figure(vae, x, config.seed),
-        "kl_per_dimension": plots.kl_per_dimension(*parts, "KL per latent dimension, test data")
-        if parts
-        else "prior and posteriors are not both diagonal normals",
+    pictures: dict[str, Callable[[], Figure | str]] = {
+        "curves": lambda: plots.curves(history, f"{config.data}: training"),
+        "samples": lambda: plots.samples(vae.sample(64), "Samples from the prior, decoded"),
+        "reconstructions": lambda: reconstruction_figure(vae, x[:10], config.evaluate),
+        "interpolation": lambda: (
+            interpolation_figure(vae, *x[_two(labels)]) if len(x) > 1 else "there is a single test datum"
+        ),
+        "latent_map": lambda: map_figure(config, snapshots, labels),
+        "posterior_cloud": lambda: cloud_figure(vae, x, config.seed),
+        "kl_per_dimension": lambda: kl_figure(vae, x) or "prior and posteriors are not both diagonal normals",
     }
-    if vae.prior().event_shape == (2,):
-        found["decoded_grid"] = grid_figure(vae) or "the codes do not fill a rectangle"
-    figures = {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
-    return figures, {name: reason for name, reason in found.items() if isinstance(reason, str)}
+    if config.latent_dim == 2:
+        pictures["decoded_grid"] = lambda: grid_figure(vae) or "the codes do not fill a rectangle"
+    figures, left_out = {}, {}
+    for name, picture in pictures.items():
+        try:
+            found = picture()
+        except ValueError as error:  # such as of data that are no pictures, or codes that are not finite
+            found = " ".join(str(error).split())
+        if isinstance(found, str):
+            left_out[name] = found
+        else:
+            figures[name] = found
+    return figures, left_out
 
 
 def _two(labels: Tensor | None) -> list[int]:
@@ -90,7 +99,8 @@ def map_figure(config: Config, snapshots: dict[str, Moments], labels: Tensor | N
     """Draw the posteriors of test data at each snapshot."""
     shape = next(iter(snapshots.values()))[0].shape
     method = "first" if shape[1] <= 2 else config.latent_map if shape[0] >= 4 else "pca"  # t-SNE needs 4
-    panels = {name: plots.project(*moments, method, config.seed) for name, moments in snapshots.items()}
+    seed = config.seed % 2**32  # of more bits scikit-learn takes none
+    panels = {name: plots.project(*moments, method, seed) for name, moments in snapshots.items()}
     shown_labels = None if labels is None else labels[: shape[0]]
     title = f"Posteriors of test data, {MAP_NAMES[method]}"
     shared = method != "tsne"  # a t-SNE map has no unit, so that two of them have no common scale
@@ -108,6 +118,13 @@ def interpolation_figure(vae: VAE, a: Tensor, b: Tensor) -> Figure:
     path = vae.interpolate(a[None], b[None])[:, 0]
     weight = torch.linspace(0, 1, len(path), device=a.device).reshape(-1, *[1] * a.dim())
     return plots.interpolation(path, torch.lerp(a, b, weight), "From one datum to another")
+
+
+@torch.no_grad()
+def kl_figure(vae: VAE, x: Tensor) -> Figure | None:
+    """Draw what each latent dimension adds to the KL, or return None where it does not fall apart by dimension."""
+    parts = kl_parts(vae.encoder(x), vae.prior())
+    return plots.kl_per_dimension(*parts, "KL per latent dimension, test data") if parts else None
 
 
 @torch.no_grad()
@@ -129,6 +146,8 @@ def grid_figure(vae: VAE, side: int = 20) -> Figure | None:
     Return None where the grid's points are not all codes, as on a circle or of discrete variables.
     """
     prior = vae.prior()
+    if prior.event_shape != (2,):
+        return None
     reach = torch.tensor([0.00135, 0.99865], device=prior.sample().device)  # 3 standard deviations of a normal
     low, high = (prior.sample((100_000,)).float().quantile(reach, 0) * 10).round() / 10
     columns, rows = (torch.linspace(*ends, side, device=low.device) for ends in zip(low, high, strict=True))

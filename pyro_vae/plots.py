@@ -543,10 +543,11 @@ def _column(history: Sequence[Mapping[str, float]], key: str) -> np.ndarray:
 
 
 def _figure(title: str, width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    heading = textwrap.fill(title, int(10 * width))
+    text = title.encode(errors="backslashreplace").decode()  # a path may hold what is no text
+    heading = textwrap.fill(text, int(10 * width))
     figure = Figure((width, height + 0.35 * len(heading.splitlines())), layout="compressed")
     if heading:
-        figure.suptitle(heading)
+        figure.suptitle(heading, parse_math=False)  # a name of data may hold a dollar sign
     panels = list(figure.subplots(1, columns, squeeze=False, **options)[0])
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import IterableDataset
 
 from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
 from pyro_vae.handlers import LocalModules, Program
+from pyro_vae.networks import as_function
 from pyro_vae.vae import VAE
 
 Transform = Callable[[Tensor], Tensor]
@@ -91,6 +93,23 @@ def mode(training: bool, *programs: Program) -> Iterator[None]:
             module.training = was_training
 
 
+def as_seed(seed: int) -> int:
+    """Return a seed, or refuse what torch does not take as one.
+
+    Raises:
+        TypeError, ValueError: with the value received.
+
+    Example:
+        >>> as_seed(-1)
+        -1
+    """
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed must be an integer, not {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be from -2^63 to 2^64 - 1, not {seed!r}")
+    return int(seed)
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's random state on the CPU and on a device, and put both back at the end.
@@ -98,6 +117,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     Both are the whole process's, and so is Pyro's stack of handlers: threads take turns here.
     """
     cuda = device.type == "cuda"
+    seed = as_seed(seed)
     with _TURN, torch.random.fork_rng([device] if cuda else []):
         torch.default_generator.manual_seed(seed)
         if cuda:
@@ -125,7 +145,7 @@ def check_programs(model: Program, guide: Program, x: Rows, transform: Transform
     first = x[:2]
     _refuse(first, first.isinf(), FINITE)
     first = first.nan_to_num(0.5)  # a number that every network can take; what is missing comes below
-    transform = transform or (lambda x: x)
+    transform = (lambda x: x) if transform is None else as_function(transform, "transform")
     batch = transform(first)
     for module in modules_of(model, guide):
         if isinstance(module, VAE):
@@ -194,7 +214,7 @@ def _check_parts(vae: VAE, x: Tensor) -> None:
 def _distribution(part: str, batch_shape: tuple[int, ...], module: nn.Module, *args: Tensor) -> TorchDistributionMixin:
     try:
         result = module(*args)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         shapes = " and ".join(str(tuple(arg.shape)) for arg in args) or "no input"
         raise ValueError(f"{part}, {type(module).__name__}, fails on {shapes}: {error}") from error
     if not isinstance(result, TorchDistributionMixin):

@@ -120,11 +120,13 @@ class Run:
         if self.resume and self.ranks.rank == 0:
             self._hold_folder()
             _, about = self.checkpoints.read() if resumed else ({}, {"history": []})
-            write_metrics(self.folder / "metrics.csv", about["history"])
             for row in about["history"]:
                 if row["epoch"] in watched:
                     moments, _ = read_tensors(self._snapshot(row))
+                    if not {"mean", "scale"} <= set(moments):
+                        raise ValueError(f"{self._snapshot(row)} holds no posteriors")
                     snapshots[f"epoch {row['epoch']:.0f}"] = moments["mean"], moments["scale"]
+            write_metrics(self.folder / "metrics.csv", about["history"])
 
         def record(row: Row) -> None:
             if row["epoch"] == 0 and not self.resume:  # all that could be refused has passed

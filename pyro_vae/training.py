@@ -23,13 +23,14 @@ from pyro_vae.evaluation import Bound, mean_bound
 from pyro_vae.finite import ON_NAN, Guard, norm_of
 from pyro_vae.handlers import LocalModules, weigh_kl
 from pyro_vae.memory import as_bytes
-from pyro_vae.networks import above
+from pyro_vae.networks import above, as_function, as_number, as_size
 from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
 from pyro_vae.precision import BETWEEN_FLUSHES, check_precision, flush_subnormal, layers_in
 from pyro_vae.programs import (
     Program,
     Transform,
     as_input,
+    as_seed,
     check_programs,
     mode,
     modules_of,
@@ -181,6 +182,7 @@ def fit(
         raise TypeError(
             f"loss must be an ELBO such as Trace_ELBO(), objectives.IWAE(5) or objectives.Renyi(0.5), not {loss!r}"
         )
+    as_function(optimizer, "optimizer")
     saved = None if resume is None else Checkpoints(resume).read()
     keeper = resume if checkpoints is None else checkpoints
     if keeper is not None and not isinstance(keeper, Checkpoints):
@@ -217,7 +219,7 @@ def fit(
 
     steps = epochs * math.ceil(len(x) / (batch_size * ranks.size))
     compute, how = chosen(compute_eagerly, engine, steps, rounded=precision != "32")
-    order = torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(as_seed(seed))
     history = History()
     buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
     same = {
@@ -371,11 +373,10 @@ def check_settings(
         ...
         ValueError: batch_size must be from 1 to 100, the number of data, not 128
     """
-    if epochs < 0:
-        raise ValueError(f"epochs must be at least 0, not {epochs!r}")
-    if not 1 <= batch_size <= count:
+    as_size(epochs, "epochs", least=0)
+    if not 1 <= as_size(batch_size, "batch_size", least=-math.inf) <= count:
         raise ValueError(f"batch_size must be from 1 to {count}, the number of data, not {batch_size!r}")
-    if clip_norm is not None and not clip_norm > 0:
+    if clip_norm is not None and not as_number(clip_norm, "clip_norm") > 0:
         raise ValueError(f"clip_norm must be above 0, not {clip_norm!r}")
     above(lr, 0, "lr")
     check_beta(beta)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.distributions import centre_of, mean_of, on_sphere
+from pyro_vae.networks import as_size
 
 
 class VAE(nn.Module):
@@ -86,10 +87,9 @@ class VAE(nn.Module):
             The means, shape (n, \\*shape). For draws of x itself, call ``vae.decoder(z).sample()``.
 
         Raises:
-            ValueError: where n is below 1.
+            TypeError, ValueError: where n is no integer, or below 1.
         """
-        if n < 1:
-            raise ValueError(f"the number of samples must be at least 1, not {n!r}")
+        as_size(n, "the number of samples")
         return mean_of(self.decoder(self.prior().sample((n,))))
 
     @torch.no_grad()
@@ -124,8 +124,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: for fewer than 2 steps, or where a and b differ in shape.
         """
-        if steps < 2:
-            raise ValueError(f"the number of steps must be at least 2, not {steps!r}")
+        as_size(steps, "the number of steps", least=2)
         if a.shape != b.shape:
             raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
         posterior = self.encoder(b)

@@ -199,6 +199,73 @@ def test_a_users_own_class_is_taken_by_its_import_path():
     assert load_file(run / "model.safetensors")["prior.scale"].tolist() == [2.5] * 3
 
 
+@pytest.fixture
+def stranger():
+    """Names a prior in a module that leaves a file behind when it is imported."""
+    Path("stranger.py").write_text(
+        "import pathlib, pyro_vae.priors\n"
+        "pathlib.Path('sprung').touch()\n"
+        "class Prior(pyro_vae.priors.Normal):\n"
+        "    pass\n"
+    )
+    yield "stranger.Prior"
+    sys.modules.pop("stranger", None)
+
+
+def test_a_config_file_names_no_class_of_a_module_that_is_not_allowed(stranger, capsys):
+    Path("c.yaml").write_text(f"prior: {stranger}\nepochs: 1\nhidden: [2]\n")
+    line = refused(capsys, "train", "--config", "c.yaml", "--out", "run")
+    assert "c.yaml names 'stranger.Prior' as its prior" in line
+    assert "if you trust it, add --allow stranger" in line
+    for other in ("pyro_vae", "strange", "stranger.Prior", ""):
+        assert "--allow stranger" in refused(capsys, "train", "--config", "c.yaml", f"--allow={other}", "--out", "run")
+    assert not Path("sprung").exists()
+    assert main(["train", "--config", "c.yaml", "--allow", "stranger", "--out", "run"]) == 0
+    assert Path("sprung").exists()
+
+
+def test_a_class_on_the_command_line_needs_no_leave_but_that_of_its_run_does(stranger, capsys):
+    run = train("--prior", stranger)
+    sys.modules.pop("stranger")
+    Path("sprung").unlink()
+    capsys.readouterr()
+    for argv in (["sample", "run"], ["reconstruct", "run"], ["evaluate", "run"], ["train", "--resume", "run"]):
+        assert "--allow stranger" in refused(capsys, *argv)
+        assert not Path("sprung").exists()
+    assert main(["sample", "run", "--n", "4", "--allow", "stranger"]) == 0
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
+    assert main(["train", "--resume", "run", "--allow", "stranger"]) == 0
+    assert len(metrics(run)) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hidden: ['2', '--prior=stranger.Prior']",
+        "hidden: ['2', '--allow=stranger']\nprior: stranger.Prior",
+        "epochs: ['1', '--prior=stranger.Prior']",
+        "prior=stranger.Prior: true",
+        "prior=stranger.Prior:",
+        "allow: stranger\nprior: stranger.Prior",
+        "prior: [stranger.Prior]",
+        "loss: stranger.Prior",
+        "network: stranger.Prior",
+    ],
+)
+@pytest.mark.usefixtures("stranger")
+def test_no_config_file_finds_a_way_around(text, capsys):
+    Path("c.yaml").write_text(text)
+    refused(capsys, "train", "--config", "c.yaml", "--out", "run")
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "resume", "config", "preset", "debug"])
+def test_a_config_file_holds_only_what_a_run_keeps(name, capsys):
+    Path("c.yaml").write_text(f"{name}: elsewhere")
+    assert f"c.yaml: unknown argument --{name}" in refused(capsys, "train", "--config", "c.yaml", "--out", "run")
+
+
 def test_rows_that_are_no_images_are_drawn_as_curves():
     np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 5)))
     run = train("--data", "rows.npy", "--decoder", "Normal", "--batch-size", "20")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks import MLP, Network, Sizes, above, as_shape, check_event_shape
+from pyro_vae.networks import MLP, Network, Sizes, above, as_function, as_shape, check_event_shape
 from pyro_vae.networks._part import Part
 
 
@@ -17,7 +17,9 @@ class _Decoder(Part):
     def __init__(self, latent_dim: Sizes, shape: Sizes, network: Network = MLP) -> None:
         super().__init__()
         self.latent_shape, self.shape = as_shape(latent_dim, "latent_dim"), as_shape(shape)
-        self.network = network(self.latent_shape, (*([self.numbers] if self.numbers else []), *self.shape))
+        self.network = as_function(network, "network")(
+            self.latent_shape, (*([self.numbers] if self.numbers else []), *self.shape)
+        )
 
     def output(self, z: Tensor) -> Tensor:
         """Return the network's output for z, of shape (\\*batch, \\*shape) or (\\*batch, numbers, \\*shape)."""

@@ -3,7 +3,7 @@
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_vae.networks import MLP, Network, Shape, Sizes, as_shape, as_size, check_event_shape
+from pyro_vae.networks import MLP, Network, Shape, Sizes, as_function, as_shape, as_size, check_event_shape
 from pyro_vae.networks._part import Part
 
 
@@ -18,7 +18,7 @@ class _Encoder(Part):
         super().__init__()
         self.shape, self.latent_dim = as_shape(shape), as_size(latent_dim, "latent_dim")
         out_shape = out_shape or (*([self.numbers] if self.numbers else []), self.latent_dim)
-        self.network = network(self.shape, out_shape)
+        self.network = as_function(network, "network")(self.shape, out_shape)
 
     def output(self, x: Tensor) -> Tensor:
         """Return the network's output for x, of shape (\\*batch, [numbers,] D[, categories])."""

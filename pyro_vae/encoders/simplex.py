@@ -1,6 +1,5 @@
 """Encoders of codes on a simplex."""
 
-import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -10,7 +9,7 @@ from torch import Tensor
 from pyro_vae import distributions
 from pyro_vae.encoders._concentration import concentration
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, as_size, soft_clip
+from pyro_vae.networks import MLP, Network, above, as_size, soft_clip
 
 
 class Dirichlet(_Encoder):
@@ -138,8 +137,8 @@ class RelaxedOneHotCategorical(_Encoder):
 def _check_temperatures(temperature: float, final_temperature: float | None, anneal_steps: int) -> None:
     name = "of encoders.RelaxedOneHotCategorical"
     for value in (temperature, final_temperature):
-        if value is not None and not (0 < value < math.inf):
-            raise ValueError(f"a temperature {name} must be above 0 and finite, not {value!r}")
+        if value is not None:
+            above(value, 0, f"a temperature {name}")
     if final_temperature is not None:
         as_size(anneal_steps, f"anneal_steps {name} with a final_temperature")
     elif anneal_steps != 0:

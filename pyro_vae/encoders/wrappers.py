@@ -13,7 +13,7 @@ from pyro_vae import distributions
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.distributions.wrappers import layers
 from pyro_vae.engine import kept_tensors
-from pyro_vae.networks import as_size
+from pyro_vae.networks import as_number, as_size
 from pyro_vae.networks._part import Part
 
 # What SemiAmortized refuses: draws that have a first derivative alone (implicit reparameterization), one that is not
@@ -141,7 +141,7 @@ class SemiAmortized(Part):
                 "encoders.SemiAmortized refines what encoder.output(x) gives and encoder.posterior(output) takes, which"
                 f" {type(encoder).__name__} has not: give it both, forward being self.posterior(self.output(x))"
             )
-        if not 0 < step_size < math.inf or not clip_norm > 0:
+        if not 0 < as_number(step_size, "step_size") < math.inf or not as_number(clip_norm, "clip_norm") > 0:
             raise ValueError(
                 "step_size of encoders.SemiAmortized must be above 0 and finite, and clip_norm above 0, not"
                 f" {step_size!r} and {clip_norm!r}"

@@ -8,9 +8,18 @@ distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(2
 
 from pyro_vae.networks.convolutional import ConvDecoder, ConvEncoder, halved_sizes
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.ranges import above, positive, soft_clip
+from pyro_vae.networks.ranges import above, as_number, positive, soft_clip
 from pyro_vae.networks.recurrent import GRUDecoder, GRUEncoder
-from pyro_vae.networks.shapes import Network, Shape, Sizes, as_image_shape, as_shape, as_size, check_event_shape
+from pyro_vae.networks.shapes import (
+    Network,
+    Shape,
+    Sizes,
+    as_function,
+    as_image_shape,
+    as_shape,
+    as_size,
+    check_event_shape,
+)
 from pyro_vae.networks.wrappers import FillMissing, with_output_bias
 
 __all__ = [
@@ -24,7 +33,9 @@ __all__ = [
     "Shape",
     "Sizes",
     "above",
+    "as_function",
     "as_image_shape",
+    "as_number",
     "as_shape",
     "as_size",
     "check_event_shape",

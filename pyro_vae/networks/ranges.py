@@ -1,6 +1,7 @@
 """Functions that keep the numbers of a network in range."""
 
 import math
+from numbers import Real
 
 from torch import Tensor
 
@@ -51,6 +52,33 @@ def positive(value: Tensor) -> Tensor:
     return soft_clip(value).exp()
 
 
+def as_number(value: float, name: str) -> float:
+    """Return a number as a float, or refuse what is none. NaN and the infinities are numbers.
+
+    Arguments:
+        value: the number, or a tensor of one.
+        name: what the number is called in the error.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError, ValueError: with the value received.
+
+    Example:
+        >>> as_number(2, "beta")
+        2.0
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be a number of 64 bits, not {value!r}") from error
+
+
 def above(value: float, least: float, name: str) -> float:
     """Return a number that is above a bound and finite, or refuse it.
 
@@ -63,12 +91,14 @@ def above(value: float, least: float, name: str) -> float:
         The number, as a float.
 
     Raises:
+        TypeError: where it is no number.
         ValueError: with the value received.
 
     Example:
         >>> above(2, 0, "the scale")
         2.0
     """
-    if not least < value < math.inf:
+    number = as_number(value, name)
+    if not least < number < math.inf:
         raise ValueError(f"{name} must be above {least:g} and finite, not {value!r}")
-    return float(value)
+    return number

@@ -1,6 +1,7 @@
 """Shapes, and how to refuse what is none."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,19 +34,20 @@ def as_shape(shape: Sizes, name: str = "shape") -> Shape:
     return tuple(as_size(size, name) for size in sizes)
 
 
-def as_size(size: int, name: str = "size") -> int:
+def as_size(size: int, name: str = "size", least: float = 1) -> int:
     """Return a size, or refuse what is none.
 
     Arguments:
-        size: an integer, at least 1.
+        size: an integer.
         name: what the size is called in the error.
+        least: the smallest that is none too small.
 
     Returns:
         The size.
 
     Raises:
         TypeError: where it is no integer.
-        ValueError: where it is below 1.
+        ValueError: where it is too small, or more than a tensor can have.
 
     Example:
         >>> as_size(20)
@@ -53,9 +55,35 @@ def as_size(size: int, name: str = "size") -> int:
     """
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"{name} must be an integer, not {size!r}")
-    if size < 1:
-        raise ValueError(f"{name} must be at least 1, not {size!r}")
+    if size < least:
+        raise ValueError(f"{name} must be at least {least}, not {size!r}")
+    if size >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, not {size!r}")
     return size
+
+
+def as_function(value: Any, name: str) -> Any:
+    """Return what can be called, or refuse what can not.
+
+    Arguments:
+        value: a function, a class or any other callable.
+        name: what it is called in the error.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: with the value received.
+
+    Example:
+        >>> as_function(3, "network")
+        Traceback (most recent call last):
+        ...
+        TypeError: network must be a function or a class, not 3
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function or a class, not {value!r}")
+    return value
 
 
 def as_image_shape(shape: Sizes, network: str) -> Shape:
@@ -91,6 +119,7 @@ def check_event_shape(value: Tensor, shape: Shape, part: str, what: str) -> None
         what: what the tensor is to that part, for the error.
 
     Raises:
+        TypeError: where the value is no tensor.
         ValueError: with both shapes and the part's name.
 
     Example:
@@ -100,6 +129,8 @@ def check_event_shape(value: Tensor, shape: Shape, part: str, what: str) -> None
         ...
         ValueError: encoders.Normal was built for x of shape (*batch, 1, 8, 8), but got (5, 64)
     """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{part} takes {what} as a tensor, not {value!r}")
     if value.shape[value.dim() - len(shape) :] != shape:
         wanted = ", ".join(["*batch", *map(str, shape)])
         raise ValueError(f"{part} was built for {what} of shape ({wanted}), but got {tuple(value.shape)}")

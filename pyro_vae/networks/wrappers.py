@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_vae.networks._part import Part
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.shapes import Network, Sizes, as_shape
+from pyro_vae.networks.shapes import Network, Sizes, as_function, as_shape
 
 
 class FillMissing(Part):
@@ -33,7 +33,9 @@ class FillMissing(Part):
     def __init__(self, in_shape: Sizes, out_shape: Sizes, network: Network = MLP, mask: bool = False) -> None:
         super().__init__()
         self.in_shape, self.mask = as_shape(in_shape, "in_shape"), mask
-        self.network = network((*([2] if mask else []), *self.in_shape), as_shape(out_shape, "out_shape"))
+        self.network = as_function(network, "network")(
+            (*([2] if mask else []), *self.in_shape), as_shape(out_shape, "out_shape")
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         missing = x.isnan()

@@ -9,6 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.distributions.wrappers import family, layers
+from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,
@@ -88,7 +89,8 @@ class Thermodynamic(Objective):
         self, num_particles: int = 10, partitions: int = 5, first: float = 0.025, chunk: int | None = None
     ) -> None:
         super().__init__(num_particles, chunk)
-        if num_particles < 2 or partitions < 1 or not 0 < first < 1:
+        as_size(partitions, "partitions")
+        if num_particles < 2 or not 0 < as_number(first, "first") < 1:
             received = f"num_particles={num_particles!r}, partitions={partitions!r}, first={first!r}"
             raise ValueError(f"Thermodynamic takes 2 particles or more, 1 partition or more, 0 < first < 1: {received}")
         inner = [first ** (1 - j / (partitions - 1)) for j in range(partitions - 1)] if partitions > 1 else []
@@ -183,7 +185,7 @@ class FreeBits(_Penalized):
 
     def __init__(self, floor: float = 0.1, num_particles: int = 1, chunk: int | None = None) -> None:
         super().__init__(num_particles, chunk)
-        if not 0 <= floor < math.inf:
+        if not 0 <= as_number(floor, "the floor of FreeBits") < math.inf:
             raise ValueError(f"the floor of FreeBits must be at least 0 and finite, not {floor!r}")
         self.floor = floor
 
@@ -225,7 +227,7 @@ class InfoVAE(_Penalized):
         self, alpha: float = 0.0, scale: float = 10.0, num_particles: int = 1, chunk: int | None = None
     ) -> None:
         super().__init__(num_particles, chunk)
-        if not (math.isfinite(alpha) and math.isfinite(scale)):
+        if not (math.isfinite(as_number(alpha, "alpha")) and math.isfinite(as_number(scale, "scale"))):
             raise ValueError(f"alpha and scale must be finite, not {alpha!r} and {scale!r}")
         self.alpha, self.scale = alpha, scale
 
@@ -302,8 +304,9 @@ class BetaTC(_Penalized):
 
     def __init__(self, beta: float = 6.0, size: int = 60_000, num_particles: int = 1, chunk: int | None = None) -> None:
         super().__init__(num_particles, chunk)
-        if not 0 <= beta < math.inf or size < 1:
-            raise ValueError(f"beta must be at least 0 and size at least 1, not {beta!r} and {size!r}")
+        as_size(size, "size")
+        if not 0 <= as_number(beta, "beta") < math.inf:
+            raise ValueError(f"beta must be at least 0 and finite, not {beta!r}")
         self.beta, self.size = beta, size
 
     def part(self, site: dict[str, Any], _: dict[str, Any]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.networks import as_size
+from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import Draws, Objective, masked, path_only, the_latent_site
 
 SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
@@ -122,7 +122,7 @@ class Renyi(Objective):
 
     def __init__(self, alpha: float = 0.5, num_particles: int = 2, chunk: int | None = None) -> None:
         super().__init__(num_particles, chunk)
-        if math.isnan(alpha) or alpha == math.inf:
+        if math.isnan(as_number(alpha, "alpha")) or alpha == math.inf:
             raise ValueError(f"alpha must be a number or -inf, not {alpha!r}")
         self.alpha = alpha
 
@@ -159,7 +159,7 @@ class CIWAE(Objective):
 
     def __init__(self, beta: float = 0.5, num_particles: int = 2, chunk: int | None = None) -> None:
         super().__init__(num_particles, chunk)
-        if not 0 <= beta <= 1:
+        if not 0 <= as_number(beta, "the beta of CIWAE") <= 1:
             raise ValueError(f"the beta of CIWAE must be from 0 to 1, not {beta!r}")
         self.beta = beta
 

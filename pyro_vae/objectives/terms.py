@@ -12,6 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.distributions.kl import kl_or_none
+from pyro_vae.networks import as_number
 from pyro_vae.objectives._objective import Objective, Program, Terms
 
 Beta = float | Callable[[int], float]
@@ -39,7 +40,7 @@ def linear_warm_up(steps: int, beta: float = 1.0) -> Callable[[int], float]:
     Reference:
         Bowman et al., 2016, Generating Sentences from a Continuous Space, section 3.1.
     """
-    if steps < 1:
+    if not as_number(steps, "the steps of a warm-up") >= 1:
         raise ValueError(f"a warm-up takes at least 1 step, not {steps!r}")
     check_beta(beta)
     return lambda step: beta * min(1.0, step / steps)
@@ -55,13 +56,14 @@ def check_beta(beta: float) -> float:
         The weight, at least 0 and finite.
 
     Raises:
+        TypeError: where it is no number.
         ValueError: for a negative or infinite weight.
 
     Example:
         >>> check_beta(0.5)
         0.5
     """
-    if not 0 <= beta < float("inf"):
+    if not 0 <= as_number(beta, "the KL weight beta") < math.inf:
         raise ValueError(f"the KL weight beta must be at least 0 and finite, not {beta!r}")
     return beta
 

@@ -120,6 +120,8 @@ class VampPrior(Part):
 
 def first_rows(data: Tensor, shape: tuple[int, ...], unit_interval: bool) -> Tensor:
     """Return a copy of the first data, as many as the shape says, or refuse data that do not serve."""
+    if not isinstance(data, Tensor):
+        raise TypeError(f"the data of priors.VampPrior must be a tensor, not {data!r}")
     if data.shape[1:] != shape[1:] or len(data) < shape[0]:
         wanted = ", ".join(map(str, shape[1:]))
         raise ValueError(
