@@ -197,7 +197,7 @@ class Checkpoints:
             ValueError: as `read_tensors`; where it is no checkpoint, or other versions of pyro_vae or torch wrote it.
         """
         tensors, head = read_tensors(self.last)
-        if not (isinstance(head.get("about"), dict) and "history" in head["about"]):
+        if not (isinstance(head.get("about"), dict) and isinstance(head["about"].get("history"), list)):
             raise ValueError(f"{self.last} holds no checkpoint of a training")
         for name, here in versions().items():
             if head[name] != here:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
@@ -124,7 +124,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         from_file = _read_yaml(arguments.config) if arguments.config else {}
         for name in from_file:
             if name.replace("-", "_") not in Config.flags() and name.partition(".")[0] not in PARTS:
-                raise ValueError(f"{arguments.config}: {_unknown_flag(f'--{name}', arguments)}")
+                raise ValueError(f"{arguments.config}: {_unknown_flag(f'--{name}', Config.flags())}")
         flags = PRESETS.get(arguments.preset, {}) | from_file
         _check_classes({name: value for name, value in flags.items() if not getattr(arguments, name, None)}, arguments)
         if arguments.command is not _train:
@@ -132,7 +132,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         arguments, rest = parser.parse_known_args([argv[0], *_tokens(flags), *argv[1:]])
         arguments.config = _config(arguments, rest)
     elif rest:
-        raise ValueError(_unknown_flag(rest[0], arguments))
+        raise ValueError(_unknown_flag(rest[0], vars(arguments)))
     return arguments
 
 
@@ -286,7 +286,7 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
         name, equals, value = flag.partition("=")
         kind, dot, own = name.removeprefix("--").partition(".")
         if not (name.startswith("--") and dot and kind in PARTS):
-            raise ValueError(_unknown_flag(flag, arguments))
+            raise ValueError(_unknown_flag(flag, vars(arguments)))
         text = value if equals else next(tokens, None)
         if text is None:
             raise ValueError(f"{name} takes a value")
@@ -297,8 +297,8 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
     return config
 
 
-def _unknown_flag(flag: str, arguments: argparse.Namespace) -> str:
-    known = [f"--{name.replace('_', '-')}" for name in vars(arguments) if name not in ("command", "builds_vae")]
+def _unknown_flag(flag: str, names: Iterable[str]) -> str:
+    known = [f"--{name.replace('_', '-')}" for name in names if name not in ("command", "builds_vae")]
     matches = difflib.get_close_matches(flag.partition("=")[0], known, 1, cutoff=0.6)
     return f"unknown argument {flag}" + (f"; did you mean {matches[0]}?" if matches else "; see --help")
 
@@ -524,8 +524,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyro_vae import plots
-    from pyro_vae.config import build_loss, check_choice, load_data
-    from pyro_vae.data import BINARIZE
+    from pyro_vae.config import build_loss, check_choice, load_data, transform_of
     from pyro_vae.evaluation import evaluate
     from pyro_vae.networks import as_size
     from pyro_vae.pictures import EVALUATE, reconstruction_figure
@@ -536,7 +535,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     _check_file(arguments.out, "--out")
     vae, config = _read_run(arguments)
     data = load_data(config)
-    transform, device = BINARIZE[config.binarize], torch.device(config.device)
+    transform, device = transform_of(config), torch.device(config.device)
     x = data.test[: arguments.n].to(device)
     with seeded(arguments.seed, device):
         figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)

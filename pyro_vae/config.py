@@ -14,6 +14,7 @@ from torch import nn
 
 from pyro_vae import data, decoders, encoders, networks, objectives, priors
 from pyro_vae.networks import Network, Shape
+from pyro_vae.programs import Transform
 from pyro_vae.settings import Config
 from pyro_vae.vae import VAE
 
@@ -246,6 +247,12 @@ def beta_of(config: Config, steps_per_epoch: int) -> objectives.Beta:
     if config.warm_up == 0:
         return config.beta
     return objectives.linear_warm_up(config.warm_up * steps_per_epoch, config.beta)
+
+
+def transform_of(config: Config) -> Transform | None:
+    """Return what is done to each batch: how it is binarized, or None."""
+    check_choice("binarize", config.binarize, data.BINARIZE)
+    return data.BINARIZE[config.binarize]
 
 
 def device_named(name: str) -> torch.device:

@@ -142,6 +142,9 @@ def check_programs(model: Program, guide: Program, x: Rows, transform: Transform
         ValueError: for data that are not finite or outside the model's support, shapes that do not fit, and a prior
             and an encoder on different supports.
     """
+    for program in (model, guide):
+        if isinstance(poutine.unwrap(program), VAE):
+            raise TypeError("a VAE is two programs: take vae.model and vae.guide of it")
     first = x[:2]
     _refuse(first, first.isinf(), FINITE)
     first = first.nan_to_num(0.5)  # a number that every network can take; what is missing comes below

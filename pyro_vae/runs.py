@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.checkpoints import Checkpoints, read_tensors, save_tensors
-from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data
-from pyro_vae.data import BINARIZE
+from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.files import write_whole
 from pyro_vae.memory import as_bytes
@@ -46,7 +45,7 @@ class Run:
     """
 
     def __init__(self, config: Config, folder: Path, fabric: "Fabric | None" = None, *, resume: bool = False) -> None:
-        for name, choices in (("binarize", BINARIZE), ("evaluate", EVALUATE), ("latent_map", MAP_NAMES)):
+        for name, choices in (("evaluate", EVALUATE), ("latent_map", MAP_NAMES)):
             check_choice(name, getattr(config, name), choices)
         self.config, self.folder, self.fabric, self.ranks = config, folder, fabric, Ranks(fabric)
         self.resume, self.lock = resume, FileLock(folder / LOCK)
@@ -55,8 +54,8 @@ class Run:
         on_save = partial(self.save_weights) if self.ranks.rank == 0 else None
         self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save)
         self.device = fabric.device if fabric else device_named(config.device)
+        self.transform = transform_of(config)
         self.data = load_data(config)
-        self.transform = BINARIZE[config.binarize]
         passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision", "on_nan", "memory")
         self.settings = {name: getattr(config, name) for name in passed_on}
         checked = {name: value for name, value in self.settings.items() if name != "memory"}
@@ -212,7 +211,7 @@ def seeded_vae(config: Config, shape: Shape) -> VAE:
 
 def as_seen(config: Config, x: Tensor) -> Tensor:
     """Return data as the programs see them: binarized, by the config's seed, where it says so."""
-    transform = BINARIZE[config.binarize]
+    transform = transform_of(config)
     with seeded(config.seed, x.device):
         return transform(x) if transform else x
 

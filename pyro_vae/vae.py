@@ -125,9 +125,9 @@ class VAE(nn.Module):
             ValueError: for fewer than 2 steps, or where a and b differ in shape.
         """
         as_size(steps, "the number of steps", least=2)
+        origin, posterior = self.encoder(a), self.encoder(b)
         if a.shape != b.shape:
             raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
-        posterior = self.encoder(b)
-        start, end = centre_of(self.encoder(a)), centre_of(posterior)
+        start, end = centre_of(origin), centre_of(posterior)
         weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).reshape(-1, *[1] * start.dim())
         return mean_of(self.decoder(on_sphere(posterior, torch.lerp(start, end, weight))))
