@@ -197,10 +197,10 @@ class Checkpoints:
             ValueError: as `read_tensors`; where it is no checkpoint, or other versions of pyro_vae or torch wrote it.
         """
         tensors, head = read_tensors(self.last)
-        if not (isinstance(head.get("about"), dict) and isinstance(head["about"].get("history"), list)):
-            raise ValueError(f"{self.last} holds no checkpoint of a training")
         for name, here in versions().items():
             if head[name] != here:
                 fix = "resume with that version, or begin a new run"
                 raise ValueError(f"{self.last} was written by {name} {head[name]}, but this is {here}: {fix}")
+        if not (isinstance(head.get("about"), dict) and isinstance(head["about"].get("history"), list)):
+            raise ValueError(f"{self.last} holds no checkpoint of a training")
         return tensors, head["about"]
