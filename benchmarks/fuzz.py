@@ -46,7 +46,7 @@ VERDICTS = ("accepted", "refused", "traceback", "hang", "half-written", "not in 
 INSIDES = re.compile(
     r"--debug shows where|Traceback|not supported between|has no attribute|object is not|objects? cannot be|operand|"
     r"argument '|\(position \d|positional argument|keyword argument|can't convert|cannot convert|could not convert|"
-    r"aten::|mat1|size of tensor|must match the|expected scalar|invalid for input|unhashable|must be real number|"
+    r"aten::|mat1|size of tensor|must match the|expected scalar|invalid for input|unhashable type|must be real number|"
     r"indices must be|unpack|list index|pickle|object has|a leaf|does not require grad|not implemented for"
 )
 
