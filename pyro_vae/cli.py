@@ -117,6 +117,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     """Parse argv, ``config`` becoming a `Config`: its flags and those of --preset give way to the others."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    for name, value in vars(arguments).items():
+        if value == [] and name != "allow":  # what argparse makes of --prior=--
+            raise ValueError(f"--{name.replace('_', '-')} takes a value, not '--'")
     if getattr(arguments, "resume", None):
         _check_resume(arguments, rest)
         arguments.out, arguments.config = arguments.resume, _run_config(arguments.resume, arguments.allow)

@@ -222,7 +222,9 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
     if name == "digits":
         return _digits()
     if name in TORCHVISION:
-        return _torchvision(name, Path(root or os.environ.get("PYRO_VAE_DATA") or "data"), download)
+        return _torchvision(
+            name, Path(os.environ.get("PYRO_VAE_DATA") or "data" if root in (None, "") else root), download
+        )
     path = Path(name)
     if name and os.path.isdir(path):  # False for whatever is no path
         return _folder(path)
