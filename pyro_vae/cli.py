@@ -116,10 +116,7 @@ def _out_of_memory(command: str) -> str:
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Parse argv, ``config`` becoming a `Config`: its flags and those of --preset give way to the others."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    for name, value in vars(arguments).items():
-        if value == [] and name != "allow":  # what argparse makes of --prior=--
-            raise ValueError(f"--{name.replace('_', '-')} takes a value, not '--'")
+    arguments, rest = _known(parser, argv)
     if getattr(arguments, "resume", None):
         _check_resume(arguments, rest)
         arguments.out, arguments.config = arguments.resume, _run_config(arguments.resume, arguments.allow)
@@ -132,11 +129,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         _check_classes({name: value for name, value in flags.items() if not getattr(arguments, name, None)}, arguments)
         if arguments.command is not _train:
             flags = {name: value for name, value in flags.items() if name.replace("-", "_") not in TRAIN_ONLY}
-        arguments, rest = parser.parse_known_args([argv[0], *_tokens(flags), *argv[1:]])
+        arguments, rest = _known(parser, [argv[0], *_tokens(flags), *argv[1:]])
         arguments.config = _config(arguments, rest)
     elif rest:
         raise ValueError(_unknown_flag(rest[0], vars(arguments)))
     return arguments
+
+
+def _known(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return what the parser knows of argv, and the rest."""
+    arguments, rest = parser.parse_known_args(argv)
+    for name, value in vars(arguments).items():
+        if value == [] and name != "allow":  # what argparse makes of --prior=--
+            raise ValueError(f"--{name.replace('_', '-')} takes a value, not '--'")
+    return arguments, rest
 
 
 def _check_resume(arguments: argparse.Namespace, rest: list[str]) -> None:

@@ -228,7 +228,7 @@ def _own_values(kind: str, config: Config, cls: type[Any]) -> dict[str, Any]:
 
 def _typed(name: str, value: Any, annotation: Any) -> Any:
     if annotation is float and type(value) is int:
-        return float(value)
+        return networks.as_number(value, f"--{name}")
     if annotation in PLAIN and type(value) is not annotation:
         raise ValueError(f"--{name} takes a value of type {annotation.__name__}, not {value!r}")
     return value

@@ -68,7 +68,10 @@ class ScoreFunction(nn.Module):
             self.shape = encoder.shape
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        return distributions.ScoreFunction(self.encoder(x))
+        posterior = self.encoder(x)
+        if not isinstance(posterior, td.Distribution):
+            raise TypeError(f"the encoder of encoders.ScoreFunction must return a distribution, not {posterior!r}")
+        return distributions.ScoreFunction(posterior)
 
 
 class SemiAmortized(Part):
