@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.files import write_whole
 
 FORMAT = 1  # of the files; one with another number is refused
-SHARE = 0.02  # of the training time, at most, for checkpoints at the ends of epochs
+SHARE = 0.01  # of the training time for checkpoints at the ends of epochs, but for the first and the last
 Tensors = Mapping[str, Tensor]
 
 
@@ -116,8 +116,8 @@ def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
 class Checkpoints:
     """The checkpoints of one training in a folder: ``last.safetensors``, from which it is resumed, and the best.
 
-    `fit` writes the last one at the end of an epoch, unless less than 50 times as long as writing took has passed since
-    the one before, so that no more than 2 % of the time goes there; within an epoch, after so many minutes; at its end;
+    `fit` writes the last one at the end of an epoch, unless less than 100 times as long as writing took has passed since
+    the one before, so that 1 % of the time goes there; within an epoch, after so many minutes; at its end;
     and where `stop` asks for it. ``best.safetensors`` holds the parameters with the lowest test loss so far.
 
     Arguments:

@@ -192,24 +192,24 @@ def test_a_file_that_grows_over_a_real_limit_leaves_the_old_one(tmp_path):
 
 
 def test_checkpoints_take_no_more_than_their_share_of_the_time(tmp_path, monkeypatch):
-    """With a clock of our own: writing takes a second, and is due at the ends of epochs 50 seconds later."""
+    """With a clock of our own: writing takes a second, and is due at the ends of epochs 100 seconds later."""
     now = [0.0]
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
 
     def take_a_second():
         now[0] += 1
 
-    keeper = Checkpoints(tmp_path / "new", minutes=2, on_save=take_a_second)
+    keeper = Checkpoints(tmp_path / "new", minutes=3, on_save=take_a_second)
     assert keeper.due(at_end_of_epoch=True)
     assert not keeper.due(at_end_of_epoch=False)
     keeper.write(TENSORS, ABOUT, (1.0, TENSORS))
     assert not keeper.due(at_end_of_epoch=True)
-    now[0] += 49.9
+    now[0] += 99.9
     assert not keeper.due(at_end_of_epoch=True)
     now[0] += 0.2
     assert keeper.due(at_end_of_epoch=True)
     assert not keeper.due(at_end_of_epoch=False)
-    now[0] += 70
+    now[0] += 80
     assert keeper.due(at_end_of_epoch=False)
     keeper.write(TENSORS, ABOUT, (1.0, TENSORS))
     assert not keeper.due(at_end_of_epoch=False)
