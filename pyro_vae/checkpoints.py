@@ -116,9 +116,9 @@ def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
 class Checkpoints:
     """The checkpoints of one training in a folder: ``last.safetensors``, from which it is resumed, and the best.
 
-    `fit` writes the last one at the end of an epoch, unless less than 100 times as long as writing took has passed since
-    the one before, so that 1 % of the time goes there; within an epoch, after so many minutes; at its end;
-    and where `stop` asks for it. ``best.safetensors`` holds the parameters with the lowest test loss so far.
+    `fit` writes the last one at the end of an epoch, unless less than 100 times as long as writing took has passed
+    since the one before, so that 1 % of the time goes there; within an epoch, after so many minutes; at its end; and
+    where `stop` asks for it. ``best.safetensors`` holds the parameters with the lowest test loss so far.
 
     Arguments:
         folder: where to; it is made if need be.
