@@ -361,7 +361,7 @@ def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: 
         elif rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # which all ranks meet
             text = _one_line(error) + (f"; {what_stands(folder)}" if lost else "")
             print(f"\npyro-vae: error: rank {rank}: {text}" if rank else f"pyro-vae: error: {text}", file=sys.stderr)
-    if code:  # at once: where one rank has gone, the others' connections may end them by a signal as they close
+    if code or fabric.local_rank:  # at once: as a rank goes, the threads of its connections may end it by a signal
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
