@@ -388,6 +388,8 @@ def _stopping_at_signals(stop: Callable[[], None], folder: Path) -> Iterator[Non
     except Stopped as error:
         print(f"\npyro-vae: {error}; {what_stands(folder)}", file=sys.stderr)
         raise SystemExit(128 + received[0]) from error
+    except ConnectionError:  # of another rank, to which the words are added once, below
+        raise
     except OSError as error:
         raise type(error)(f"{error}; {what_stands(folder)}") from error
     finally:

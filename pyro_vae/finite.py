@@ -63,7 +63,7 @@ class Guard:
     def begin_step(self) -> None:
         """Keep the buffers, which the programs may change before it is known that the step is left out."""
         if self.on_nan == "skip":
-            self._before = {name: value.clone() for name, value in self.values().items() if "buffer/" in name}
+            self._before = {name: value.clone() for name, value in self.values().items() if name.startswith("buffer/")}
 
     def passes(
         self, loss: Tensor, norm: Tensor, count: float | Tensor, batch: Tensor, gradients: Sequence[Any], where: str
@@ -96,9 +96,9 @@ class Guard:
             raise FloatingPointError(f"{what}; {fix}")
         warnings.warn(f"a step is left out ({self.on_nan}): {what}", RuntimeWarning, stacklevel=3)
         with torch.no_grad():
-            before = self._before if self.on_nan == "skip" else self._good[0]
+            before, values = self._before if self.on_nan == "skip" else self._good[0], self.values()
             for name, value_before in before.items():
-                self.values()[name].copy_(value_before)
+                values[name].copy_(value_before)
         if self.on_nan == "rollback":
             self.optim.load_state_dict(copy.deepcopy(self._good[1]))
         return False
@@ -121,7 +121,7 @@ class Guard:
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
         if abs(loss) > self._limit:
-            text = f"the loss is {loss:.4g} in {where}, over 1,000 times its running median; lower the learning rate"
+            text = f"the loss is {loss:.4g} in {where}, over {MANY_TIMES:,} times its running median; lower the learning rate"
             warnings.warn(text, RuntimeWarning, stacklevel=4)
             self._limit = math.nan  # once
         self._recent.append(abs(loss))

@@ -51,7 +51,7 @@ class Run:
         self.resume, self.lock = resume, FileLock(folder / LOCK)
         if self.ranks.rank == 0 and not resume:
             check_folder(folder)
-        on_save = partial(self.save_weights) if self.ranks.rank == 0 else None
+        on_save = self.save_weights if self.ranks.rank == 0 else None
         self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save)
         self.device = fabric.device if fabric else device_named(config.device)
         self.transform = transform_of(config)
