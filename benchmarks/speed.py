@@ -270,6 +270,26 @@ def table(rows):
         yield f"| {' | '.join([*names, *[f'{number:.2f}' for number in numbers]])} |"
 
 
+def ratios(rows):
+    """Lines of a table of what the rows are to each other."""
+    seconds = {
+        tuple(row[key] for key in ("model", "batch", "who", "engine", "precision")): row["seconds_per_epoch"]
+        for row in rows
+    }
+    batches = sorted({row["batch"] for row in rows})
+    ours, rounded = ("fit", "compiled", "32"), ("fit", "compiled", "bf16-mixed")
+    pairs = [(way, ours) for way in (HAND, ("hand", "compiled", "32"), ("pyro.infer.SVI", "eager", "32"))]
+    pairs += [(HAND, rounded), (("numpyro", "jit", "32"), rounded)]
+    yield f"| model | fit | to | {' | '.join(f'batch {batch}' for batch in batches)} |"
+    yield f"|{' --- |' * (3 + len(batches))}"
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for other, way in pairs:
+            ways = [((model, batch, *way), (model, batch, *other)) for batch in batches]
+            if all(one in seconds and two in seconds for one, two in ways):
+                cells = [f"{seconds[one] / seconds[two]:.2f}" for one, two in ways]
+                yield f"| {model} | {', '.join(way[1:])} | {', '.join(other)} | {' | '.join(cells)} |"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", required=True)
@@ -288,6 +308,7 @@ def main():
         for batch_size in settings.batch_sizes:
             rows += measure(model, batch_size, settings)
             print("\n".join(table([row for row in rows if (row["model"], row["batch"]) == (model, batch_size)])), "\n")
+    print("\n".join(ratios(rows)), "\n")
     for row in rows:
         if row["who"] == "fit" and row["engine"] != "eager" and "cannot be recorded" in row["note"]:
             print(f"{row['model']}, batch {row['batch']}, {row['engine']}, {row['precision']}: {row['note']}")

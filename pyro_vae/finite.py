@@ -121,8 +121,8 @@ class Guard:
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
         if abs(loss) > self._limit:
-            text = f"the loss is {loss:.4g} in {where}, over {MANY_TIMES:,} times its running median; lower the learning rate"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            text = f"the loss is {loss:.4g} in {where}, over {MANY_TIMES:,} times its running median"
+            warnings.warn(f"{text}; lower the learning rate", RuntimeWarning, stacklevel=4)
             self._limit = math.nan  # once
         self._recent.append(abs(loss))
         if len(self._recent) == 25 and not math.isnan(self._limit):
