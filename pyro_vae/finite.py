@@ -137,10 +137,10 @@ def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
         >>> norm_of([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
         tensor(5.)
     """
-    given = [gradient for gradient in gradients if gradient is not None]
+    given = [gradient.reshape(-1) for gradient in gradients if gradient is not None]
     if not given:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack([norm.to(given[0]) for norm in torch._foreach_norm(given)]))
+    return torch.stack([torch.dot(gradient, gradient).to(given[0]) for gradient in given]).sum().sqrt()
 
 
 @torch.no_grad()
