@@ -104,6 +104,30 @@ def versions() -> dict[str, str]:
     return {"pyro_vae": version("pyro-vae"), "torch": torch.__version__}
 
 
+def check_same(path: Path, there: Any, here: Mapping[str, Any]) -> None:
+    """Refuse a file that is of something else.
+
+    Arguments:
+        path: the file.
+        there: the plain values that it says it is of.
+        here: those that it must be of.
+
+    Raises:
+        ValueError: with the first one that differs.
+
+    Example:
+        >>> check_same(Path("last.safetensors"), {"seed": 1}, {"seed": 0})
+        Traceback (most recent call last):
+        ...
+        ValueError: last.safetensors is of another run, with seed 1, not 0
+    """
+    there, here = (there if isinstance(there, dict) else {}), json.loads(json.dumps(here))
+    for name in {**here, **there}:
+        if there.get(name) != here.get(name):
+            differ = f"{name} {there.get(name)!r}, not {here.get(name)!r}"
+            raise ValueError(f"{path} is of another run, with {differ}")
+
+
 def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -124,6 +148,7 @@ class Checkpoints:
         folder: where to; it is made if need be.
         minutes: between checkpoints within an epoch, above 0.
         on_save: called after each checkpoint.
+        of: plain values that say what is trained; they are written, and a checkpoint of others is not read.
 
     Raises:
         ValueError: for minutes that are no number above 0.
@@ -135,10 +160,16 @@ class Checkpoints:
         ValueError: minutes must be above 0, not 0
     """
 
-    def __init__(self, folder: str | Path, minutes: float = 5.0, on_save: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        minutes: float = 5.0,
+        on_save: Callable[[], None] | None = None,
+        of: Mapping[str, Any] | None = None,
+    ) -> None:
         if not (isinstance(minutes, int | float) and minutes > 0):
             raise ValueError(f"minutes must be above 0, not {minutes!r}")
-        self.folder, self.minutes, self.on_save = Path(folder), minutes, on_save
+        self.folder, self.minutes, self.on_save, self.of = Path(folder), minutes, on_save, of or {}
         self.stopping = False
         self._written_at, self._took = time.monotonic(), 0.0
         self._best, self._made = math.inf, False
@@ -179,9 +210,9 @@ class Checkpoints:
             self._made = True
         loss, parameters = best
         if parameters and loss < self._best:
-            save_tensors(self.best, parameters, {"test_loss": loss})
+            save_tensors(self.best, parameters, {"test_loss": loss, "of": self.of})
             self._best = loss
-        save_tensors(self.last, tensors, about)
+        save_tensors(self.last, tensors, {**about, "of": self.of})
         if self.on_save:
             self.on_save()
         self._written_at = time.monotonic()
@@ -194,7 +225,8 @@ class Checkpoints:
             Its tensors, and what it says of them.
 
         Raises:
-            ValueError: as `read_tensors`; where it is no checkpoint, or other versions of pyro_vae or torch wrote it.
+            ValueError: as `read_tensors`; where it is no checkpoint, one of another training, or other versions of
+                pyro_vae or torch wrote it.
         """
         tensors, head = read_tensors(self.last)
         for name, here in versions().items():
@@ -203,4 +235,6 @@ class Checkpoints:
                 raise ValueError(f"{self.last} was written by {name} {head[name]}, but this is {here}: {fix}")
         if not (isinstance(head.get("about"), dict) and isinstance(head["about"].get("history"), list)):
             raise ValueError(f"{self.last} holds no checkpoint of a training")
+        if self.of:
+            check_same(self.last, head["about"].get("of"), self.of)
         return tensors, head["about"]

@@ -1,4 +1,4 @@
-"""The command line: the only reader of argv, and the only place that prints.
+"""The command line: the only reader of argv and, with `pyro_vae.launch`, the only place that prints.
 
 What needs torch is imported inside the commands, so that ``pyro-vae --help`` answers at once.
 """
@@ -8,18 +8,15 @@ import difflib
 import inspect
 import io
 import json
-import os
-import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 import yaml
 
+from pyro_vae.launch import one_line, train
 from pyro_vae.settings import PARTS, Config
 
 if TYPE_CHECKING:
@@ -32,7 +29,6 @@ TRAIN_ONLY = {
     *("evaluate", "latent_map"),
 }
 TRUSTED = ("pyro_vae", "torch", "pyro")  # from which a config file may name a class
-SAID, LOST = 2, 3  # how a process of several ends: it has said why; it has lost another, and leaves the word to others
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,17 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
-        text = _out_of_memory(argv[0]) if _is_out_of_memory(error) else _one_line(error)
+        text = _out_of_memory(argv[0]) if _is_out_of_memory(error) else one_line(error)
         print(f"pyro-vae: error: {text}", file=sys.stderr)
         return 2
     return 0
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -321,124 +310,8 @@ def _new_folder(out: Path | None, name: str) -> Path:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from torch.multiprocessing import ProcessExitedException
-
-    from pyro_vae.distributed import connect
-    from pyro_vae.runs import what_stands
-
-    config, folder = arguments.config, _new_folder(arguments.out, arguments.config.data)
-    fabric = connect(config.devices, config.device)
-    if fabric is None:
-        return _train_run(config, folder, resume=bool(arguments.resume))
-    try:
-        fabric.launch(_train_rank, config, folder, arguments.debug, bool(arguments.resume))
-    except ProcessExitedException as error:
-        if error.exit_code == SAID:
-            raise SystemExit(SAID) from error
-        how = f"was ended by {error.signal_name}" if error.signal_name else "has ended, or no longer answers"
-        which = "a process" if error.exit_code == LOST else f"process {error.error_index}"
-        raise ConnectionError(f"{which} of this training {how}; {what_stands(folder)}") from error
-
-
-def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: bool) -> None:
-    """Train as one of several processes, and say what went wrong once."""
-    from multiprocessing import parent_process
-
-    from pyro_vae.runs import what_stands
-
-    code = 0
-    try:
-        _train_run(config, folder, fabric, resume=resume)
-    except SystemExit as error:
-        code = int(error.code or 0)
-    except Exception as error:
-        if debug:
-            raise
-        code = SAID
-        lost, rank = isinstance(error, ConnectionError), fabric.global_rank
-        if lost and parent_process():
-            code = LOST
-        elif rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # which all ranks meet
-            text = _one_line(error) + (f"; {what_stands(folder)}" if lost else "")
-            print(f"\npyro-vae: error: rank {rank}: {text}" if rank else f"pyro-vae: error: {text}", file=sys.stderr)
-    if code or fabric.local_rank:  # at once: as a rank goes, the threads of its connections may end it by a signal
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-@contextmanager
-def _stopping_at_signals(stop: Callable[[], None], folder: Path) -> Iterator[None]:
-    """Have SIGINT and SIGTERM stop a training by its checkpoint, and say how to go on; a second one leaves at once."""
-    from pyro_vae.checkpoints import Stopped
-    from pyro_vae.runs import what_stands
-
-    received: list[int] = []
-
-    def on_signal(number: int, _: Any) -> None:
-        if received:
-            os.write(2, b"\n")
-            os._exit(128 + number)
-        received.append(number)
-        stop()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Stopped as error:
-        print(f"\npyro-vae: {error}; {what_stands(folder)}", file=sys.stderr)
-        raise SystemExit(128 + received[0]) from error
-    except ConnectionError:  # of another rank, to which the words are added once, below
-        raise
-    except OSError as error:
-        raise type(error)(f"{error}; {what_stands(folder)}") from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool = False) -> None:
-    from tqdm import tqdm
-
-    from pyro_vae.config import load_data
-    from pyro_vae.distributed import Ranks
-    from pyro_vae.runs import Run
-
-    ranks = Ranks(fabric)
-    if fabric and config.download:  # once on each machine
-        ranks.together(lambda: load_data(config) if fabric.local_rank == 0 else None)
-    run = ranks.together(lambda: Run(config, folder, fabric, resume=resume))
-    say = print if ranks.rank == 0 else lambda _: None
-    for name, text in run.facts().items():
-        say(f"{name + ':':<20}{text}")
-    batches = run.steps_per_epoch
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(
-        total=config.epochs * batches, unit="step", dynamic_ncols=True, mininterval=interval, disable=ranks.rank > 0
-    ) as bar:
-
-        def on_step(step: int, loss: Any) -> None:
-            bar.initial = bar.initial or step - bar.n  # of a run that goes on
-            if bar.update(step + 1 - bar.n):  # shown: only then a GPU is waited for
-                text = f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image"
-                bar.set_description(text, refresh=False)
-
-        def on_epoch(row: dict[str, float]) -> None:
-            text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per image"
-            bar.set_description(f"epoch {row['epoch']:.0f}/{config.epochs}, {text}", refresh=False)
-
-        with _stopping_at_signals(run.checkpoints.stop, folder), warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: tqdm.write(f"pyro-vae: {message}", file=sys.stderr)
-            warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
-            warnings.filterwarnings("ignore", "the step cannot be recorded")  # said below
-            history = run.train(on_epoch, None if ranks.rank else on_step)
-    last = history[-1]
-    say(f"{'engine:':<20}{history.engine}")
-    say(
-        f"epoch {last['epoch']:.0f}: train_loss {last['train_loss']:.2f}, test_loss {last['test_loss']:.2f},"
-        f" test_loss_at_mean {last['test_loss_at_mean']:.2f} nats per datum"
-    )
-    say(f"{run.folder}/report.html shows pictures and numbers; run: {run.folder}")
+    folder = _new_folder(arguments.out, arguments.config.data)
+    train(arguments.config, folder, resume=bool(arguments.resume), debug=arguments.debug)
 
 
 def _compare(arguments: argparse.Namespace) -> None:

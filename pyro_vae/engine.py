@@ -37,6 +37,7 @@ class Recorded:
         compiled: have ``torch.compile`` make one kernel of many operations. This takes seconds, once.
         quiet: do not warn where the step cannot be recorded.
         tolerance: of what is compiled, or runs on a GPU.
+        graphs: on a GPU, have the compiler replay its kernels as a CUDA graph; not where a `WholeStep` is one.
 
     Example:
         >>> weight = torch.ones(2, requires_grad=True)
@@ -47,12 +48,20 @@ class Recorded:
         (True, 1)
     """
 
-    def __init__(self, step: Step, *, compiled: bool = False, quiet: bool = False, tolerance: float = 1e-5) -> None:
-        self.step, self.compiled, self.quiet, self.tolerance = step, compiled, quiet, tolerance
+    def __init__(
+        self,
+        step: Step,
+        *,
+        compiled: bool = False,
+        quiet: bool = False,
+        tolerance: float = 1e-5,
+        graphs: bool = True,
+    ) -> None:
+        self.step, self.compiled, self.quiet, self.tolerance, self.graphs = step, compiled, quiet, tolerance, graphs
         self.calls = self.replayed = 0
         self.reason = ""
         self._check_at = 0
-        self._shape = torch.Size()
+        self.shape = torch.Size()  # of the first batch
         self._recording: GraphModule | None = None
         self._replay: Step = step
 
@@ -60,8 +69,8 @@ class Recorded:
         """Return the step's outputs."""
         self.calls += 1
         if self.calls == 1:
-            self._shape = batch.shape
-        if self.calls == 1 or self.reason or batch.shape != self._shape:
+            self.shape = batch.shape
+        if self.calls == 1 or self.reason or batch.shape != self.shape:
             return self.step(batch, *inputs)
         if self._recording is None:
             return self._record(batch, *inputs)
@@ -70,6 +79,11 @@ class Recorded:
         self.replayed += 1
         with torch.no_grad():
             return self._replay(batch, *inputs)
+
+    @property
+    def replays_next(self) -> bool:
+        """Whether the next call, with a batch of the first one's shape, runs the recording alone."""
+        return self._recording is not None and self.calls + 1 < self._check_at
 
     def __str__(self) -> str:
         if self.reason:
@@ -107,7 +121,7 @@ class Recorded:
         with torch.no_grad():
             try:
                 if self.compiled and self._replay is recording:
-                    self._replay = _compiled(recording, batch, *inputs)
+                    self._replay = _compiled(recording, self.graphs, batch, *inputs)
                 replayed = self._replay(batch, *inputs)
             except Exception as error:  # of the compiler, or where there is none
                 failure = _reason(error)
@@ -129,6 +143,106 @@ class Recorded:
         self._recording = None
         if not self.quiet:
             warnings.warn(f"the step cannot be recorded and is run eagerly ({reason})", RuntimeWarning, stacklevel=4)
+
+
+class WholeStep:
+    """A step on a GPU, its optimizer included, that is captured as one CUDA graph, and then launched by a single call.
+
+    It is captured once its recording has been replayed a few times. Before the graph is trusted it is run beside the
+    step, from the same state and on the same random numbers, and must change the state alike, to the recording's
+    tolerance. Batches of another shape, and the calls at which the recording is checked, are left to the step; an
+    optimizer whose settings change, such as its learning rate, has the step captured anew.
+
+    Arguments:
+        step: a function of a batch, a KL weight and the number of data to a tensor. It changes tensors in place, never
+            waits for the device, and computes by ``recorded``.
+        recorded: the recording of the step's arithmetic.
+        optim: the optimizer, a fused one.
+        state: returns all tensors that the step changes, but for the optimizer's own.
+    """
+
+    WARM = 3  # replays of the recording, after which nothing is made lazily any more
+
+    def __init__(
+        self,
+        step: Callable[[Tensor, Tensor | float, int], Tensor],
+        recorded: Recorded,
+        optim: torch.optim.Optimizer,
+        state: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        self.step, self.recorded, self.optim, self.state = step, recorded, optim, state
+        recorded.graphs = False
+        for group in optim.param_groups:
+            group |= {"capturable": True} if "capturable" in group else {}
+        self.launched = 0
+        self.reason = ""
+        self._launch: Callable[[], Tensor] | None = None
+        self._inputs: tuple[Any, ...] = ()
+        self._captured_with: list[Any] = []
+
+    def __call__(self, batch: Tensor, weight: Tensor | float, count: int) -> Tensor:
+        """Return what the step returns."""
+        recorded = self.recorded
+        ready = recorded.replays_next and recorded.replayed >= self.WARM and batch.shape == recorded.shape
+        if self.reason or not ready:
+            return self.step(batch, weight, count)
+        if self._launch is None or self._captured_with != self._settings():
+            return self._capture(batch, weight, count)
+        for own, value in zip(self._inputs, (batch, weight), strict=True):
+            if isinstance(value, Tensor):
+                own.copy_(value)
+        recorded.calls += 1
+        recorded.replayed += 1
+        self.launched += 1
+        return self._launch()
+
+    def _capture(self, batch: Tensor, weight: Tensor | float, count: int) -> Tensor:
+        own_batch, own_weight = batch.clone(), weight.clone() if isinstance(weight, Tensor) else weight
+        self._inputs = own_batch, own_weight
+        self._captured_with = self._settings()
+        counted = self.recorded.calls, self.recorded.replayed
+        before, random_state = [value.clone() for value in self._state()], _random_state()
+        launched: list[Tensor] = []
+        try:
+            self._launch = _on_one_graph(lambda: self.step(own_batch, own_weight, count))
+            self._launch()
+            launched = [value.clone() for value in self._state()]
+        except RuntimeError as error:  # of CUDA, at what waits for the device or cannot be captured
+            self.reason = _reason(error)
+        with torch.no_grad():
+            for value, value_before in zip(self._state(), before, strict=True):
+                value.copy_(value_before)
+        _set_random_state(random_state)
+        self.recorded.calls, self.recorded.replayed = counted
+        output = self.step(batch, weight, count)
+        with torch.no_grad():
+            if not (self.reason or _same(self._state(), launched, self.recorded.tolerance)):
+                self.reason = "it does not do what the step does"
+        if self.reason:
+            self._launch = None
+            warnings.warn(f"the step does not become a CUDA graph ({self.reason})", RuntimeWarning, stacklevel=3)
+        return output
+
+    def _state(self) -> list[Tensor]:
+        own = [value for values in self.optim.state.values() for value in values.values() if isinstance(value, Tensor)]
+        return [*self.state(), *own]
+
+    def _settings(self) -> list[Any]:
+        groups = self.optim.param_groups
+        return [[value for name, value in group.items() if name != "params"] for group in groups]
+
+
+def _on_one_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Capture a function's work on the GPU, without doing it, and return what does it and returns its result."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+
+    def launch() -> Tensor:
+        graph.replay()
+        return result.clone()  # the next launch writes there again
+
+    return launch
 
 
 def chosen(step: Step, engine: str, steps: int, *, rounded: bool = False) -> tuple[Step, Callable[[], str]]:
@@ -170,7 +284,7 @@ def _constants(recording: GraphModule) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _compiled(recording: GraphModule, *inputs: Tensor | float) -> Step:
+def _compiled(recording: GraphModule, graphs: bool, *inputs: Tensor | float) -> Step:
     """Have torch's compiler make kernels of a recording, without the checks of ``torch.compile`` at every call."""
     import torch._inductor
 
@@ -187,8 +301,8 @@ def _compiled(recording: GraphModule, *inputs: Tensor | float) -> Step:
             copies[node] = graph.node_copy(node, copies.get)
     examples: list[Any] = [*constants, *inputs]
     on_gpu = any(isinstance(example, Tensor) and example.is_cuda for example in examples)
-    # Random numbers are those of the uncompiled recording; a GPU replays all kernels at once, as a CUDA graph.
-    options = {"fallback_random": True, "triton.cudagraphs": on_gpu}
+    # Random numbers are those of the uncompiled recording.
+    options = {"fallback_random": True, "triton.cudagraphs": on_gpu and graphs}
     kernels = torch._inductor.compile(GraphModule({}, graph), examples, options=options)
     return lambda *inputs: kernels(*constants, *inputs)
 

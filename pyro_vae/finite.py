@@ -38,6 +38,9 @@ class Guard:
         values: returns the tensors that training changes, by name.
         optim: the optimizer.
         device: where the programs are.
+
+    Attributes:
+        failed: on a GPU, whether a step has not been finite, on the device; None where each step waits for it.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Guard:
     ) -> None:
         self.on_nan, self.model, self.guide, self.values, self.optim = on_nan, model, guide, values, optim
         leaves_alone = device.type == "cuda" and getattr(optim, "_step_supports_amp_scaling", False)
-        self._failed = torch.zeros((), device=device) if leaves_alone and on_nan == "stop" else None
+        self.failed = torch.zeros((), device=device) if leaves_alone and on_nan == "stop" else None
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
@@ -81,9 +84,9 @@ class Guard:
         Raises:
             FloatingPointError: where it may not, and ``on_nan`` is "stop".
         """
-        if self._failed is not None:
-            self._failed = torch.maximum(self._failed, 1 - torch.isfinite(loss + norm).float())
-            self.optim.found_inf = self._failed  # type: ignore[attr-defined]
+        if self.failed is not None:
+            self.failed.copy_(torch.maximum(self.failed, 1 - torch.isfinite(loss + norm).float()))
+            self.optim.found_inf = self.failed  # type: ignore[attr-defined]
             return True
         value = float(loss)
         if math.isfinite(value + float(norm)):
@@ -114,9 +117,9 @@ class Guard:
             FloatingPointError: where a step of the epoch was not finite, and that was not waited for; where none was.
         """
         fix = "lower the learning rate, or give a clip_norm"
-        if self._failed is None and not counted:
+        if self.failed is None and not counted:
             raise FloatingPointError(f"all steps of epoch {epoch} were left out, as none was finite; {fix}")
-        if self._failed is not None and self._failed:
+        if self.failed is not None and self.failed:
             raise FloatingPointError(f"a loss or its gradient is not finite in epoch {epoch}; {fix}")
 
     def _look_for_explosion(self, loss: float, where: str) -> None:

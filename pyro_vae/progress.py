@@ -46,12 +46,13 @@ class Progress:
         """Go on to the next epoch."""
         self.epoch += 1
         self.batches, self.seconds = 0, 0.0
-        self.totals = torch.zeros_like(self.totals)
+        self.totals.zero_()
         self.order_state = self.order.get_state()
 
     def count(self, terms: Sequence[Tensor], data: int | Tensor) -> None:
         """Add a step's terms, summed over so many data, to those of the epoch."""
-        self.totals += torch.stack([*terms, torch.as_tensor(data, dtype=terms[0].dtype, device=self.device)])
+        count = data.to(terms[0]) if isinstance(data, Tensor) else terms[0].new_full((), data)
+        self.totals += torch.stack([*terms, count])
 
     def means(self) -> list[float]:
         """Return the epoch's mean terms per datum, NaN where no step counted."""

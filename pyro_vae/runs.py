@@ -13,7 +13,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.checkpoints import Checkpoints, read_tensors, save_tensors
+from pyro_vae.checkpoints import Checkpoints, check_same, read_tensors, save_tensors
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.files import write_whole
@@ -52,7 +52,7 @@ class Run:
         if self.ranks.rank == 0 and not resume:
             check_folder(folder)
         on_save = self.save_weights if self.ranks.rank == 0 else None
-        self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save)
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save, config.identity())
         self.device = fabric.device if fabric else device_named(config.device)
         self.transform = transform_of(config)
         self.data = load_data(config)
@@ -109,7 +109,8 @@ class Run:
 
     def save_weights(self) -> None:
         """Write the weights as they are."""
-        save_weights(self.vae, self.folder / "model.safetensors", self.shape)
+        about = {"shape": list(self.shape), "of": self.config.identity()}
+        save_tensors(self.folder / "model.safetensors", self.vae.state_dict(), about)
 
     def _train(self, on_epoch: Callable[[Row], None] | None, on_step: Callable[[int, Tensor], None] | None) -> History:
         config = self.config
@@ -259,17 +260,6 @@ def append_metrics(path: Path, row: Row) -> None:
         file.write("\n".join([*header, _line(row), ""]))
 
 
-def save_weights(vae: VAE, path: Path, shape: Shape) -> None:
-    """Write a VAE's weights by `pyro_vae.checkpoints.save_tensors`.
-
-    Arguments:
-        vae: the VAE.
-        path: where to.
-        shape: the shape of one datum, which the file keeps beside the weights.
-    """
-    save_tensors(path, vae.state_dict(), {"shape": list(shape)})
-
-
 def what_stands(folder: Path) -> str:
     """Say what a run that ended before its time has left."""
     if not (folder / "config.yaml").exists():
@@ -297,10 +287,15 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
         shape = tuple(map(int, head["about"]["shape"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no weights of a VAE") from error
+    check_same(path, head["about"].get("of"), config.identity())
     vae = seeded_vae(config, shape)
     if best:
         path = folder / "checkpoints" / "best.safetensors"
-        values = {name.partition("/")[2]: tensor for name, tensor in read_tensors(path)[0].items()}
+        tensors, head = read_tensors(path)
+        if not (isinstance(head.get("about"), dict) and "test_loss" in head["about"]):
+            raise ValueError(f"{path} holds no best weights of a run")
+        check_same(path, head["about"].get("of"), config.identity())
+        values = {name.partition("/")[2]: tensor for name, tensor in tensors.items()}
         weights = {name: values[name] for name in weights if name in values}
     try:
         vae.load_state_dict(weights)

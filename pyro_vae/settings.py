@@ -9,6 +9,10 @@ import yaml
 
 from pyro_vae.files import write_whole
 
+FREE = {  # flags that may change over the life of a run
+    *("data_root", "download", "device", "devices", "epochs", "engine", "memory", "on_nan", "checkpoint_minutes"),
+    *("evaluate", "latent_map"),
+}
 PARTS = ("prior", "encoder", "decoder", "network", "loss")  # what has parameters of its own
 
 
@@ -65,6 +69,10 @@ class Config:
         plain = {name: getattr(self, name) for name in self.flags()}
         own = {f"{kind}.{name}": value for kind, values in self.options.items() for name, value in values.items()}
         return {name: value for name, value in {**plain, **own}.items() if value is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the flags that weights are of: a run's files must have been written with the same."""
+        return {name: value for name, value in self.flat().items() if name not in FREE} | {"data": Path(self.data).name}
 
     def save(self, path: Path) -> None:
         """Write the flags as YAML, with the versions they ran with as a comment."""

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from pyro_vae.checkpoints import Checkpoints, Stopped
 from pyro_vae.data import Rows, shuffled_batches
 from pyro_vae.distributed import Ranks
-from pyro_vae.engine import ENGINES, Outputs, chosen
+from pyro_vae.engine import ENGINES, Outputs, Recorded, WholeStep, chosen
 from pyro_vae.evaluation import Bound, mean_bound
 from pyro_vae.finite import ON_NAN, Guard, norm_of
 from pyro_vae.handlers import LocalModules, weigh_kl
@@ -52,6 +52,7 @@ COLUMNS = (
     "test_loss_at_mean",
     "seconds",
 )
+BETWEEN_LOOKS = 100  # steps of several processes, until each hears whether another is to stop
 REFUSED_LOSSES = (
     *[cls for name, cls in vars(pyro.infer).items() if name.startswith("JitTrace")],  # draw their traces only once
     RenyiELBO,  # a KL weight changes its bound without a word: take objectives.Renyi
@@ -270,6 +271,29 @@ def fit(
                     f"stopped in epoch {progress.epoch}, before step {progress.step}; checkpoint: {keeper.last}"
                 )
 
+        def take_step(batch: Tensor, weight: Tensor | float, count: int) -> Tensor:
+            nonlocal parameters
+            outputs = compute(batch, weight)
+            (value, *terms, norm), gradients, counted = ranks.combine(outputs[:5], outputs[5:], local.parameters, count)
+            if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
+                ranks.broadcast(local.parameters[len(parameters) :])
+                optim.add_param_group({"params": local.parameters[len(parameters) :]})
+                parameters = local.parameters
+            where = f"epoch {progress.epoch}, step {progress.step}"
+            if guard.passes(value, norm, counted, batch, gradients, where):
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                if clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+                optim.step()
+                progress.count(terms, counted)
+            return value.detach() / counted
+
+        step: Callable[[Tensor, Tensor | float, int], Tensor] = take_step
+        if isinstance(compute, Recorded) and compute.compiled and guard.failed is not None and ranks.size == 1:
+            changed = [progress.totals, guard.failed]
+            step = WholeStep(take_step, compute, optim, lambda: [*progress.values(parameters).values(), *changed])
+
         while progress.epoch <= epochs:
             start = time.perf_counter() - progress.seconds
             guard.begin_epoch()
@@ -282,32 +306,18 @@ def fit(
                     weight = check_beta(beta_at(progress.step))
                     input_weight = torch.full((), weight, dtype=x.dtype, device=x.device) if callable(beta) else weight
                     guard.begin_step()
-
-                    outputs = compute(batch, input_weight)
-                    (value, *terms, norm), gradients, counted = ranks.combine(
-                        outputs[:5], outputs[5:], local.parameters, count
-                    )
-                    if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
-                        ranks.broadcast(local.parameters[len(parameters) :])
-                        optim.add_param_group({"params": local.parameters[len(parameters) :]})
-                        parameters = local.parameters
-                    where = f"epoch {progress.epoch}, step {progress.step}"
-                    if guard.passes(value, norm, counted, batch, gradients, where):
-                        for parameter, gradient in zip(parameters, gradients, strict=True):
-                            parameter.grad = gradient
-                        if clip_norm is not None:
-                            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-                        optim.step()
-                        progress.count(terms, counted)
+                    mean_loss = step(batch, input_weight, count)
                     progress.step += 1
                     progress.batches += 1
                     if progress.step % BETWEEN_FLUSHES == 0:
                         flush_subnormal(optim)
                     if on_step:
-                        on_step(progress.step - 1, value.detach() / counted)
-                    if keeper and ranks.size == 1 and keeper.due(at_end_of_epoch=False):
-                        progress.seconds = time.perf_counter() - start
-                        save(keeper)
+                        on_step(progress.step - 1, mean_loss)
+                    if keeper and (ranks.size == 1 or progress.step % BETWEEN_LOOKS == 0):
+                        due = ranks.rank == 0 and keeper.due(at_end_of_epoch=False)
+                        if ranks.any(due or keeper.stopping):
+                            progress.seconds = time.perf_counter() - start
+                            save(keeper)
                 guard.end_epoch(progress.epoch, progress.totals[3])
                 ranks.broadcast(buffers)
                 seconds = time.perf_counter() - start

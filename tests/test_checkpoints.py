@@ -136,6 +136,22 @@ def test_a_training_is_not_resumed_with_another_version(name, tmp_path, monkeypa
         Checkpoints(tmp_path).read()
 
 
+@pytest.mark.parametrize(
+    ("there", "here", "words"),
+    [
+        ({"seed": 1}, {"seed": 0}, "with seed 1, not 0"),
+        ({"seed": 0}, {"seed": 0, "lr": 0.1}, "with lr None, not 0.1"),
+        ({"seed": 0, "lr": 0.1}, {"seed": 0}, "with lr 0.1, not None"),
+        ({}, {"seed": 0}, "with seed None, not 0"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(there, here, words, tmp_path):
+    Checkpoints(tmp_path, of=there).write(TENSORS, {"history": []}, (1.0, TENSORS))
+    Checkpoints(tmp_path, of=there).read()
+    with pytest.raises(ValueError, match=f"is of another run, {words}"):
+        Checkpoints(tmp_path, of=here).read()
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*last\.safetensors"):
         Checkpoints(tmp_path).read()
@@ -223,7 +239,7 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
         keeper.write({"x": torch.tensor(value)}, {}, (loss, {"x": torch.tensor(value)}))
     assert read_tensors(keeper.last)[0]["x"] == 2
     tensors, head = read_tensors(keeper.best)
-    assert (tensors["x"], head["about"]) == (1, {"test_loss": 1.0})
+    assert (tensors["x"], head["about"]) == (1, {"test_loss": 1.0, "of": {}})
 
 
 def test_a_folder_that_has_gone_is_not_made_again(tmp_path):
@@ -233,4 +249,4 @@ def test_a_folder_that_has_gone_is_not_made_again(tmp_path):
     with pytest.raises(FileNotFoundError):
         keeper.write(TENSORS, ABOUT, (1.0, TENSORS))
     assert not (tmp_path / "run").exists()
-    assert read_tensors(tmp_path / "gone" / "checkpoints" / "last.safetensors")[1]["about"] == ABOUT
+    assert read_tensors(tmp_path / "gone" / "checkpoints" / "last.safetensors")[1]["about"] == ABOUT | {"of": {}}

@@ -364,3 +364,39 @@ def test_the_bernoulli_without_a_gradient_is_that_of_scipy_and_of_torch(logit, g
     np.testing.assert_allclose(leaf.grad[:, 0], (x - logits.sigmoid()).sum(-1), atol=1e-14)
     with pytest.raises(ValueError, match="within the support"):
         family(logits=logits).log_prob(torch.tensor(1.5))
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (113,), (112,), (3, 5, 7), (1, 28, 28)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [1e-3, 3.0, 1e3])
+def test_the_sum_over_bernoulli_variables_without_a_gradient_is_that_of_scipy(shape, dtype, spread):
+    """Logits of (K, B, ...) and data of (B, ...)."""
+    source = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(3, 2, *shape, generator=source, dtype=dtype)
+    logits.view(-1)[0] = 100 * spread
+    x = torch.rand(2, *shape, generator=source, dtype=dtype)
+    exact, values = logits.double().numpy(), x.double().numpy()
+    each = values * special.log_expit(exact) + (1 - values) * special.log_expit(-exact)
+    expected = each.reshape(3, 2, -1).sum(-1)
+    vector = distributions.GreyBernoulli(logits=logits).to_event(len(shape))
+    size = logits[0, 0].numel()
+    near = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1.5 * torch.finfo(dtype).eps * size}
+    largest = np.abs(each).reshape(3, 2, -1).sum(-1).max()
+    near["atol"] += 4 * torch.finfo(dtype).eps * largest
+    np.testing.assert_allclose(vector.log_prob(x), expected, **near)
+    np.testing.assert_allclose(vector.expand((3, 2)).log_prob(x), expected, **near)
+    leaf = logits.clone().requires_grad_()
+    by_torch = distributions.GreyBernoulli(logits=leaf).to_event(len(shape)).log_prob(x)
+    np.testing.assert_allclose(by_torch.detach(), expected, **near)
+    by_torch.sum().backward()
+    np.testing.assert_allclose(leaf.grad, x - logits.sigmoid(), atol=2e-6)
+    with pytest.raises(ValueError, match="within the support"):
+        vector.log_prob(torch.full(shape, 1.5))
+
+
+def test_the_sum_over_bernoulli_variables_in_half_precision_is_torch_s():
+    logits = torch.randn(4, 784, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = torch.ones(784).bfloat16()
+    expected = dist.Bernoulli(logits=logits, validate_args=False).log_prob(x).float().sum(-1)
+    found = distributions.Bernoulli(logits=logits, validate_args=False).to_event(1).log_prob(x)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=0)

@@ -13,7 +13,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_el
 from torch import nn
 
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
-from pyro_vae.engine import ENGINES, Recorded, _same, chosen
+from pyro_vae import engine as engines
+from pyro_vae.engine import ENGINES, Recorded, WholeStep, _same, chosen
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import linear_warm_up
 
@@ -410,3 +411,89 @@ def test_an_enumerated_model_is_trained_as_without_a_recording():
         results.append(trained(make, engine, epochs=140, **settings))
     assert torch.equal(results[0][0].nan_to_num(), results[1][0].nan_to_num())
     assert all(map(torch.equal, results[0][1], results[1][1]))
+
+
+# A whole step as a CUDA graph: its logic on a CPU, with functions in the place of graphs, and the graph on a GPU
+
+
+class Training:
+    """Linear regression with noise, by a step that changes its weight, its optimizer and a total in place."""
+
+    def __init__(self, whole):
+        torch.manual_seed(0)
+        self.weight = torch.ones(3, requires_grad=True)
+        self.optim = torch.optim.Adam([self.weight], lr=0.1, fused=True)
+        self.total = torch.zeros(())
+        self.recorded = Recorded(self.loss_and_gradient)
+        self.step = self.take_step
+        if whole:
+            self.step = WholeStep(self.take_step, self.recorded, self.optim, lambda: [self.weight, self.total])
+
+    def loss_and_gradient(self, x, scale):
+        loss = scale * ((x + torch.randn_like(x)) @ self.weight).square().mean()
+        return loss, *torch.autograd.grad(loss, [self.weight])
+
+    def take_step(self, x, scale, count):
+        loss, self.weight.grad = self.recorded(x, scale)
+        self.optim.step()
+        with torch.no_grad():
+            self.total += loss * count
+        return loss.detach().clone()
+
+    def run(self, *, lengths=(5,) * 40, rates=(0.1,) * 40):
+        source = torch.Generator().manual_seed(1)
+        losses = []
+        for number, (length, rate) in enumerate(zip(lengths, rates, strict=True)):
+            self.optim.param_groups[0]["lr"] = rate
+            x = torch.randn(length, 3, generator=source)
+            losses.append(self.step(x, torch.tensor(1 + number / 40), length))
+        return torch.stack([*losses, self.total, *self.weight.detach()])
+
+
+def test_a_whole_step_is_the_step_to_the_last_bit(monkeypatch):
+    captured = []
+    monkeypatch.setattr(engines, "_on_one_graph", lambda function: captured.append(0) or function)
+    for settings in ({}, {"lengths": [5] * 19 + [2] + [5] * 20}, {"rates": [0.1] * 20 + [0.01] * 20}):
+        captured.clear()
+        whole = Training(whole=True)
+        assert torch.equal(whole.run(**settings), Training(whole=False).run(**settings))
+        assert whole.step.launched > 25
+        assert len(captured) == 1 + ("rates" in settings)
+        assert whole.optim.param_groups[0]["capturable"]
+        assert not whole.recorded.graphs
+
+
+def test_a_graph_that_does_not_what_the_step_does_is_not_launched(monkeypatch):
+    """It leaves the optimizer out."""
+    monkeypatch.setattr(engines, "_on_one_graph", lambda _: lambda: torch.zeros(()))
+    whole = Training(whole=True)
+    with pytest.warns(RuntimeWarning, match=r"does not become a CUDA graph \(it does not do what the step does\)"):
+        losses = whole.run()
+    assert torch.equal(losses, Training(whole=False).run())
+    assert whole.step.launched == 0
+
+
+def test_a_capture_that_fails_half_way_leaves_the_steps_as_they_were(monkeypatch):
+    def capture(function):
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(engines, "_on_one_graph", capture)
+    whole = Training(whole=True)
+    with pytest.warns(RuntimeWarning, match="operation not permitted"):
+        losses = whole.run()
+    assert torch.equal(losses, Training(whole=False).run())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: CUDA graphs are not run")
+def test_a_training_on_a_gpu_is_one_graph_a_step(monkeypatch):
+    launched = []
+    made = WholeStep.__init__
+    monkeypatch.setattr(WholeStep, "__init__", lambda self, *args: launched.append(self) or made(self, *args))
+    results = []
+    for name in ("eager", "compiled"):
+        vae = small_vae().to("cuda")
+        history = fit(vae.model, vae.guide, points(400), engine=name, epochs=20, batch_size=16)
+        results.append(history.column("train_loss"))
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
+    assert launched[0].launched > 200

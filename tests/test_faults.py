@@ -10,6 +10,7 @@ import time
 import pytest
 
 from benchmarks import faults
+from pyro_vae.checkpoints import Checkpoints
 from pyro_vae.cli import main
 
 FLAGS = ["--hidden=8", "--latent-dim=2", "--batch-size=4", "--latent-map=first", "--data=digits"]
@@ -44,7 +45,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
-    assert f"go on with: pyro-vae train --resume '{folder}'" in said
+    assert f"go on with: pyro-vae train --resume '{folder}'" in said.splitlines()[-1]  # below the progress
     assert "Traceback" not in said
     assert (folder / "checkpoints" / "last.safetensors").exists()
     assert (folder / "model.safetensors").exists()
@@ -119,16 +120,79 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path, capsys):
     assert "is no run: it holds no config.yaml" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, capsys):
-    for name, width in (("one", 8), ("other", 9)):
-        assert main(["train", *FLAGS, f"--hidden={width}", "--epochs=1", f"--out={tmp_path / name}"]) == 0
-    file = "checkpoints/last.safetensors"
-    shutil.copy(tmp_path / "other" / file, tmp_path / "one" / file)
-    assert main(["train", "--resume", str(tmp_path / "one")]) == 2
-    assert "differ: torch.float32 (9, 64) and torch.float32 (8, 64)" in capsys.readouterr().err
-    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "one" / "model.safetensors")
-    assert main(["sample", str(tmp_path / "one")]) == 2
-    assert "does not fit" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("--hidden=9", "hidden [9], not [8]"), ("--seed=1", "seed 1, not 0"), ("--lr=0.01", "lr 0.01, not 0.001")],
+)
+def test_files_swapped_between_runs_are_refused(flag, words, tmp_path, capsys):
+    for name, extra in (("one", []), ("other", [flag])):
+        assert main(["train", *FLAGS, *extra, "--epochs=1", f"--out={tmp_path / name}"]) == 0
+    for file, command in (
+        ("checkpoints/last.safetensors", ["train", "--resume"]),
+        ("checkpoints/best.safetensors", ["sample", "--best"]),
+        ("model.safetensors", ["sample"]),
+    ):
+        own = (tmp_path / "one" / file).read_bytes()
+        shutil.copy(tmp_path / "other" / file, tmp_path / "one" / file)
+        assert main([*command, str(tmp_path / "one")]) == 2
+        assert f"{file} is of another run, with {words}" in capsys.readouterr().err
+        (tmp_path / "one" / file).write_bytes(own)
+        assert main([*command, str(tmp_path / "one")]) == 0
+
+
+def test_files_swapped_within_a_run_are_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", *FLAGS, "--epochs=1", f"--out={folder}"]) == 0
+    last, best = (folder / "checkpoints" / f"{name}.safetensors" for name in ("last", "best"))
+    contents = last.read_bytes(), best.read_bytes()
+    last.write_bytes(contents[1])
+    best.write_bytes(contents[0])
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert f"{last} holds no checkpoint of a training" in capsys.readouterr().err
+    assert main(["sample", "--best", str(folder)]) == 2
+    assert f"{best} holds no best weights of a run" in capsys.readouterr().err
+    shutil.copy(folder / "model.safetensors", last)
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert f"{last} holds no checkpoint of a training" in capsys.readouterr().err
+
+
+def test_a_run_that_moves_goes_on_with_other_flags_that_are_free(tmp_path):
+    folder = tmp_path / "run"
+    assert main(["train", *FLAGS, "--epochs=1", f"--out={folder}"]) == 0
+    config = folder / "config.yaml"
+    free = {"epochs: 1": "epochs: 2", "engine: auto": "engine: eager", "latent_map: first": "latent_map: pca"}
+    for before, after in free.items():
+        assert before in config.read_text()
+        config.write_text(config.read_text().replace(before, after))
+    folder = folder.rename(tmp_path / "moved")
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    """By years, back and forth, at every look at it."""
+    looks = []
+
+    def jumping():
+        looks.append(0)
+        return 1e9 + 1.5e8 * (-1) ** len(looks)
+
+    def train(name):
+        folder = tmp_path / name
+        assert main(["train", *FLAGS, "--epochs=2", "--checkpoint-minutes=0.001", f"--out={folder}"]) == 0
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
+        assert main(["train", "--resume", str(folder)]) == 0
+        rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+        assert all(0 <= float(row[-1]) < 600 for row in rows)
+        return (folder / "model.safetensors").read_bytes()
+
+    steady = train("steady")
+    monkeypatch.setattr(time, "time", jumping)
+    assert train("jumping") == steady
+    keeper = Checkpoints(tmp_path)
+    keeper.write({}, {}, (1.0, {}))
+    assert not any(keeper.due(at_end_of_epoch=False) for _ in range(9))
 
 
 def test_the_best_weights_of_a_run(tmp_path, capsys):

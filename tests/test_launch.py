@@ -1,15 +1,15 @@
 """Training on several processes from the command line: real processes, and what is refused before there are any."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from pyro_vae.cli import main
-from pyro_vae.runs import load_vae
-from pyro_vae.settings import Config
 
 OWN_ENCODER = """
 import os, signal
@@ -70,17 +70,17 @@ def test_two_processes_write_one_run(tmp_path, command):
     ],
     ids=["killed", "failed"],
 )
-def test_a_lost_rank_ends_the_run_and_the_last_weights_stand(tmp_path, action, words):
+def test_a_lost_rank_ends_the_run_and_the_last_weights_stand(tmp_path, monkeypatch, action, words):
     (tmp_path / "own.py").write_text(OWN_ENCODER.format(action=action))
     found = run("-m", "pyro_vae", extra=["--devices=2", "--encoder=own.Encoder", "--engine=eager"])
     assert found.returncode == 2
     assert "Traceback" not in found.stderr
     assert re.search(words, errors(found)[0])
-    assert "killed" not in action or f"go on with: pyro-vae train --resume {tmp_path / 'run'}" in found.stderr
+    assert found.stderr.count("go on with: pyro-vae train --resume run") == 1
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
-    config = Config(latent_dim=2, hidden=[8], encoder="Normal")
-    assert load_vae(tmp_path / "run", config).sample(3).shape == (3, 6)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    assert main(["sample", "run", "--n=3", "--allow=own"]) == 0
 
 
 def test_two_processes_go_on_to_the_last_bit(tmp_path):
@@ -96,6 +96,32 @@ def test_two_processes_go_on_to_the_last_bit(tmp_path):
     assert weights[0] == weights[1]
     epochs = [row.split(",")[0] for row in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
     assert epochs == ["epoch", "0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, code, tmp_path):
+    np.save("x.npy", np.random.default_rng(0).random((6_000, 6), np.float32))
+    command = [sys.executable, "-m", "pyro_vae", *SMALL, "--batch-size=1", "--devices=2"]
+    whole = subprocess.run([*command, "--out=whole"], capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(1)
+    process.send_signal(number)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert said.count("pyro-vae: ") == 1
+    assert re.search(r"pyro-vae: stopped in epoch \d, before step [1-9]\d*00; .* pyro-vae train --resume run\n$", said)
+    assert "Traceback" not in said + out
+    assert "leaked" not in said
+    resumed = subprocess.run(
+        [sys.executable, "-m", "pyro_vae", "train", "--resume=run"], capture_output=True, text=True, timeout=300
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]
+    assert weights[0] == weights[1]
 
 
 def test_what_all_ranks_refuse_is_said_once():

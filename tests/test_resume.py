@@ -172,7 +172,7 @@ def test_the_best_parameters_are_those_of_the_best_row(tmp_path):
     best = min(range(1, 9), key=losses.__getitem__)
     assert 0 < best < 8
     tensors, head = read_tensors(tmp_path / "best.safetensors")
-    assert head["about"] == {"test_loss": losses[best]}
+    assert head["about"] == {"test_loss": losses[best], "of": {}}
     _, weights, _ = train(normal, **settings | {"epochs": best})
     assert all(torch.equal(tensors[f"parameter/{name}"], weights[name]) for name in weights)
 

@@ -11,18 +11,50 @@ from torch.nn.functional import logsigmoid, softplus
 
 
 class Bernoulli(dist.Bernoulli):
-    """Bernoulli whose log-probability takes half the time where it has no gradient.
+    """Bernoulli whose log-probability takes half the time where it has no gradient, and less where it is summed.
 
     Torch's, whose gradient is fast, goes over its values twice as often, and not in their order where x is broadcast.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and (self.logits.requires_grad or value.requires_grad):
+        if self.has_gradient(value):
             return super().log_prob(value)
         if self._validate_args:
             self._validate_sample(value)
         logits, lack = broadcast_all(self.logits, value - 1)
         return logsigmoid(logits).addcmul_(lack.to(logits), logits)
+
+    def has_gradient(self, value: Tensor) -> bool:
+        """Whether the log-probability of a value has one."""
+        return torch.is_grad_enabled() and (self.logits.requires_grad or value.requires_grad)
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> dist.TorchDistribution:
+        independent = super().to_event(reinterpreted_batch_ndims)
+        return independent if independent is self else BernoulliVector(self, independent.reinterpreted_batch_ndims)
+
+
+class BernoulliVector(dist.Independent):
+    r"""Independent Bernoulli variables, whose log-probability takes one logarithm for many of them.
+
+    .. math:: \log p(x) = \sum_d \left[\min(l_d, 0) - (1 - x_d) \, l_d\right] - \log \prod_d (1 + e^{-|l_d|})
+
+    The factors are between 1 and 2: a product of 112 stays below the largest number of 32 bits. Rounding costs at most
+    1.2e-7 nats for each.
+    """
+
+    MOST = 112  # factors to a product
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.base_dist.has_gradient(value) or self.base_dist.logits.dtype not in (torch.float32, torch.float64):
+            return super().log_prob(value)
+        if self._validate_args:
+            self._validate_sample(value)
+        logits, lack = broadcast_all(self.base_dist.logits, value - 1)
+        kept = logits.clamp(max=0).addcmul_(lack.to(logits), logits).flatten(-self.reinterpreted_batch_ndims)
+        factors = logits.abs().neg_().exp_().add_(1).flatten(-self.reinterpreted_batch_ndims)
+        count = factors.shape[-1]
+        many = max((size for size in range(1, self.MOST + 1) if count % size == 0), default=1)
+        return kept.sum(-1) - factors.unflatten(-1, (count // many, many)).prod(-1).log().sum(-1)
 
 
 class GreyBernoulli(Bernoulli):

@@ -1,0 +1,195 @@
+"""Trains a run for the command line: its processes, its signals, its progress.
+
+What needs torch is imported inside, as in `pyro_vae.cli`.
+"""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from pyro_vae.settings import Config
+
+SAID, LOST, STOPPED = 2, 3, 143  # how one process of several ends: it has said why; it has lost another, and leaves the
+# word to others; a signal has stopped all of them
+
+
+def train(config: Config, folder: Path, *, resume: bool = False, debug: bool = False) -> None:
+    """Train on this process, or on as many as the config, torchrun or srun say, and print what came of it.
+
+    Arguments:
+        config: the config.
+        folder: the run's.
+        resume: go on with the run that the folder holds.
+        debug: let other processes show their tracebacks.
+
+    Raises:
+        ValueError: for what does not fit.
+        ConnectionError: where a process has been lost.
+        SystemExit: where the word has been said: 2 after an error, 130 and 143 after signals.
+    """
+    from multiprocessing import active_children
+
+    from torch.multiprocessing import ProcessExitedException
+
+    from pyro_vae.distributed import connect
+    from pyro_vae.runs import what_stands
+
+    fabric = connect(config.devices, config.device)
+    if fabric is None:
+        return _train_run(config, folder, resume=resume)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # what ends is said below
+    received: list[int] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        received.append(number)
+        for child in active_children():
+            child.terminate()  # its training ends by a checkpoint; a second time at once
+
+    try:
+        with _handling_signals(pass_on):
+            fabric.launch(_train_rank, config, folder, debug, resume)
+    except ProcessExitedException as error:
+        if received and error.exit_code != STOPPED:
+            print(f"pyro-vae: stopped; {what_stands(folder)}", file=sys.stderr)
+        if received or error.exit_code in (SAID, STOPPED):
+            raise SystemExit(128 + received[0] if received else error.exit_code) from error
+        how = f"was ended by {error.signal_name}" if error.signal_name else "has ended, or no longer answers"
+        which = "a process" if error.exit_code == LOST else f"process {error.error_index}"
+        raise ConnectionError(f"{which} of this training {how}; {what_stands(folder)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's own words in a line.
+
+    Example:
+        >>> one_line(ValueError("lr must be above 0,\\nnot -1")), one_line(KeyError("z"))
+        ('lr must be above 0, not -1', "KeyError: 'z' (--debug shows where)")
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: bool) -> None:
+    """Train as one of several processes, and say what went wrong once."""
+    from multiprocessing import parent_process
+
+    from pyro_vae.runs import what_stands
+
+    code = 0
+    if parent_process():
+        os.setpgrp()  # a terminal's signals go to the parent, which passes them on
+    try:
+        _train_run(config, folder, fabric, resume=resume)
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except Exception as error:
+        if debug:
+            raise
+        code = SAID
+        lost, rank = isinstance(error, ConnectionError), fabric.global_rank
+        if lost and parent_process():
+            code = LOST
+        elif rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # which all ranks meet
+            text = one_line(error) + (f"; {what_stands(folder)}" if lost else "")
+            print(f"\npyro-vae: error: rank {rank}: {text}" if rank else f"pyro-vae: error: {text}", file=sys.stderr)
+    if code or fabric.local_rank:  # at once: as a rank goes, the threads of its connections may end it by a signal
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@contextmanager
+def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+@contextmanager
+def _stopping_at_signals(stop: Callable[[], None], folder: Path, rank: int) -> Iterator[None]:
+    """Have SIGINT and SIGTERM stop a training by its checkpoint, and say how to go on; a second one leaves at once."""
+    from multiprocessing import parent_process
+
+    from pyro_vae.checkpoints import Stopped
+    from pyro_vae.runs import what_stands
+
+    received: list[int] = []
+
+    def on_signal(number: int, _: Any) -> None:
+        if received:
+            os.write(2, b"\n")
+            os._exit(128 + number)
+        received.append(number)
+        stop()
+
+    with _handling_signals(on_signal):
+        try:
+            yield
+        except Stopped as error:
+            if rank == 0:
+                print(f"pyro-vae: {error}; {what_stands(folder)}", file=sys.stderr, flush=True)
+            code = 128 + received[0] if received else STOPPED  # where another rank was told to
+            if parent_process():  # before the parent, which another rank has left, ends this one by a signal
+                os._exit(code)
+            raise SystemExit(code) from error
+        except ConnectionError:  # of another rank, to which the words are added once, above
+            raise
+        except OSError as error:
+            raise type(error)(f"{error}; {what_stands(folder)}") from error
+
+
+def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool = False) -> None:
+    from tqdm import tqdm
+
+    from pyro_vae.config import load_data
+    from pyro_vae.distributed import Ranks
+    from pyro_vae.runs import Run
+
+    ranks = Ranks(fabric)
+    if fabric and config.download:  # once on each machine
+        ranks.together(lambda: load_data(config) if fabric.local_rank == 0 else None)
+    run = ranks.together(lambda: Run(config, folder, fabric, resume=resume))
+    say = print if ranks.rank == 0 else lambda _: None
+    for name, text in run.facts().items():
+        say(f"{name + ':':<20}{text}")
+    batches = run.steps_per_epoch
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    tqdm.set_lock(RLock())  # its own is one of processes, which those that leave at once would leave behind
+    bar = tqdm(
+        total=config.epochs * batches, unit="step", dynamic_ncols=True, mininterval=interval, disable=ranks.rank > 0
+    )
+
+    def on_step(step: int, loss: Any) -> None:
+        bar.initial = bar.initial or step - bar.n  # of a run that goes on
+        if bar.update(step + 1 - bar.n):  # shown: only then a GPU is waited for
+            text = f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image"
+            bar.set_description(text, refresh=False)
+
+    def on_epoch(row: dict[str, float]) -> None:
+        text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per image"
+        bar.set_description(f"epoch {row['epoch']:.0f}/{config.epochs}, {text}", refresh=False)
+
+    with _stopping_at_signals(run.checkpoints.stop, folder, ranks.rank), bar, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: tqdm.write(f"pyro-vae: {message}", file=sys.stderr)
+        warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
+        warnings.filterwarnings("ignore", "the step cannot be recorded")  # said below
+        history = run.train(on_epoch, None if ranks.rank else on_step)
+    last = history[-1]
+    say(f"{'engine:':<20}{history.engine}")
+    say(
+        f"epoch {last['epoch']:.0f}: train_loss {last['train_loss']:.2f}, test_loss {last['test_loss']:.2f},"
+        f" test_loss_at_mean {last['test_loss_at_mean']:.2f} nats per datum"
+    )
+    say(f"{run.folder}/report.html shows pictures and numbers; run: {run.folder}")
