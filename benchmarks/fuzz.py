@@ -1,6 +1,6 @@
 """Bad input by the hundreds: every command, file and function is given what is wrong, and must say so in its own words.
 
-python -m benchmarks.fuzz [--cases 2000] [--seed 0] [--json FILE]
+python -m benchmarks.fuzz [--cases 3300] [--seed 0] [--json FILE]
 
 A case is a few lines of Python that write files into an empty folder, and one call. Most of its values are right, so
 that the wrong ones are met deep inside. A command must end within 10 seconds, with exit code 0, or with 2 and one line
@@ -753,7 +753,7 @@ def table(found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--cases", type=int, default=3300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where every case is written")
     arguments = parser.parse_args()

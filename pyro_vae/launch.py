@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children, parent_process
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -34,8 +35,6 @@ def train(config: Config, folder: Path, *, resume: bool = False, debug: bool = F
         ConnectionError: where a process has been lost.
         SystemExit: where the word has been said: 2 after an error, 130 and 143 after signals.
     """
-    from multiprocessing import active_children
-
     from torch.multiprocessing import ProcessExitedException
 
     from pyro_vae.distributed import connect
@@ -80,13 +79,11 @@ def one_line(error: Exception) -> str:
 
 def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: bool) -> None:
     """Train as one of several processes, and say what went wrong once."""
-    from multiprocessing import parent_process
-
     from pyro_vae.runs import what_stands
 
     code = 0
     if parent_process():
-        os.setpgrp()  # a terminal's signals go to the parent, which passes them on
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent passes it on, as SIGTERM
     try:
         _train_run(config, folder, fabric, resume=resume)
     except SystemExit as error:
@@ -109,7 +106,8 @@ def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: 
 
 @contextmanager
 def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGTERM] if parent_process() else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
@@ -120,8 +118,6 @@ def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
 @contextmanager
 def _stopping_at_signals(stop: Callable[[], None], folder: Path, rank: int) -> Iterator[None]:
     """Have SIGINT and SIGTERM stop a training by its checkpoint, and say how to go on; a second one leaves at once."""
-    from multiprocessing import parent_process
-
     from pyro_vae.checkpoints import Stopped
     from pyro_vae.runs import what_stands
 

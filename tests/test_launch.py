@@ -1,5 +1,6 @@
 """Training on several processes from the command line: real processes, and what is refused before there are any."""
 
+import os
 import re
 import signal
 import subprocess
@@ -104,12 +105,16 @@ def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, cod
     command = [sys.executable, "-m", "pyro_vae", *SMALL, "--batch-size=1", "--devices=2"]
     whole = subprocess.run([*command, "--out=whole"], capture_output=True, text=True, timeout=300)
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     time.sleep(1)
-    process.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
     out, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert said.count("pyro-vae: ") == 1

@@ -14,11 +14,19 @@ from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import centre_of, mean_of, on_sphere
 from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, StraightThroughGumbelSoftmax
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
-from pyro_vae.distributions.unit import Bernoulli, ContinuousBernoulli, GreyBernoulli, Kumaraswamy, OpenBeta
+from pyro_vae.distributions.unit import (
+    Bernoulli,
+    BernoulliVector,
+    ContinuousBernoulli,
+    GreyBernoulli,
+    Kumaraswamy,
+    OpenBeta,
+)
 from pyro_vae.distributions.wrappers import MissingEntries, ScoreFunction
 
 __all__ = [
     "Bernoulli",
+    "BernoulliVector",
     "Categorical",
     "ConditionalAutoregressive",
     "ConditionalFlow",
