@@ -1,6 +1,6 @@
 """Kill small runs at random moments, go on with each, and hold its end against that of a run that was never stopped.
 
-python -m benchmarks.faults [--kills 200] [--seed 0] [--json FILE]
+python -m benchmarks.faults [--kills 200] [--seed 0] [--jobs 2] [--json FILE]
 
 A run is ``pyro-vae train`` on digits, two epochs to a second, with a checkpoint within an epoch every 60 ms. It is
 ended by SIGKILL a random time after its folder has appeared, uniformly over the time that a run takes (one that has
@@ -21,7 +21,8 @@ import shutil
 import signal
 import tempfile
 import time
-from itertools import count
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 
 from benchmarks import machine
@@ -99,30 +100,31 @@ def one_kill(folder, moment, slowly):
     return where, outcome(folder) if resumed.exitcode == 0 else f"exit code {resumed.exitcode}"
 
 
-def survive(kills, seed=0, say=lambda _: None):
+def survive(kills, seed=0, say=lambda _: None, jobs=1):
     """Return one row for each kill: where it was, and whether the run has survived it.
 
     Arguments:
         kills: how many.
         seed: of their moments.
         say: called with each row.
+        jobs: runs at a time.
     """
-    moments = random.Random(seed)  # noqa: S311 (no secret)
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
+    rows, numbers = [], count()
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
         expected, seconds = whole_run(Path(name) / "whole")
-        numbers = count()
-        while len(rows) < kills:
-            number = next(numbers)
-            slowly = bool(number % 2)
-            folder = Path(name) / str(number)
-            moment = moments.uniform(0, seconds * (2 if slowly else 1))
+
+        def row(number):
+            slowly, folder = bool(number % 2), Path(name) / str(number)
+            moment = random.Random(f"{seed} {number}").uniform(0, seconds * (2 if slowly else 1))  # noqa: S311
             where, found = one_kill(folder, moment, slowly)
             shutil.rmtree(folder)
-            if where == "after its end" and found == expected:
-                continue  # it was not killed
-            rows.append({"moment": moment, "where": where, "survived": found == expected})
-            say(rows[-1])
+            return {"moment": moment, "where": where, "survived": found == expected}
+
+        while len(rows) < kills:
+            for found in pool.map(row, islice(numbers, kills - len(rows))):
+                if found["where"] != "after its end" or not found["survived"]:  # else it was not killed
+                    rows.append(found)
+                    say(found)
     return rows
 
 
@@ -154,9 +156,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = survive(arguments.kills, arguments.seed, lambda row: print(".F"[not row["survived"]], end="", flush=True))
+    show = lambda row: print(".F"[not row["survived"]], end="", flush=True)  # noqa: E731
+    rows = survive(arguments.kills, arguments.seed, show, arguments.jobs)
     print(f"\n\n{arguments.kills} kills, seed {arguments.seed}; {machine()}\n")
     print("| killed | runs | went on to the same weights and metrics |\n| --- | --- | --- |")
     for where in [*sorted({row["where"] for row in rows}), None]:

@@ -101,7 +101,7 @@ def test_two_processes_go_on_to_the_last_bit(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, code, tmp_path):
-    np.save("x.npy", np.random.default_rng(0).random((6_000, 6), np.float32))
+    np.save("x.npy", np.random.default_rng(0).random((6_010, 6), np.float32))
     command = [sys.executable, "-m", "pyro_vae", *SMALL, "--batch-size=1", "--devices=2"]
     whole = subprocess.run([*command, "--out=whole"], capture_output=True, text=True, timeout=300)
     assert whole.returncode == 0, whole.stderr
