@@ -23,7 +23,7 @@ setup(
         "pyro-ppl>=1.9.1",
         "torchvision>=0.19",
         "numpy>=1.26",
-        "matplotlib>=3.8",
+        "matplotlib>=3.9",
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "safetensors>=0.4",
@@ -31,7 +31,7 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.66",
         "pillow>=10",
-        "zuko>=1.3",
+        "zuko>=1.5",
     ],
     extras_require={
         "bench": ["numpyro>=0.15"],

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pyro_vae import VAE, data, decoders, encoders, evaluation, priors, runs
+from pyro_vae.checkpoints import read_tensors, save_tensors
 from pyro_vae.cli import main
 from pyro_vae.config import Config
 from pyro_vae.pictures import grid_figure
@@ -552,6 +553,15 @@ def test_weights_of_another_config_are_refused(capsys):
     capsys.readouterr()
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("latent_dim: 3", "latent_dim: 4"))
+    assert "is of another run, with latent_dim 3, not 4" in refused(capsys, "sample", "run")
+
+
+def test_weights_that_are_not_those_of_their_config_are_refused(capsys):
+    path = train() / "model.safetensors"
+    capsys.readouterr()
+    tensors, head = read_tensors(path)
+    tensors.popitem()
+    save_tensors(path, tensors, head["about"])
     assert "does not fit" in refused(capsys, "sample", "run")
 
 
