@@ -245,7 +245,9 @@ def _on_one_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return launch
 
 
-def chosen(step: Step, engine: str, steps: int, *, rounded: bool = False) -> tuple[Step, Callable[[], str]]:
+def chosen(
+    step: Step, engine: str, steps: int, *, rounded: bool = False, unless: str = ""
+) -> tuple[Step, Callable[[], str]]:
     """Return what computes a step, and what says in a line, when all is done, how that was and why.
 
     Arguments:
@@ -253,6 +255,7 @@ def chosen(step: Step, engine: str, steps: int, *, rounded: bool = False) -> tup
         engine: one of `ENGINES`.
         steps: how many there will be.
         rounded: the step rounds to bfloat16 on its way, and is compared to no more than that.
+        unless: words for what keeps the step from being recorded, if anything does.
 
     Returns:
         A function with the step's arguments and results, and one that returns the line.
@@ -264,6 +267,10 @@ def chosen(step: Step, engine: str, steps: int, *, rounded: bool = False) -> tup
     """
     if engine == "eager":
         return step, lambda: "eager, as asked"
+    if unless:
+        if engine != "auto":
+            warnings.warn(f"the step is not recorded, and run eagerly ({unless})", RuntimeWarning, stacklevel=3)
+        return step, lambda: f"eager: {unless}"
     if engine == "auto" and steps < WORTHWHILE:
         return step, lambda: f"eager: {steps} steps are too few to gain from a recording"
     recorded = Recorded(

@@ -180,7 +180,7 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
     with _stopping_at_signals(run.checkpoints.stop, folder, ranks.rank), bar, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: tqdm.write(f"pyro-vae: {message}", file=sys.stderr)
         warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
-        warnings.filterwarnings("ignore", "the step cannot be recorded")  # said below
+        warnings.filterwarnings("ignore", "the step (cannot be|is not) recorded")  # said below
         history = run.train(on_epoch, None if ranks.rank else on_step)
     last = history[-1]
     say(f"{'engine:':<20}{history.engine}")

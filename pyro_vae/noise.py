@@ -99,8 +99,8 @@ class _Noise(Messenger, ABC):
 class Fixed(_Noise):
     r"""The same noise at every call, to replay a run or a picture exactly.
 
-    Particles that are run one after another (without ``vectorize_particles``, or in the ``chunk`` of an objective) are
-    calls of their own: all have this noise, and K of them are worth no more than those of one call.
+    Particles that are run one after another (without ``vectorize_particles``) are calls of their own: all have this
+    noise, and K of them are worth no more than one.
 
     Arguments:
         noise: a seed, which gives each site of the program its noise, the same on every device; or the noise itself,

@@ -140,7 +140,8 @@ def fit(
         precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
             all else and the evaluations in 32 bits (see `pyro_vae.precision.BFloat16Layers`).
         memory: how much the particles of a step may take, as a number of bytes or a text such as "2GB": from it the
-            ``chunk`` of an objective of this package is chosen, which changes the draws and nothing else.
+            ``chunk`` of an objective of this package is chosen, which changes nothing but rounding, and the noise of a
+            model that has its own. Chunks are not recorded.
         fabric: a launched ``lightning_fabric.Fabric``, for training on several processes: each calls `fit` with the
             same arguments, its programs on its own device. R processes cut each batch of R times ``batch_size`` into
             one part each, draw noise of their own, and end with the same parameters and the same history, that of
@@ -219,7 +220,6 @@ def fit(
         return *terms, norm_of(gradients), *gradients
 
     steps = epochs * math.ceil(len(x) / (batch_size * ranks.size))
-    compute, how = chosen(compute_eagerly, engine, steps, rounded=precision != "32")
     order = torch.Generator().manual_seed(as_seed(seed))
     history = History()
     buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
@@ -248,6 +248,9 @@ def fit(
                 with seeded(seed, x.device):
                     batch = transform(rows) if transform else rows
                     loss.chunk = loss.chunk_within(as_bytes(memory), model, guide, batch)
+            in_chunks = isinstance(loss, Objective) and loss.chunk < loss.num_particles
+            unless = "the particles come in chunks, and a recording would hold them all" if in_chunks else ""
+            compute, how = chosen(compute_eagerly, engine, steps, rounded=precision != "32", unless=unless)
             ranks.broadcast([*local.parameters, *buffers])
             if saved is None:
                 history.append(_row(0, mean_bound(model, guide, x, **settings), measure(), 0.0))

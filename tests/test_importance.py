@@ -515,19 +515,50 @@ def test_a_recorded_training_is_the_eager_one(name):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("name", ["DReG", "InfoVAE"])
-def test_a_training_in_chunks_is_not_replayed_and_says_why(name):
+@pytest.mark.parametrize("engine", ["auto", "recorded", "compiled"])
+def test_a_training_in_chunks_is_not_recorded_and_says_why(engine):
+    """A recording would hold all chunks at once."""
     found = []
-    for engine in ("eager", "recorded"):
+    for how in ("eager", engine):
         vae = small_vae()
-        train = partial(fit, vae.model, vae.guide, points(40), loss=CHUNKED[name](chunk=2), epochs=3, batch_size=20)
-        if engine == "eager":
-            train(engine=engine)
+        train = partial(fit, vae.model, vae.guide, points(40), loss=objectives.DReG(5, chunk=2), epochs=3, engine=how)
+        if how in ("eager", "auto"):
+            history = train(batch_size=20)
         else:
-            with pytest.warns(RuntimeWarning, match="cannot be recorded .*not the same at every step"):
-                train(engine=engine)
+            with pytest.warns(RuntimeWarning, match="the particles come in chunks, and a recording would hold them"):
+                history = train(batch_size=20)
+        assert history.engine.startswith("eager, as asked" if how == "eager" else "eager: the particles come in chunks")
         found.append(torch.cat([value.flatten() for value in vae.parameters()]))
     assert torch.equal(*found)
+
+
+class Counted(nn.Module):
+    """An encoder that hands out another scale at every call, as one whose temperature falls."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.calls = encoder, 0
+
+    def forward(self, x):
+        self.calls += 1
+        normal = self.encoder(x).base_dist
+        return dist.Normal(normal.loc, normal.scale / self.calls).to_event(1)
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_the_encoder_is_run_once_a_step_whatever_the_chunks(name):
+    found = []
+    for chunk in (None, 2):
+        vae = small_vae()
+        vae.encoder = Counted(vae.encoder)
+        loss, programs = CHUNKED[name](chunk=chunk), Watched()
+        programs.vae.encoder = vae.encoder
+        torch.manual_seed(1)
+        loss.loss_and_grads(programs.model, programs.guide, points())
+        assert vae.encoder.calls == 1
+        found.append(torch.cat([value.grad.flatten() for value in vae.encoder.parameters()]))
+        assert found[-1].any()
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
 def test_trace_graph_trains_by_fit_as_the_elbo_does_where_all_is_pathwise():

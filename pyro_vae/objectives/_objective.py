@@ -1,6 +1,7 @@
 """What the objectives of this package share: per-datum log-weights of K particles, and Pyro's interface of an ELBO."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.distributions.wrappers import family
-from pyro_vae.engine import PARTICLES, kept_tensors
+from pyro_vae.engine import PARTICLES
 from pyro_vae.memory import most_within, peak_of
 from pyro_vae.networks import as_size
 from pyro_vae.networks._part import kept_arguments
@@ -28,7 +29,7 @@ class Draws(NamedTuple):
 
     ``likelihood`` is :math:`\log p(x|z_k)`, ``prior`` :math:`\log p(z_k)`, ``posterior`` :math:`\log q(z_k|x)`; the
     last two carry a KL weight, where there is one. ``kl`` is their difference without a weight, and without gradients.
-    ``own`` is what an objective reads off the traces besides, chunk by chunk of the particles.
+    ``own`` is what an objective reads off the two traces besides, first the guide's.
     """
 
     likelihood: Tensor
@@ -82,30 +83,40 @@ class Objective(ELBO):
         return Terms(loss, reconstruction + kl if self.weighs_kl else loss.detach(), reconstruction, kl)
 
     def draws(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Draws:
-        """Run both programs on K particles, ``chunk`` of them at a time.
+        """Run the guide on K particles, and the model on ``chunk`` of them at a time.
 
-        Where there are several chunks and gradients are wanted, each chunk is run again on the way back, on the same
-        noise: the memory is that of one chunk.
+        Where there are several chunks and gradients are wanted, the model is run on each again on the way back: the
+        memory is that of one chunk, and of what the guide takes.
         """
+        guide_trace = self.guide_trace(guide, *args, particles=self.num_particles, **kwargs)
+
+        def run(count: int, *values: Tensor) -> tuple[Tensor, ...]:
+            return self.of_model(self.model_trace(model, _with(guide_trace, values), *args, particles=count, **kwargs))
+
         sizes = [min(self.chunk, self.num_particles - start) for start in range(0, self.num_particles, self.chunk)]
+        if len(sizes) > 1 and torch.is_grad_enabled():
+            run = partial(checkpoint, run, use_reentrant=False)
+        values = [guide_trace.nodes[name]["value"].split(sizes) for name in guide_trace.stochastic_nodes]
+        chunks = [run(*chunk) for chunk in zip(sizes, *values, strict=True)]
+        whole = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+        likelihood, prior, unweighed_prior, *models_own = whole
+        posterior, *own = self.of_guide(guide_trace)
+        kl = unweighed(guide_trace) - unweighed_prior
+        return Draws(likelihood, prior, posterior, kl, (*own, *models_own))
 
-        def run(size: int) -> Draws:
-            return self.draws_of(*self.traces(model, guide, *args, particles=size, **kwargs))
+    def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
+        """Return log q of the particles, shape (K, B), and what else the objective reads off the guide's trace."""
+        return (log_prob(trace, trace.stochastic_nodes),)
 
-        if len(sizes) == 1:
-            return run(sizes[0])
-        if torch.is_grad_enabled():
-            chunks = [checkpoint(run, size, use_reentrant=False) for size in sizes]
-        else:
-            chunks = [run(size) for size in sizes]
-        likelihood, prior, posterior, kl = (torch.cat(parts) for parts in zip(*(c[:4] for c in chunks), strict=True))
-        return Draws(likelihood, prior, posterior, kl, tuple(value for chunk in chunks for value in chunk.own))
+    def of_model(self, trace: Trace) -> tuple[Tensor, ...]:
+        """Return log p(x|z), log p(z) and the latter without a weight, and what else the objective reads off."""
+        return (log_prob(trace, trace.observation_nodes), log_prob(trace, trace.stochastic_nodes), unweighed(trace))
 
     def chunk_within(self, memory: int, model: Program, guide: Program, batch: Tensor) -> int:
-        """Return how many particles of a batch may be run at a time, their gradients with them.
+        """Return how many particles of a batch the model may be run on at a time, their gradients with them.
 
         Arguments:
-            memory: in bytes.
+            memory: in bytes, what the guide takes for all particles among them.
             model: the Pyro program of p(x, z).
             guide: the Pyro program of q(z|x).
             batch: what both are called with.
@@ -114,15 +125,20 @@ class Objective(ELBO):
             From 1 to ``chunk``.
 
         Raises:
-            ValueError: where the memory is too small for one.
+            ValueError: where the memory is too small for one, or for the guide.
         """
 
-        def peak(size: int) -> int:
-            return peak_of(lambda: self.draws_of(*self.traces(model, guide, batch, particles=size)))
+        def of_guide(count: int) -> int:
+            return peak_of(lambda: self.of_guide(self.guide_trace(guide, batch, particles=count)))
 
-        size = most_within(memory, peak, self.chunk)
+        def of_model(count: int) -> int:
+            drawn = self.guide_trace(guide, batch, particles=count)
+            return peak_of(lambda: self.of_model(self.model_trace(model, drawn, batch, particles=count)))
+
+        fits = most_within(memory, of_guide, self.num_particles) == self.num_particles
+        size = most_within(memory - of_guide(self.num_particles), of_model, self.chunk) if fits else 0
         if not size:
-            need = f"one particle of {len(batch)} data takes {peak(1):,} bytes"
+            need = f"one particle of {len(batch)} data takes {of_model(1):,} bytes beside those of the guide"
             raise ValueError(f"a memory of {memory:,} bytes is too small: {need}; give more, or lower the batch size")
         return size
 
@@ -152,15 +168,6 @@ class Objective(ELBO):
             if not trace.nodes[name]["infer"].get("_deterministic"):  # Pyro's mark of a value without a density
                 self._check_site(name, trace.nodes[name])
         return trace
-
-    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
-        """Read the log-probabilities off a pair of traces."""
-        return Draws(
-            log_prob(model_trace, model_trace.observation_nodes),
-            log_prob(model_trace, model_trace.stochastic_nodes),
-            log_prob(guide_trace, guide_trace.stochastic_nodes),
-            unweighed(guide_trace) - unweighed(model_trace),
-        )
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return self.traces(model, guide, *args, particles=self.num_particles, **kwargs)
@@ -222,6 +229,14 @@ class _Detached(Messenger):
             msg["value"], msg["done"] = value.detach(), True
 
 
+def _with(guide_trace: Trace, values: Sequence[Tensor]) -> Trace:
+    """Return a guide's trace with other values of its latent sites, for a model to be replayed on."""
+    trace = guide_trace.copy()
+    for name, value in zip(guide_trace.stochastic_nodes, values, strict=True):
+        trace.nodes[name] = trace.nodes[name] | {"value": value}
+    return trace
+
+
 def reported(draws: Draws) -> tuple[Tensor, Tensor]:
     """Return reconstruction and KL as they are reported: means over the particles, sums over the batch."""
     return -draws.likelihood.detach().mean(0).sum(), draws.kl.mean(0).sum()
@@ -240,6 +255,7 @@ def unscaled(site: dict[str, Any]) -> bool:
 
 def unweighed(trace: Trace) -> Tensor:
     """Sum the log-probabilities of a trace's latent sites without a scale or a gradient, shape (K, B)."""
+    trace.compute_log_prob(lambda name, _: name in trace.stochastic_nodes)  # where that is yet to be done
     sites = [trace.nodes[name] for name in trace.stochastic_nodes]
     return sum((masked(site["unscaled_log_prob"].detach(), site) for site in sites), torch.zeros(()))
 
@@ -261,11 +277,10 @@ def path_only(site: dict[str, Any]) -> Tensor:
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
     leaf = value.detach().requires_grad_()
-    with kept_tensors():  # or a chunk would be run again for the slope alone
-        log_q: Tensor = distribution.log_prob(leaf)
-        if not log_q.requires_grad:  # of a point
-            return masked(log_q, site)
-        (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
+    log_q: Tensor = distribution.log_prob(leaf)
+    if not log_q.requires_grad:  # of a point
+        return masked(log_q, site)
+    (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
     along = ((value - value.detach()) * slope).sum(tuple(range(log_q.dim(), value.dim())))
     return masked(log_q.detach() + along, site)
 

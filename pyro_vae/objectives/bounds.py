@@ -49,9 +49,9 @@ class StickingTheLanding(Objective):
 
     weighs_kl = True
 
-    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
-        site = the_latent_site(self, guide_trace)
-        return super().draws_of(model_trace, guide_trace)._replace(posterior=site["scale"] * path_only(site))
+    def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
+        site = the_latent_site(self, trace)
+        return (site["scale"] * path_only(site),)
 
     def estimate(self, draws: Draws) -> Tensor:
         return draws.log_weights.mean(0)
@@ -116,31 +116,38 @@ class _Penalized(Objective):
 
     weighs_kl = True
 
-    def part(self, site: dict[str, Any], prior: dict[str, Any]) -> Tensor:
-        """Return what the penalty needs of the latent site and of its prior's, for each particle, shape (K, ...)."""
+    def of_site(self, site: dict[str, Any]) -> Tensor:
+        """Return what the penalty needs of the guide's latent site, for each particle, shape (K, ...)."""
         raise NotImplementedError
 
-    def penalty(self, draws: Draws, part: Tensor) -> Tensor:
+    def of_prior(self, _: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Return what the penalty needs of the same site of the model, for each particle, shapes (K, ...)."""
+        return ()
+
+    def penalty(self, draws: Draws) -> Tensor:
         """Return what takes the place of the KL: nats, summed over the batch."""
         raise NotImplementedError
 
-    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
-        site = the_latent_site(self, guide_trace)
-        self._check_whole(model_trace, site)
-        part = self.part(site, model_trace.nodes[site["name"]])
-        return super().draws_of(model_trace, guide_trace)._replace(own=(part,))
+    def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
+        site = the_latent_site(self, trace)
+        if not (site["mask"] is None or site["mask"] is True):
+            name = f"{type(self).__name__} holds the data of a batch together"
+            raise ValueError(f"{name}, and takes no mask at site {site['name']!r}: leave the masked data out")
+        return *super().of_guide(trace), self.of_site(site)
+
+    def of_model(self, trace: Trace) -> tuple[Tensor, ...]:
+        self._check_whole(trace)
+        return *super().of_model(trace), *self.of_prior(the_latent_site(self, trace))
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         draws = self.draws(model, guide, *args, **kwargs)
         reconstruction, kl = reported(draws)
-        loss = -draws.likelihood.mean(0).sum() + self.penalty(draws, torch.cat(draws.own))
+        loss = -draws.likelihood.mean(0).sum() + self.penalty(draws)
         return Terms(loss, reconstruction + kl, reconstruction, kl)
 
-    def _check_whole(self, model_trace: Trace, site: dict[str, Any]) -> None:
+    def _check_whole(self, model_trace: Trace) -> None:
         """Refuse what the sum over data would respect, and a penalty on a whole batch cannot."""
         name = f"{type(self).__name__} holds the data of a batch together"
-        if not (site["mask"] is None or site["mask"] is True):
-            raise ValueError(f"{name}, and takes no mask at site {site['name']!r}: leave the masked data out")
         for observed in model_trace.observation_nodes:
             if not unscaled(model_trace.nodes[observed]):
                 raise ValueError(
@@ -189,12 +196,15 @@ class FreeBits(_Penalized):
             raise ValueError(f"the floor of FreeBits must be at least 0 and finite, not {floor!r}")
         self.floor = floor
 
-    def part(self, site: dict[str, Any], prior: dict[str, Any]) -> Tensor:
-        value = site["value"]
-        return site["scale"] * (by_dimension(self, site, value) - by_dimension(self, prior, value))
+    def of_site(self, site: dict[str, Any]) -> Tensor:
+        return site["scale"] * by_dimension(self, site, site["value"])
 
-    def penalty(self, draws: Draws, part: Tensor) -> Tensor:
-        return part.mean((0, 1)).clamp(min=self.floor).sum() * draws.likelihood.shape[1]
+    def of_prior(self, site: dict[str, Any]) -> tuple[Tensor, ...]:
+        return (site["scale"] * by_dimension(self, site, site["value"]),)
+
+    def penalty(self, draws: Draws) -> Tensor:
+        posterior, prior = draws.own
+        return (posterior - prior).mean((0, 1)).clamp(min=self.floor).sum() * draws.likelihood.shape[1]
 
 
 class InfoVAE(_Penalized):
@@ -231,14 +241,19 @@ class InfoVAE(_Penalized):
             raise ValueError(f"alpha and scale must be finite, not {alpha!r} and {scale!r}")
         self.alpha, self.scale = alpha, scale
 
-    def part(self, site: dict[str, Any], prior: dict[str, Any]) -> Tensor:
-        # Of each particle by itself: two draws for one datum are no independent draws of q(z).
-        return maximum_mean_discrepancy(site["value"].flatten(2), prior["fn"].sample().flatten(2))
+    def of_site(self, site: dict[str, Any]) -> Tensor:
+        value: Tensor = site["value"]
+        return value.flatten(2)
 
-    def penalty(self, draws: Draws, part: Tensor) -> Tensor:
+    def of_prior(self, site: dict[str, Any]) -> tuple[Tensor, ...]:
+        return (site["fn"].sample().flatten(2),)
+
+    def penalty(self, draws: Draws) -> Tensor:
         count = draws.likelihood.shape[1]
         kl = (draws.posterior - draws.prior).mean(0).sum()
-        return (1 - self.alpha) * kl + (self.alpha + self.scale - 1) * count * part.mean()
+        # Of each particle by itself: two draws for one datum are no independent draws of q(z).
+        discrepancy = torch.stack([maximum_mean_discrepancy(*pair) for pair in zip(*draws.own, strict=True)]).mean()
+        return (1 - self.alpha) * kl + (self.alpha + self.scale - 1) * count * discrepancy
 
 
 def maximum_mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
@@ -309,7 +324,7 @@ class BetaTC(_Penalized):
             raise ValueError(f"beta must be at least 0 and finite, not {beta!r}")
         self.beta, self.size = beta, size
 
-    def part(self, site: dict[str, Any], _: dict[str, Any]) -> Tensor:
+    def of_site(self, site: dict[str, Any]) -> Tensor:
         z = site["value"].transpose(0, 1).unsqueeze(2)
         pairs = by_dimension(self, site, z)  # of z_ik under q(z|x_j), shape (B, K, B, D)
         size = math.log(self.size * len(z))
@@ -317,5 +332,6 @@ class BetaTC(_Penalized):
         product = (pairs - size).logsumexp(2).sum(-1)
         return (joint - product).sum(0)
 
-    def penalty(self, draws: Draws, part: Tensor) -> Tensor:
-        return (draws.posterior - draws.prior).mean(0).sum() + (self.beta - 1) * part.mean()
+    def penalty(self, draws: Draws) -> Tensor:
+        (total_correlation,) = draws.own
+        return (draws.posterior - draws.prior).mean(0).sum() + (self.beta - 1) * total_correlation.mean()

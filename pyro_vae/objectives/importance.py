@@ -78,22 +78,19 @@ class DReG(Objective):
         Tucker et al., 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, equation 8.
     """
 
-    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
-        site = the_latent_site(self, guide_trace)
-        draws = super().draws_of(model_trace, guide_trace)
-        return draws._replace(posterior=path_only(site), own=(site["value"],))
+    def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
+        site = the_latent_site(self, trace)
+        return path_only(site), site["value"]
 
     def estimate(self, draws: Draws) -> Tensor:
-        _scale_gradient(draws.own, draws.log_weights.detach().softmax(0))
+        _scale_gradient(draws.own[0], draws.log_weights.detach().softmax(0))
         return log_mean_exp(draws.log_weights)
 
 
-def _scale_gradient(chunks: tuple[Tensor, ...], factor: Tensor) -> None:
-    """Multiply the gradient that will reach the chunks of a value by a factor of shape (K, B)."""
-    for value, part in zip(chunks, factor.split([len(value) for value in chunks]), strict=True):
-        if value.requires_grad:
-            part = part.reshape(*part.shape, *[1] * (value.dim() - 2))
-            value.register_hook(partial(torch.mul, part))
+def _scale_gradient(value: Tensor, factor: Tensor) -> None:
+    """Multiply the gradient that will reach a value by a factor of shape (K, B)."""
+    if value.requires_grad:
+        value.register_hook(partial(torch.mul, factor.reshape(*factor.shape, *[1] * (value.dim() - 2))))
 
 
 class Renyi(Objective):
@@ -228,11 +225,9 @@ class PIWAE(_Grouped):
         Rainforth et al., 2018, Tighter Variational Bounds are Not Necessarily Better, equations 13 and 14.
     """
 
-    def draws_of(self, model_trace: Trace, guide_trace: Trace) -> Draws:
-        site = the_latent_site(self, guide_trace)
-        score = masked(site["fn"].log_prob(site["value"].detach()), site)
-        draws = super().draws_of(model_trace, guide_trace)
-        return draws._replace(posterior=path_only(site), own=(site["value"], score))
+    def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
+        site = the_latent_site(self, trace)
+        return path_only(site), site["value"], masked(site["fn"].log_prob(site["value"].detach()), site)
 
     def estimate(self, draws: Draws) -> Tensor:
         log_weights = draws.log_weights.detach()
@@ -240,8 +235,9 @@ class PIWAE(_Grouped):
         grouped = self.grouped(log_weights).softmax(0) / self.groups
         for_guide = grouped.transpose(0, 1).flatten(0, 1)
         # What reaches z from the weights is theirs by for_model, and becomes by for_guide on its way to the encoder.
-        _scale_gradient(draws.own[::2], for_guide / for_model)
-        score = for_guide * torch.cat(draws.own[1::2])
+        value, score = draws.own
+        _scale_gradient(value, for_guide / for_model)
+        score = for_guide * score
         surrogate = (for_model * draws.log_weights - score).sum(0)
         return log_mean_exp(log_weights) + surrogate - surrogate.detach()
 
