@@ -246,7 +246,7 @@ def _on_one_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def chosen(
-    step: Step, engine: str, steps: int, *, rounded: bool = False, unless: str = ""
+    step: Step, engine: str, steps: int, *, tolerance: float = 1e-5, unless: str = ""
 ) -> tuple[Step, Callable[[], str]]:
     """Return what computes a step, and what says in a line, when all is done, how that was and why.
 
@@ -254,7 +254,7 @@ def chosen(
         step: what `Recorded` takes.
         engine: one of `ENGINES`.
         steps: how many there will be.
-        rounded: the step rounds to bfloat16 on its way, and is compared to no more than that.
+        tolerance: of what is compiled, or runs on a GPU.
         unless: words for what keeps the step from being recorded, if anything does.
 
     Returns:
@@ -273,9 +273,7 @@ def chosen(
         return step, lambda: f"eager: {unless}"
     if engine == "auto" and steps < WORTHWHILE:
         return step, lambda: f"eager: {steps} steps are too few to gain from a recording"
-    recorded = Recorded(
-        step, compiled=engine == "compiled", quiet=engine == "auto", tolerance=1e-2 if rounded else 1e-5
-    )
+    recorded = Recorded(step, compiled=engine == "compiled", quiet=engine == "auto", tolerance=tolerance)
     return recorded, lambda: str(recorded)
 
 
