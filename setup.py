@@ -36,7 +36,14 @@ setup(
     extras_require={
         "bench": ["numpyro>=0.15"],
         "distributed": ["lightning-fabric>=2.4"],
-        "test": ["pytest>=8", "pytest-cov>=5", "hypothesis>=6", "lightning-fabric>=2.4"],
+        "test": [
+            "pytest>=8",
+            "pytest-cov>=5",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6",
+            "mpmath>=1.3",
+            "lightning-fabric>=2.4",
+        ],
         "lint": ["ruff>=0.8", "mypy>=1.11", "import-linter>=2", "types-PyYAML", "types-tqdm", "types-setuptools"],
     },
     entry_points={"console_scripts": ["pyro-vae = pyro_vae.cli:main"]},
