@@ -4,6 +4,8 @@ import pyro
 import pytest
 import torch
 
+from pyro_vae import precision
+
 torch.set_num_threads(1)  # tensors here are small: more threads would only wait for each other
 
 
@@ -23,3 +25,9 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """Let every machine compute in bfloat16: one without such products gives the same results, slowly."""
+    monkeypatch.setattr(precision, "_has_bfloat16", lambda _: True)

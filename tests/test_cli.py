@@ -136,6 +136,7 @@ def test_the_preset_is_the_recipe_of_the_practicum():
         ["--epochs", "0"],
     ],
 )
+@pytest.mark.usefixtures("bfloat16")
 def test_parts_and_settings_are_swapped_by_flags(flags):
     run = train(*flags)
     assert all(np.isfinite(float(value)) for row in metrics(run) for value in row.values())

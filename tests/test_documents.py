@@ -47,7 +47,7 @@ def test_a_block_of_the_documents_runs(name):
 def test_the_readme_has_its_blocks_and_commands_once():
     assert len(BLOCKS) == 5
     assert len(re.findall(r"^python -m pip install .* && pyro-vae train$", README, re.MULTILINE)) == 1
-    assert len(re.findall(r"^python -m pip install .* && python -m pytest$", README, re.MULTILINE)) == 1
+    assert len(re.findall(r"^python -m pip install .* && python -m pytest -n auto$", README, re.MULTILINE)) == 1
 
 
 def test_the_table_of_parts_is_what_the_command_prints(capsys):

@@ -80,6 +80,7 @@ def trained(**settings):
     return history, [parameter.detach() for parameter in vae.parameters()]
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_a_training_in_bfloat16_comes_to_a_bound_like_the_one_in_32_bits():
     exact, _ = trained()
     rounded, parameters = trained(precision="bf16-mixed")
@@ -89,6 +90,7 @@ def test_a_training_in_bfloat16_comes_to_a_bound_like_the_one_in_32_bits():
     assert exact[-1]["test_loss"] < exact[0]["test_loss"] - 5
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_recorded_in_bfloat16_is_eager_in_bfloat16_to_the_last_bit():
     _, eager = trained(precision="bf16-mixed", engine="eager")
     history, recorded = trained(precision="bf16-mixed", engine="recorded")
@@ -96,6 +98,7 @@ def test_recorded_in_bfloat16_is_eager_in_bfloat16_to_the_last_bit():
     assert all(map(torch.equal, eager, recorded))
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_compiled_in_bfloat16_is_kept():
     history, _ = trained(precision="bf16-mixed", engine="compiled")
     assert history.engine.startswith("compiled: ")

@@ -177,6 +177,7 @@ def test_the_best_parameters_are_those_of_the_best_row(tmp_path):
     assert all(torch.equal(tensors[f"parameter/{name}"], weights[name]) for name in weights)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -191,8 +192,6 @@ def test_the_best_parameters_are_those_of_the_best_row(tmp_path):
 )
 def test_another_training_is_refused_by_what_differs(change, message, tmp_path):
     stopped(normal, tmp_path, 3)
-    if "precision" in change and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("no products in bfloat16 here")
     with pytest.raises(ValueError, match=message):
         train(normal, resume=tmp_path, **change)
 
