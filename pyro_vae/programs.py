@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
+from pyro_vae.distributions.relaxed import KeptLogarithms
 from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.networks import as_function
 from pyro_vae.vae import VAE
@@ -245,7 +246,8 @@ def _check_same_support(
     draws = posterior.sample((100,)), prior.expand(posterior.batch_shape).sample((100,))
     probes = [torch.full_like(draws[0][0], value) for value in (-1.5, 0.0, 0.5, 1.5)]  # what draws may miss by chance
     beyond = any((posterior.support.check(probe) & ~prior.support.check(probe)).any() for probe in probes)
-    if beyond or not (prior.support.check(draws[0]).all() and posterior.support.check(draws[1]).all()):
+    apart = len({isinstance(_inner(fn.support), KeptLogarithms) for fn in (prior, posterior)}) == 2
+    if apart or beyond or not (prior.support.check(draws[0]).all() and posterior.support.check(draws[1]).all()):
         supports = f"{_support(prior.support)}, {posterior_name} on {_support(posterior.support)}"
         raise ValueError(f"{prior_name} lives on {supports}: choose a pair on one support")
 

@@ -81,7 +81,7 @@ def rule(distribution):
     event, name = tuple(distribution.event_shape), type(support).__name__
     if "Sphere" in name:
         return sphere(event[-1])
-    if support is constraints.simplex:
+    if support is constraints.simplex or name == "KeptLogarithms":
         assert math.prod(event) == 2
         nodes, weights = simplex()
         return nodes.reshape(-1, *event), weights

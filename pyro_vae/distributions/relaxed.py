@@ -1,31 +1,110 @@
 """One-hot variables with pathwise gradients: relaxed ones, and rounded ones that keep the relaxed gradient."""
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 from pyro_vae.distributions.discrete import OneHotCategorical
+from pyro_vae.networks import above
+
+COLDEST, WARMEST = 1e-3, 1e3
+
+
+def as_temperature(value: float, name: str) -> float:
+    """Return a temperature from 0.001 to 1,000, or refuse it: beyond, float32 holds too few digits of the draws."""
+    temperature = above(value, 0, name)
+    if not COLDEST <= temperature <= WARMEST:
+        raise ValueError(f"{name} must be from {COLDEST:g} to {WARMEST:g}, not {value!r}")
+    return temperature
+
+
+def with_logarithm(log_value: Tensor) -> Tensor:
+    r"""Return numbers between 0 and 1 from their logarithms, which `logarithm_of` gives back, however small they are.
+
+    .. math:: v = e^y \text{ for } e^y \ge c, \qquad v = \frac{c}{1 + \log c - y} \text{ below,} \qquad
+              c = 3 \cdot 10^{-10} \text{ in float32}, \; 10^{-77} \text{ in float64}
+
+    A decoder cannot tell either of them from 0. The function is increasing, and so is its slope.
+
+    Arguments:
+        log_value: any tensor, at most 0.
+
+    Returns:
+        A tensor of the same shape, above 0.
+
+    Example:
+        >>> y = torch.tensor([-0.5, -3000.0])
+        >>> with_logarithm(y), logarithm_of(with_logarithm(y))
+        (tensor([6.0653e-01, 1.1052e-13]), tensor([-5.0000e-01, -3.0000e+03]))
+    """
+    edge = _edge(log_value)
+    depth = (math.log(edge) - log_value).clamp(min=0)
+    return log_value.clamp(min=math.log(edge)).exp() / (1 + depth)
+
+
+def logarithm_of(value: Tensor) -> Tensor:
+    """Return the logarithms that numbers were made from by `with_logarithm`."""
+    edge = _edge(value)
+    # A quotient of tensors: the derivative of a number's squares the reciprocal, and overflows.
+    depth = value.new_full((), edge) / value.clamp(max=edge) - 1
+    return value.clamp(min=edge).log() - depth
+
+
+def _edge(value: Tensor) -> float:
+    # Small enough for any decoder, large enough for second derivatives, of 2 / edge^2 and more, to be finite.
+    return float(torch.finfo(value.dtype).tiny ** 0.25)
+
+
+class _Temperature(constraints.Constraint):
+    """One number from 0.001 to 1,000: torch would take several for those of the categories."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value >= COLDEST) & (value <= WARMEST) & (value.dim() == 0)
+
+    def __repr__(self) -> str:
+        return f"of one number from {COLDEST:g} to {WARMEST:g}, without dimensions"
+
+
+class KeptLogarithms(constraints.Constraint):
+    """The simplex, with entries that are read by `logarithm_of`: other distributions would misread small ones."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        return constraints.simplex.check(value) & (value > 0).all(-1)
+
+    def __repr__(self) -> str:
+        return "the simplex of pyro_vae.distributions.RelaxedOneHotCategorical"
 
 
 class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
-    r"""Gumbel-softmax distribution whose draws never underflow.
+    r"""Gumbel-softmax distribution whose draws keep their logarithms, so that none underflows.
 
     .. math:: p(z) = \Gamma(K) \, \tau^{K - 1} \left( \sum_k \pi_k z_k^{-\tau} \right)^{-K}
               \prod_k \pi_k z_k^{-\tau - 1}
 
-    At a low temperature entries of Pyro's draws underflow to 0, where the log-density is infinite and its gradient no
-    number. Here every entry is at least the 3/4th power of the smallest positive number (1e-28 in float32), whose
-    reciprocal leaves room for the gradient.
+    At a low temperature most entries of z are below the smallest positive number, where Pyro's log-density is infinite.
+    Here an entry below 3e-10 (in float64, 1e-77) is stored by its logarithm:
+
+    .. math:: v = \frac{c}{1 + \log(c / z)} \text{ in place of } z < c
+
+    ``log_prob`` reads it back, and is right at every temperature; to a decoder, v and z are both 0. Both distributions
+    of a KL must read codes in this way: a prior of another class is refused.
 
     Arguments:
-        temperature: :math:`\tau`, a tensor without dimensions, above 0.
+        temperature: :math:`\tau`, a tensor without dimensions, from 0.001 to 1,000.
         logits: :math:`\log \pi` up to a constant, of shape (\*batch, K); or ``probs``.
 
     Returns:
         A distribution of batch shape (\*batch) and event shape (K,), on the simplex.
+
+    Raises:
+        ValueError: while distributions are validated, where the temperature has dimensions or is out of its range.
 
     Example:
         >>> q = RelaxedOneHotCategorical(torch.tensor(0.01), logits=torch.zeros(3))
@@ -33,9 +112,12 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
         True
 
     Reference:
-        Maddison, Mnih and Teh, 2017, The Concrete Distribution, definition 1; Jang, Gu and Poole, 2017, Categorical
-        Reparameterization with Gumbel-Softmax, equation 3.
+        Maddison, Mnih and Teh, 2017, The Concrete Distribution, definition 1 and appendix C.3; Jang, Gu and Poole,
+        2017, Categorical Reparameterization with Gumbel-Softmax, equation 3.
     """
+
+    arg_constraints = dist.RelaxedOneHotCategorical.arg_constraints | {"temperature": _Temperature()}
+    support = KeptLogarithms()
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return self.draw_of(self.base_dist.rsample(sample_shape))
@@ -43,14 +125,17 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
     def draw_of(self, logits: Tensor) -> Tensor:
         """Return the draw whose logarithms are these, up to a constant."""
         # Torch's own draws are exponentials of large numbers, which at low temperatures do not add up to 1 in float32.
-        return _inside(logits.softmax(-1))
+        return with_logarithm(logits.log_softmax(-1))
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(_inside(value))
+        if self._validate_args:
+            self._validate_sample(value)
+        log_value = logarithm_of(value)
+        return self.base_dist.log_prob(log_value) - log_value.sum(-1)
 
 
 class StraightThroughGumbelSoftmax(OneHotCategorical):
@@ -100,7 +185,3 @@ class StraightThroughGumbelSoftmax(OneHotCategorical):
         soft = logits.softmax(-1)
         hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
         return hard + (soft - soft.detach())
-
-
-def _inside(value: Tensor) -> Tensor:
-    return value.clamp(min=torch.finfo(value.dtype).tiny ** 0.75)

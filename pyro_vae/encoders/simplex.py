@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.distributions.relaxed import as_temperature
 from pyro_vae.encoders._concentration import concentration
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, above, as_size, soft_clip
+from pyro_vae.networks import MLP, Network, as_size, soft_clip
 
 
 class Dirichlet(_Encoder):
@@ -63,8 +64,8 @@ class RelaxedOneHotCategorical(_Encoder):
         latent_dim: number of latent variables D, at least 1.
         network: builds the network from ``shape`` to (D, K).
         categories: number of categories K of each variable, at least 1.
-        temperature: the temperature, or the first one, above 0.
-        final_temperature: the last temperature, above 0; none for a fixed one.
+        temperature: the temperature, or the first one, from 0.001 to 1,000.
+        final_temperature: the last temperature, from 0.001 to 1,000; none for a fixed one.
         anneal_steps: number of calls in training mode from the first temperature to the last, at least 1 with a
             ``final_temperature``, else 0.
         straight_through: round draws to one-hot vectors, with the gradients of the unrounded. In all but its gradients
@@ -138,7 +139,7 @@ def _check_temperatures(temperature: float, final_temperature: float | None, ann
     name = "of encoders.RelaxedOneHotCategorical"
     for value in (temperature, final_temperature):
         if value is not None:
-            above(value, 0, f"a temperature {name}")
+            as_temperature(value, f"a temperature {name}")
     if final_temperature is not None:
         as_size(anneal_steps, f"anneal_steps {name} with a final_temperature")
     elif anneal_steps != 0:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.networks import above, as_size
+from pyro_vae.distributions.relaxed import as_temperature
+from pyro_vae.networks import as_size
 from pyro_vae.priors._prior import _Prior
 
 
@@ -86,7 +87,7 @@ class RelaxedOneHotCategorical(_Prior):
     Arguments:
         latent_dim: number of variables D, at least 1.
         categories: number of categories K of each, at least 2.
-        temperature: :math:`\tau`, above 0; towards 0 the variables become one-hot.
+        temperature: :math:`\tau`, from 0.001 to 1,000; towards 0 the variables become one-hot.
         learned: learn the logits of the probabilities, starting from 0.
 
     Returns:
@@ -94,7 +95,7 @@ class RelaxedOneHotCategorical(_Prior):
 
     Raises:
         TypeError: where ``latent_dim`` or ``categories`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1, ``categories`` below 2 or the temperature not above 0.
+        ValueError: where ``latent_dim`` is below 1, ``categories`` below 2 or the temperature out of its range.
 
     Example:
         >>> RelaxedOneHotCategorical(20, categories=10)().event_shape
@@ -109,7 +110,7 @@ class RelaxedOneHotCategorical(_Prior):
 
     def __init__(self, latent_dim: int, categories: int = 10, temperature: float = 0.67, learned: bool = False) -> None:
         super().__init__(latent_dim, learned)
-        self.temperature = above(temperature, 0, "the temperature of priors.RelaxedOneHotCategorical")
+        self.temperature = as_temperature(temperature, "the temperature of priors.RelaxedOneHotCategorical")
         self.categories = as_categories(categories)
         self.hold("logits", torch.zeros(latent_dim, categories))
 
