@@ -134,6 +134,7 @@ def cost(shape, data, latent_dim, batch_size, epochs):
 
     from pyro_vae import VAE, decoders, encoders, fit, priors
     from pyro_vae.checkpoints import Checkpoints
+    from pyro_vae.data import EightBit
 
     class Timed(Checkpoints):
         written, seconds = 0, 0.0
@@ -143,7 +144,7 @@ def cost(shape, data, latent_dim, batch_size, epochs):
             super().write(*state)
             self.written, self.seconds = self.written + 1, self.seconds + time.perf_counter() - start
 
-    x = torch.randint(0, 256, (data, *shape), dtype=torch.uint8)
+    x = EightBit(torch.randint(0, 256, (data, *shape), dtype=torch.uint8))
     prior, encoder = priors.Normal(latent_dim), encoders.Normal(shape, latent_dim)
     vae = VAE(prior, encoder, decoders.Bernoulli(latent_dim, shape, grey=True))
     with tempfile.TemporaryDirectory() as folder:

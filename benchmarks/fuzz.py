@@ -564,12 +564,12 @@ SHORT = [  # none of which makes a right call long
     *each("1j|b'x'|int|[1, 'x']|torch.nn.ReLU()"),
 ]
 VALUES = [*SHORT, *each("2**40|2**70|10**400")]
-ROWS = each("X|X|X.double()|X.numpy()|list(X)|TensorDataset(X)|(X * 255).byte()|data.EightBit((X * 255).byte())")
+ROWS = each("X|X|X.double()|X.numpy()|list(X)|TensorDataset(X)|X.round().byte()|data.EightBit((X * 255).byte())")
 BAD_ROWS = [
     *each(
         "X[0]|X[:0]|X[:1]|nan * X|inf * X|1e38 * X|X + 1j|X > 0.5|X.half()|X.bfloat16()|X.requires_grad_()|X[None]|X.T"
     ),
-    *each("X.to_sparse()|X.to('meta')|torch.zeros(6, 0)|torch.zeros(6, 5)|torch.zeros(2, 1_000_000)"),
+    *each("(X * 255).byte()|X.to_sparse()|X.to('meta')|torch.zeros(6, 0)|torch.zeros(6, 5)|torch.zeros(2, 1_000_000)"),
     *each(
         "np.array([{}])|np.zeros((3, 2), 'U3')|np.float64(3)|X.numpy().tolist()|[X, X[0]]|[X[0], 'x']|[['a']]|[None]"
     ),

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import machine
 from benchmarks.speed import LATENT_DIM, SHAPE, adam, normal
 from pyro_vae import baseline, fit
+from pyro_vae.data import EightBit
 
 WAYS = [("eager", "32"), ("recorded", "32"), ("compiled", "32"), ("recorded", "bf16-mixed"), ("compiled", "bf16-mixed")]
 
@@ -120,7 +121,7 @@ def main():
     arguments = parser.parse_args()
     size, steps = arguments.batch_size, arguments.steps
     torch.manual_seed(0)
-    x = torch.randint(0, 256, (steps * size, *SHAPE), dtype=torch.uint8)
+    x = EightBit(torch.randint(0, 256, (steps * size, *SHAPE), dtype=torch.uint8))
     operations, moved = work_of_a_step(size)
     rates = {"32": product_rate(size, torch.float32), "bf16-mixed": product_rate(size, torch.bfloat16)}
     bandwidth = copy_rate()

@@ -276,4 +276,4 @@ def device_named(name: str) -> torch.device:
 
 def load_data(config: Config) -> data.Data:
     """Load the data set of a config."""
-    return data.load(config.data, config.data_root, config.download, eight_bit=True)
+    return data.load(config.data, config.data_root, config.download, eight_bit=True, scale=config.scale)

@@ -1,6 +1,12 @@
-"""Data sets, in memory or read a batch at a time: pixels in [0, 1], one datum per row. Knows no model."""
+"""Data sets, in memory or read a batch at a time, one datum per row. Knows no model.
+
+Numbers keep their values, whatever their type: bytes of a tensor, an array or a file of numpy's are not divided by 255
+unless you say so (``scale=255``, or `EightBit`). Only pictures become values in [0, 1], as their formats say what the
+largest value is: image files, images of Pillow's, and the named data sets.
+"""
 
 import copy
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
@@ -51,12 +57,11 @@ class _Rows(Dataset[Tensor]):
 
 
 class EightBit(_Rows):
-    """Data in memory in 8 bits, a quarter of what they take in 32, of which a batch at a time is divided by 255.
-
-    `fit` and `evaluate` make it of every tensor and array of 8 bits, on the device of the programs.
+    """Data in memory in 8 bits, a quarter of what they take in 32, of which a batch at a time becomes x / scale.
 
     Arguments:
         values: of type uint8, shape (N, ...).
+        scale: what the values are divided by, above 0; 255 makes pixels of 8 bits values in [0, 1].
 
     Raises:
         TypeError, ValueError: where they are not.
@@ -68,12 +73,13 @@ class EightBit(_Rows):
                 [0.2000]])
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, scale: float = 255.0) -> None:
         super().__init__()
         if not isinstance(values, Tensor) or values.dtype != torch.uint8:
             raise TypeError(f"values must be a tensor of torch.uint8, not {getattr(values, 'dtype', type(values))}")
         as_tensor(values[:1])  # which refuses what is no data
         self.values, self.shape, self.device = values, values.shape, values.device
+        self.scale = _as_scale(scale)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """Return the same data on a device, still in 8 bits, for batches in a precision."""
@@ -83,7 +89,7 @@ class EightBit(_Rows):
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         rows = self.values[index] if isinstance(index, slice) else self.values.index_select(0, index)
-        return self._moved(rows / 255)
+        return self._moved(rows / self.scale)
 
 
 class MemoryMapped(_Rows):
@@ -93,9 +99,9 @@ class MemoryMapped(_Rows):
     epoch, beside the batch.
 
     Arguments:
-        path: the file: an array of shape (N, ...), N at least 1 and one dimension more, whose 8-bit values are divided
-            by 255.
+        path: the file: an array of shape (N, ...), N at least 1 and one dimension more.
         rows: which of the array's rows, in which order, shape (n,); None for all of them.
+        scale: what the values are divided by, above 0.
 
     Raises:
         TypeError, ValueError: for a file that is damaged, or whose array holds no real numbers or has no such shape.
@@ -109,9 +115,9 @@ class MemoryMapped(_Rows):
                 [0., 1.]])
     """
 
-    def __init__(self, path: str | Path, rows: Tensor | None = None) -> None:
+    def __init__(self, path: str | Path, rows: Tensor | None = None, scale: float = 1.0) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path, self.scale = Path(path), _as_scale(scale)
         array = self._array()
         as_tensor(array[:1] if array.ndim else array)  # which refuses what is no data
         self.rows = torch.arange(len(array)) if rows is None else rows
@@ -126,7 +132,8 @@ class MemoryMapped(_Rows):
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         # Opened anew each time: pages that have been read count as the process' memory until the map is closed.
         array = self._array()
-        return self._moved(as_tensor(array[self.rows[index.cpu() if isinstance(index, Tensor) else index].numpy()]))
+        rows = self.rows[index.cpu() if isinstance(index, Tensor) else index].numpy()
+        return self._moved(as_tensor(array[rows]) / self.scale)
 
 
 class Stream(_Rows):
@@ -180,7 +187,12 @@ class Data(NamedTuple):
 
 
 def load(
-    source: str | Path, root: str | Path | None = None, download: bool = False, *, eight_bit: bool = False
+    source: str | Path,
+    root: str | Path | None = None,
+    download: bool = False,
+    *,
+    eight_bit: bool = False,
+    scale: float | None = None,
 ) -> Data:
     """Load a data set by name, or from a file or folder.
 
@@ -193,29 +205,76 @@ def load(
         root: the folder that holds torchvision's data sets; else the environment variable ``PYRO_VAE_DATA``, else
             ``data``.
         download: fetch one of torchvision's data sets where it is missing.
-        eight_bit: keep 8-bit values as they are, in a quarter of the memory, as `EightBit`, which `fit` and `evaluate`
-            take in place of a tensor.
+        eight_bit: keep 8-bit values in a quarter of the memory, as `EightBit`, which `fit` and `evaluate` take in place
+            of a tensor.
+        scale: what all values of a ``.npy`` or ``.npz`` file are divided by, above 0, such as 255 for pixels of 8 bits;
+            None leaves them as the file has them, whatever their type.
 
     Returns:
-        Images of shape (N, channels, height, width), or rows as the file has them; 8-bit values are divided by 255.
+        Images of shape (N, channels, height, width) with values in [0, 1], or the rows of a file of numpy's.
         A ``.npy`` file that would take more than 1 GiB in 32 bits stays on disk, as `MemoryMapped`.
 
     Raises:
-        ValueError: for an unknown name, and files that are missing, damaged or do not fit together.
+        ValueError: for an unknown name, and files that are missing, damaged or do not fit together; for a scale beside
+            images, whose values are in [0, 1] already.
 
     Example:
         >>> digits = load("digits")
         >>> digits.train.shape, digits.test.shape, digits.train.max()
         (torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8]), tensor(1.))
     """
-    found = _load(str(source), root, download)
-    return found._replace(train=_given(found.train, eight_bit), test=_given(found.test, eight_bit))
+    name = str(source)
+    if are_images(name) and scale is not None:
+        raise ValueError(
+            f"{name} has values in [0, 1]: leave out the scale, {scale!r}, which is for .npy and .npz files"
+        )
+    divisor = None if are_images(name) else _as_scale(1.0 if scale is None else scale)
+    found = _load(name, root, download)
+    return found._replace(**{part: _scaled(getattr(found, part), divisor, eight_bit) for part in ("train", "test")})
 
 
-def _given(x: Any, eight_bit: bool) -> Any:
-    if isinstance(x, Tensor) and x.dtype == torch.uint8:
-        return EightBit(x) if eight_bit else as_tensor(x)
-    return x
+def range_of(data: Data) -> str:
+    """Say from where to where the values go, of each part where the parts differ; "" where they are on the disk.
+
+    Example:
+        >>> range_of(Data(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])))
+        '0 to 1, '
+    """
+    if isinstance(data.train, MemoryMapped):
+        return ""
+    train, test = (_range(part) for part in data[:2])
+    return f"{train}, " if train == test else f"{train} (test: {test}), "
+
+
+def _range(x: Any) -> str:
+    values, scale = (x.values, x.scale) if isinstance(x, EightBit) else (x[~x.isnan()], 1.0)
+    return f"{values.min().item() / scale:.4g} to {values.max().item() / scale:.4g}" if values.numel() else "all NaN"
+
+
+def are_images(source: str) -> bool:
+    """Whether a data set has pixels, whose largest value is known: a named data set, or a folder of images.
+
+    Example:
+        >>> are_images("digits"), are_images("x.npy")
+        (True, False)
+    """
+    return source in NAMES or bool(source and os.path.isdir(source))  # False for whatever is no path
+
+
+def _as_scale(scale: Any) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a number above 0, such as 255 for pixels of 8 bits, not {scale!r}")
+    return float(scale)
+
+
+def _scaled(x: Any, scale: float | None, eight_bit: bool) -> Any:
+    """Return one part of the data divided by a scale, None being that of pixels: 255 for 8 bits, else 1."""
+    if isinstance(x, MemoryMapped):
+        return MemoryMapped(x.path, x.rows, scale or 1.0)
+    if x.dtype == torch.uint8:
+        stored = EightBit(x, scale or 255.0)
+        return stored if eight_bit else stored[:]
+    return x if scale in (None, 1.0) else x / scale
 
 
 def _load(name: str, root: str | Path | None, download: bool) -> Data:
@@ -226,7 +285,7 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
             name, Path(os.environ.get("PYRO_VAE_DATA") or "data" if root in (None, "") else root), download
         )
     path = Path(name)
-    if name and os.path.isdir(path):  # False for whatever is no path
+    if are_images(name):
         return _folder(path)
     if path.suffix in (".npy", ".npz"):
         return _numpy(path)
@@ -234,13 +293,23 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
 
 
 def threshold(x: Tensor) -> Tensor:
-    """Binarize: 1 where a value is at least one half.
+    """Binarize: 1 where a value in [0, 1] is at least one half, 0 below; NaN, a missing entry, stays NaN.
+
+    Raises:
+        ValueError: for values outside [0, 1].
 
     Example:
         >>> threshold(torch.tensor([0.0, 0.5, 1.0]))
         tensor([0., 1., 1.])
     """
-    return (x >= 0.5).to(x.dtype)
+    if ((x < 0) | (x > 1)).any():
+        raise ValueError(f"the threshold takes {_outside(x)}")
+    return torch.where(x.isnan(), x, (x >= 0.5).to(x.dtype))
+
+
+def _outside(x: Tensor) -> str:
+    bounds = f"{x.min().item():.6g} to {x.max().item():.6g}"
+    return f"values in [0, 1], but the data hold {bounds}: scale them (8-bit pixels: x / 255, or --scale 255)"
 
 
 def dynamic(x: Tensor) -> Tensor:
@@ -261,8 +330,7 @@ def dynamic(x: Tensor) -> Tensor:
     try:
         return torch.bernoulli(x)
     except RuntimeError as error:
-        bounds = f"{x.min().item():.6g} to {x.max().item():.6g}"
-        raise ValueError(f"dynamic binarization takes values in [0, 1], but the data hold {bounds}") from error
+        raise ValueError(f"dynamic binarization takes {_outside(x)}") from error
 
 
 BINARIZE: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "threshold": threshold, "dynamic": dynamic}
@@ -276,7 +344,8 @@ def as_tensor(data: Any) -> Tensor:
             of an item that is a tuple, such as (image, label), the first counts.
 
     Returns:
-        A floating-point tensor whose first dimension counts the data; 8-bit values are divided by 255.
+        A floating-point tensor whose first dimension counts the data. Numbers keep their values, whatever their type;
+        images of Pillow's become values in [0, 1].
 
     Raises:
         TypeError: where the data are none of these.
@@ -284,16 +353,16 @@ def as_tensor(data: Any) -> Tensor:
 
     Example:
         >>> as_tensor(np.array([[0, 255]], dtype=np.uint8))
-        tensor([[0., 1.]])
+        tensor([[  0., 255.]])
     """
     if isinstance(data, _Rows):
         return data[:]
     stored = as_stored(data)
-    return stored / 255 if stored.dtype == torch.uint8 else stored
+    return stored.to(torch.get_default_dtype()) if stored.dtype == torch.uint8 else stored
 
 
 def as_stored(data: Any) -> Tensor:
-    """Do what `as_tensor` does, but leave 8-bit values as they are."""
+    """Do what `as_tensor` does, but leave 8-bit values in 8 bits."""
     if isinstance(data, np.ndarray):
         data = _from_numpy(data)
     if not isinstance(data, Tensor):
@@ -364,10 +433,10 @@ def _stack(items: Iterable[Any]) -> Tensor:
 def _row(item: Any) -> Tensor:
     if isinstance(item, Tensor):
         return item
-    row = _from_numpy(np.asarray(item))
-    if not hasattr(item, "getbands"):
-        return row
-    return row[None] if row.dim() == 2 else row.permute(2, 0, 1)  # an image of Pillow's has its channels last
+    if hasattr(item, "getbands"):  # an image of Pillow's
+        pixels = _pixels(item)
+        return pixels / 255 if pixels.dtype == torch.uint8 else pixels
+    return _from_numpy(np.asarray(item))
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
@@ -484,7 +553,19 @@ def _numpy(path: Path) -> Data:
         return _split(data[0], labels[0])
     if data[0].shape[1:] != data[1].shape[1:]:
         raise ValueError(f"x_train and x_test in {path} differ in shape: {_shape(data[0])} and {_shape(data[1])}")
+    _check_one_scale(path, tensors["x_train"], tensors["x_test"])
     return Data(*data, *labels)
+
+
+def _check_one_scale(path: Path, train: Tensor, test: Tensor) -> None:
+    """Refuse parts of which one has been brought to [0, 1] and the other still holds whole numbers."""
+    largest = [part.max().item() for part in (train, test)]
+    if train.is_floating_point() != test.is_floating_point() and min(largest) <= 1 < max(largest):
+        found = [
+            f"{name} of {part.dtype} up to {most:g}"
+            for name, part, most in zip(("x_train", "x_test"), (train, test), largest, strict=True)
+        ]
+        raise ValueError(f"{path} holds {' and '.join(found)}: bring both to one scale")
 
 
 def _tensor(array: np.ndarray, name: str) -> Tensor:
@@ -521,6 +602,7 @@ def _folder(path: Path) -> Data:
 def _pixels(image: Any) -> Tensor:
     """Return an image of Pillow's as (channels, height, width) in 8 bits; greys of 16 bits as parts of 1."""
     if image.mode.startswith("I"):
-        return _row(image).float() / 65535
+        return _from_numpy(np.asarray(image))[None].float() / 65535
     grey = image.mode in ("1", "L", "LA")
-    return _row(image.convert("L" if grey else "RGB"))
+    pixels = _from_numpy(np.asarray(image.convert("L" if grey else "RGB")))
+    return pixels[None] if grey else pixels.permute(2, 0, 1)  # Pillow has the channels last

@@ -61,7 +61,7 @@ def as_input(data: Any, *programs: Program) -> Rows:
     """Return data as one tensor, on the device and in the precision of the programs' modules, or what stands for it.
 
     Arguments:
-        data: what `pyro_vae.data.as_tensor` takes, 8-bit values as `EightBit`; a `MemoryMapped` or an
+        data: what `pyro_vae.data.as_tensor` takes; an `EightBit`, a `MemoryMapped` or an
             ``IterableDataset``, read a batch at a time.
         programs: methods of modules, or modules; plain functions leave the data as they are.
 
@@ -75,7 +75,7 @@ def as_input(data: Any, *programs: Program) -> Rows:
     x: Rows = Stream(data) if isinstance(data, IterableDataset) else data
     if not isinstance(x, EightBit | MemoryMapped | Stream):
         x = as_stored(x)
-        x = EightBit(x) if x.dtype == torch.uint8 else x
+        x = EightBit(x, scale=1) if x.dtype == torch.uint8 else x
     parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
     return x.to(parameters[0].device, parameters[0].dtype) if parameters else x
 
@@ -297,7 +297,7 @@ def _check_support(site: dict[str, Any], value: Tensor) -> None:
     elif kind == "{0, 1}" and bad.min() >= 0 and bad.max() <= 1:
         fix = "binarize the data (threshold or dynamic), or accept grey values by name (decoders.Bernoulli(grey=True))"
     elif bad.min() >= 0 and bad.max() > 1:
-        fix = "scale the data to [0, 1], or choose another decoder"
+        fix = "scale the data to [0, 1] (8-bit pixels: x / 255, or --scale 255), or choose another decoder"
     else:
         fix = "scale the data, or choose another decoder"
     raise ValueError(

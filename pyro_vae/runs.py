@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.checkpoints import Checkpoints, check_same, read_tensors, save_tensors
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
+from pyro_vae.data import are_images, range_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.files import write_whole
 from pyro_vae.memory import as_bytes
@@ -183,10 +184,11 @@ class Run:
         count = sum(parameter.numel() for parameter in self.vae.parameters())
         shape = "x".join(map(str, self.shape))
         grey = ", grey pixels scored by cross-entropy" if getattr(self.vae.decoder, "grey", False) else ""
-        values = {"none": "as they are", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
+        seen = {"none": "not binarized", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
         return {
             "data": f"{self.config.data}: {len(self.data.train)} train, {len(self.data.test)} test, {shape}",
-            "values": f"{values[self.config.binarize]} (--binarize {self.config.binarize}){grey}",
+            "values": f"{range_of(self.data)}{_scaling(self.config)}; {seen[self.config.binarize]}"
+            f" (--binarize {self.config.binarize}){grey}",
             "prior": str(self.vae.prior).splitlines()[0].rstrip("("),
             "encoder": _name(self.vae.encoder),
             "decoder": _name(self.vae.decoder),
@@ -196,6 +198,13 @@ class Run:
             "training": f"{self.config.epochs} epochs, batch {self.config.batch_size}, Adam {self.config.lr:g},"
             f" seed {self.config.seed}, {self.device}{f', {self.ranks.size} processes' if self.ranks.size > 1 else ''}",
         }
+
+
+def _scaling(config: Config) -> str:
+    """Say what has been done to the values of the data, the same to all of them."""
+    if are_images(config.data):
+        return "pixels in [0, 1]"
+    return "as the file has them" if config.scale is None else f"divided by {config.scale:g} (--scale)"
 
 
 def _name(module: torch.nn.Module) -> str:

@@ -26,6 +26,11 @@ class Config:
     data: Annotated[str, "NAME|PATH", "digits, mnist, fashion-mnist, kmnist, .npy, .npz, image folder"] = "digits"
     data_root: Annotated[str | None, "DIR", "folder of torchvision's data (default: $PYRO_VAE_DATA, or data)"] = None
     download: Annotated[bool, "", "fetch the data set where it is missing"] = False
+    scale: Annotated[
+        float | None,
+        "X",
+        "divide the values of a .npy or .npz file by X, such as 255 (default: leave them as they are)",
+    ] = None
     binarize: Annotated[str, "HOW", "none (grey values), threshold or dynamic"] = "none"
     prior: Annotated[str, "CLASS", "the prior: a name below, or package.module.Class"] = "Normal"
     encoder: Annotated[str, "CLASS", "the encoder: a name below, or package.module.Class"] = "Normal"

@@ -268,6 +268,22 @@ def test_a_config_file_holds_only_what_a_run_keeps(name, capsys):
     assert f"c.yaml: unknown argument --{name}" in refused(capsys, "train", "--config", "c.yaml", "--out", "run")
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--scale", "255"], "0 to 1, divided by 255 (--scale); not binarized (--binarize none)"),
+        (["--decoder", "Normal"], "0 to 255, as the file has them; not binarized"),
+        (["--scale", "255", "--binarize", "threshold"], "0 to 1, divided by 255 (--scale); binarized at one half"),
+    ],
+)
+def test_the_first_lines_say_what_was_done_to_the_values(flags, words, capsys):
+    np.save("x.npy", np.tile(np.array([0, 128, 255], np.uint8), (40, 20)))
+    flags = ["--epochs", "0", "--hidden", "2", "--batch-size", "8", "--data", "x.npy", *flags, "--out", "run"]
+    assert main(["train", *flags]) == 0
+    assert words in capsys.readouterr().out.splitlines()[1]
+    assert yaml.safe_load(Path("run/config.yaml").read_text()).get("scale") == (255 if "--scale" in flags else None)
+
+
 def test_rows_that_are_no_images_are_drawn_as_curves():
     np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 5)))
     run = train("--data", "rows.npy", "--decoder", "Normal", "--batch-size", "20")
@@ -435,6 +451,7 @@ def refused(capsys, *argv):
         (["--data", "digit"], "no data set or file 'digit'"),
         (["--data", "mnist", "--data-root", "nowhere"], "--data-root"),
         (["--data", "missing.npy"], "no file missing.npy"),
+        (["--scale", "255"], "digits has values in [0, 1]: leave out the scale"),
         (["--latent-dim", "0"], "latent_dim must be at least 1"),
         (["--latent-dim", "two"], "invalid int value: 'two'"),
         (["--hidden", "0"], "hidden must be at least 1"),

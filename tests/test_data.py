@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from pyro_vae import data
+from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
 from pyro_vae.data import as_tensor, dynamic, import_torchvision_datasets, load, threshold
 
 MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
@@ -119,13 +119,59 @@ def test_the_single_array_of_an_npz_may_have_any_name(tmp_path, x):
 @pytest.mark.parametrize(
     "dtype", ["u1", "f2", "f4", "f8", ">f4", ">f8", "i2", "i4", "i8", "u2", "u4", ">i2", ">u2", "?"]
 )
-def test_numbers_of_every_kind_become_floats_and_only_8_bits_are_scaled(tmp_path, dtype):
+def test_numbers_of_every_kind_become_floats_of_the_same_values(tmp_path, dtype):
     values = np.array([[0, 1], [1, 0], [1, 1], [0, 0]])
     values = values * (1 if dtype == "?" else 255)
     np.save(tmp_path / "x.npy", values.astype(dtype))
     loaded = load(tmp_path / "x.npy")
     assert loaded.train.dtype == torch.float32
-    assert rows(torch.cat([loaded.train, loaded.test])) == rows(torch.tensor(values / (255.0 if dtype == "u1" else 1)))
+    assert rows(torch.cat([loaded.train, loaded.test])) == rows(torch.tensor(values))
+    scaled = load(tmp_path / "x.npy", scale=255)
+    assert rows(torch.cat([scaled.train, scaled.test])) == rows(torch.tensor(values, dtype=torch.float32) / 255)
+
+
+@pytest.mark.parametrize("save", [np.save, np.savez])
+@pytest.mark.parametrize("kind", ["u1", "i4", "f4"])
+def test_a_scale_divides_both_parts_of_a_file_whatever_its_type_and_where_it_is(tmp_path, save, kind, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 200, (10, 3)).astype(kind)
+    path = tmp_path / f"x.np{'y' if save is np.save else 'z'}"
+    save(path, values)
+    parts = load(path)
+    for in_memory in (2**30, 0):
+        monkeypatch.setattr(data, "IN_MEMORY", in_memory)
+        for eight_bit in (False, True):
+            scaled = load(path, scale=4, eight_bit=eight_bit)
+            for part, plain in zip(scaled[:2], parts[:2], strict=True):
+                assert torch.equal(as_tensor(part), plain / 4)
+
+
+@pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf"), "255", True])
+def test_a_scale_is_a_number_above_0(tmp_path, x, scale):
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(ValueError, match="scale must be a number above 0"):
+        load(tmp_path / "x.npy", scale=scale)
+
+
+def test_images_take_no_scale(tmp_path):
+    for source in ("digits", tmp_path):
+        with pytest.raises(ValueError, match="has values in \\[0, 1\\]: leave out the scale, 255"):
+            load(source, scale=255)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_parts_of_which_one_alone_has_been_scaled_are_refused(tmp_path, x, swap):
+    parts = [x, (255 * x).astype(np.uint8)][:: -1 if swap else 1]
+    np.savez(tmp_path / "x.npz", x_train=parts[0], x_test=parts[1])
+    with pytest.raises(ValueError, match=r"x_train of torch.* and x_test of torch.*: bring both to one scale"):
+        load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("kind", ["u1", "i8", "?"])
+def test_zeros_and_ones_of_two_types_are_the_same_zeros_and_ones(tmp_path, kind):
+    ones = np.array([[0, 1], [1, 1]])
+    np.savez(tmp_path / "x.npz", x_train=ones.astype("f4"), x_test=ones.astype(kind))
+    loaded = load(tmp_path / "x.npz")
+    assert loaded.train.tolist() == loaded.test.tolist() == ones.tolist()
 
 
 def test_arrays_in_fortran_order_are_the_same(tmp_path, x):
@@ -570,7 +616,7 @@ def test_as_tensor_keeps_the_precision(dtype):
     assert as_tensor(X.to(dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool])
 def test_as_tensor_makes_integers_floats_as_they_are(dtype):
     x = torch.tensor([[0, 1], [1, 1]], dtype=dtype)
     assert torch.equal(as_tensor(x), x.float())
@@ -580,14 +626,47 @@ def test_as_tensor_makes_integers_floats_as_they_are(dtype):
 @pytest.mark.usefixtures("float64")
 def test_as_tensor_follows_the_default_dtype():
     assert as_tensor(torch.tensor([[0, 1]])).dtype == torch.float64
-    assert as_tensor(torch.tensor([[0, 255]], dtype=torch.uint8)).tolist() == [[0.0, 1.0]]
+    assert as_tensor(torch.tensor([[0, 255]], dtype=torch.uint8)).dtype == torch.float64
     assert load("digits").train.dtype == torch.float64
 
 
-def test_as_tensor_divides_8_bits_by_255():
-    x = torch.arange(256, dtype=torch.uint8).reshape(2, 128)
+@pytest.mark.parametrize("numbers", [torch.arange(256), torch.tensor([0, 1] * 128)], ids=["bytes", "zeros and ones"])
+def test_as_tensor_keeps_the_values_of_8_bits(numbers):
+    x = numbers.to(torch.uint8).reshape(2, 128)
     for source in (x, x.numpy(), list(x), list(x.numpy())):
-        assert torch.equal(as_tensor(source), x.float() / 255)
+        assert torch.equal(as_tensor(source), x.float())
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", "i8", "f8", "?"])
+def test_zeros_and_ones_have_one_bound_in_every_type(kind):
+    """Of a decoder whose logits are all log 3: log(4/3) nats for a 0, log 4 for a 1."""
+    ones = (np.random.default_rng(0).random((20, 6)) > 0.5).astype(kind)
+    decoder = decoders.Bernoulli(2, 6, network=Constant)
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoder)
+    exact = (ones.sum() * np.log(4 / 3) + (1 - ones.astype(int)).sum() * np.log(4)) / len(ones)
+    for x in (ones, torch.from_numpy(ones), list(ones)):
+        assert evaluate(vae.model, vae.guide, x).reconstruction == pytest.approx(exact, rel=1e-5)
+        row = fit(vae.model, vae.guide, x, epochs=0, batch_size=20)[0]
+        assert row["train_reconstruction"] == pytest.approx(exact, rel=1e-5)
+
+
+class Constant(torch.nn.Module):
+    """A network without parameters whose outputs are all log 3."""
+
+    def __init__(self, in_shape, out_shape):  # noqa: ARG002
+        super().__init__()
+        self.out_shape = out_shape
+
+    def forward(self, z):
+        return torch.full((*z.shape[:-1], *self.out_shape), float(np.log(3)), dtype=z.dtype)
+
+
+def test_bytes_beyond_the_support_are_refused_with_the_way_to_scale_them():
+    x = torch.arange(12, dtype=torch.uint8).reshape(2, 6)
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Bernoulli(2, 6, grey=True))
+    with pytest.raises(ValueError, match=r"hold 2, outside .* scale the data .*x / 255, or --scale 255"):
+        evaluate(vae.model, vae.guide, x)
+    assert evaluate(vae.model, vae.guide, data.EightBit(x)) == evaluate(vae.model, vae.guide, x / 255)
 
 
 def test_as_tensor_reads_images_channels_first_and_scaled():
@@ -629,6 +708,18 @@ def test_threshold_is_1_from_one_half_on():
     x = torch.tensor([0.0, 0.25, 0.5 - 2**-25, 0.5, 0.5 + 2**-24, 1.0])
     assert torch.equal(threshold(x), torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
     assert threshold(x.double()).dtype == torch.float64
+
+
+def test_threshold_keeps_what_is_missing():
+    x = torch.tensor([0.2, torch.nan, 0.7])
+    assert torch.equal(threshold(x).isnan(), x.isnan())
+
+
+@pytest.mark.parametrize("binarize", [threshold, dynamic])
+@pytest.mark.parametrize("values", [[0.0, 255.0], [-0.1, 0.5], [0.0, float("inf")]])
+def test_values_outside_of_0_and_1_are_not_binarized(binarize, values):
+    with pytest.raises(ValueError, match=r"takes values in \[0, 1\], but the data hold .*--scale 255"):
+        binarize(torch.tensor(values))
 
 
 def test_dynamic_draws_ones_as_often_as_the_grey_value_says():

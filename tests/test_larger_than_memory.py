@@ -63,7 +63,7 @@ def test_a_mapped_array_has_the_rows_of_a_tensor(tmp_path, kind):
 
 def test_eight_bits_have_the_rows_of_a_tensor(tmp_path, array):
     values = torch.from_numpy(array)
-    rows, x = EightBit(values), as_tensor(array)
+    rows, x = EightBit(values), as_tensor(array) / 255
     assert (len(rows), rows.shape, rows.dtype, rows.device) == (50, x.shape, x.dtype, x.device)
     index = torch.tensor([7, 0, 7])
     assert torch.equal(rows[index], x[index])
@@ -72,9 +72,10 @@ def test_eight_bits_have_the_rows_of_a_tensor(tmp_path, array):
     assert all(torch.equal(one, other) for one, other in zip(rows.split(4), x.split(4), strict=True))
     moved = rows.to(torch.device("meta"), torch.float64)
     assert (moved[:1].device.type, moved[:1].dtype, moved.values.dtype) == ("meta", torch.float64, torch.uint8)
-    plain, kept = (load(tmp_path / "x.npy", eight_bit=eight_bit) for eight_bit in (False, True))
-    assert torch.equal(kept.train.values, (plain.train * 255).round().to(torch.uint8))
-    assert torch.equal(kept.test[:], plain.test)
+    for scale in (None, 255):
+        plain, kept = (load(tmp_path / "x.npy", eight_bit=eight_bit, scale=scale) for eight_bit in (False, True))
+        assert torch.equal(kept.train.values, (plain.train * (scale or 1)).round().to(torch.uint8))
+        assert torch.equal(kept.test[:], plain.test)
 
 
 @pytest.mark.parametrize("wrong", [torch.rand(3, 2), torch.zeros(3, dtype=torch.uint8), [[1, 2]]])
@@ -83,12 +84,18 @@ def test_eight_bits_are_eight_bits(wrong):
         EightBit(wrong)
 
 
-@pytest.mark.parametrize("form", [torch.from_numpy, np.asarray, lambda x: EightBit(torch.from_numpy(x))])
+FORMS = {"tensor": torch.from_numpy, "array": np.asarray, "EightBit": lambda x: EightBit(torch.from_numpy(x))}
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_training_on_eight_bits_is_training_on_32_to_the_last_bit(array, form):
     losses = []
-    for x in (form(array), as_tensor(array)):
+    decoder = decoders.Bernoulli if form == "EightBit" else decoders.Poisson
+    scale = 255 if form == "EightBit" else 1
+    for x in (FORMS[form](array), as_tensor(array) / scale):
         torch.manual_seed(0)
-        vae = VAE(priors.Normal(2), encoders.Normal((2, 3), 2), decoders.Bernoulli(2, (2, 3), grey=True))
+        grey = {"grey": True} if form == "EightBit" else {}
+        vae = VAE(priors.Normal(2), encoders.Normal((2, 3), 2), decoder(2, (2, 3), **grey))
         history = fit(vae.model, vae.guide, x, validation=x, epochs=2, batch_size=8)
         losses.append([history.column("train_loss"), history.column("test_loss")])
     assert losses[0] == losses[1]
@@ -113,7 +120,14 @@ def test_training_on_a_mapped_file_is_training_on_its_array_to_the_last_bit():
 
 @pytest.mark.usefixtures("array")
 def test_a_run_from_a_large_file_is_that_from_a_small_one(tmp_path, monkeypatch):
-    flags = ["--hidden=4", "--latent-dim=2", "--epochs=2", "--batch-size=7", f"--data={tmp_path / 'x.npy'}"]
+    flags = [
+        "--hidden=4",
+        "--latent-dim=2",
+        "--epochs=2",
+        "--batch-size=7",
+        f"--data={tmp_path / 'x.npy'}",
+        "--scale=255",
+    ]
     assert main(["train", *flags, f"--out={tmp_path / 'small'}"]) == 0
     monkeypatch.setattr(data, "IN_MEMORY", 0)
     assert main(["train", *flags, f"--out={tmp_path / 'large'}"]) == 0
@@ -122,7 +136,8 @@ def test_a_run_from_a_large_file_is_that_from_a_small_one(tmp_path, monkeypatch)
     assert without_seconds[0] == without_seconds[1]
     assert main(["reconstruct", str(tmp_path / "large")]) == 0
     assert (
-        main(["compare", *flags[:2], flags[4], "--steps=1", "--draws=2", "--rounds=1", f"--out={tmp_path / 'c'}"]) == 0
+        main(["compare", *flags[:2], *flags[4:], "--steps=1", "--draws=2", "--rounds=1", f"--out={tmp_path / 'c'}"])
+        == 0
     )
 
 
@@ -137,7 +152,7 @@ def test_a_stream_keeps_its_order_and_takes_the_parameters_where_its_data_do():
 
 
 class Pairs(IterableDataset):
-    """Labelled pictures of 8 bits, of a known number."""
+    """Labelled rows of 8 bits, of a known number."""
 
     def __len__(self):
         return 3
@@ -146,10 +161,10 @@ class Pairs(IterableDataset):
         return iter([(torch.full((2,), 51 * i, dtype=torch.uint8), i) for i in range(3)])
 
 
-def test_a_stream_of_labelled_8_bit_values_has_values_in_0_to_1():
+def test_a_stream_of_labelled_8_bit_values_keeps_the_values():
     stream = Stream(Pairs())
     assert stream.shape == (3, 2)
-    torch.testing.assert_close(stream[:], torch.tensor([[0.0, 0.0], [0.2, 0.2], [0.4, 0.4]]))
+    assert stream[:].tolist() == [[0.0, 0.0], [51.0, 51.0], [102.0, 102.0]]
 
 
 @pytest.mark.parametrize(
