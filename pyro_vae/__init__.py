@@ -4,9 +4,11 @@ The names below are imported when they are first used, so that ``pyro-vae --help
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's own would be imported before __main__ has taken the current folder off the path
 if TYPE_CHECKING:
+    from typing import Any
+
     from pyro_vae import (
         baseline,
         comparison,
@@ -75,7 +77,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _HOMES:
         return getattr(import_module(f"pyro_vae.{_HOMES[name]}"), name)
     if name in __all__:

@@ -1,5 +1,10 @@
 """``python -m pyro_vae`` is ``pyro-vae``."""
 
+import sys
+
+if not sys.flags.safe_path:
+    del sys.path[0]  # the current folder: nothing is imported from there, see `pyro_vae.cli.main`
+
 from pyro_vae.cli import main
 
 raise SystemExit(main())

@@ -8,6 +8,7 @@ import difflib
 import inspect
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 import yaml
 
 from pyro_vae.launch import one_line, train
-from pyro_vae.settings import PARTS, Config
+from pyro_vae.settings import PARTS, TRUSTED, Config
 
 if TYPE_CHECKING:
     from pyro_vae.vae import VAE
@@ -28,7 +29,6 @@ TRAIN_ONLY = {
     *("memory", "on_nan", "checkpoint_minutes"),
     *("evaluate", "latent_map"),
 }
-TRUSTED = ("pyro_vae", "torch", "pyro")  # from which a config file may name a class
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["sample", "no-such-run"])
         2
     """
+    if argv is None:
+        _import_nothing_from_here()
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what is no text
@@ -85,6 +87,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pyro-vae: error: {text}", file=sys.stderr)
         return 2
     return 0
+
+
+def _import_nothing_from_here() -> None:
+    """Take the current folder off the path of this process and those it starts: a stranger's modules may lie there."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.environ.get("PYTHONPATH") else []
+    relative = {os.path.abspath(entry) for entry in entries if not os.path.isabs(entry)}  # as "" is in "/a:"
+    sys.path[:] = [entry for entry in sys.path if os.path.isabs(entry) and entry not in relative]
+    own = str(Path(__file__).resolve().parents[1])
+    if own not in sys.path:  # where this package lies in the current folder
+        sys.path.append(own)
+    os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -3,9 +3,13 @@
 import difflib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Iterable
 from functools import partial
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +19,7 @@ from torch import nn
 from pyro_vae import data, decoders, encoders, networks, objectives, priors
 from pyro_vae.networks import Network, Shape
 from pyro_vae.programs import Transform
-from pyro_vae.settings import Config
+from pyro_vae.settings import TRUSTED, Config
 from pyro_vae.vae import VAE
 
 KINDS = {"prior": priors, "encoder": encoders, "decoder": decoders, "loss": objectives}
@@ -82,8 +86,9 @@ def part(kind: str, name: str) -> type[Any]:
     """Return a part's class by its name, or a user's own by its import path.
 
     Arguments:
-        kind: "prior", "encoder" or "decoder".
-        name: the name of one of the package's classes, or "package.module.Class".
+        kind: "prior", "encoder", "decoder", "network" or "loss".
+        name: the name of one of the package's classes, or "package.module.Class": of an installed package, or else of
+            a module in the current folder, from which nothing else is imported.
 
     Returns:
         The class.
@@ -99,17 +104,47 @@ def part(kind: str, name: str) -> type[Any]:
         check_choice(kind, name, parts(kind))
         return parts(kind)[name]
     module_name, class_name = name.rsplit(".", 1)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a user's module in the current folder, as with python -m
+    trusted = name.partition(".")[0] in TRUSTED
+    if trusted and any(each.startswith("_") for each in name.split(".")):
+        raise ValueError(f"the {kind} {name!r} is a private name of a package: name a public class")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # any module may stand there, and fail in any way
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"the {kind} {name!r} cannot be imported: {reason}") from error
+        found = getattr(_import(module_name), class_name)
+    except (Exception, SystemExit) as error:  # any module may stand there, and fail in any way
+        raise ValueError(f"the {kind} {name!r} cannot be imported: {_reason(error)}") from error
     base, called = (ELBO, "pyro.infer.ELBO") if kind == "loss" else (nn.Module, "torch.nn.Module")
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ValueError(f"the {kind} {name!r} must be a class of {called}, not {found!r}")
+    if trusted and found.__module__.partition(".")[0] not in TRUSTED:
+        raise ValueError(f"the {kind} {name!r} is defined in {found.__module__}: name it there")
     return found
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module. A top-level module that is not installed is loaded from the current folder.
+
+    The current folder never goes on the path: other modules that lie there, perhaps under the name of something that
+    a library imports later, are not found.
+    """
+    root = name.partition(".")[0]
+    if root not in sys.modules and find_spec(root) is None:
+        spec = PathFinder.find_spec(root, [os.getcwd()])
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {root!r}", name=root)
+        sys.modules[root] = module_from_spec(spec)
+        try:
+            if spec.loader:  # a folder without __init__.py has none
+                spec.loader.exec_module(sys.modules[root])
+        except BaseException:
+            del sys.modules[root]
+            raise
+    return importlib.import_module(name)
+
+
+def _reason(error: BaseException) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+    hint = "; of the current folder only the module that is named is imported: install the other, or name its folder"
+    beside = missing and PathFinder.find_spec(missing.partition(".")[0], [os.getcwd()])
+    return (str(error) or type(error).__name__) + (f"{hint} in PYTHONPATH" if beside else "")
 
 
 def own_parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.config import Config
 from pyro_vae.distributions import mean_of
 from pyro_vae.evaluation import kl_parts
+from pyro_vae.plots import Figure
 from pyro_vae.training import History
 from pyro_vae.vae import VAE
 

@@ -6,13 +6,17 @@ set, which stay as they are: pyplot is not imported. To see a figure, end a note
 ``figure.savefig("figure.pdf")``, or `png` for its bytes.
 """
 
+import contextlib
 import io
 import math
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
+with contextlib.chdir(os.path.dirname(__file__)):  # a matplotlibrc in the current folder may be a stranger's
+    import matplotlib
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection, LineCollection

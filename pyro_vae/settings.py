@@ -13,6 +13,7 @@ FREE = {  # flags that may change over the life of a run
     *("data_root", "download", "device", "devices", "epochs", "engine", "memory", "on_nan", "checkpoint_minutes"),
     *("evaluate", "latent_map"),
 }
+TRUSTED = ("pyro_vae", "torch", "pyro")  # packages from which a config file may name a class
 PARTS = ("prior", "encoder", "decoder", "network", "loss")  # what has parameters of its own
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from pyro_vae import VAE, data, decoders, encoders, evaluation, priors, runs
+import pyro_vae
+from pyro_vae import VAE, config, data, decoders, encoders, evaluation, priors, runs
 from pyro_vae.checkpoints import read_tensors, save_tensors
 from pyro_vae.cli import main
 from pyro_vae.config import Config
@@ -637,3 +639,129 @@ def test_real_mnist_by_name():
     run = train(*flags)
     assert float(metrics(run)[0]["test_loss"]) == pytest.approx(28 * 28 * np.log(2), rel=0.05)
     assert data.load("mnist", mnist_root).test.shape == (10_000, 1, 28, 28)
+
+
+# --- what a received folder may do ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forget():
+    """Forget the modules that a test imports."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if not name.startswith(("torch", "pyro", "sklearn", "numpy", "scipy", "matplotlib")):
+            del sys.modules[name]
+
+
+MINE = "import pyro_vae.priors\nclass Mine(pyro_vae.priors.Normal):\n    pass\n"
+
+
+@pytest.mark.usefixtures("forget")
+@pytest.mark.parametrize("name", ["mine_alone", "mine_folder/__init__", "mine_package/parts", "mine_package/sub/parts"])
+def test_of_the_current_folder_only_the_module_that_is_named_is_imported(name):
+    path = Path(f"{name}.py")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(MINE)
+    Path("planted.py").write_text("")
+    before = list(sys.path)
+    assert config.part("prior", f"{name.removesuffix('/__init__').replace('/', '.')}.Mine").__name__ == "Mine"
+    assert config.part("prior", "pyro_vae.priors.Normal") is priors.Normal
+    assert sys.path == before
+    with pytest.raises(ModuleNotFoundError):
+        import_module("planted")
+
+
+@pytest.mark.usefixtures("forget")
+def test_what_lies_beside_a_named_module_is_not_imported_and_the_fix_is_named():
+    Path("mine_with_help.py").write_text(f"import planted\n{MINE}")
+    Path("planted.py").write_text("import pathlib; pathlib.Path('sprung').touch()")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"No module named 'planted'; .*name its folder in PYTHONPATH"):
+            config.part("prior", "mine_with_help.Mine")
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.usefixtures("forget")
+@pytest.mark.parametrize("name", ["yaml.Mine", "wave.Mine", "pyro.planted.Mine", "pyro_vae.planted.Mine"])
+def test_an_installed_module_is_never_taken_from_the_current_folder(name):
+    for path in ("yaml.py", "wave.py", "pyro.py", "pyro/planted.py", "pyro_vae/planted.py", "expecttest_.py"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text("import pathlib; pathlib.Path('sprung').touch()")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        config.part("prior", name)
+    assert not Path("sprung").exists()
+    with pytest.raises(ValueError, match="cannot be imported"):
+        config.part("prior", "expecttest_.Mine")
+    assert Path("sprung").exists()  # what a module that is not installed does
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("torch.os.system", "torch.hub.load", "pyro_vae.cli.sys", "pyro_vae.__main__.main", "torch.nn._reduction.F"),
+        *("pyro_vae.config._import", "pyro_vae.launch.train", "pyro_vae.cli.subprocess.Popen", "torch.nn.Module.x"),
+        *("torch.utils.data.DataLoader", "pyro_vae.vae.__dict__.VAE", "torch..nn.Linear", ".torch.nn", "torch.", "."),
+        *("torch.testing._internal.common_utils.TestCase", "pyro.infer.svi.SVI", "pyro.infer.Trace_ELBO"),
+    ],
+)
+def test_a_trusted_name_gives_public_classes_of_its_kind_and_nothing_else(name, capsys):
+    Path("c.yaml").write_text(f"prior: {name}\nepochs: 0\n")
+    assert "the prior " in refused(capsys, "train", "--config", "c.yaml", "--out", "run")
+
+
+def test_a_class_that_a_trusted_package_has_from_elsewhere_is_refused(monkeypatch):
+    monkeypatch.setattr(priors, "Foreign", type("Foreign", (torch.nn.Module,), {"__module__": "elsewhere"}), False)
+    with pytest.raises(ValueError, match="is defined in elsewhere: name it there"):
+        config.part("prior", "pyro_vae.priors.Foreign")
+
+
+COMMANDS = {
+    "evaluate": ["evaluate", ".", "--samples", "2"],
+    "sample": ["sample", "."],
+    "reconstruct": ["reconstruct", "."],
+    "resume": ["train", "--resume", "."],
+    "train": ["train", "--config", "config.yaml", "--out", "again"],
+    "processes": ["train", "--config", "config.yaml", "--out", "again", "--devices", "2"],
+}
+LATE = ("sklearn", "getpass", "expecttest", "torch", "matplotlib", "evil", "filelock", "lightning_fabric")
+EARLY = ("argparse", "json", "multiprocessing", "pickle", "struct", "typing", "yaml")
+
+
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        ("evaluate", "script"),
+        *(pytest.param(command, "module", marks=pytest.mark.slow) for command in COMMANDS),
+        *(pytest.param(command, "script", marks=pytest.mark.slow) for command in COMMANDS if command != "evaluate"),
+    ],
+)
+def test_no_module_of_a_received_folder_is_run(command, how):
+    """As a stranger might send it: its config names a class by its path, and modules lie beside it.
+
+    As a script also where PYTHONPATH has an empty entry, which is the current folder.
+    """
+    run = train("--prior", "pyro_vae.priors.Normal", "--epochs", "0")
+    for name in (*LATE, *(EARLY if how == "module" else ())):
+        (run / f"{name}.py").write_text(f"print('payload {name}')")
+    (run / "matplotlibrc").write_text("backend: module://evil")
+    script = "import sys; sys.path.remove(''); from pyro_vae.cli import main; raise SystemExit(main())"
+    start = ["-m", "pyro_vae"] if how == "module" else ["-c", script]
+    own = str(Path(pyro_vae.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, *start, *COMMANDS[command]],
+        cwd=run,
+        env=os.environ | {"PYTHONPATH": own + os.pathsep * (how == "script")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "payload" not in done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_matplotlibrc_in_the_current_folder_is_not_read():
+    Path("matplotlibrc").write_text("lines.linewidth: 99")
+    script = "import sys, pyro_vae.plots; print(sys.modules['matplotlib'].rcParams['lines.linewidth'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() != "99.0"
