@@ -9,6 +9,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sized
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -96,7 +97,7 @@ class MemoryMapped(_Rows):
     """Data in a ``.npy`` file of any size, of which a batch at a time is in memory.
 
     `fit` and `evaluate` take it in place of a tensor. They hold 8 bytes for each datum, its place in the shuffled
-    epoch, beside the batch.
+    epoch, beside the batch. An array in Fortran order is read entry by entry, which is far slower than row by row.
 
     Arguments:
         path: the file: an array of shape (N, ...), N at least 1 and one dimension more.
@@ -105,6 +106,7 @@ class MemoryMapped(_Rows):
 
     Raises:
         TypeError, ValueError: for a file that is damaged, or whose array holds no real numbers or has no such shape.
+        OSError: when rows are read, if the file is gone or has changed since.
 
     Example:
         >>> import tempfile
@@ -118,22 +120,45 @@ class MemoryMapped(_Rows):
     def __init__(self, path: str | Path, rows: Tensor | None = None, scale: float = 1.0) -> None:
         super().__init__()
         self.path, self.scale = Path(path), _as_scale(scale)
-        array = self._array()
-        as_tensor(array[:1] if array.ndim else array)  # which refuses what is no data
-        self.rows = torch.arange(len(array)) if rows is None else rows
-        self.shape = torch.Size((len(self.rows), *array.shape[1:]))
-
-    def _array(self) -> np.ndarray:
         try:
-            return np.load(self.path, mmap_mode="r", allow_pickle=False)
+            self.stamp = _stamp(os.stat(self.path))
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)  # for its header
+            whole, self.kind, self.start = array.shape, array.dtype, array.offset
         except Exception as error:  # numpy has a dozen ways to fail on a damaged file
             raise ValueError(f"{self.path} cannot be read as a .npy file: {error}") from error
+        as_tensor(np.zeros([min(1, size) for size in whole], self.kind))  # which refuses what is no data
+        self.strides = array.strides[:1] if array.flags.c_contiguous else array.strides
+        self.rows = torch.arange(whole[0]) if rows is None else rows
+        self.shape = torch.Size((len(self.rows), *whole[1:]))
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        # Opened anew each time: pages that have been read count as the process' memory until the map is closed.
-        array = self._array()
-        rows = self.rows[index.cpu() if isinstance(index, Tensor) else index].numpy()
-        return self._moved(as_tensor(array[rows]) / self.scale)
+        rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
+        if not len(rows):  # the part of a rank for which a batch had no data left
+            return torch.empty(0, *self.shape[1:], device=self.device, dtype=self.dtype)
+        return self._moved(as_tensor(self._read(rows.numpy())) / self.scale)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Read rows by ordinary reads: a memory map would end the process by a signal if its file became shorter."""
+        event = self.shape[1:]
+        starts = self.start + self.strides[0] * rows
+        for size, stride in zip(event, self.strides[1:], strict=False):  # where each entry is read by itself
+            starts = starts[..., None] + stride * np.arange(size)
+        each = self.kind.itemsize * (math.prod(event) if len(self.strides) == 1 else 1)
+        with open(self.path, "rb", buffering=0) as file:
+            unchanged = _stamp(os.fstat(file.fileno())) == self.stamp
+            content = b"".join([_read_at(file, start, each) for start in starts.flat]) if unchanged else b""
+        if len(content) != each * starts.size or not unchanged:
+            raise OSError(f"{self.path} has changed while it was in use: restore it, or start again with the new file")
+        return np.frombuffer(content, self.kind).reshape(len(rows), *event)
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
+
+
+def _read_at(file: FileIO, start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)
 
 
 class Stream(_Rows):

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from peak_memory import WIDTH
 from torch.utils.data import IterableDataset
 
-from pyro_vae import VAE, data, decoders, encoders, fit, priors
+from pyro_vae import VAE, data, decoders, encoders, fit, priors, runs
 from pyro_vae.cli import main
 from pyro_vae.data import EightBit, MemoryMapped, Stream, as_tensor, load
 from pyro_vae.programs import check_programs
@@ -59,6 +60,75 @@ def test_a_mapped_array_has_the_rows_of_a_tensor(tmp_path, kind):
     assert all(torch.equal(one, other) for one, other in zip(mapped.split(4), x.split(4), strict=True))
     double = mapped.to(torch.device("meta"), torch.float64)[:1]
     assert (double.device.type, double.dtype) == ("meta", torch.float64)
+
+
+def test_no_rows_of_a_mapped_array_are_an_empty_batch(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 2, 3)))
+    none = MemoryMapped(tmp_path / "x.npy")[torch.tensor([], dtype=torch.long)]
+    assert (none.shape, none.dtype) == ((0, 2, 3), torch.get_default_dtype())
+
+
+def shrink(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def replace(path):
+    np.save(path.with_name("other.npy"), np.ones((10, 2, 3)))
+    path.with_name("other.npy").rename(path)
+
+
+def overwrite(path):
+    np.save(path, np.load(path) + 1)
+    os.utime(path, (0, 0))  # a clock too coarse to tell two moments apart would make this test fail by chance
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("change", [shrink, replace, overwrite, Path.unlink])
+def test_a_file_that_changes_while_it_is_mapped_is_an_error(tmp_path, order, change):
+    path = tmp_path / "x.npy"
+    np.save(path, np.asarray(np.zeros((10, 2, 3)), order=order))
+    mapped = MemoryMapped(path)
+    assert mapped[:1].shape == (1, 2, 3)
+    change(path)
+    with pytest.raises(OSError, match=r"x\.npy has changed while it was in use: restore it|No such file.*x\.npy"):
+        mapped[torch.tensor([9])]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_file_that_shrinks_between_its_look_and_its_read_is_an_error(tmp_path, monkeypatch, order):
+    """A read through a memory map would end the process by SIGBUS."""
+    path = tmp_path / "x.npy"
+    np.save(path, np.asarray(np.zeros((10_000, 3)), order=order))
+    mapped = MemoryMapped(path)
+    read = data._read_at
+
+    def shrink_first(file, start, size):
+        os.truncate(path, 200)
+        return read(file, start, size)
+
+    monkeypatch.setattr(data, "_read_at", shrink_first)
+    with pytest.raises(OSError, match="has changed while it was in use"):
+        mapped[torch.tensor([9_999])]
+
+
+def test_a_training_whose_file_shrinks_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    path, out = tmp_path / "x.npy", tmp_path / "run"
+    np.save(path, np.zeros((40, 3), np.uint8))
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    append = runs.append_metrics
+
+    def shrink_after_the_first_epoch(metrics, row):
+        append(metrics, row)
+        if row["epoch"] == 1:
+            shrink(path)
+
+    monkeypatch.setattr(runs, "append_metrics", shrink_after_the_first_epoch)
+    flags = ["--hidden=4", "--latent-dim=2", "--epochs=3", "--batch-size=7", f"--data={path}", f"--out={out}"]
+    assert main(["train", *flags]) == 2
+    said = capsys.readouterr().err
+    assert f"{path} has changed while it was in use" in said
+    assert f"pyro-vae train --resume {out}" in said.splitlines()[-1]
+    assert "Traceback" not in said
 
 
 def test_eight_bits_have_the_rows_of_a_tensor(tmp_path, array):
