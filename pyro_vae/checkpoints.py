@@ -1,5 +1,6 @@
 """Files of tensors, written whole or not at all and read without trust, and when a training writes them. No Pyro."""
 
+import copy
 import hashlib
 import json
 import math
@@ -7,17 +8,32 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pyro_vae.files import write_whole
+from pyro_vae.files import check_regular, write_whole
 
 FORMAT = 1  # of the files; one with another number is refused
 SHARE = 0.01  # of the training time for checkpoints at the ends of epochs, but for the first and the last
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_reconstruction",
+    "train_kl",
+    "test_loss",
+    "test_reconstruction",
+    "test_kl",
+    "test_loss_at_mean",
+    "seconds",
+)  # of the history that a checkpoint holds
+KINDS = {
+    **{"epoch": int, "step": int, "batches": int, "seconds": float, "best": float},
+    **{"history": list, "settings": dict, "optimizer": dict},
+}  # of what a checkpoint says in plain values
 Tensors = Mapping[str, Tensor]
 
 
@@ -71,32 +87,30 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if path.resolve().parent != path.parent.resolve():
         raise ValueError(f"{path} is a link to {path.resolve()}, out of its folder, and is not followed")
+    check_regular(path)
     try:
         with safe_open(path, "pt") as file:
             head = json.loads((file.metadata() or {})["pyro_vae"])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
-        found = head.pop("format")
-        if found != FORMAT:
-            made = f"format {found!r} (pyro_vae {head.get('pyro_vae')})"
-            raise ValueError(f"{path} has {made}, but this is pyro_vae {versions()['pyro_vae']}, which reads {FORMAT}")
-        expected = head.pop("sha256")
+        found, written_by = head["format"], head.get("pyro_vae")
+        expected = head.pop("sha256") if found == FORMAT else ""
+        same = found != FORMAT or expected == _digest(tensors, head)
     except FileNotFoundError as error:
         raise ValueError(f"no file {path}") from error
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        json.JSONDecodeError,
-        RecursionError,
-    ) as error:
+    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is damaged, or none of pyro_vae's files: {reason}") from error
-    head = {"format": found, **head}
-    if expected != _digest(tensors, head):
+    if found != FORMAT:
+        made = f"format {_short(found)} (pyro_vae {_short(written_by, str)})"
+        raise ValueError(f"{path} has {made}, but this is pyro_vae {versions()['pyro_vae']}, which reads {FORMAT}")
+    if not same:
         raise ValueError(f"{path} is damaged: its checksum is not that of its content")
     return tensors, head
+
+
+def _short(value: Any, form: Callable[[Any], str] = repr) -> str:
+    text = " ".join(form(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def versions() -> dict[str, str]:
@@ -124,7 +138,7 @@ def check_same(path: Path, there: Any, here: Mapping[str, Any]) -> None:
     there, here = (there if isinstance(there, dict) else {}), json.loads(json.dumps(here))
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
-            differ = f"{name} {there.get(name)!r}, not {here.get(name)!r}"
+            differ = f"{_short(name, str)} {_short(there.get(name))}, not {here.get(name)!r}"
             raise ValueError(f"{path} is of another run, with {differ}")
 
 
@@ -230,11 +244,163 @@ class Checkpoints:
         """
         tensors, head = read_tensors(self.last)
         for name, here in versions().items():
-            if head[name] != here:
-                fix = "resume with that version, or begin a new run"
-                raise ValueError(f"{self.last} was written by {name} {head[name]}, but this is {here}: {fix}")
-        if not (isinstance(head.get("about"), dict) and isinstance(head["about"].get("history"), list)):
+            if head.get(name) != here:
+                made, fix = _short(head.get(name), str), "resume with that version, or begin a new run"
+                raise ValueError(f"{self.last} was written by {name} {made}, but this is {here}: {fix}")
+        about = head.get("about")
+        if not (isinstance(about, dict) and "history" in about):
             raise ValueError(f"{self.last} holds no checkpoint of a training")
         if self.of:
-            check_same(self.last, head["about"].get("of"), self.of)
-        return tensors, head["about"]
+            check_same(self.last, about.get("of"), self.of)
+        _check_about(about)
+        return tensors, about
+
+
+def _refuse(name: str, value: Any) -> NoReturn:
+    if isinstance(value, Tensor):
+        value = f"a tensor of {value.dtype} {tuple(value.shape)}"
+    fix = "take another checkpoint, or begin a new training"
+    raise ValueError(f"the checkpoint's {name} cannot be resumed from: {_short(value, str)}; {fix}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int and abs(value) < 2**63)
+
+
+def _check_about(about: Mapping[str, Any]) -> None:
+    """Refuse plain values that no training has written."""
+    for name, kind in KINDS.items():
+        if not _is(about.get(name), kind):
+            _refuse(name, about.get(name))
+    epoch, step, batches, history = (about[name] for name in ("epoch", "step", "batches", "history"))
+    if epoch != len(history) or epoch < 1:
+        _refuse("epoch", f"{epoch}, with {len(history)} rows of history")
+    each, rest = divmod(step - batches, epoch - 1) if epoch > 1 else (step, step - batches)  # steps of an epoch
+    if rest or not 0 <= batches <= step < 2**53 or each < max(batches, epoch > 1):
+        _refuse("step", f"{step}, with {batches} batches of epoch {epoch}")
+    for name in ("seconds", "best"):
+        if math.isnan(about[name]) or (name == "seconds" and not 0 <= about[name] < math.inf):
+            _refuse(name, about[name])
+    for number, row in enumerate(history):
+        numbers = isinstance(row, dict) and set(row) == set(COLUMNS) and all(_is(each, float) for each in row.values())
+        if not numbers or row["epoch"] != number or not 0 <= row["seconds"] < math.inf:
+            _refuse(f"row {number} of the history", row)
+    state, groups = (about["optimizer"].get(name) for name in ("state", "groups"))
+    if not (isinstance(state, dict) and all(isinstance(values, dict) for values in state.values())):
+        _refuse("optimizer state", state)
+    if not isinstance(groups, list) or not all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    ):
+        _refuse("optimizer groups", groups)
+
+
+def check_tensors(found: Tensors, like: Tensors) -> None:
+    """Refuse a checkpoint whose tensors are not of the types and shapes of those that they are to replace.
+
+    Arguments:
+        found: the checkpoint's, by name.
+        like: those of the training, by name; the checkpoint may hold more.
+
+    Raises:
+        ValueError: with the first one that differs.
+
+    Example:
+        >>> check_tensors({"totals": torch.zeros(3)}, {"totals": torch.zeros(4)})
+        Traceback (most recent call last):
+        ...
+        ValueError: the checkpoint's totals cannot be resumed from: a tensor of torch.float32 (3,); take another...
+    """
+    for name, tensor in like.items():
+        if not _alike(found.get(name), tensor):
+            _refuse(name, found.get(name))
+
+
+def check_random(name: str, state: Tensor, device: torch.device) -> None:
+    """Refuse a random state that torch does not accept, or that would have it read outside of the state.
+
+    A state of a CPU holds the place of the next number and how many are left, as two numbers that belong together.
+
+    Arguments:
+        name: what the checkpoint calls it.
+        state: the state of a CPU, and behind it that of a GPU where the device is one.
+        device: the device.
+
+    Raises:
+        ValueError: for a state that cannot be taken.
+
+    Example:
+        >>> check_random("order", torch.Generator().get_state(), torch.device("cpu"))
+    """
+    size = len(torch.get_rng_state())
+    left, place = state[8:12].view(torch.int32).item(), state[16:24].view(torch.int64).item()
+    try:
+        torch.Generator().set_state(state[:size])
+        if device.type == "cuda":
+            torch.Generator(device).set_state(state[size:])
+    except RuntimeError as error:
+        _refuse(name, error)
+    if (left, place) != (1, 0) and not (left + place == 625 and 1 <= left <= 624):
+        _refuse(name, f"a random state at place {place} of 624 with {left} left")
+
+
+def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's saved state, for ``load_state_dict``, which checks neither shapes nor types itself.
+
+    It is held against the state that the optimizer makes of the same parameters in a step, taken by a copy. Settings
+    that are numbers, such as the learning rate, may differ.
+
+    Arguments:
+        optim: the optimizer, new.
+        saved: ``state`` by the parameters' numbers, and ``param_groups``.
+
+    Returns:
+        The saved state.
+
+    Raises:
+        ValueError: with the first value that is not as in the optimizer.
+
+    Example:
+        >>> optim = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
+        >>> saved = optim.state_dict() | {"state": {0: {"momentum_buffer": torch.zeros(1)}}}
+        >>> checked_state(optim, saved)
+        Traceback (most recent call last):
+        ...
+        ValueError: the checkpoint's optimizer/0/momentum_buffer cannot be resumed from: a tensor...
+    """
+    trial = copy.deepcopy(optim)
+    for group in trial.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    trial.step()
+    like = trial.state_dict()
+    groups, expected = saved["param_groups"], like["param_groups"]
+    if len(groups) != len(expected):
+        _refuse("optimizer groups", groups)
+    for group, other in zip(groups, expected, strict=True):
+        if group.keys() != other.keys():
+            _refuse("optimizer groups", group)
+        for name, value in other.items():
+            if not _alike(group[name], value, exactly=name == "params") and name != "capturable":
+                _refuse(f"optimizer setting {name}", group[name])
+    for number, values in saved["state"].items():
+        made = like["state"].get(number, {})
+        if not made or values.keys() != made.keys():
+            _refuse(f"optimizer/{number}", list(values))
+        for name, value in values.items():
+            if not _alike(value, made[name]):
+                _refuse(f"optimizer/{number}/{name}", value)
+    return saved
+
+
+def _alike(found: Any, like: Any, *, exactly: bool = False) -> bool:
+    """Whether a value could stand in the place of another one of the same kind, or, exactly, is the same."""
+    if isinstance(like, Tensor) and isinstance(found, Tensor):
+        return found.shape == like.shape and found.dtype == like.dtype
+    if isinstance(like, Tensor) and like.dim() == 0:
+        like = like.item()  # a learning rate may be one
+    if isinstance(like, list | tuple):
+        same = isinstance(found, list) and len(found) == len(like)
+        return same and all(_alike(*pair, exactly=exactly) for pair in zip(found, like, strict=True))
+    if type(like) in (int, float) and not exactly:
+        return _is(found, type(like)) and math.isfinite(found) and (found >= 0 or like < 0)
+    return type(found) is type(like) and bool(found == like)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 import yaml
 
+from pyro_vae.files import check_no_link, write_whole
 from pyro_vae.launch import one_line, train
-from pyro_vae.settings import PARTS, TRUSTED, Config
+from pyro_vae.settings import LOCAL, PARTS, TRUSTED, Config, plain_yaml, read_flags
 
 if TYPE_CHECKING:
     from pyro_vae.vae import VAE
@@ -122,12 +123,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     arguments, rest = _known(parser, argv)
     if getattr(arguments, "resume", None):
         _check_resume(arguments, rest)
-        arguments.out, arguments.config = arguments.resume, _run_config(arguments.resume, arguments.allow)
+        local = _local_flags(arguments)
+        arguments.out, arguments.config = arguments.resume, _run_config(arguments.resume, arguments.allow, *local)
     elif arguments.builds_vae:
-        from_file = _read_yaml(arguments.config) if arguments.config else {}
+        from_file = read_flags(arguments.config) if arguments.config else {}
         for name in from_file:
             if name.replace("-", "_") not in Config.flags() and name.partition(".")[0] not in PARTS:
                 raise ValueError(f"{arguments.config}: {_unknown_flag(f'--{name}', Config.flags())}")
+        _check_local(from_file, arguments)
         flags = PRESETS.get(arguments.preset, {}) | from_file
         _check_classes({name: value for name, value in flags.items() if not getattr(arguments, name, None)}, arguments)
         if arguments.command is not _train:
@@ -150,7 +153,8 @@ def _known(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.N
 
 def _check_resume(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Refuse what stands beside --resume: a run goes on as it began."""
-    given = [name for name in (*Config.flags(), "preset", "config", "out") if getattr(arguments, name) is not None]
+    flags = [name for name in (*Config.flags(), "preset", "config", "out") if name not in LOCAL]
+    given = [name for name in flags if getattr(arguments, name) is not None]
     if given or rest:
         flag = f"--{given[0].replace('_', '-')}" if given else rest[0]
         raise ValueError(f"--resume goes on with the flags of the run's config.yaml: leave out {flag}")
@@ -164,6 +168,22 @@ def _check_classes(flags: dict[str, Any], arguments: argparse.Namespace) -> None
         if name in PARTS and module and not known:
             reason = f"{arguments.config} names {value!r} as its {name}, and importing a module runs its code"
             raise ValueError(f"{reason}: if you trust it, add --allow {module}")
+
+
+def _local_flags(arguments: argparse.Namespace) -> list[str]:
+    root = [] if arguments.data_root is None else [f"--data-root={arguments.data_root}"]
+    return [*root, *(["--download"] if arguments.download else [])]
+
+
+def _check_local(flags: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Refuse a file that decides what this machine reads or fetches, where no flag of the user's own does."""
+    for name, value in flags.items():
+        known = name.replace("-", "_")
+        if known in LOCAL and value and getattr(arguments, known) is None:
+            flag = f"--{known.replace('_', '-')}" + (f"={value}" if known == "data_root" else "")
+            raise ValueError(
+                f"{arguments.config} sets {name}: {value!r}, which only you can: if you trust it, add {flag}"
+            )
 
 
 def _run_config(run: Path, allow: list[str], *flags: str) -> Config:
@@ -227,7 +247,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_allow(command)
         command.add_argument("--best", action="store_true", help="the weights with the lowest test loss, not the last")
     for command in (reconstruct, evaluation):
-        command.add_argument("--data-root", metavar="DIR", help="folder of the data sets, if not the run's")
+        command.add_argument("--data-root", metavar="DIR", help="folder of torchvision's data sets")
+        command.add_argument(
+            "--download", action="store_true", default=None, help="fetch the data set if it is missing"
+        )
     reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")
     return parser
 
@@ -279,16 +302,6 @@ def _tokens(flags: dict[str, Any]) -> list[str]:
     return tokens
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        flags = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"the config {path} cannot be read: {error}") from error
-    if not isinstance(flags, dict) or not all(isinstance(name, str) for name in flags):
-        raise ValueError(f"the config {path} must hold lines such as 'epochs: 10', the flags without their dashes")
-    return flags
-
-
 def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
     """Make a config of the flags that were given, and of the parts' own parameters among the rest."""
     names = Config.flags()
@@ -303,7 +316,7 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
         if text is None:
             raise ValueError(f"{name} takes a value")
         try:
-            config.options[kind][own.replace("-", "_")] = yaml.safe_load(text)
+            config.options[kind][own.replace("-", "_")] = plain_yaml(text)
         except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{name} takes a plain value, not {text!r}") from error
     return config
@@ -347,9 +360,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     pictures = {"gradients": plots.gradients(*projections), "trajectory": plots.trajectory(found.trajectory)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
-        (folder / f"{name}.png").write_bytes(plots.png(figure))
+        write_whole(folder / f"{name}.png", plots.png(figure))
     for path in filter(None, (folder / "comparison.json", arguments.json)):
-        path.write_text(found.json() + "\n", encoding="utf-8")
+        write_whole(path, (found.json() + "\n").encode())
     print(found.table())
     print(f"pictures and JSON: {folder}")
 
@@ -363,13 +376,13 @@ def _gradients(arguments: argparse.Namespace) -> None:
     found = gradients(arguments.model, arguments.draws, arguments.seed)
     print(found.table())
     if arguments.json:
-        arguments.json.write_text(found.json() + "\n", encoding="utf-8")
+        write_whole(arguments.json, (found.json() + "\n").encode())
     if arguments.out:
         names, unbiased = (found.column(name, "encoder") for name in ("estimator", "unbiased_expected"))
         variances = {block: found.column("variance", block) for block in ("encoder", "decoder")}
         title = f"{found.model}: {found.draws} draws of each gradient (hollow: biased by design)"
         figure = plots.estimators(names, variances, [not expected for expected in unbiased], title)
-        arguments.out.write_bytes(plots.png(figure))
+        write_whole(arguments.out, plots.png(figure))
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -388,17 +401,21 @@ def _list(arguments: argparse.Namespace) -> None:
 def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
     from pyro_vae.runs import load_vae
 
-    root = [f"--data-root={arguments.data_root}"] if getattr(arguments, "data_root", None) else []
-    config = _run_config(arguments.run, arguments.allow, *root)
+    local = _local_flags(arguments) if hasattr(arguments, "data_root") else ["--data-root=", "--download"]  # not read
+    config = _run_config(arguments.run, arguments.allow, *local)
     return load_vae(arguments.run, config, best=arguments.best), config
 
 
 def _check_file(path: Path | None, flag: str) -> None:
     """Refuse a file that could not be written, before the work whose result it is to hold."""
-    if path and path.is_dir():
-        raise ValueError(f"{flag} {path} cannot be written: it is a folder")
+    if path and path.exists() and not path.is_file():
+        raise ValueError(
+            f"{flag} {path} cannot be written: it is {'a folder' if path.is_dir() else 'no ordinary file'}"
+        )
     if path and not path.absolute().parent.is_dir():
         raise ValueError(f"{flag} {path} cannot be written: its folder does not exist")
+    if path:
+        check_no_link(path)
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -414,7 +431,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     with seeded(arguments.seed, torch.device(config.device)):
         figure = plots.samples(vae.sample(arguments.n), "Samples from the prior, decoded")
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
-    path.write_bytes(plots.png(figure))
+    write_whole(path, plots.png(figure))
     print(path)
 
 
@@ -441,7 +458,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     settings = {"loss": loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
     bound = evaluate(vae.model, vae.guide, data.test, **settings)
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
-    path.write_bytes(plots.png(figure))
+    write_whole(path, plots.png(figure))
     what = "a bound" if arguments.evaluate == "sample" else "no bound"
     print(
         f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"
@@ -474,7 +491,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     }
     if arguments.json:
         about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
-        arguments.json.write_text(json.dumps({**found, **about}, indent=2) + "\n", encoding="utf-8")
+        write_whole(arguments.json, (json.dumps({**found, **about}, indent=2) + "\n").encode())
     print(f"{config.data}: {len(x)} test data, nats per datum; larger is better, but for the KL")
     texts = {
         "bound": f"bound ({config.loss})",

@@ -8,7 +8,9 @@ largest value is: image files, images of Pillow's, and the named data sets.
 import copy
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -19,8 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vae.files import check_regular
+
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("digits", *TORCHVISION)
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of images; others of Pillow's start other programs
+MOST_OTHERS = 100_000  # files that are no images, in a folder of images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
@@ -185,18 +191,25 @@ class Stream(_Rows):
         self.shape = torch.Size((count, *self[:1].shape[1:]))
 
     def __getitem__(self, first: slice) -> Tensor:
-        return self._moved(as_tensor(list(islice(self.dataset, first.stop))))
+        stop = len(self) + 1 if first.stop is None else first.stop
+        items = list(islice(self.dataset, stop))
+        if first.stop is None and len(items) != len(self):
+            raise ValueError(f"the data set gave {len(items)} data, at least, not {len(self)}, which is its length")
+        return self._moved(as_tensor(items))
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield the data in their own order, so many at a time."""
         items, read = iter(self.dataset), 0
         while rows := list(islice(items, size)):
             batch, read = as_tensor(rows), read + len(rows)
+            if read > len(self):  # at once, as it might never end
+                break
             if batch.shape[1:] != self.shape[1:]:
                 raise ValueError(f"the data differ in shape: {_shape(batch)[1:]} and {tuple(self.shape[1:])}")
             yield self._moved(batch)
         if read != len(self):
-            raise ValueError(f"the data set gave {read} data in this pass, not {len(self)}: each must begin anew")
+            more = "more than its length" if read > len(self) else f"{read} data in this pass"
+            raise ValueError(f"the data set gave {more}, not {len(self)}: each pass must begin anew and end there")
 
 
 Rows = Tensor | EightBit | MemoryMapped | Stream
@@ -313,6 +326,7 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
     if are_images(name):
         return _folder(path)
     if path.suffix in (".npy", ".npz"):
+        check_regular(path)
         return _numpy(path)
     raise ValueError(f"no data set or file {name!r}; known are {', '.join(NAMES)}, .npy and .npz files, image folders")
 
@@ -496,7 +510,8 @@ def _digits() -> Data:
 
 
 def _torchvision(name: str, root: Path, download: bool) -> Data:
-    family = getattr(import_torchvision_datasets(), TORCHVISION[name])
+    base = getattr(import_torchvision_datasets(), TORCHVISION[name])
+    family = type(base.__name__, (base,), {"_check_legacy_exist": lambda _: False})  # whose files would be unpickled
     try:
         parts = [family(root=str(root), train=train, download=download) for train in (True, False)]
         images = [part.data[:, None] for part in parts]
@@ -601,14 +616,45 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _folder(path: Path) -> Data:
+def _images_in(path: Path) -> list[Path]:
+    """Find the images in a folder; one that holds much else, such as a whole disk, is refused before it is searched."""
+    images, others = [], 0
+    if path.resolve() == Path(path.resolve().anchor):
+        raise ValueError(f"{path} is the whole disk: name the folder of the images")
+    for folder, _, names in os.walk(path):
+        found = [Path(folder, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        images += found
+        others += len(names) - len(found)
+        if others > MOST_OTHERS:
+            raise ValueError(
+                f"{path} holds over {MOST_OTHERS:,} files that are no images: name the folder of the images"
+            )
+    return sorted(images)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Any]:
+    """Open an image of one of `FORMATS`, whatever its name says, and of a size that Pillow thinks safe.
+
+    Raises:
+        ValueError: for what is no ordinary file.
+        OSError, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError: as Pillow.
+    """
     from PIL import Image
 
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    check_regular(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+
+
+def _folder(path: Path) -> Data:
+    files = _images_in(path)
     rows = []
     for file in files:
         try:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 rows.append(_pixels(image))
         except Exception as error:  # Pillow, too, has many ways to fail on a damaged file
             raise ValueError(f"{file} cannot be read as an image: {error}") from error

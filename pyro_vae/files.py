@@ -1,13 +1,15 @@
-"""Files that are written whole or not at all. Knows no torch."""
+"""Files that are written whole or not at all, and never through links. Knows no torch."""
 
 import os
+import stat
 from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that at every moment, also one at which the process is killed, the old or the new one stands.
 
-    The new one is written beside the old one, brought to the disk, read again and compared, and only then renamed.
+    The new one is written beside the old one, brought to the disk, read again and compared, and only then renamed. A
+    link in the place of either is replaced, and not followed.
 
     Arguments:
         path: the file.
@@ -23,9 +25,12 @@ def write_whole(path: Path, content: bytes) -> None:
         >>> path.read_bytes(), [other.name for other in path.parent.iterdir()]
         (b'new', ['notes.txt'])
     """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is {_kind(path)}, no file that could be written anew")
     temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # x: not through a link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -41,3 +46,56 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file in one write, but not through a link.
+
+    Raises:
+        OSError: where it cannot be written, or is a link.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
+        >>> append(path, b"one "), append(path, b"two")
+        (None, None)
+        >>> path.read_bytes()
+        b'one two'
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(path, flags, 0o666), "ab") as file:
+        file.write(content)
+
+
+def check_no_link(path: Path) -> None:
+    """Refuse a link where a run's own folder or file is to be.
+
+    Raises:
+        ValueError: with where the link leads.
+
+    Example:
+        >>> check_no_link(Path("no-such-file"))
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link to {os.readlink(path)}, and is not followed: remove it")
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuse what is there but is no ordinary file, such as a pipe, from which reading might never end.
+
+    Raises:
+        ValueError: with what it is.
+
+    Example:
+        >>> check_regular("/dev/null")
+        Traceback (most recent call last):
+        ...
+        ValueError: /dev/null is a device, no ordinary file, and is not read
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is {_kind(path)}, no ordinary file, and is not read")
+
+
+def _kind(path: str | Path) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(os.stat(path).st_mode), "a device")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.checkpoints import Tensors
+from pyro_vae.checkpoints import Tensors, check_random, check_tensors, checked_state
 from pyro_vae.distributed import Ranks
 
 
@@ -134,8 +134,8 @@ class Progress:
                     f"the checkpoint is of a training with {name} {there!r}, not {here!r}: it must be equal"
                 )
         optimizer = about["optimizer"]
-        if optimizer["class"] != type(optim).__name__:
-            raise ValueError(f"the checkpoint is of the optimizer {optimizer['class']}, not {type(optim).__name__}")
+        if optimizer.get("class") != type(optim).__name__:
+            raise ValueError(f"the checkpoint is of the optimizer {optimizer.get('class')}, not {type(optim).__name__}")
         values = self.values(parameters)
         names = [name for name in tensors if name.partition("/")[0] in ("parameter", "buffer")]
         if set(names) != set(values):
@@ -144,15 +144,22 @@ class Progress:
             if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
                 sizes = " and ".join(f"{value.dtype} {tuple(value.shape)}" for value in (tensors[name], tensor))
                 raise ValueError(f"the checkpoint's {name} and the programs' differ: {sizes}")
-        state: dict[int, dict[str, Any]] = {int(number): dict(plain) for number, plain in optimizer["state"].items()}
+        state = {_number(number): dict(plain) for number, plain in optimizer["state"].items()}
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
-                _, number, key = name.split("/")
-                state.setdefault(int(number), {})[key] = tensor
+                number, _, key = name.removeprefix("optimizer/").partition("/")
+                state.setdefault(_number(number), {})[key] = tensor
+        saved = checked_state(optim, {"state": state, "param_groups": optimizer["groups"]})
+        random = _random_state(self.device)
+        own = {f"random/{rank}": random for rank in range(self.ranks.size)}
+        check_tensors(tensors, {"order": self.order_state, "totals": self.totals, **own})
+        check_random("order", tensors["order"], torch.device("cpu"))
+        for name in own:
+            check_random(name, tensors[name], self.device)
         with torch.no_grad():
             for name, tensor in values.items():
                 tensor.copy_(tensors[name])
-        optim.load_state_dict({"state": state, "param_groups": optimizer["groups"]})
+        optim.load_state_dict(saved)
         for name in ("epoch", "step", "batches", "seconds"):
             setattr(self, name, about[name])
         self.history[:] = about["history"]
@@ -161,6 +168,10 @@ class Progress:
         self.order_state = tensors["order"]
         self.order.set_state(self.order_state)
         _set_random_state(tensors[f"random/{self.ranks.rank}"], self.device)
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text  # what is no number belongs to no parameter, and is refused
 
 
 def _plain(value: Any, name: str) -> Any:

@@ -4,6 +4,7 @@ import base64
 from html import escape
 from pathlib import Path
 
+from pyro_vae.files import write_whole
 from pyro_vae.training import COLUMNS, History
 
 TITLES = {
@@ -66,7 +67,7 @@ def write_report(folder: Path, facts: dict[str, str], history: History, pictures
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     html = f'<!doctype html><html lang="en"><head>{meta}{head}</head><body>{"".join(body)}</body></html>'
     path = folder / "report.html"
-    path.write_text(html, encoding="utf-8", errors="backslashreplace")  # a path may hold what is no text
+    write_whole(path, html.encode("utf-8", "backslashreplace"))  # a path may hold what is no text
     return path
 
 

@@ -17,7 +17,7 @@ from pyro_vae.checkpoints import Checkpoints, check_same, read_tensors, save_ten
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
 from pyro_vae.data import are_images, range_of
 from pyro_vae.distributed import Ranks
-from pyro_vae.files import write_whole
+from pyro_vae.files import append, check_no_link, write_whole
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import Shape
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, draw, posterior_moments, snapshot_epochs
@@ -101,6 +101,8 @@ class Run:
 
     def _hold_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (LOCK, "checkpoints"):
+            check_no_link(self.folder / name)
         try:
             self.lock.acquire(timeout=0)
         except Timeout as error:
@@ -123,10 +125,8 @@ class Run:
             _, about = self.checkpoints.read() if resumed else ({}, {"history": []})
             for row in about["history"]:
                 if row["epoch"] in watched:
-                    moments, _ = read_tensors(self._snapshot(row))
-                    if not {"mean", "scale"} <= set(moments):
-                        raise ValueError(f"{self._snapshot(row)} holds no posteriors")
-                    snapshots[f"epoch {row['epoch']:.0f}"] = moments["mean"], moments["scale"]
+                    moments = read_moments(self._snapshot(row), min(1000, len(self.data.test)))
+                    snapshots[f"epoch {row['epoch']:.0f}"] = moments
             write_metrics(self.folder / "metrics.csv", about["history"])
 
         def record(row: Row) -> None:
@@ -207,6 +207,20 @@ def _scaling(config: Config) -> str:
     return "as the file has them" if config.scale is None else f"divided by {config.scale:g} (--scale)"
 
 
+def read_moments(path: Path, count: int) -> tuple[Tensor, Tensor]:
+    """Read the posteriors' means and standard deviations of so many data, as `posterior_moments` gives them.
+
+    Raises:
+        ValueError: as `read_tensors`; where the file holds something else.
+    """
+    tensors, _ = read_tensors(path)
+    found = [tensors[name] for name in ("mean", "scale") if name in tensors]
+    shapes = {tuple(moment.shape) if moment.is_floating_point() else () for moment in found}
+    if len(found) < 2 or len(shapes) > 1 or [len(shape) for shape in shapes] != [2] or min(shapes)[0] != count:
+        raise ValueError(f"{path} holds no posteriors of {count} data")
+    return found[0], found[1]
+
+
 def _name(module: torch.nn.Module) -> str:
     own = module.extra_repr()
     network = getattr(module, "network", None)
@@ -243,10 +257,10 @@ def check_folder(folder: Path) -> None:
 
 def write_metrics(path: Path, rows: Sequence[Row]) -> None:
     """Write metrics.csv anew, with these rows and no others; without rows, there is no file."""
-    path.unlink(missing_ok=True)
     if rows:
-        header = ",".join(COLUMNS)
-        write_whole(path, "\n".join([header, *map(_line, rows), ""]).encode())
+        write_whole(path, "\n".join([",".join(COLUMNS), *map(_line, rows), ""]).encode())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _line(row: Row) -> str:
@@ -265,8 +279,7 @@ def append_metrics(path: Path, row: Row) -> None:
         1,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000
     """
     header = [] if path.exists() else [",".join(COLUMNS)]
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n".join([*header, _line(row), ""]))
+    append(path, "\n".join([*header, _line(row), ""]).encode())
 
 
 def what_stands(folder: Path) -> str:
@@ -292,13 +305,14 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
     """
     path = folder / "model.safetensors"
     weights, head = read_tensors(path)
-    try:
-        shape = tuple(map(int, head["about"]["shape"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no weights of a VAE") from error
-    check_same(path, head["about"].get("of"), config.identity())
-    vae = seeded_vae(config, shape)
+    about = head["about"] if isinstance(head.get("about"), dict) else {}
+    shape = about.get("shape")
+    if not (isinstance(shape, list) and shape and all(type(size) is int and size >= 1 for size in shape)):
+        raise ValueError(f"{path} holds no weights of a VAE")
+    check_same(path, about.get("of"), config.identity())
+    vae = seeded_vae(config, tuple(shape))
     if best:
+        check_no_link(folder / "checkpoints")
         path = folder / "checkpoints" / "best.safetensors"
         tensors, head = read_tensors(path)
         if not (isinstance(head.get("about"), dict) and "test_loss" in head["about"]):
@@ -306,6 +320,9 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
         check_same(path, head["about"].get("of"), config.identity())
         values = {name.partition("/")[2]: tensor for name, tensor in tensors.items()}
         weights = {name: values[name] for name in weights if name in values}
+    for name, own in vae.state_dict().items():
+        if name in weights and weights[name].dtype != own.dtype:
+            raise ValueError(f"{path} does not fit: {name} is of {weights[name].dtype}, not {own.dtype}")
     try:
         vae.load_state_dict(weights)
     except RuntimeError as error:

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import yaml
 
-from pyro_vae.files import write_whole
+from pyro_vae.files import check_regular, write_whole
 
 FREE = {  # flags that may change over the life of a run
     *("data_root", "download", "device", "devices", "epochs", "engine", "memory", "on_nan", "checkpoint_minutes"),
     *("evaluate", "latent_map"),
 }
 TRUSTED = ("pyro_vae", "torch", "pyro")  # packages from which a config file may name a class
+LOCAL = ("data_root", "download")  # flags that a config file may not decide on: what this machine reads and fetches
+LARGEST_CONFIG = 2**16  # bytes
 PARTS = ("prior", "encoder", "decoder", "network", "loss")  # what has parameters of its own
 
 
@@ -83,4 +85,47 @@ class Config:
     def save(self, path: Path) -> None:
         """Write the flags as YAML, with the versions they ran with as a comment."""
         versions = f"# torch {version('torch')}, pyro-ppl {version('pyro-ppl')}\n"
-        write_whole(path, (versions + yaml.safe_dump(self.flat(), sort_keys=False)).encode())
+        kept = {name: value for name, value in self.flat().items() if name not in LOCAL}
+        write_whole(path, (versions + yaml.safe_dump(kept, sort_keys=False)).encode())
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a few lines become more values than fit into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"it has an alias, *{self.peek_event().anchor}: write the value out")
+        return super().compose_node(parent, index)
+
+
+def plain_yaml(text: str) -> Any:
+    """Read plain values of YAML.
+
+    Raises:
+        ValueError, RecursionError, yaml.YAMLError: for text that is none, or has aliases.
+
+    Example:
+        >>> plain_yaml("{epochs: 3, decoder.scale: 0.1}")
+        {'epochs': 3, 'decoder.scale': 0.1}
+    """
+    return yaml.load(text, _PlainLoader)  # noqa: S506 (it is a safe loader)
+
+
+def read_flags(path: Path) -> dict[str, Any]:
+    """Read the flags of a config file.
+
+    Raises:
+        ValueError: for a file that is missing, too large, or holds something else.
+    """
+    try:
+        check_regular(path)
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_CONFIG + 1)
+        if len(content) > LARGEST_CONFIG:
+            raise ValueError(f"it is larger than {LARGEST_CONFIG} bytes")
+        flags = plain_yaml(content.decode())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"the config {path} cannot be read: {error}") from error
+    if not isinstance(flags, dict) or not all(isinstance(name, str) for name in flags):
+        raise ValueError(f"the config {path} must hold lines such as 'epochs: 10', the flags without their dashes")
+    return flags

@@ -15,7 +15,7 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vae.checkpoints import Checkpoints, Stopped
+from pyro_vae.checkpoints import COLUMNS, Checkpoints, Stopped
 from pyro_vae.data import Rows, shuffled_batches
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import ENGINES, Outputs, Recorded, WholeStep, chosen
@@ -41,17 +41,6 @@ from pyro_vae.progress import Progress
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_reconstruction",
-    "train_kl",
-    "test_loss",
-    "test_reconstruction",
-    "test_kl",
-    "test_loss_at_mean",
-    "seconds",
-)
 BETWEEN_LOOKS = 100  # steps of several processes, until each hears whether another is to stop
 REFUSED_LOSSES = (
     *[cls for name, cls in vars(pyro.infer).items() if name.startswith("JitTrace")],  # draw their traces only once

@@ -1,3 +1,4 @@
+import copy
 import errno
 import json
 import os
@@ -7,13 +8,17 @@ import resource
 import subprocess
 import sys
 import zipfile
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from pyro_vae import checkpoints, files
-from pyro_vae.checkpoints import Checkpoints, read_tensors, save_tensors
+from pyro_vae import VAE, checkpoints, decoders, encoders, files, fit, networks, priors
+from pyro_vae.checkpoints import COLUMNS, Checkpoints, check_random, checked_state, read_tensors, save_tensors
+from pyro_vae.config import Config
 from pyro_vae.files import write_whole
+from pyro_vae.runs import load_vae, read_moments
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7), "none": torch.empty(0, 2)}
 ABOUT = {"epoch": 3, "loss": float("inf"), "rows": [{"train": 0.1}]}
@@ -146,7 +151,10 @@ def test_a_training_is_not_resumed_with_another_version(name, tmp_path, monkeypa
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(there, here, words, tmp_path):
-    Checkpoints(tmp_path, of=there).write(TENSORS, {"history": []}, (1.0, TENSORS))
+    row = dict.fromkeys(COLUMNS, 0.0)
+    numbers = {"epoch": 1, "step": 0, "batches": 0, "seconds": 0.0, "best": 0.0, "history": [row], "settings": {}}
+    about = numbers | {"optimizer": {"state": {}, "groups": []}}
+    Checkpoints(tmp_path, of=there).write(TENSORS, about, (1.0, TENSORS))
     Checkpoints(tmp_path, of=there).read()
     with pytest.raises(ValueError, match=f"is of another run, {words}"):
         Checkpoints(tmp_path, of=here).read()
@@ -182,6 +190,44 @@ def test_what_does_not_read_as_it_was_written_is_not_put_in_place(path, monkeypa
         write_whole(path, b"new")
     monkeypatch.undo()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".notes.txt.partial"])
+@pytest.mark.parametrize("target", ["outside.txt", "missing.txt"])
+def test_no_file_is_written_through_a_link(name, target, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside.txt").write_text("mine")
+    (tmp_path / "run" / name).symlink_to(tmp_path / target)
+    path = tmp_path / "run" / "notes.txt"
+    write_whole(path, b"new")
+    assert (path.read_bytes(), path.is_symlink()) == (b"new", False)
+    assert (tmp_path / "outside.txt").read_text() == "mine"
+    assert sorted(each.name for each in tmp_path.rglob("*.txt*")) == ["notes.txt", "outside.txt"]
+
+
+def test_no_file_is_appended_to_through_a_link(tmp_path):
+    (tmp_path / "outside.txt").write_text("mine")
+    for target in ("outside.txt", "missing.txt"):
+        (tmp_path / target[0]).symlink_to(tmp_path / target)
+        with pytest.raises(OSError, match="symbolic link"):
+            files.append(tmp_path / target[0], b"new")
+    assert (tmp_path / "outside.txt").read_text() == "mine"
+    assert not (tmp_path / "missing.txt").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_ordinary_file_is_neither_read_nor_replaced(kind, tmp_path):
+    path = tmp_path / "x.safetensors"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = Path("/dev/null")
+    with pytest.raises(ValueError, match=f"is a {kind}, no ordinary file, and is not read"):
+        read_tensors(path)
+    with pytest.raises(OSError, match=f"is a {kind}, no file that could be written anew"):
+        write_whole(path, b"new")
 
 
 def test_a_file_that_grows_over_a_real_limit_leaves_the_old_one(tmp_path):
@@ -250,3 +296,230 @@ def test_a_folder_that_has_gone_is_not_made_again(tmp_path):
         keeper.write(TENSORS, ABOUT, (1.0, TENSORS))
     assert not (tmp_path / "run").exists()
     assert read_tensors(tmp_path / "gone" / "checkpoints" / "last.safetensors")[1]["about"] == ABOUT | {"of": {}}
+
+
+# --- crafted checkpoints: of a valid checksum, with other content -----------------------------------------------------
+
+DATA = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))
+
+
+def fit_small(**settings):
+    torch.manual_seed(0)
+    network = partial(networks.MLP, hidden=(3,))
+    vae = VAE(priors.Normal(2), encoders.Normal(4, 2, network=network), decoders.Normal(2, 4, network=network))
+    return fit(vae.model, vae.guide, DATA, batch_size=4, engine="eager", validation=DATA, **settings)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The content of a checkpoint that is resumed from."""
+    keeper = Checkpoints(tmp_path_factory.mktemp("small"))
+    fit_small(epochs=2, checkpoints=keeper)
+    assert len(fit_small(epochs=3, resume=keeper.folder)) == 4
+    return keeper.read()
+
+
+OTHERS = (..., None, True, -1, 10**18, float("nan"), "x", [1], {"x": 1})  # the ellipsis: the place is missing
+
+
+def places(value, path=()):
+    """Every place in a nest of dictionaries and lists, the last of a list and of the losses' columns."""
+    yield path
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name not in COLUMNS[1:-1]:
+                yield from places(inner, (*path, name))
+    elif isinstance(value, list) and value:
+        yield from places(value[-1], (*path, len(value) - 1))
+
+
+def changed(value, path, new):
+    """Return a nest with another value in one place, None if it is the one that stands there."""
+    if not path:
+        return [] if new is ... else new
+    value = copy.deepcopy(value)
+    inner = value
+    for name in path[:-1]:
+        inner = inner[name]
+    if type(inner[path[-1]]) is type(new) and inner[path[-1]] == new:
+        return None
+    if new is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = new
+    return value
+
+
+@pytest.fixture
+def _without_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def refusal(folder, tensors, about):
+    """Try to resume, and return the error, or None."""
+    keeper = Checkpoints(folder)
+    save_tensors(keeper.last, tensors, about)
+    try:
+        fit_small(epochs=2, resume=folder)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def is_own(words):
+    starts = ("the checkpoint", "cannot resume", "the programs")
+    return words.startswith(starts) or ("last.safetensors" in words and "\n" not in words)
+
+
+def test_optimizer_state_of_another_shape_is_refused(small, tmp_path):
+    """Taken as it is, it would have the optimizer write outside of its memory."""
+    tensors, about = small
+    for moment in ("exp_avg", "exp_avg_sq"):
+        short = {name: torch.zeros(1) if name.endswith(f"/{moment}") else tensor for name, tensor in tensors.items()}
+        assert is_own(refusal(tmp_path, short, about))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_without_waiting_for_the_disk")
+def test_whatever_stands_in_a_checkpoint_in_plain_values_is_refused_in_words_of_our_own(small, tmp_path):
+    tensors, about = small
+    accepted = set()
+    for path in places(about):
+        for other in filter(None, (changed(about, path, new) for new in OTHERS)):
+            words = refusal(tmp_path, tensors, other)
+            if words is None:
+                accepted.add(path[-1])
+            else:
+                assert is_own(words), (path, words)
+    free = {"best", "seconds", "lr", 1, "eps", "weight_decay", "capturable", "of"}  # 1: of the betas
+    assert accepted <= free | {"clip_norm", "beta", "processes"}, accepted  # of which True is 1, and None unset
+
+
+def crafted(tensor):
+    """Other tensors in the place of one: of other sizes, shapes and types."""
+    flat = tensor.reshape(-1)
+    yield from (
+        tensor[None],
+        torch.cat([flat, flat]),
+        flat[: flat.numel() // 2].clone(),
+        torch.zeros(0),
+        torch.zeros(1),
+    )
+    yield from (tensor.to(dtype) for dtype in (torch.float64, torch.float16, torch.int64, torch.bool))
+    if tensor.dim() == 2:
+        yield tensor.t().contiguous()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_without_waiting_for_the_disk")
+def test_whatever_stands_in_a_checkpoint_in_tensors_is_refused_in_words_of_our_own(small, tmp_path):
+    tensors, about = small
+    for name, tensor in tensors.items():
+        for new in crafted(tensor):
+            if new.shape != tensor.shape or new.dtype != tensor.dtype:
+                words = refusal(tmp_path, {**tensors, name: new}, about)
+                assert words, (name, new.shape, new.dtype)
+                assert is_own(words), (name, words)
+        words = refusal(tmp_path, {other: each for other, each in tensors.items() if other != name}, about)
+        assert words, name
+        assert is_own(words), (name, words)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer/0/more", "optimizer/99/step", "optimizer/x/step", "optimizer/-1/step", "optimizer/"]
+)
+def test_state_of_no_parameter_is_refused(name, small, tmp_path):
+    tensors, about = small
+    assert is_own(refusal(tmp_path, {**tensors, name: torch.zeros(())}, about))
+
+
+@pytest.mark.parametrize("name", ["order", "random/0"])
+@pytest.mark.parametrize(("left", "place"), [(624, 624), (0, 0), (1, 1), (-1, 626), (2**31 - 1, 0), (624, 2**62)])
+def test_a_random_state_that_points_outside_of_itself_is_refused(name, left, place, small, tmp_path):
+    tensors, about = small
+    state = tensors[name].clone()
+    state[8:12] = torch.tensor([left], dtype=torch.int32).view(torch.uint8)
+    state[16:24] = torch.tensor([place], dtype=torch.int64).view(torch.uint8)
+    assert is_own(refusal(tmp_path, {**tensors, name: state}, about))
+
+
+def test_a_random_state_is_taken_wherever_it_stands():
+    """How torch 2.13 lays out its state: at the start, and after so many draws."""
+    for draws in (0, 1, 2, 623, 624, 625, 1300):
+        generator = torch.Generator().manual_seed(3)
+        torch.rand(draws, generator=generator)
+        torch.randn(3, generator=generator)
+        check_random("order", generator.get_state(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *(torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
+        *(torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.ASGD, torch.optim.Rprop),
+        *(partial(torch.optim.SGD, momentum=0.9), torch.optim.SGD, partial(torch.optim.Adam, amsgrad=True)),
+        *(torch.optim.Adafactor, partial(torch.optim.RMSprop, centered=True, momentum=0.1)),
+    ],
+    ids=lambda optimizer: getattr(optimizer, "__name__", "") or f"{optimizer.func.__name__} {optimizer.keywords}",
+)
+def test_the_state_of_every_optimizer_is_taken_and_of_another_shape_refused(optimizer):
+    def trained(steps):
+        parameters = [
+            torch.nn.Parameter(torch.ones(2, 3)),
+            torch.nn.Parameter(torch.ones(3)),
+            torch.nn.Parameter(torch.ones(())),
+        ]
+        optim = optimizer(parameters, lr=0.01)
+        for _ in range(steps):
+            for parameter in parameters[:2]:
+                parameter.grad = torch.ones_like(parameter)
+            optim.step()
+        return optim
+
+    saved = json.loads(json.dumps(trained(2).state_dict(), default=lambda _: "tensor"))
+    state = {number: dict(values) for number, values in trained(2).state_dict()["state"].items()}
+    saved = {"state": state, "param_groups": saved["param_groups"]}
+    assert checked_state(trained(0), saved) is saved
+    for number, values in state.items():
+        for name, value in values.items():
+            other = torch.zeros(7) if isinstance(value, torch.Tensor) else "x"
+            with pytest.raises(ValueError, match=f"optimizer/{number}/{name} cannot be resumed from"):
+                checked_state(trained(0), {**saved, "state": {**state, number: {**values, name: other}}})
+
+
+@pytest.mark.parametrize(
+    "about", [None, [], "x", {}, {"shape": 3}, {"shape": []}, {"shape": [0]}, {"shape": [8.5]}, {"shape": "8"}]
+)
+def test_crafted_weights_are_refused(about, tmp_path):
+    save_tensors(tmp_path / "model.safetensors", {}, about)
+    with pytest.raises(ValueError, match="holds no weights of a VAE"):
+        load_vae(tmp_path, Config())
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "[" * 990 + "]" * 990, '{"format": 2}', '"x"', '{"format": {}}', "NaN"])
+def test_a_crafted_head_is_refused(number, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(checkpoints.save({"x": torch.zeros(1)}, {"pyro_vae": number}))
+    with pytest.raises(ValueError, match=r"x\.safetensors (is damaged|has format)"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"mean": torch.zeros(3, 2)},
+        {"mean": torch.zeros(3, 2), "scale": torch.zeros(3, 1)},
+        {"mean": torch.zeros(2, 2), "scale": torch.zeros(2, 2)},
+        {"mean": torch.zeros(3), "scale": torch.zeros(3)},
+        {"mean": torch.zeros(()), "scale": torch.zeros(())},
+        {"mean": torch.zeros(3, 2, dtype=torch.int64), "scale": torch.zeros(3, 2, dtype=torch.int64)},
+    ],
+    ids=range(7),
+)
+def test_crafted_posteriors_are_refused(tensors, tmp_path):
+    save_tensors(tmp_path / "x.safetensors", {"mean": torch.ones(3, 2), "scale": torch.zeros(3, 2)}, {})
+    assert read_moments(tmp_path / "x.safetensors", 3)[0].sum() == 6
+    save_tensors(tmp_path / "x.safetensors", tensors, {})
+    with pytest.raises(ValueError, match="holds no posteriors of 3 data"):
+        read_moments(tmp_path / "x.safetensors", 3)

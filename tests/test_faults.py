@@ -208,3 +208,56 @@ def test_the_best_weights_of_a_run(tmp_path, capsys):
     losses = [float(row[4]) for row in rows]
     assert bounds[0] == pytest.approx(-losses[-1], abs=0.5)
     assert bounds[1] == pytest.approx(-min(losses), abs=0.5)
+
+
+@pytest.fixture
+def received(tmp_path):
+    """A run in which each name that might be written is a link to a file outside, or to none that exists."""
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    assert main(["train", *FLAGS, "--epochs=0", f"--out={folder}"]) == 0
+    (outside / "empty").mkdir(parents=True)
+    (outside / "mine").write_text("mine")
+    names = [path.name for path in folder.iterdir() if path.suffix in (".png", ".html", ".csv")]
+    for number, name in enumerate([*names, "sample-seed0.png", "sample-seed1.png", "reconstruct-mean.png"]):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside / ("mine" if number % 2 else "missing"))
+        (folder / f".{name}.partial").symlink_to(outside / ("missing" if number % 2 else "mine"))
+    yield folder
+    assert (outside / "mine").read_text() == "mine"
+    assert sorted(path.name for path in outside.iterdir()) == ["empty", "mine"]
+    assert not any((outside / "empty").iterdir())
+
+
+def test_links_in_a_run_lead_no_write_outside_it(received):
+    commands = (
+        ["train", "--resume", str(received)],
+        ["sample", str(received), "--n=4"],
+        ["sample", str(received), "--n=4", "--seed=1"],
+        ["reconstruct", str(received), "--n=2"],
+    )
+    for command in commands:
+        assert main(command) == 0
+    assert [path.name for path in received.iterdir() if path.is_symlink() and path.suffix != ".partial"] == []
+
+
+@pytest.mark.parametrize("name", [".lock", "checkpoints"])
+def test_a_run_whose_lock_or_folder_is_a_link_is_refused(name, received, capsys):
+    path, outside = received / name, received.parent / "outside" / ("mine" if name == ".lock" else "empty")
+    path.rename(received / "before")
+    path.symlink_to(outside)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(received)]) == 2
+    assert f"{path} is a link to {outside}, and is not followed: remove it" in capsys.readouterr().err
+    assert main(["sample", str(received), "--best"]) == 2
+    assert ("is a link to" in capsys.readouterr().err) == (name == "checkpoints")
+
+
+@pytest.mark.parametrize("flag", ["--json", "--out"])
+def test_a_result_is_not_written_to_a_link_or_a_device(flag, received, capsys):
+    command = ["evaluate", str(received), "--samples=2"] if flag == "--json" else ["sample", str(received)]
+    (received / "found").symlink_to(received.parent / "outside" / "mine")
+    capsys.readouterr()
+    assert main([*command, f"{flag}={received / 'found'}"]) == 2
+    assert "found is a link to" in capsys.readouterr().err
+    assert main([*command, f"{flag}=/dev/null"]) == 2
+    assert f"{flag} /dev/null cannot be written: it is no ordinary file" in capsys.readouterr().err

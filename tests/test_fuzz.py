@@ -2,17 +2,23 @@
 
 import os
 import pickle
+import re
 import zipfile
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
+from PIL import Image
+from torch.utils.data import IterableDataset
 
 from benchmarks import fuzz
-from pyro_vae import data
+from pyro_vae import data, runs
 from pyro_vae.cli import main
+from pyro_vae.settings import Config
 
 
 @pytest.fixture
@@ -166,3 +172,186 @@ def test_a_path_inside_an_archive_writes_nothing(inside):
     assert len(data.load("folder/x.npz").train) == 3
     assert fuzz.tree() == before
     assert not Path("/x.npy").exists()
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+@pytest.mark.parametrize("form", ["EPS", "PDF", "PPM", "PCX", "TGA", "ICO"])
+def test_only_the_formats_of_images_that_are_named_are_opened(form):
+    """EPS would reach an outside interpreter; what is saved by Pillow is read by it, also under another name."""
+    Path("images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(f"images/{name}", format=form)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: cannot identify image file"):
+        data.load("images")
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+@pytest.mark.parametrize("form", data.FORMATS)
+def test_the_formats_of_images_that_are_named_are_read(form):
+    Path("images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("L", (8, 4), 255).save(f"images/{name}", format=form)
+    assert data.load("images").train.shape[2:] == (4, 8)
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_an_image_of_an_absurd_size_is_not_decoded(monkeypatch):
+    Path("images").mkdir()
+    for pixels in (99, 150, 1000):  # Pillow warns of over 100, and refuses over 200
+        Image.new("L", (pixels, 1)).save(f"images/{pixels}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("1000", "150"):
+        with pytest.raises(ValueError, match=rf"{name}\.png cannot be read as an image: Image size"):
+            data.load("images")
+        Path(f"images/{name}.png").unlink()
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+@pytest.mark.parametrize(
+    "name", ["x.npy", "x.npz", "images/x.png", "c.yaml", "run/config.yaml", "run/model.safetensors"]
+)
+def test_a_pipe_is_refused_and_nothing_waits_for_it(name, capsys):
+    Path(name).parent.mkdir(exist_ok=True)
+    Path("run").mkdir(exist_ok=True)
+    Path("run/config.yaml").write_text("epochs: 0")
+    Path(name).unlink(missing_ok=True)
+    os.mkfifo(name)
+    if "/" in name or name == "c.yaml":
+        command = {"c.yaml": ["train", "--config=c.yaml"], "images/x.png": ["train", "--data=images"]}
+    else:
+        command = {name: ["train", f"--data={name}"]}
+    assert main(command.get(name, ["sample", "run"])) == 2
+    assert f"{name} is a pipe, no ordinary file, and is not read" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_a_device_is_refused(capsys):
+    assert main(["train", "--config=/dev/zero"]) == 2
+    assert "/dev/zero is a device" in capsys.readouterr().err
+    Path("x.npy").symlink_to("/dev/zero")
+    assert main(["train", "--data=x.npy"]) == 2
+    assert "x.npy is a device" in capsys.readouterr().err
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{y}: &{y} [{','.join([f'*{x}'] * 9)}]\n" for x, y in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "it has an alias, [*]a: write the value out"),
+        ("a: &a [*a]", "it has an alias"),
+        ("a: &a {epochs: 1}\n<<: *a", "it has an alias"),
+        ("# \n" * 2**15, "it is larger than 65536 bytes"),
+        ("[" * 2**14, "cannot be read"),
+        (f"epochs: {'1' * 10_000}", "cannot be read"),
+        ("epochs: " + "1:" * 10_000 + "1", "invalid int value|cannot be read"),
+    ],
+    ids=["bomb", "itself", "merge", "size", "depth", "digits", "base 60"],
+)
+def test_a_config_that_would_grow_is_refused(text, words, capsys):
+    Path("c.yaml").write_text(text)
+    assert main_code(["train", "--config=c.yaml"]) == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_an_alias_in_a_value_is_refused_too(capsys):
+    Path("c.yaml").write_text("decoder: Normal\ndecoder.scale: '[&a [1, 1], *a]'\n")
+    assert main(["train", "--config=c.yaml"]) == 2
+    assert "takes a plain value" in capsys.readouterr().err
+
+
+def main_code(argv):
+    try:
+        return main(argv)
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        ("data_root: /elsewhere", "--data-root=/elsewhere"),
+        ("data-root: /elsewhere", "--data-root=/elsewhere"),
+        ("download: true", "--download"),
+        ("download: 'yes'", "--download"),
+    ],
+)
+def test_a_config_file_does_not_say_what_this_machine_reads_or_fetches(line, flag, capsys, monkeypatch):
+    def load(*_):
+        raise ValueError("loaded")
+
+    monkeypatch.setattr(runs, "load_data", load)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(f"data: mnist\n{line}\n")
+    for command in (["train", "--config=run/config.yaml"], ["evaluate", "run"], ["reconstruct", "run"]):
+        assert main(command) == 2
+        assert f"which only you can: if you trust it, add {flag}" in capsys.readouterr().err
+    assert main(["train", "--resume=run"]) == 2
+    assert f"which only you can: if you trust it, add {flag}" in capsys.readouterr().err
+    assert main(["train", "--config=run/config.yaml", flag, "--out=other"]) == 2
+    assert "loaded" in capsys.readouterr().err
+    assert main(["train", "--resume=run", flag]) == 2
+    assert "loaded" in capsys.readouterr().err
+    assert main(["sample", "run"]) == 2  # which reads no data
+    assert "no file run/model.safetensors" in capsys.readouterr().err
+    Path("run/config.yaml").write_text("download: false\ndata_root:\n")
+    assert main(["train", "--config=run/config.yaml", "--out=other"]) == 2
+    assert "loaded" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_what_this_machine_reads_is_not_written_into_a_config():
+    Config(data="mnist", data_root="/here", download=True).save(Path("c.yaml"))
+    assert not {"data_root", "download"} & set(yaml.safe_load(Path("c.yaml").read_text()))
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_files_that_torchvision_would_unpickle_are_not_read():
+    """It looks for these before the files of today, and takes them if they are there."""
+    folder = Path("root/MNIST/processed")
+    folder.mkdir(parents=True)
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(4, 2, 2, dtype=torch.uint8), torch.zeros(4)), folder / name)
+    with pytest.raises(ValueError, match="no mnist under root"):
+        data.load("mnist", "root")
+    fuzz.mnist("root", train=3, test=2)
+    assert len(data.load("mnist", "root").train) == 3
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_a_folder_that_holds_much_else_is_not_searched_to_its_end(monkeypatch):
+    with pytest.raises(ValueError, match="/ is the whole disk: name the folder of the images"):
+        data.load("/")
+    monkeypatch.setattr(data, "MOST_OTHERS", 3)
+    Path("images").mkdir()
+    for number in range(4):
+        Path(f"images/{number}.txt").touch()
+        Image.new("L", (2, 2)).save(f"images/{number}.png")
+    with pytest.raises(ValueError, match="images holds over 3 files that are no images"):
+        data.load("images")
+    Path("images/0.txt").unlink()
+    assert len(data.load("images").train) == 3
+
+
+class Endless(IterableDataset):
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        return repeat(torch.zeros(2))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 100])
+def test_a_stream_that_goes_on_beyond_its_length_is_refused(size):
+    stream = data.Stream(Endless())
+    with pytest.raises(ValueError, match="gave more than its length, not 5"):
+        list(stream.split(size))
+    with pytest.raises(ValueError, match="gave 6 data, at least, not 5"):
+        stream[:]
+    assert len(stream[:3]) == 3
