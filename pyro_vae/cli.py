@@ -6,7 +6,6 @@ What needs torch is imported inside the commands, so that ``pyro-vae --help`` an
 import argparse
 import difflib
 import inspect
-import io
 import json
 import os
 import sys
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 import yaml
 
-from pyro_vae.files import check_no_link, write_whole
-from pyro_vae.launch import one_line, train
+from pyro_vae.files import check_no_link, printable, write_whole
+from pyro_vae.launch import lasting_streams, one_line, say, train
 from pyro_vae.settings import LOCAL, PARTS, TRUSTED, Config, plain_yaml, read_flags
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        say(printable(f"{self.prog}: error: {message}"), error=True)
         raise SystemExit(2)
 
     def format_help(self) -> str:
@@ -73,19 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _import_nothing_from_here()
     argv = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what is no text
+    with lasting_streams() as lost:
+        code = _run(argv)
+        return code or (2 if lost() and argv[0] != "train" else 0)
+
+
+def _run(argv: list[str]) -> int:
     try:
         arguments = _parse(argv)
         arguments.command(arguments)
     except KeyboardInterrupt:
-        print("pyro-vae: stopped; what was written stands", file=sys.stderr)
+        say("pyro-vae: stopped; what was written stands", error=True)
         return 130
     except Exception as error:
         if "--debug" in argv:
             raise
         text = _out_of_memory(argv[0]) if _is_out_of_memory(error) else one_line(error)
-        print(f"pyro-vae: error: {text}", file=sys.stderr)
+        say(f"pyro-vae: error: {text}", error=True)
         return 2
     return 0
 
@@ -363,8 +366,8 @@ def _compare(arguments: argparse.Namespace) -> None:
         write_whole(folder / f"{name}.png", plots.png(figure))
     for path in filter(None, (folder / "comparison.json", arguments.json)):
         write_whole(path, (found.json() + "\n").encode())
-    print(found.table())
-    print(f"pictures and JSON: {folder}")
+    say(found.table())
+    say(f"pictures and JSON: {printable(str(folder))}")
 
 
 def _gradients(arguments: argparse.Namespace) -> None:
@@ -374,7 +377,7 @@ def _gradients(arguments: argparse.Namespace) -> None:
     for flag in ("json", "out"):
         _check_file(getattr(arguments, flag), f"--{flag}")
     found = gradients(arguments.model, arguments.draws, arguments.seed)
-    print(found.table())
+    say(found.table())
     if arguments.json:
         write_whole(arguments.json, (found.json() + "\n").encode())
     if arguments.out:
@@ -389,9 +392,9 @@ def _list(arguments: argparse.Namespace) -> None:
     from pyro_vae.config import catalogue
 
     if arguments.markdown:
-        print("| kind | name | what it is | reference |\n| --- | --- | --- | --- |")
+        say("| kind | name | what it is | reference |\n| --- | --- | --- | --- |")
     for row in catalogue():
-        print(
+        say(
             f"| {' | '.join(row).replace(':math:', '')} |"
             if arguments.markdown
             else f"{row[0]:<9}{row[1]:<29}{row[2]} ({row[3]})"
@@ -432,7 +435,7 @@ def _sample(arguments: argparse.Namespace) -> None:
         figure = plots.samples(vae.sample(arguments.n), "Samples from the prior, decoded")
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
     write_whole(path, plots.png(figure))
-    print(path)
+    say(printable(str(path)))
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
@@ -460,11 +463,11 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
     write_whole(path, plots.png(figure))
     what = "a bound" if arguments.evaluate == "sample" else "no bound"
-    print(
+    say(
         f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"
         f" {bound.reconstruction:.2f}, KL {bound.kl:.2f} nats per datum"
     )
-    print(path)
+    say(printable(str(path)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -492,7 +495,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
         write_whole(arguments.json, (json.dumps({**found, **about}, indent=2) + "\n").encode())
-    print(f"{config.data}: {len(x)} test data, nats per datum; larger is better, but for the KL")
+    say(f"{printable(config.data)}: {len(x)} test data, nats per datum; larger is better, but for the KL")
     texts = {
         "bound": f"bound ({config.loss})",
         "reconstruction": "reconstruction, E log p(x|z)",
@@ -501,6 +504,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "log_p": f"log p(x), {arguments.samples} samples",
     }
     for name, text in texts.items():
-        print(f"{text:<34}{found[name]:>12.2f}")
+        say(f"{text:<34}{found[name]:>12.2f}")
     if getattr(vae.decoder, "grey", False):
-        print("grey pixels are scored by cross-entropy: these are no log-probabilities")
+        say("grey pixels are scored by cross-entropy: these are no log-probabilities")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and never through links. Knows no torch."""
+"""Files that are written whole or not at all, and never through links; their names as text. Knows no torch."""
 
 import os
 import stat
@@ -99,3 +99,13 @@ def check_regular(path: str | Path) -> None:
 def _kind(path: str | Path) -> str:
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(os.stat(path).st_mode), "a device")
+
+
+def printable(text: str) -> str:
+    r"""Return text with all but visible characters and spaces escaped: a terminal obeys some, such as of a file's name.
+
+    Example:
+        >>> printable("x\x1b[31m.npy")
+        'x\\x1b[31m.npy'
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

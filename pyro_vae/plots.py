@@ -25,6 +25,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from pyro_vae.files import printable
+
 _PANELS = {
     "negative bound": ("train_loss", "test_loss", "test_loss_at_mean"),
     "reconstruction": ("train_reconstruction", "test_reconstruction"),
@@ -547,8 +549,7 @@ def _column(history: Sequence[Mapping[str, float]], key: str) -> np.ndarray:
 
 
 def _figure(title: str, width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    text = title.encode(errors="backslashreplace").decode()  # a path may hold what is no text
-    heading = textwrap.fill(text, int(10 * width))
+    heading = textwrap.fill(printable(" ".join(title.split())), int(10 * width))
     figure = Figure((width, height + 0.35 * len(heading.splitlines())), layout="compressed")
     if heading:
         figure.suptitle(heading, parse_math=False)  # a name of data may hold a dollar sign

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from benchmarks import faults
@@ -261,3 +262,89 @@ def test_a_result_is_not_written_to_a_link_or_a_device(flag, received, capsys):
     assert "found is a link to" in capsys.readouterr().err
     assert main([*command, f"{flag}=/dev/null"]) == 2
     assert f"{flag} /dev/null cannot be written: it is no ordinary file" in capsys.readouterr().err
+
+
+SAYS = """
+import sys
+from pyro_vae.launch import lasting_streams, say
+from pyro_vae.settings import Config
+
+with lasting_streams() as lost, open(sys.argv[1], "w+") as file:
+    for _ in range(20_000):  # more than pipes and buffers hold
+        say("out")
+        say("err", error=True)
+    file.write("data")
+    sys.exit(2 if lost() else 0)
+"""
+CLOSED = [">&-", "2>&-", ">&- 2>&- <&-", "| head -1", "2>&1 | head -1", "2> >(head -1)", "</dev/null 2>/dev/full"]
+
+
+@pytest.mark.parametrize(("redirected", "code"), [*((how, 0) for how in CLOSED), (">/dev/full", 2)])
+def test_what_nobody_reads_ends_no_process_and_enters_no_file(redirected, code, tmp_path):
+    (tmp_path / "says.py").write_text(SAYS)
+    line = f"set -o pipefail; '{sys.executable}' says.py file {redirected}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "file").read_text() == "data"
+    assert set(done.stderr.splitlines()[:-1]) <= {"err"}
+    assert not code or "standard output could not be written" in done.stderr.splitlines()[-1]
+    assert not any(word in done.stderr for word in ("Traceback", "Exception", "Broken"))
+
+
+@pytest.mark.parametrize("command", ["--help", "train --nope", "train --epochs=x"])
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", "2>&1 | head -c 1", "2>/dev/full"])
+def test_commands_that_nobody_listens_to_end_as_ever(redirected, command):
+    line = f"'{sys.executable}' -m pyro_vae {command} {redirected}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (0 if command == "--help" else 2)
+    assert not any(word in done.stdout + done.stderr for word in ("Traceback", "Exception", "Broken"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirected", ["2>&1 | head -1", ">&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_a_training_goes_on_to_its_end_where_nobody_listens(redirected, tmp_path):
+    line = f"'{sys.executable}' -m pyro_vae train --epochs=1 --out=run {' '.join(FLAGS)} {redirected}"
+    done = subprocess.run(["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "report.html").read_text().endswith("</html>")
+    assert main(["sample", str(tmp_path / "run"), "--n=4"]) == 0
+    assert [row.split(",")[0] for row in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]] == ["0", "1"]
+
+
+INHERITS = """
+import subprocess, sys
+from pyro_vae.launch import lasting_streams
+
+with lasting_streams():
+    sys.exit(subprocess.call([sys.executable, "-c", "import os; os.fstat(1), os.fstat(2)"]))
+"""
+
+
+def test_processes_that_are_started_inherit_what_was_opened_for_closed_descriptors(tmp_path):
+    (tmp_path / "inherits.py").write_text(INHERITS)
+    subprocess.run(f"'{sys.executable}' {tmp_path}/inherits.py >&- 2>&-", shell=True, timeout=60, check=True)  # noqa: S602
+
+
+NASTY = "x\x1b[31m\x9b2J\u202e\x07 y.npy"
+
+
+def test_control_characters_in_names_are_printed_escaped(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save(NASTY, np.zeros((20, 3), np.uint8))
+    flags = ["--hidden=4", "--latent-dim=2", "--batch-size=7", "--epochs=1"]
+    said = []
+    for argv, code in (
+        (["train", *flags, f"--data={NASTY}", f"--out=run{NASTY}"], 0),
+        (["train", *flags, f"--data={NASTY}", f"--out=run{NASTY}"], 2),
+        (["train", *flags, f"--data=no{NASTY}"], 2),
+        (["train", *flags, f"--{NASTY}=1"], 2),
+        (["train", *flags, f"--prior={NASTY}"], 2),
+        (["sample", f"run{NASTY}", "--n=4"], 0),
+        (["sample", f"no{NASTY}"], 2),
+        (["evaluate", f"run{NASTY}", "--samples=2"], 0),
+        (["reconstruct", f"run{NASTY}", "--n=2"], 0),
+    ):
+        assert main(argv) == code
+        said += capsys.readouterr()
+    assert "x\\x1b[31m\\x9b2J\\u202e\\x07 y.npy" in "".join(said)
+    assert all(each.isprintable() or each in "\n\r" for each in "".join(said))
