@@ -424,6 +424,8 @@ def shuffled_batches(
 ) -> Iterator[Tensor]:
     """Yield the data once in random order, a stream in its own, in batches; the last may be smaller.
 
+    A batch of all data keeps their order.
+
     Arguments:
         x: data, whose first dimension counts them.
         batch_size: data per batch, at least 1.
@@ -442,6 +444,8 @@ def shuffled_batches(
         yield from map(part, x.split(batch_size))
         return
     permutation = torch.randperm(len(x), generator=order)
+    if batch_size >= len(x):
+        permutation = permutation.sort().values  # parameters of a program for each datum stay with it
     if not isinstance(x, MemoryMapped):
         permutation = permutation.to(x.device)  # once, as each copy waits for the device
     for index in map(part, permutation.split(batch_size)):

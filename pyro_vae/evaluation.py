@@ -1,23 +1,23 @@
 """What a pair of programs is worth on data: the bound and its terms, in nats per datum."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vae.data import Rows
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import WORTHWHILE, Recorded
-from pyro_vae.handlers import AtMean, LocalModules
+from pyro_vae.handlers import AtMean, LocalModules, NoMeanError
 from pyro_vae.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak_of
 from pyro_vae.networks import as_size
-from pyro_vae.objectives import Objective, kl, reconstruction, recording, terms_of
+from pyro_vae.objectives import Objective, kl, reconstruction, recording, share_of, terms_of
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
 
@@ -46,6 +46,9 @@ def evaluate(
     r"""Return the negative bound of a pair of programs on data, and its two terms.
 
     .. math:: -\mathcal{L} = \mathbb{E}_{q(z|x)} [-\log p(x|z)] + \mathrm{KL}(q(z|x) \,\|\, p(z))
+
+    Where the programs' plate over the data has a size, ``pyro.plate("data", N, subsample_size=len(x))``, it is the
+    bound of N data divided by N, estimated from those that are given: a site outside the plate counts 1/N per datum.
 
     Arguments:
         model: the Pyro program of p(x, z), called with a batch.
@@ -84,8 +87,9 @@ def evaluate(
     x = as_input(data, model, guide)
     with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
         with seeded(seed, x.device), mode(False, model, guide):
-            check_programs(model, guide, x, transform)
-        return mean_bound(model, guide, x, loss=loss, at=at, batch_size=batch_size, seed=seed, transform=transform)
+            plates = check_programs(model, guide, x, transform, batch_size).names
+        settings = {"loss": loss, "at": at, "batch_size": batch_size, "seed": seed, "transform": transform}
+        return mean_bound(model, guide, x, plates=plates, **settings)
 
 
 @torch.no_grad()
@@ -95,25 +99,31 @@ def mean_bound(
     x: Rows,
     *,
     loss: ELBO,
+    plates: Collection[str] = (),
     at: str = "sample",
     batch_size: int = 1000,
     seed: int = 0,
     transform: Transform | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 (never changed)
 ) -> Bound:
-    """Do what `evaluate` does, on a tensor that lies on the right device and has been checked, each rank its part."""
+    """Do what `evaluate` does, on a tensor that lies on the right device and has been checked, each rank its part.
+
+    ``plates`` are the names of the programs' plates over the data, which the check returns.
+    """
     total = torch.zeros(3, dtype=torch.float64)
     local = LocalModules()
     with seeded(ranks.seed(seed), x.device), mode(False, model, guide):
         for rows in filter(len, map(ranks.part, x.split(batch_size))):
             batch = transform(rows) if transform else rows
             pair = local(model), local(guide)
-            terms = _at_mean(*pair, batch) if at == "mean" else _at_sample(*pair, batch, loss)
+            terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, loss, plates)
             total += torch.tensor(terms, dtype=torch.float64)
     return Bound(*(ranks.sum(total) / len(x)).tolist())
 
 
-def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tuple[float, float, float]:
+def _at_sample(
+    model: Program, guide: Program, batch: Tensor, loss: ELBO, plates: Collection[str]
+) -> tuple[float, float, float]:
     if isinstance(loss, Objective):
         terms = loss.terms(model, guide, batch)
         return terms.negative_bound.item(), terms.reconstruction.item(), terms.kl.item()
@@ -122,15 +132,31 @@ def _at_sample(model: Program, guide: Program, batch: Tensor, loss: ELBO) -> tup
         value = float(recorder.loss(model, guide, batch))
     except NotImplementedError as error:
         raise ValueError(f"{type(loss).__name__} does not take these programs: {error}") from error
-    reconstruction, kl = terms_of(recorder, traces or [paired_traces(model, guide, batch)], value=value)
+    pairs = traces or [paired_traces(model, guide, batch)]
+    reconstruction, kl = terms_of(recorder, pairs, value=value)
+    share = share_of(pairs, len(batch), plates)
+    if share != 1 and isinstance(loss, RenyiELBO):
+        raise ValueError("RenyiELBO has another bound where a plate is scaled: take objectives.Renyi, or IWAE")
     traces.clear()  # the recorder refers to itself, and would keep them until Python looks for such
-    return value, reconstruction.item(), kl.item()
+    return value * share, reconstruction.item() * share, kl.item() * share
 
 
-def _at_mean(model: Program, guide: Program, batch: Tensor) -> tuple[float, float, float]:
-    at_mean, _ = paired_traces(model, AtMean()(guide), batch)
+def _at_mean(
+    model: Program, guide: Program, batch: Tensor, loss: ELBO, plates: Collection[str]
+) -> tuple[float, float, float]:
+    if isinstance(loss, TraceEnum_ELBO):  # which sums sites out that have no mean
+        _, at_mean, _ = _at_sample(model, AtMean()(guide), batch, loss, plates)
+        _, _, divergence = _at_sample(model, guide, batch, loss, plates)
+        return at_mean + divergence, at_mean, divergence
+    try:
+        pair = paired_traces(model, AtMean()(guide), batch)
+    except (IndexError, RuntimeError, TypeError) as error:
+        raise NoMeanError(
+            f"the model does not take the mean of the guide's sites ({error}): take at='sample'"
+        ) from error
     at_sample = paired_traces(model, guide, batch)  # for a KL without a closed form: at the mean it is not estimated
-    terms = float(reconstruction(at_mean)), float(kl(*at_sample, closed_form=True))
+    share = share_of([at_sample], len(batch), plates)
+    terms = float(reconstruction(pair[0])) * share, float(kl(*at_sample, closed_form=True)) * share
     return sum(terms), *terms
 
 

@@ -174,7 +174,7 @@ def first_not_finite(model: Program, guide: Program, batch: Tensor, gradients: S
     with pyro.validation_enabled(False):
         traces = paired_traces(LocalModules()(model), LocalModules()(guide), batch)
     sites = [traces[0].nodes[name] for name in traces[0].observation_nodes]
-    missing_is_fine = any(accepts_nan(site["fn"].support, site["value"]) for site in sites)
+    missing_is_fine = any(accepts_nan(site) for site in sites)
     if batch.isinf().any() or (batch.isnan().any() and not missing_is_fine):
         return "the data"
     for program, trace in zip(("guide", "model"), reversed(traces), strict=True):

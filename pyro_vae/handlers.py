@@ -39,6 +39,7 @@ class KLWeight(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"]:
+            msg["unweighed_scale"] = msg["scale"]  # for reports at weight 1
             msg["scale"] = msg["scale"] * self.beta
 
 
@@ -63,8 +64,15 @@ def weigh_kl(beta: Tensor | float, *programs: Program) -> tuple[Program, ...]:
     return tuple(KLWeight(beta)(program) for program in programs)
 
 
+class NoMeanError(ValueError):
+    """A latent site has no finite mean, or the model does not take it."""
+
+
 class AtMean(Messenger):
     """Take the mean of every latent site's distribution, on a sphere its direction, in place of a sample.
+
+    Raises:
+        NoMeanError: within, at a site whose distribution has no finite mean.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -76,6 +84,8 @@ class AtMean(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
             msg["value"], msg["done"] = centre_of(msg["fn"]), True
+            if not msg["value"].isfinite().all():
+                raise NoMeanError(f"site {msg['name']!r} has no finite mean: evaluate at its samples (at='sample')")
 
 
 class LocalModules(Messenger):

@@ -1,11 +1,18 @@
 """Pairs of Pyro programs from outside: whose modules they run, where, in which mode, and whether they fit the data."""
 
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dis import get_instructions
+from functools import cache, partial
 from numbers import Integral
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -13,16 +20,21 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.data import IterableDataset
 
 from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
 from pyro_vae.distributions.relaxed import KeptLogarithms
+from pyro_vae.distributions.wrappers import layers
 from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.networks import as_function
+from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.vae import VAE
 
 Transform = Callable[[Tensor], Tensor]
 FINITE = "remove or fill what is not finite"
+LIBRARIES = {*sys.stdlib_module_names, "pyro", "pyro_vae", "torch"} - {"__main__"}
+PLAIN = int | float | complex | str | bytes | Tensor | np.ndarray | None  # hold nothing
 _TURN = threading.RLock()
 LARGEST_CHUNK = 2**20  # numbers that are checked together
 
@@ -51,10 +63,102 @@ def paired_traces(model: Program, guide: Program, *args: Any) -> tuple[Trace, Tr
 
 
 def modules_of(*programs: Program) -> list[nn.Module]:
-    """Return the modules that programs are, or are methods of: a ``VAE`` for its own, none for plain functions."""
-    functions = [poutine.unwrap(program) for program in programs]
-    owners = [getattr(function, "__self__", function) for function in functions]
-    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+    """Return the modules that programs hold, those within others left out.
+
+    They are looked for wherever a program reaches them by name: it is one or a method of one, or has it in its closure,
+    its defaults, its arguments (``functools.partial``), among the globals that it names, or in an object of these.
+
+    Arguments:
+        programs: Pyro programs.
+
+    Returns:
+        The modules, in the order in which they are found.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> modules_of(lambda x: layer(x)) == [layer]
+        True
+    """
+    found: dict[int, nn.Module] = {}
+    seen: dict[int, Any] = {}  # which keeps alive what is made on the way
+    waiting = [poutine.unwrap(program) for program in reversed(programs)]
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in seen:
+            seen[id(value)] = value
+            if isinstance(value, nn.Module):
+                found[id(value)] = value
+            waiting.extend(reversed(_held(value)))
+    within = {id(module) for owner in found.values() for module in owner.modules() if module is not owner}
+    return [module for key, module in found.items() if key not in within]
+
+
+def _held(value: Any) -> list[Any]:
+    """Return what a value holds that a program can reach through it."""
+    if isinstance(value, MethodType | staticmethod | classmethod):
+        return [getattr(value, "__self__", None), value.__func__]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, property):
+        return [value.fget]
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        items = value.values() if isinstance(value, dict) else value
+        return [item for item in items if not isinstance(item, PLAIN)]
+    if isinstance(value, FunctionType | type) and _is_library(value):
+        return []
+    if isinstance(value, FunctionType):
+        return [*_closure(value), *vars(value).values()]
+    if isinstance(value, type):
+        return list(vars(value).values())
+    if isinstance(value, nn.Module) or not _is_library(type(value)):
+        return [*getattr(value, "__dict__", {}).values(), *type(value).__mro__]
+    return []
+
+
+def _is_library(value: Any) -> bool:
+    """Whether a function or a class was written elsewhere, where it names no module of the user's."""
+    name = str(getattr(value, "__module__", ""))
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return name.partition(".")[0] in LIBRARIES or "site-packages" in file or "dist-packages" in file
+
+
+def _closure(function: FunctionType) -> list[Any]:
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    named = [function.__globals__[name] for name in _globals_of(function.__code__) if name in function.__globals__]
+    return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *named]
+
+
+@cache
+def _globals_of(code: CodeType) -> list[str]:
+    """Return the names of the globals that code reads, that of the functions within it, too."""
+    within = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _globals_of(constant)]
+    return [step.argval for step in get_instructions(code) if step.opname == "LOAD_GLOBAL"] + within
+
+
+@contextmanager
+def _reached(*programs: Program) -> Iterator[None]:
+    """Refuse a module that programs call but `modules_of` does not find, if it has a mode or buffers."""
+    known = {id(module) for owner in modules_of(*programs) for module in owner.modules()}
+
+    def look(module: nn.Module, _: Any) -> None:
+        if id(module) not in known and _changes(module):
+            raise ValueError(
+                f"the programs call a module, {type(module).__name__}, that is not found from them, so that its mode"
+                " and buffers would be lost: let them be methods of a module that holds it, or have it in a closure"
+            )
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _changes(module: nn.Module) -> bool:
+    """Whether a module may do something else in training than in evaluation, or keeps buffers."""
+    names = getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
+    buffers = next(module.buffers(recurse=False), None) is not None
+    return buffers or bool(getattr(module, "dropout", 0)) or "training" in names
 
 
 def as_input(data: Any, *programs: Program) -> Rows:
@@ -128,55 +232,128 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_programs(model: Program, guide: Program, x: Rows, transform: Transform | None = None) -> None:
+def check_programs(
+    model: Program, guide: Program, x: Rows, transform: Transform | None = None, batch_size: int = 2
+) -> DataPlates:
     """Refuse programs that do not fit each other or the data, naming the part and the fix.
+
+    The programs run on a copy of the parameter store, which stays as it is.
 
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         x: all data, shape (N, \\*shape). NaN is accepted where the support of the model's site for x has it, as a
-            missing entry (`pyro_vae.decoders.Masked`).
+            missing entry (`pyro_vae.decoders.Masked`), and where the programs themselves leave it out.
         transform: what is done to a batch before the programs see it.
+        batch_size: how many data the programs are going to see at a time.
+
+    Returns:
+        The programs' plates over the data.
 
     Raises:
         TypeError: for a part or a site that is a plain torch distribution, or none.
-        ValueError: for data that are not finite or outside the model's support, shapes that do not fit, and a prior
-            and an encoder on different supports.
+        ValueError: for data that are not finite or outside the model's support, shapes that do not fit, a prior and an
+            encoder on different supports, and sites or parameters that hang on how the data are cut into batches.
     """
     for program in (model, guide):
         if isinstance(poutine.unwrap(program), VAE):
             raise TypeError("a VAE is two programs: take vae.model and vae.guide of it")
-    first = x[:2]
+    first = x[:batch_size]
     _refuse(first, first.isinf(), FINITE)
     first = first.nan_to_num(0.5)  # a number that every network can take; what is missing comes below
     transform = (lambda x: x) if transform is None else as_function(transform, "transform")
     batch = transform(first)
     for module in modules_of(model, guide):
         if isinstance(module, VAE):
-            _check_parts(module, batch)
-    local = LocalModules()
-    with _PyroDistributions():
-        model_trace, guide_trace = paired_traces(local(model), local(guide), batch)
-    _check_sites(model_trace, guide_trace)
-    sites = [model_trace.nodes[name] for name in model_trace.observation_nodes]
-    of_data = [site for site in sites if isinstance(site["value"], Tensor) and site["value"].shape == batch.shape]
+            _check_parts(module, batch[:2])
+    with pyro.validation_enabled(), _PyroDistributions(), _reached(model, guide):
+        pair = _probe(model, guide, batch)
+        _check_sites(*pair)
+        other = batch[:-1] if len(batch) > 1 else torch.cat([batch, batch])
+        other_pair = _on_another_size(model, guide, other, len(batch), len(x))
+        plates = data_plates(pair, len(batch), other_pair, len(other), len(x))
+        if other_pair and len(batch) < len(x):
+            _check_parameters(pair, other_pair, len(x))
+        holds = _holds(pair[0], batch)
+        most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // first[0].numel()))
+        if not holds and (other_pair is None or plates.size > len(batch)):
+            most = len(batch)  # programs that take no other number, or no more than their plate has
+        _check_data(model, guide, x.split(most), transform, holds)
+    return plates
+
+
+def _probe(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]:
+    """Run a pair of programs on a copy of the parameter store: what they add to it is sized for this batch."""
+    store, local = pyro.get_param_store(), LocalModules()
+    with store.scope(store.get_state()):
+        return paired_traces(local(model), local(guide), batch)
+
+
+def _on_another_size(
+    model: Program, guide: Program, batch: Tensor, count: int, total: int
+) -> tuple[Trace, Trace] | None:
+    """Run a pair of programs on a batch of another size; None where they take all data together alone."""
+    try:
+        return _probe(model, guide, batch)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        if count == total:
+            return None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the programs run on {count} data, but fail on {len(batch)} ({reason}): let them take any number, or all"
+            f" {total} data at a time (batch_size={total})"
+        ) from error
+
+
+def _check_parameters(pair: tuple[Trace, Trace], other: tuple[Trace, Trace], total: int) -> None:
+    """Refuse parameters for each datum of a batch, where the next batch holds other data."""
+    for trace, another in zip(pair, other, strict=True):
+        for name in sorted({*trace.param_nodes} & {*another.param_nodes}):
+            shape = trace.nodes[name]["value"].shape
+            if another.nodes[name]["value"].shape != shape:
+                raise ValueError(
+                    f"the parameter {name!r} of shape {tuple(shape)} has an entry for each datum of a batch, but the"
+                    f" next batch holds other data: take all data at a time (batch_size={total}), or compute it from x"
+                )
+
+
+def _holds(model_trace: Trace, batch: Tensor) -> dict[str, Any] | None:
+    """Return the site that observes the batch as it is, if no other does and its support hangs on nothing."""
+    sites = _observed(model_trace)
+    value, support = sites[0]["value"], _inner(support_of(sites[0]["fn"]))
+    as_it_is = isinstance(value, Tensor) and value.shape == batch.shape and value.data_ptr() == batch.data_ptr()
+    constant = support is _inner(support_of(sites[0]["fn"]))  # made anew where it hangs on parameters
+    return sites[0] if len(sites) == 1 and as_it_is and value.stride() == batch.stride() and constant else None
+
+
+def _check_data(
+    model: Program, guide: Program, chunks: Iterable[Tensor], transform: Transform, holds: dict[str, Any] | None
+) -> None:
+    """Refuse data that are not finite, or outside the support of a site that observes them.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        chunks: all data, so many at a time.
+        transform: what is done to a batch before the programs see it.
+        holds: the site that observes the batch as it is; else the programs are run on all data.
+    """
     start, complete = 0, True
-    for rows in x.split(max(1, min(10_000, LARGEST_CHUNK // first[0].numel()))):
+    for rows in chunks:
         _refuse(rows, rows.isinf(), FINITE, start)
         missing = rows.isnan()
         if complete and missing.any():
             complete = False
-            if not any(accepts_nan(site["fn"].support, site["value"]) for site in sites):
+            incomplete = transform(rows[missing.flatten(1).any(1)][:2])
+            if not _takes_missing(model, guide, incomplete):
                 _refuse(rows, missing, f"{FINITE}, or score only the rest (decoders.Masked)", start)
-            incomplete = rows[missing.flatten(1).any(1)][:2]
-            _check_guide_of_missing(local(guide), transform(incomplete))
-        for site in of_data:
-            value = transform(rows)
-            try:
-                _check_support(site, value)
-            except RuntimeError:  # the support hangs on the parameters, whose batch was another
-                model_trace, _ = paired_traces(local(model), local(guide), value)
-                _check_support(model_trace.nodes[site["name"]], value)
+            _check_guide_of_missing(guide, incomplete)
+        value = transform(rows)
+        if holds:
+            _check_support(holds, value)
+        else:
+            for site in _observed(_probe(model, guide, value)[0]):
+                _check_support(site, site["value"])
         start += len(rows)
 
 
@@ -186,15 +363,41 @@ def _refuse(x: Tensor, bad: Tensor, fix: str, start: int = 0) -> None:
         raise ValueError(f"the data hold {x[index, *rest].item()} at index {(start + index, *rest)}; {fix}")
 
 
-def accepts_nan(support: Any, value: Any) -> bool:
-    """Whether a support has NaN, as a missing entry of a value."""
-    return isinstance(value, Tensor) and bool(support.check(torch.full_like(value, torch.nan)).all())
+def support_of(distribution: Any) -> Any:
+    """Return a distribution's support; None where it names none, as ``pyro.contrib.zuko.ZukoToPyro``."""
+    try:
+        return distribution.support
+    except NotImplementedError:
+        return None
+
+
+def accepts_nan(site: dict[str, Any]) -> bool:
+    """Whether the support of an observed site has NaN, as a missing entry of its value."""
+    support, value = support_of(site["fn"]), site["value"]
+    return isinstance(value, Tensor) and support is not None and _all_nan(support, value)
+
+
+def _all_nan(support: Any, value: Tensor) -> bool:
+    return value.is_floating_point() and bool(support.check(torch.full_like(value, torch.nan)).all())
+
+
+def _takes_missing(model: Program, guide: Program, batch: Tensor) -> bool:
+    """Whether a program has missing entries in a support, or itself leaves them out."""
+    filled = _observed(_probe(model, guide, batch.nan_to_num(0.5))[0])
+    if any(accepts_nan(site) for site in filled):
+        return True
+    try:
+        trace = _probe(model, guide, batch)[0]
+        trace.compute_log_prob(lambda _, site: site["is_observed"])
+    except (RuntimeError, ValueError):
+        return False
+    return all(bool(site["log_prob"].isfinite().all()) for site in _observed(trace))
 
 
 def _check_guide_of_missing(guide: Program, batch: Tensor) -> None:
     fix = "build the encoder with network=networks.FillMissing"
     try:
-        trace = poutine.trace(guide).get_trace(batch)
+        _, trace = _probe(lambda _: None, guide, batch)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the guide fails on data with missing entries: {fix}") from error
     for name in trace.stochastic_nodes:
@@ -243,13 +446,28 @@ def _kind(value: Any) -> str:
 def _check_same_support(
     prior_name: str, prior: TorchDistributionMixin, posterior_name: str, posterior: TorchDistributionMixin
 ) -> None:
-    draws = posterior.sample((100,)), prior.expand(posterior.batch_shape).sample((100,))
+    of_prior, of_posterior = support_of(prior), support_of(posterior)
+    if of_prior is None or of_posterior is None:
+        return
+    each = max(1, 100 // max(1, posterior.batch_shape.numel()))  # 100 draws or more, also of large batches
+    draws = posterior.sample((each,)), prior.expand(posterior.batch_shape).sample((each,))
     probes = [torch.full_like(draws[0][0], value) for value in (-1.5, 0.0, 0.5, 1.5)]  # what draws may miss by chance
-    beyond = any((posterior.support.check(probe) & ~prior.support.check(probe)).any() for probe in probes)
-    apart = len({isinstance(_inner(fn.support), KeptLogarithms) for fn in (prior, posterior)}) == 2
-    if apart or beyond or not (prior.support.check(draws[0]).all() and posterior.support.check(draws[1]).all()):
-        supports = f"{_support(prior.support)}, {posterior_name} on {_support(posterior.support)}"
+    beyond = any((of_posterior.check(probe) & ~of_prior.check(probe)).any() for probe in probes)
+    apart = len({isinstance(_inner(support), KeptLogarithms) for support in (of_prior, of_posterior)}) == 2
+    if apart or beyond or not (of_prior.check(draws[0]).all() and of_posterior.check(draws[1]).all()):
+        supports = f"{_support(of_prior)}, {posterior_name} on {_support(of_posterior)}"
         raise ValueError(f"{prior_name} lives on {supports}: choose a pair on one support")
+
+
+def _check_values(name: str, prior: TorchDistributionMixin, value: Tensor) -> None:
+    """Refuse values of a guide's site outside the support of the model's."""
+    support = support_of(prior)
+    if support is not None and not support.check(value).all():
+        bad = value[~_inner(support).check(value)] if support.event_dim == 0 else value
+        raise ValueError(
+            f"site {name!r} of the guide takes the value {bad.flatten()[0].item():.6g}, outside the support"
+            f" {_support(support)} of the model's: give its parameter that constraint"
+        )
 
 
 def _inner(constraint: Any) -> Any:
@@ -271,9 +489,18 @@ class _PyroDistributions(Messenger):
             )
 
 
+def _observed(model_trace: Trace) -> list[dict[str, Any]]:
+    """Return the sites by which data count in the bound: observed, with a density, and not masked as a whole."""
+    sites = [model_trace.nodes[name] for name in model_trace.observation_nodes]
+    return [site for site in sites if not (site["mask"] is False or getattr(site["fn"], "_mask", None) is False)]
+
+
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    if not model_trace.observation_nodes:
+    observed = _observed(model_trace)
+    if not observed:
         raise ValueError("the model observes nothing: give one of its sample sites obs=x")
+    for site in observed:
+        _check_observed_shape(site)
     for name in guide_trace.stochastic_nodes:
         if name in model_trace.nodes:
             prior, posterior = model_trace.nodes[name]["fn"], guide_trace.nodes[name]["fn"]
@@ -281,15 +508,30 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                 shapes = f"{tuple(prior.shape())} in the model and {tuple(posterior.shape())} in the guide"
                 events = f"event shape {tuple(prior.event_shape)} and {tuple(posterior.event_shape)}"
                 raise ValueError(f"site {name!r} has shape {shapes}, {events}; they must be equal (see .to_event)")
-            _check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
+            if any(isinstance(layer, dist.Delta) for layer in layers(posterior)) or support_of(posterior) is None:
+                _check_values(name, prior, guide_trace.nodes[name]["value"])
+            else:
+                _check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
+
+
+def _check_observed_shape(site: dict[str, Any]) -> None:
+    """Refuse a value that would be scored several times, or have several scores."""
+    fn, shape = site["fn"], torch.as_tensor(site["value"]).shape
+    batch, event = shape[: len(shape) - len(fn.event_shape)], shape[len(shape) - len(fn.event_shape) :]
+    if event != fn.event_shape or batch != fn.batch_shape[len(fn.batch_shape) - len(batch) :]:
+        raise ValueError(
+            f"site {site['name']!r} observes a value of shape {tuple(shape)} under a distribution of batch shape"
+            f" {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}: they must be equal, as one number is"
+            " scored once"
+        )
 
 
 def _check_support(site: dict[str, Any], value: Tensor) -> None:
-    support = site["fn"].support
-    if support.check(value).all():
+    support = support_of(site["fn"])
+    if support is None or _unchecked(site["fn"]) or support.check(value).all():
         return
     inner = _inner(support)
-    allowed = inner.check(value) | (value.isnan() if accepts_nan(support, value) else False)
+    allowed = inner.check(value) | (value.isnan() if _all_nan(support, value) else False)
     bad = value[~allowed].flatten()
     kind = _support(support)
     if hasattr(inner, "hint"):
@@ -303,3 +545,10 @@ def _check_support(site: dict[str, Any], value: Tensor) -> None:
     raise ValueError(
         f"the data hold {bad[0].item():.6g}, outside the support {kind} of the decoder (site {site['name']!r}): {fix}"
     )
+
+
+def _unchecked(distribution: Any) -> bool:
+    """Whether a program says of a distribution that its values are not to be checked."""
+    shapes = dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution
+    scores = next(layer for layer in layers(distribution) if not isinstance(layer, shapes))
+    return vars(scores).get("_validate_args") is False

@@ -21,7 +21,7 @@ from pyro_vae.distributed import Ranks
 from pyro_vae.engine import ENGINES, Outputs, Recorded, WholeStep, chosen
 from pyro_vae.evaluation import Bound, mean_bound
 from pyro_vae.finite import ON_NAN, Guard, norm_of
-from pyro_vae.handlers import LocalModules, weigh_kl
+from pyro_vae.handlers import LocalModules, NoMeanError, weigh_kl
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import above, as_function, as_number, as_size
 from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
@@ -34,6 +34,7 @@ from pyro_vae.programs import (
     check_programs,
     mode,
     modules_of,
+    paired_traces,
     seeded,
 )
 from pyro_vae.progress import Progress
@@ -180,6 +181,7 @@ def fit(
     if keeper is not None and not isinstance(keeper, Checkpoints):
         keeper = Checkpoints(keeper)
     ranks, local = Ranks(fabric), LocalModules()
+    programs = model, guide
     model, guide = local(model), local(guide)
     beta_at = beta if callable(beta) else lambda _: beta
     x = as_input(data, model, guide)
@@ -202,7 +204,6 @@ def fit(
         if not isinstance(loss, Objective):
             raise ValueError(f"memory is for the particles of objectives such as IWAE, not {type(loss).__name__}'s")
         loss = copy.copy(loss)  # whose chunk is found below
-    objective = terms_and_gradients(loss)
 
     def compute_eagerly(batch: Tensor, weight: Tensor | float) -> Outputs:
         with layers_in(precision):
@@ -227,12 +228,16 @@ def fit(
 
     with seeded(ranks.seed(seed), x.device), mode(True, model, guide):
         settings = {"loss": loss, "seed": seed, "transform": transform, "ranks": ranks}
+        settings["batch_size"] = max(1000, batch_size)
         measure = partial(_test_columns, model, guide, test, settings)
         with pyro.validation_enabled():  # of all data and every distribution, so that the steps below need none
             with seeded(seed, x.device), mode(False, model, guide):
-                for part in (x, test):
-                    if part is not None:
-                        check_programs(model, guide, part, transform)
+                plates = check_programs(*programs, x, transform, max(1, min(batch_size, len(x) // ranks.size)))
+                plates.check_size(len(x))
+                if test is not None:
+                    check_programs(*programs, test, transform, settings["batch_size"])
+            settings["plates"] = plates.names
+            objective = terms_and_gradients(loss, plates.names)
             if memory is not None:
                 rows = x[:batch_size]
                 with seeded(seed, x.device):
@@ -244,6 +249,9 @@ def fit(
             weighs = isinstance(loss, Objective) and loss.num_particles > 1
             tolerance = 1e-2 if precision != "32" else 1e-3 if weighs else 1e-5
             compute, how = chosen(compute_eagerly, engine, steps, tolerance=tolerance, unless=unless)
+            with seeded(seed, x.device), mode(False, model, guide), torch.no_grad():
+                first = x[:batch_size]
+                paired_traces(model, guide, transform(first) if transform else first)  # which meets the parameters
             ranks.broadcast([*local.parameters, *buffers])
             if saved is None:
                 history.append(_row(0, mean_bound(model, guide, x, **settings), measure(), 0.0))
@@ -336,7 +344,10 @@ def _test_columns(
     if test is None:
         return math.nan, math.nan, math.nan, math.nan
     at_sample = mean_bound(model, guide, test, **settings)
-    return *at_sample, mean_bound(model, guide, test, at="mean", **settings).loss
+    try:
+        return *at_sample, mean_bound(model, guide, test, at="mean", **settings).loss
+    except NoMeanError:
+        return *at_sample, math.nan
 
 
 def _row(epoch: int, train: Bound, test: tuple[float, float, float, float], seconds: float) -> Row:

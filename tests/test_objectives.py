@@ -305,11 +305,61 @@ def test_a_site_that_the_model_sums_out_belongs_to_the_likelihood():
     )
 
 
-def test_terms_are_nan_where_the_guide_sums_out_a_site():
+def test_a_site_that_the_guide_sums_out_counts_by_its_probabilities():
+    x = torch.tensor([0.5, 2.0, -1.0])
     loss, traces = recording(TraceEnum_ELBO(max_plate_nesting=1))
-    value = loss.loss(*summing(True), torch.tensor([0.5, 2.0, -1.0]))
-    assert math.isfinite(value)
-    assert all(term.isnan() for term in terms_of(loss, traces, value=value))
+    value = loss.loss(*summing(True), x)
+    z = traces[0][1].nodes["z"]["value"].numpy()
+    expected = -(stats.norm.logpdf(x, z, 0.5) + stats.norm.logpdf(x, z + 2, 0.5)).sum() / 2
+    divergence = (stats.norm.logpdf(z, x / 2, 0.5) - stats.norm.logpdf(z)).sum()
+    divergence += len(x) * (np.log(0.5 / 0.7) + np.log(0.5 / 0.3)) / 2
+    found = [term.item() for term in terms_of(loss, traces, value=value)]
+    assert found == pytest.approx([expected, divergence], rel=1e-6)
+
+
+def mixture_of_three(x):
+    """A prior of z that is a mixture, whose component c the model sums out; x hangs on c, too."""
+    with pyro.plate("data", len(x)):
+        c = pyro.sample("c", dist.Categorical(PROBS), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", dist.Normal(MEANS[c], 0.7))
+        pyro.sample("x", dist.Normal(z + MEANS[c], 0.5), obs=x)
+
+
+def guide_of_three(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5))
+
+
+PROBS, MEANS = torch.tensor([[0.2, 0.3, 0.5], [-1.0, 0.0, 2.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+def test_where_the_model_sums_out_a_component_the_kl_is_that_from_the_mixture(particles):
+    x = torch.tensor([0.5, 2.0, -1.0])
+    loss, traces = recording(TraceEnum_ELBO(max_plate_nesting=1, num_particles=particles))
+    value = loss.loss(mixture_of_three, guide_of_three, x)
+    expected = []
+    for _, guide in traces:
+        z = guide.nodes["z"]["value"].numpy()
+        of_c = PROBS.log().numpy() + stats.norm.logpdf(z[:, None], MEANS, 0.7)
+        prior = np.logaddexp.reduce(of_c, -1)
+        joint = np.logaddexp.reduce(of_c + stats.norm.logpdf(x[:, None], z[:, None] + MEANS.numpy(), 0.5), -1)
+        expected.append([-(joint - prior).sum(), (stats.norm.logpdf(z, x / 2, 0.5) - prior).sum()])
+    found = [term.item() for term in terms_of(loss, traces, value=value)]
+    assert found == pytest.approx(np.mean(expected, 0), rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 3.0, torch.tensor(2.0), torch.tensor(0.0)], ids=str)
+@pytest.mark.parametrize(("elbo", "term"), [(Trace_ELBO, 1), (TraceMeanField_ELBO, 2)])
+def test_terms_at_weight_1_keep_the_scales_of_plates_also_at_beta_0(vae, x, beta, elbo, term):
+    (z,) = draws(vae, x)
+    expected = [20 * value for value in by_hand(vae, x, z)]
+    torch.manual_seed(3)
+    loss, traces = recording(elbo())
+    loss.loss(*weigh_kl(beta, *scaled(vae, latent=20.0, observed=20.0)), x)
+    assert [value.item() for value in terms_of(loss, traces, beta)] == pytest.approx(
+        [expected[0], expected[term]], rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])

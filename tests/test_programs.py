@@ -1,4 +1,5 @@
 import math
+from functools import lru_cache, partial
 
 import pyro
 import pyro.distributions as dist
@@ -416,6 +417,86 @@ def test_modules_are_found_behind_methods_handlers_and_calls():
     wrapped = poutine.scale(LocalModules()(one.model), scale=2.0)
     assert modules_of(wrapped, one.guide, other) == [one, other]
     assert modules_of(lambda x: x, print) == []
+
+
+NETS = {"one": [nn.Linear(2, 2)]}
+
+
+@lru_cache
+def hidden():
+    return nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+
+
+class Holder:
+    """No module, but it holds one."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def model(self, x):
+        return self.net(x)
+
+
+class Loose(nn.Module):
+    """A module that holds another in a list, unregistered."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.nets = [net]
+
+    def forward(self, x):
+        return self.nets[0](x)
+
+
+def by_name(x):
+    return NETS["one"][0](x)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda net: lambda x: net(x),
+        lambda net: lambda x: (lambda y: net(y))(x),
+        lambda net: lambda x: net.forward(x),
+        lambda net: lambda x, own=net: own(x),
+        lambda net: lambda x, *, own=net: own(x),
+        lambda net: partial(lambda own, x: own(x), net),
+        lambda net: partial(lambda x, own: own(x), own=net),
+        lambda net: Holder(net).model,
+        lambda net: lambda x, held={"a": (net, 1)}: held["a"][0](x),
+        lambda net: poutine.scale(lambda x: Holder(net).model(x), scale=2.0),
+    ],
+    ids=["closure", "nested", "method", "default", "keyword", "partial", "named", "object", "dict", "handler"],
+)
+def test_modules_are_found_wherever_a_program_has_them(program):
+    net = nn.Linear(2, 2)
+    assert modules_of(program(net)) == [net]
+
+
+def test_modules_are_found_among_globals_and_in_modules_that_do_not_register_them():
+    assert modules_of(by_name) == NETS["one"]
+    assert modules_of(lambda x: by_name(x)) == NETS["one"]
+    loose = Loose(NETS["one"][0])
+    assert modules_of(loose) == [loose, *NETS["one"]]
+    whole = nn.Sequential(nn.Linear(2, 2))
+    assert modules_of(lambda x: whole(x), lambda x: whole[0](x)) == [whole]
+
+
+def test_a_module_that_is_called_but_not_found_is_refused_if_it_has_a_mode_or_buffers():
+    model, guide = own(normal, normal, pixels)
+
+    def through(module):
+        def program(x):
+            module()(x.flatten(1)[:, :6])
+            guide(x)
+
+        return program
+
+    with pytest.raises(ValueError, match=r"the programs call a module, BatchNorm1d, that is not found"):
+        check_programs(model, through(lambda: hidden()), grey())
+    with pytest.raises(ValueError, match=r"the programs call a module, Dropout, that is not found"):
+        check_programs(model, through(lambda: nn.Dropout(0.5)), grey())
+    check_programs(model, through(lambda: nn.Softplus()), grey())
 
 
 def test_data_follow_the_device_and_the_precision_of_the_modules():

@@ -211,3 +211,15 @@ def test_other_programs_are_refused_by_what_differs(tmp_path):
 
 def test_a_checkpoint_changes_nothing(tmp_path):
     same(train(normal), train(normal, checkpoints=Checkpoints(tmp_path, minutes=1e-9)))
+
+
+def test_modules_in_closures_are_resumed_with_their_buffers(tmp_path):
+    def run(epochs, **kwargs):
+        vae, x = pair(batch_norm)
+        fit(lambda x: vae.model(x), lambda x: vae.guide(x), x, epochs=epochs, batch_size=BATCH, **kwargs)
+        return vae.state_dict()
+
+    whole = run(4)
+    run(2, checkpoints=tmp_path)
+    resumed = run(4, resume=tmp_path)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())

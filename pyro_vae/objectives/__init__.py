@@ -6,6 +6,7 @@ Each is a ``pyro.infer.ELBO``, to be given as ``loss=`` to `pyro_vae.fit` and to
 from pyro_vae.objectives._objective import Draws, Objective, Terms
 from pyro_vae.objectives.bounds import BetaTC, FreeBits, InfoVAE, StickingTheLanding, Thermodynamic
 from pyro_vae.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, VIMCO, DReG, Renyi
+from pyro_vae.objectives.plates import DataPlates, data_plates, share_of
 from pyro_vae.objectives.terms import (
     Beta,
     check_beta,
@@ -26,6 +27,7 @@ __all__ = [
     "Beta",
     "BetaTC",
     "DReG",
+    "DataPlates",
     "Draws",
     "FreeBits",
     "InfoVAE",
@@ -35,10 +37,12 @@ __all__ = [
     "Terms",
     "Thermodynamic",
     "check_beta",
+    "data_plates",
     "kl",
     "linear_warm_up",
     "reconstruction",
     "recording",
+    "share_of",
     "terms_and_gradients",
     "terms_of",
 ]

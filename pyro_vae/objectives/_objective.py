@@ -1,5 +1,6 @@
 """What the objectives of this package share: per-datum log-weights of K particles, and Pyro's interface of an ELBO."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -163,7 +164,7 @@ class Objective(ELBO):
         return trace
 
     def _checked(self, program: Program, *args: Any, **kwargs: Any) -> Trace:
-        trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+        trace = prune_subsample_sites(poutine.trace(_OfTheBatch()(program)).get_trace(*args, **kwargs))
         for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
             if not trace.nodes[name]["infer"].get("_deterministic"):  # Pyro's mark of a value without a density
                 self._check_site(name, trace.nodes[name])
@@ -218,6 +219,16 @@ class Objective(ELBO):
                     f" site {name!r} has not: take VIMCO, Thermodynamic, or Trace_ELBO, which fall back on the score"
                     " function"
                 )
+
+
+class _OfTheBatch(Messenger):
+    """Take off the scale of a plate that takes a part of its data: only those of the batch are weighed here."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        for frame in msg["cond_indep_stack"]:
+            if frame.full_size != frame.size:
+                scale = msg["scale"] / (frame.full_size / frame.size)
+                msg["scale"] = 1.0 if isinstance(scale, float) and math.isclose(scale, 1) else scale
 
 
 class _Detached(Messenger):

@@ -2,18 +2,20 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.networks import as_number
 from pyro_vae.objectives._objective import Objective, Program, Terms
+from pyro_vae.objectives.plates import share_of
 
 Beta = float | Callable[[int], float]
 
@@ -68,12 +70,13 @@ def check_beta(beta: float) -> float:
     return beta
 
 
-def terms_and_gradients(loss: ELBO) -> Callable[..., tuple[Terms, list[Tensor | None]]]:
+def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..., tuple[Terms, list[Tensor | None]]]:
     """Return a function that computes an objective's terms and gradients.
 
     Arguments:
         loss: an objective of this package, or an ELBO of Pyro's; one that has only ``loss_and_grads``, such as
             ``TraceGraph_ELBO``, will do.
+        plates: names of the programs' plates over the data (see `share_of`).
 
     Returns:
         A function of model, guide, batch, the KL weight that the programs carry, and a function that returns the
@@ -98,20 +101,23 @@ def terms_and_gradients(loss: ELBO) -> Callable[..., tuple[Terms, list[Tensor | 
         traces.clear()
         if hasattr(loss, "differentiable_loss"):
             value = recorder.differentiable_loss(model, guide, batch)
-            return _with_gradients(_terms(recorder, traces, beta, value), batch, parameters())
+            share = share_of(traces, len(batch), plates)
+            return _with_gradients(_terms(recorder, traces, beta, value, share), batch, parameters())
         for parameter in parameters():
             parameter.grad = None
         value = torch.as_tensor(recorder.loss_and_grads(model, guide, batch))
-        gradients = [None if p.grad is None else p.grad / len(batch) for p in parameters()]
-        return _terms(recorder, traces, beta, value), gradients
+        share = share_of(traces, len(batch), plates)
+        gradients = [None if p.grad is None else p.grad * (share / len(batch)) for p in parameters()]
+        return _terms(recorder, traces, beta, value, share), gradients
 
     return compute
 
 
-def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor) -> Terms:
-    reconstruction, kl = terms_of(loss, traces, beta, value.detach())
+def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor, share: float) -> Terms:
+    terms = terms_of(loss, traces, beta, value.detach())
     traces.clear()
-    value = value.to(kl.dtype)  # in a recording it is of double precision up to here
+    reconstruction, kl = (term * share for term in terms) if share != 1 else terms
+    value = value.to(kl.dtype) * share  # in a recording it is of double precision up to here
     at_1 = value.detach() if isinstance(beta, float | int) and beta == 1 else value.detach() + (1 - beta) * kl
     return Terms(value, at_1, reconstruction, kl)
 
@@ -166,8 +172,8 @@ def terms_of(
 ) -> tuple[Tensor, Tensor]:
     """Average the reconstruction and the KL of an ELBO's traces over its particles.
 
-    Sites of the model that the ELBO sums out (``TraceEnum_ELBO``) belong to the likelihood: the reconstruction is then
-    what the KL leaves of the loss. Where sites of the guide are summed out, both terms are NaN.
+    Where sites are summed out (``TraceEnum_ELBO``), the KL is that of the sites that remain, whose density under the
+    model has the others summed out, and the reconstruction is what it leaves of the loss.
 
     Arguments:
         loss: the ELBO that drew the traces.
@@ -176,21 +182,41 @@ def terms_of(
         value: the loss that it made of them, of use where sites are summed out.
 
     Returns:
-        Reconstruction and KL at weight 1, two detached scalars: nats, summed over the batch.
+        Reconstruction and KL at weight 1, two detached scalars: nats, summed over the batch; NaN where another ELBO
+        than ``TraceEnum_ELBO`` sums sites out.
     """
     closed_form = isinstance(loss, TraceMeanField_ELBO)
     with torch.no_grad():
-        if any(_summed_out(guide) for _, guide in traces):
-            return torch.tensor(math.nan), torch.tensor(math.nan)
-        kls = sum(kl(model, guide, closed_form=closed_form, beta=beta) for model, guide in traces)
-        if any(_summed_out(model) for model, _ in traces):
+        if any(_summed_out(trace) for pair in traces for trace in pair):
+            kls = sum(_kl_summed_out(loss, *pair) for pair in traces)
             return value - beta * kls / loss.num_particles, kls / loss.num_particles
+        kls = sum(kl(model, guide, closed_form=closed_form) for model, guide in traces)
         reconstructions = sum(reconstruction(model) for model, _ in traces)
         return reconstructions / loss.num_particles, kls / loss.num_particles
 
 
-def _summed_out(trace: Trace) -> set[str]:
-    return {name for name in trace.stochastic_nodes if "_enumerate_dim" in trace.nodes[name]["infer"]}
+def _summed_out(trace: Trace) -> bool:
+    return any("_enumerate_dim" in trace.nodes[name]["infer"] for name in trace.stochastic_nodes)
+
+
+def _kl_summed_out(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> Tensor:
+    """Return minus the bound of the latent sites alone, which is their KL, as Pyro sums sites out."""
+    if not isinstance(loss, TraceEnum_ELBO):
+        return torch.tensor(math.nan)
+    guide = _latent_at_1(guide_trace, guide_trace.plate_to_symbol)
+    return -torch.as_tensor(_compute_dice_elbo(_latent_at_1(model_trace, guide.plate_to_symbol), guide))
+
+
+def _latent_at_1(trace: Trace, plate_to_symbol: dict[str, str]) -> Trace:
+    """Return the latent sites of a trace at KL weight 1, packed as ``TraceEnum_ELBO`` has them."""
+    latent = Trace()
+    computed = ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts", "packed")
+    for name in trace.stochastic_nodes:
+        site = {key: value for key, value in trace.nodes[name].items() if key not in computed}
+        latent.add_node(name, **site | {"scale": _scale_at_1(site)})
+    latent.compute_score_parts()
+    latent.pack_tensors(plate_to_symbol)
+    return latent
 
 
 def reconstruction(model_trace: Trace) -> Tensor:
@@ -207,7 +233,7 @@ def reconstruction(model_trace: Trace) -> Tensor:
     return -sum(model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes)
 
 
-def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, beta: Tensor | float = 1.0) -> Tensor:
+def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> Tensor:
     r"""Sum the KL of the latent sites as it is at weight 1.
 
     .. math:: \log q(z|x) - \log p(z) \quad \text{or, in closed form,} \quad \mathrm{KL}(q(z|x) \,\|\, p(z))
@@ -216,7 +242,6 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, bet
         model_trace: a trace of the model at the guide's sample.
         guide_trace: the trace of the guide.
         closed_form: take the closed form where torch or Pyro has one, as ``TraceMeanField_ELBO`` does.
-        beta: the weight that the traces' latent sites carry, which is taken off again.
 
     Returns:
         A scalar: nats, summed over the batch and any particles.
@@ -224,28 +249,25 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False, bet
     model_trace.compute_log_prob()
     guide_trace.compute_log_prob()
     total = torch.zeros(())
-    summed_out = _summed_out(model_trace)
-    priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes if name not in summed_out}
+    priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes}
     for name in guide_trace.stochastic_nodes:
         posterior, prior = guide_trace.nodes[name], priors.pop(name, None)
         divergence = kl_or_none(posterior["fn"], prior["fn"]) if closed_form and prior else None
         if divergence is None:
-            total = total + _log_prob(posterior, beta) - (_log_prob(prior, beta) if prior else 0)
+            total = total + _log_prob_at_1(posterior) - (_log_prob_at_1(prior) if prior else 0)
         else:
-            total = total + _without_weight(divergence, posterior, beta)
-    return total - sum(_log_prob(prior, beta) for prior in priors.values())
+            total = total + _at_1(divergence, posterior)
+    return total - sum(_log_prob_at_1(prior) for prior in priors.values())
 
 
-def _log_prob(site: dict[str, Any], beta: Tensor | float) -> Tensor:
-    if isinstance(beta, float | int) and beta == 1:
-        return site["log_prob_sum"]
-    return _without_weight(site["unscaled_log_prob"], site, beta)
+def _log_prob_at_1(site: dict[str, Any]) -> Tensor:
+    return _at_1(site["unscaled_log_prob"], site) if "unweighed_scale" in site else site["log_prob_sum"]
 
 
-def _without_weight(log_prob: Tensor, site: dict[str, Any], beta: Tensor | float) -> Tensor:
-    # A weight of 0 has wiped out any scale of the program's own, which is then taken for 1.
-    if isinstance(beta, Tensor):
-        scale: Tensor | float = torch.where(beta == 0, 1.0, site["scale"] / beta)
-    else:
-        scale = site["scale"] / beta if beta else 1.0
-    return scale_and_mask(log_prob, scale, site["mask"]).sum()
+def _at_1(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
+    return scale_and_mask(log_prob, _scale_at_1(site), site["mask"]).sum()
+
+
+def _scale_at_1(site: dict[str, Any]) -> Tensor | float:
+    """Return the scale that a site has without a `pyro_vae.handlers.KLWeight`."""
+    return site.get("unweighed_scale", site["scale"])

@@ -1,0 +1,130 @@
+"""The plates over the data of a pair of programs, and what stands outside them."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.trace_struct import Trace
+
+Pair = tuple[Trace, Trace]
+
+
+class DataPlates(NamedTuple):
+    """The plates over the data of a pair of programs: their names, their size, and the sites that stand outside."""
+
+    names: frozenset[str]
+    size: int
+    outside: tuple[str, ...]
+
+    def check_size(self, total: int) -> None:
+        """Refuse a number of data other than the size of the plates, where sites outside count once for all of them.
+
+        Raises:
+            ValueError: with both numbers.
+
+        Example:
+            >>> DataPlates(frozenset({"data"}), 1000, ()).check_size(999)
+        """
+        if self.outside and self.size != total:
+            raise ValueError(
+                f"the plate over the data has size {self.size}, but there are {total} data, and site"
+                f" {self.outside[0]!r} outside it counts once for all of them: give the plate the size {total}"
+            )
+
+
+def share_of(traces: Sequence[Pair], count: int, plates: Collection[str]) -> float:
+    """Return which share of the data that the programs speak of a batch is, to take an ELBO's value down to the batch.
+
+    Under ``pyro.plate("data", N, subsample_size=B)`` Pyro scales the batch up to all N data, and counts what stands
+    outside the plate once for all of them.
+
+    Arguments:
+        traces: pairs of model trace and guide trace.
+        count: B, how many data the batch holds.
+        plates: names of the plates over the data.
+
+    Returns:
+        B / N; 1 where the plates have no size beyond the batch, or there are none.
+
+    Raises:
+        ValueError: where the plates over the data have several sizes.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro import poutine
+        >>> def model():
+        ...     with pyro.plate("data", 1000, subsample_size=10):
+        ...         pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> trace = poutine.trace(model).get_trace()
+        >>> share_of([(trace, trace)], 10, {"data"})
+        0.01
+    """
+    return count / _size(traces, count, plates)
+
+
+def _size(traces: Sequence[Pair], count: int, plates: Collection[str]) -> int:
+    sites = [site for pair in traces for trace in pair for site in trace.nodes.values() if site["type"] == "sample"]
+    sizes = {frame.full_size: site for site in sites for frame in site["cond_indep_stack"] if frame.name in plates}
+    if len(sizes) > 1:
+        (one, a), (other, b) = list(sizes.items())[:2]
+        raise ValueError(
+            f"the plates over the data must have one size, but that of site {a['name']!r} has {one} and that of site"
+            f" {b['name']!r} {other}: take pyro.plate(..., {max(one, other)}, subsample_size=len(x)) in both programs"
+        )
+    return next(iter(sizes), count)
+
+
+def data_plates(pair: Pair, count: int, other: Pair | None, other_count: int, total: int) -> DataPlates:
+    """Find the plates over the data, those that are as long as any batch, and check what stands outside them.
+
+    Arguments:
+        pair: traces of the model and the guide on a batch.
+        count: the size of the batch.
+        other: their traces on a batch of another size; None where they take all data together alone.
+        other_count: its size.
+        total: the number of all data.
+
+    Returns:
+        The plates, and the sites outside that do not grow with the batch.
+
+    Raises:
+        ValueError: where the plates have several sizes; for sites that would count once per batch, and sites outside a
+            scaled plate that hold the batch.
+    """
+    sites, others = _with_density(pair), _with_density(other or pair)
+    names = _of_length(sites, count) & (_of_length(others, other_count) if other else _of_length(sites, count))
+    size = _size([pair], count, names)
+    outside = {key: site for key, site in sites.items() if not names & {f.name for f in site["cond_indep_stack"]}}
+    grown = {name for (program, name), site in outside.items() if _shape(site) != _shape(others.get((program, name)))}
+    if other and grown and size != count:
+        raise ValueError(
+            f"site {min(grown)!r} holds the data of a batch, but stands outside the plate over the data, which has size"
+            f" {size}: put it inside"
+        )
+    constant = sorted({name for _, name in outside} - (grown if other else set()))
+    if constant and size == count < total:
+        raise ValueError(
+            f"site {constant[0]!r} stands outside the plate over the data, so that it would count once for each batch"
+            f" of {count}, not once for all {total} data: take pyro.plate({min(names, default='data')!r}, {total},"
+            " subsample_size=len(x)) in both programs"
+        )
+    return DataPlates(frozenset(names), size, tuple(constant))
+
+
+def _with_density(pair: Pair) -> dict[tuple[int, str], dict[str, Any]]:
+    """Return the sites of a model and a guide that have a density, by program and name."""
+    return {
+        (program, name): trace.nodes[name]
+        for program, trace in enumerate(pair)
+        for name in [*trace.stochastic_nodes, *trace.observation_nodes]
+        if not trace.nodes[name]["infer"].get("_deterministic")
+    }
+
+
+def _of_length(sites: dict[tuple[int, str], dict[str, Any]], count: int) -> set[str]:
+    """Return the names of the plates of so many data that sites stand in."""
+    return {frame.name for site in sites.values() for frame in site["cond_indep_stack"] if frame.size == count}
+
+
+def _shape(site: dict[str, Any] | None) -> Any:
+    return site and (site["fn"].batch_shape, torch.as_tensor(site["value"]).shape)

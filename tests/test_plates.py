@@ -1,0 +1,270 @@
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from pyro_vae import evaluate, fit, log_likelihood
+from pyro_vae.objectives import IWAE, BetaTC, FreeBits, InfoVAE, StickingTheLanding
+
+N = 60
+PRIOR = 0.1  # the scale of the prior of a global mean
+
+
+def plate(size, x, name="data", dim=-1):
+    """A plate over the data, of a size of its own, or of the batch's."""
+    return pyro.plate(name, len(x), dim=dim) if size is None else pyro.plate(name, size, subsample_size=len(x), dim=dim)
+
+
+class Local(nn.Module):
+    """One code for each datum, taken at a point, so that nothing has noise."""
+
+    def __init__(self, size=None, guide_size=0):
+        super().__init__()
+        self.encode, self.decode = nn.Linear(5, 2), nn.Linear(2, 5)
+        self.size, self.guide_size = size, size if guide_size == 0 else guide_size
+
+    def model(self, x):
+        pyro.module("local", self)
+        with plate(self.size, x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decode(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        with plate(self.guide_size, x):
+            pyro.sample("z", dist.Delta(self.encode(x)).to_event(1))
+
+    def bound(self, x):
+        z = self.encode(x)
+        prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum()
+        return -(prior + torch.distributions.Normal(self.decode(z), 0.5).log_prob(x).sum()) / len(x)
+
+
+class Global(nn.Module):
+    """A mean of all data, normal under the prior and under the guide."""
+
+    def __init__(self, size=None):
+        super().__init__()
+        self.mean, self.log_scale, self.size = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(-1.0)), size
+
+    def model(self, x):
+        mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), PRIOR))
+        with plate(self.size, x):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[:, 0])
+
+    def guide(self, x):  # noqa: ARG002 (as the model is called)
+        pyro.module("global", self)
+        pyro.sample("mean", dist.Normal(self.mean, self.log_scale.exp()))
+
+    def terms(self, x):
+        """Return the exact reconstruction and KL of all data, divided by their number."""
+        mean, variance = self.mean.item(), self.log_scale.exp().item() ** 2
+        error = ((x[:, 0] - mean) ** 2 + variance).mean().item() / 2 + math.log(2 * math.pi) / 2
+        return error, (variance / PRIOR**2 - 1 - math.log(variance / PRIOR**2) + (mean / PRIOR) ** 2) / 2 / len(x)
+
+
+def numbers(shape=(N, 5)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, N])
+@pytest.mark.parametrize("size", [None, N, 3 * N])
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO])
+def test_a_bound_is_per_datum_whatever_the_batch_and_the_size_of_the_plate(elbo, size, batch_size):
+    local, x = Local(size), numbers()
+    bound = evaluate(local.model, local.guide, x, loss=elbo(), batch_size=batch_size)
+    assert bound.loss == pytest.approx(local.bound(x).item(), rel=1e-5)
+    assert bound.reconstruction + bound.kl == pytest.approx(bound.loss, rel=1e-5)
+    assert evaluate(local.model, local.guide, x, at="mean", batch_size=batch_size).loss == pytest.approx(bound.loss)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.0, 2.5])
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
+def test_a_scaled_plate_trains_as_one_of_the_batch(elbo, beta):
+    histories, ends = [], []
+    for size in (None, N):
+        torch.manual_seed(0)
+        local = Local(size)
+        settings = {"epochs": 3, "batch_size": 25, "optimizer": lambda ps: torch.optim.SGD(ps, lr=0.05)}
+        history = fit(local.model, local.guide, numbers(), loss=elbo(), beta=beta, **settings)
+        histories.append([row[name] for row in history for name in ("train_loss", "train_reconstruction", "train_kl")])
+        ends.append(list(local.parameters()))
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [25, N])
+def test_the_kl_of_a_global_site_counts_once_for_all_data(batch_size):
+    own, x = Global(N), numbers((N, 1))
+    found = [evaluate(own.model, own.guide, x, batch_size=batch_size, seed=seed) for seed in range(60)]
+    losses = torch.tensor([bound.loss for bound in found], dtype=torch.float64)
+    error = 5 * losses.std().item() / math.sqrt(len(losses))  # of 60 seeds
+    assert abs(losses.mean().item() - sum(own.terms(x))) < error
+    exact = evaluate(own.model, own.guide, x, loss=TraceMeanField_ELBO(), batch_size=batch_size)
+    assert exact.kl == pytest.approx(own.terms(x)[1], rel=1e-5)
+
+
+def test_a_global_site_ends_at_its_exact_posterior():
+    own, x = Global(N), numbers((N, 1))
+    for rate, epochs in ((3e-2, 80), (3e-3, 20)):
+        optimizer = lambda ps, lr=rate: torch.optim.Adam(ps, lr=lr)  # noqa: E731
+        settings = {"epochs": epochs, "batch_size": 25, "loss": TraceMeanField_ELBO(), "engine": "eager"}
+        fit(own.model, own.guide, x, optimizer=optimizer, **settings)
+    precision = N + 1 / PRIOR**2  # with the KL once per batch, the mean would be 0.2 and not 0.375
+    assert own.mean.item() == pytest.approx(x.sum().item() / precision, abs=0.04)
+    assert own.log_scale.exp().item() == pytest.approx(precision**-0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("call", [evaluate, fit])
+def test_a_global_site_beside_a_plate_of_the_batch_is_refused_with_the_plate_to_take(call):
+    own = Global()
+    with pytest.raises(ValueError, match=r"'mean' .* for each batch of 20, .* pyro\.plate\('data', 60, subsample_size"):
+        call(own.model, own.guide, numbers((N, 1)), batch_size=20)
+
+
+def factor(x):
+    pyro.factor("penalty", torch.tensor(-3.0))
+    Local().model(x)
+
+
+def observed(x):
+    pyro.sample("constant", dist.Normal(0.0, 1.0), obs=torch.tensor(2.0))
+    Local().model(x)
+
+
+def without_plates(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(mean, 1.0).expand(x.shape).to_event(2), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "site"),
+    [
+        (factor, Local().guide, "penalty"),
+        (observed, Local().guide, "constant"),
+        (without_plates, lambda x: pyro.sample("mean", dist.Normal(x.mean(), 1.0)), "mean"),
+    ],
+    ids=["factor", "observed", "no plate"],
+)
+def test_any_site_that_would_count_once_per_batch_is_refused_but_not_all_data_at_a_time(model, guide, site):
+    with pytest.raises(ValueError, match=f"site '{site}' stands outside the plate over the data"):
+        evaluate(model, guide, numbers(), batch_size=20)
+    assert math.isfinite(evaluate(model, guide, numbers(), batch_size=N).loss)
+
+
+@pytest.mark.parametrize(("sizes"), [(N, None), (None, N), (N, 2 * N)])
+def test_plates_of_several_sizes_are_refused_with_both(sizes):
+    local = Local(*sizes)
+    with pytest.raises(ValueError, match=r"one size.* 60 .*subsample_size=len\(x\)|one size.* 20 .*subsample_size"):
+        evaluate(local.model, local.guide, numbers(), batch_size=20)
+
+
+@pytest.mark.parametrize("size", [N - 1, 10 * N])
+def test_a_plate_of_another_size_than_the_data_is_refused_where_a_site_stands_outside(size):
+    own = Global(size)
+    with pytest.raises(ValueError, match=f"has size {size}, but there are 60 data.*'mean'.*give the plate the size 60"):
+        fit(own.model, own.guide, numbers((N, 1)), epochs=1, batch_size=20)
+
+
+def test_validation_data_may_be_fewer_than_the_plate_speaks_of():
+    own, x = Global(N), numbers((N, 1))
+    history = fit(own.model, own.guide, x, validation=x[:15], epochs=1, batch_size=20, loss=TraceMeanField_ELBO())
+    assert history[0]["test_kl"] == pytest.approx(history[0]["train_kl"], rel=1e-5)  # 1/N per datum in both
+
+
+def test_a_plate_as_long_as_a_batch_by_chance_is_no_plate_over_the_data():
+    def model(x):
+        with pyro.plate("columns", 50, subsample_size=5, dim=-1), plate(N, x, dim=-2):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    expected = evaluate(model, lambda _: None, numbers(), batch_size=20).loss
+    for batch_size in (5, 10):
+        assert evaluate(model, lambda _: None, numbers(), batch_size=batch_size).loss == pytest.approx(expected)
+    assert expected == pytest.approx(-10 * torch.distributions.Normal(0.0, 1.0).log_prob(numbers()).sum().item() / N)
+
+
+def test_a_latent_site_that_holds_the_batch_outside_a_scaled_plate_is_refused():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
+        with plate(N, x):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(x[:, 0], 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"site 'z' holds the data of a batch, but stands outside .* size 60: put it"):
+        evaluate(model, guide, numbers(), batch_size=20)
+
+
+class Drawn(Local):
+    """One code for each datum, drawn after as much other noise as a scaled plate of N makes."""
+
+    def model(self, x):
+        self.size or torch.randperm(N)
+        super().model(x)
+
+    def guide(self, x):
+        self.size or torch.randperm(N)
+        with plate(self.size, x):
+            pyro.sample("z", dist.Normal(self.encode(x), 0.5).to_event(1))
+
+
+@pytest.mark.parametrize("objective", [IWAE(3), StickingTheLanding(2), FreeBits(0.1), InfoVAE(), BetaTC()], ids=repr)
+def test_objectives_of_each_datum_are_those_of_the_batch_under_a_scaled_plate(objective):
+    found = []
+    for size in (None, N):
+        torch.manual_seed(0)
+        own = Drawn(size)
+        found.append(evaluate(own.model, own.guide, numbers()[:21], loss=objective, batch_size=7))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_the_log_likelihood_under_a_scaled_plate_is_that_under_one_of_the_batch():
+    found = []
+    for size in (None, N):
+        torch.manual_seed(0)
+        own = Drawn(size)
+        found.append(log_likelihood(own.model, own.guide, numbers()[:7], samples=20_000))
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+
+
+def test_pyros_renyi_bound_is_refused_under_a_scaled_plate():
+    own = Drawn(N)
+    with pytest.raises(ValueError, match=r"take objectives\.Renyi"):
+        evaluate(own.model, own.guide, numbers(), loss=RenyiELBO(num_particles=2), batch_size=20)
+
+
+# Parameters for each datum
+
+
+def guide_of_rows(x):
+    loc = pyro.param("loc", torch.zeros(len(x), 1))
+    scale = pyro.param("scale", torch.ones(len(x), 1), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+
+def model_of_rows(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def test_parameters_for_each_datum_end_at_the_posterior_of_their_own_datum():
+    x = numbers((N, 1))
+    optimizer = lambda ps: torch.optim.Adam(ps, lr=0.05)  # noqa: E731
+    fit(model_of_rows, guide_of_rows, x, loss=TraceMeanField_ELBO(), epochs=300, batch_size=N, optimizer=optimizer)
+    assert pyro.param("loc").shape == (N, 1)
+    torch.testing.assert_close(pyro.param("loc").detach(), x / 2, rtol=0, atol=0.4)
+    torch.testing.assert_close(pyro.param("scale").detach(), torch.full((N, 1), 0.5**0.5), rtol=0, atol=0.4)
+
+
+@pytest.mark.parametrize("call", [evaluate, fit])
+def test_parameters_for_each_datum_of_a_batch_are_refused(call):
+    with pytest.raises(ValueError, match=r"'loc' of shape \(20, 1\) .*\(batch_size=60\)"):
+        call(model_of_rows, guide_of_rows, numbers((N, 1)), batch_size=20)
+    assert not list(pyro.get_param_store().keys())
