@@ -14,6 +14,8 @@ from torch.fx.node import map_arg
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
 PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
+NOISE = "noise"  # in a site's "infer": the handler of `pyro_vae.noise` that has drawn it, and which of these it lacks
+INDEPENDENT, FRESH = "independent particles", "new noise at every step"
 WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 steps save
 Outputs = Sequence[Any]  # tensors, or None for the gradient of a parameter that has none
 Step = Callable[..., Outputs]

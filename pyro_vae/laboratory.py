@@ -1,7 +1,7 @@
 """The gradient laboratory: what each estimator gives at fixed weights, against the exact gradient.
 
-Two models have one: a VAE of linear maps and normal distributions (probabilistic PCA), by Gauss-Hermite quadrature, and
-one of binary codes, by enumeration.
+Two models have one: a VAE of linear maps and normal distributions (probabilistic PCA), by quadrature, and one of
+binary codes, by enumeration.
 """
 
 import json
@@ -20,6 +20,7 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
+from torch.utils.checkpoint import checkpoint
 
 from pyro_vae import decoders, encoders, noise, priors
 from pyro_vae.distributions import GreyBernoulli
@@ -33,6 +34,8 @@ LINEAR = partial(MLP, hidden=())
 MODELS = ("linear-gaussian", "discrete")
 TOGETHER = 50  # independent draws of a gradient per step: their mean is one number of the statistics
 BLOCKS = ("encoder", "decoder")
+MOST, PART = 2**22, 2**17  # points of an exact sum over codes: at most, and together
+STEP = 1 / 64  # nats between log-weights of an exact bound
 
 
 @dataclass
@@ -156,13 +159,15 @@ def discrete(count: int = 4) -> tuple[VAE, Tensor]:
 
 
 def exact_bound(vae: VAE, x: Tensor, particles: int = 1) -> Tensor:
-    r"""Return the importance-weighted bound of a small model exactly, by a sum over z.
+    r"""Return the importance-weighted bound of a small model exactly, by sums over z and over the weights.
 
     With S the sum of K weights, and :math:`\varphi(t) = \mathbb{E}_q [e^{-t w}]` the Laplace transform of one,
 
     .. math:: \mathbb{E} [\log S] = \int_{-\infty}^\infty \big( e^{-e^s} - \varphi(e^s)^K \big) \, ds,
 
-    so that any K takes one sum over z, and one over s. Its gradient is exact as well.
+    so that any K takes one sum over z, and one over s. The first is over a grid that is as fine as the weights are
+    steep; the second over all s where the weights are neither all too small to be seen nor all too large. Its gradient
+    is exact as well.
 
     Arguments:
         vae: as `linear_gaussian` or `discrete` return it.
@@ -172,33 +177,90 @@ def exact_bound(vae: VAE, x: Tensor, particles: int = 1) -> Tensor:
     Returns:
         The bound, shape (B,), in nats.
 
+    Raises:
+        ValueError: for weights so steep that the grid of a datum would have more than 4 million points.
+
     Example:
         >>> vae, x = discrete()
         >>> bool((exact_bound(vae, x, 1) < exact_bound(vae, x, 5)).all())
         True
     """
-    z, weights = _sum_over_codes(vae, x)
-    log_weights = vae.decoder(z).log_prob(x) + vae.prior().log_prob(z) - vae.encoder(x).log_prob(z)
+    return torch.stack([_exact_bound(vae, datum, particles) for datum in x.split(1)])
+
+
+def _exact_bound(vae: VAE, datum: Tensor, particles: int) -> Tensor:
+    weigh, parts = partial(_weigh, vae, datum), _points(vae, datum).split(PART)
     if particles == 1:
-        return (weights * log_weights).sum(0)
-    centre = (weights.detach().log() + log_weights.detach()).logsumexp(0)
-    w = (log_weights - centre).exp()
-    s = torch.arange(-40.0, 60.0, 0.1, dtype=x.dtype)
-    transform = torch.stack([(weights * (-t.exp() * w).exp()).sum(0) for t in s])
-    integral = 0.1 * ((-s.exp()).exp()[:, None] - transform**particles).sum(0)
-    return centre + integral - math.log(particles)
+        return torch.stack([(mass * values).sum() for mass, values in map(weigh, parts)]).sum()
+    with torch.no_grad():
+        ends = torch.stack([torch.stack(weigh(part)[1].aminmax()) for part in parts])
+        low, high = ends[:, 0].min(), ends[:, 1].max()
+    size = int((high - low) / STEP) + 6
+
+    def law_of(part: Tensor) -> Tensor:
+        mass, values = weigh(part)
+        return _on_grid(mass, (values - low) / STEP + 2, size)
+
+    law = sum(checkpoint(law_of, part, use_reentrant=False) for part in parts)
+    return low + _mean_log_sum(law, particles) - math.log(particles)
 
 
-def _sum_over_codes(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codes of shape (N, B, D) and their weights under q, of shape (N, B) or (N, 1)."""
-    posterior = vae.encoder(x)
+def _weigh(vae: VAE, datum: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mass under q of some points of its space, and the logarithms of their weights, shape (N,)."""
+    posterior = vae.encoder(datum)
     if posterior.has_enumerate_support:
-        codes = posterior.enumerate_support()
-        return codes, posterior.log_prob(codes).exp()
-    nodes, weights = (torch.as_tensor(array) for array in np.polynomial.hermite_e.hermegauss(48))
-    grid = torch.cartesian_prod(nodes, nodes).unsqueeze(1)
-    product = torch.cartesian_prod(weights, weights).prod(1, keepdim=True) / (2 * math.pi)
-    return posterior.mean + posterior.stddev * grid, product
+        z = points.unsqueeze(1)
+        mass = posterior.log_prob(z).exp()
+    else:
+        z = posterior.mean + posterior.stddev * points[:, None, :-1]
+        mass = points[:, -1:]
+    return mass[:, 0], (vae.decoder(z).log_prob(datum) + vae.prior().log_prob(z) - posterior.log_prob(z))[:, 0]
+
+
+@torch.no_grad()
+def _points(vae: VAE, datum: Tensor) -> Tensor:
+    """Return all codes, shape (N, D), or points in units of q's deviations, each with its mass, shape (N, 3)."""
+    posterior = vae.encoder(datum)
+    if posterior.has_enumerate_support:
+        return posterior.enumerate_support()[:, 0]
+    coarse = torch.arange(-8.0, 9.0, dtype=datum.dtype)  # what lies further out has a mass of 1e-15
+    values = _weigh(vae, datum, _with_mass(coarse, coarse))[1].reshape(17, 17)
+    counts = [33 + int(24 * values.diff(dim=dim).abs().max()) for dim in (0, 1)]
+    if math.prod(counts) > MOST:
+        raise ValueError(
+            f"the weights are too steep for an exact bound, which would take {math.prod(counts):,} points, and not at"
+            f" most {MOST:,}: take a smaller offset, or a factor nearer to 1"
+        )
+    return _with_mass(*(torch.linspace(-8, 8, count, dtype=datum.dtype) for count in counts))
+
+
+def _with_mass(*axes: Tensor) -> Tensor:
+    """Return the points of a grid and their normal masses, by the trapezoidal rule."""
+    points = torch.cartesian_prod(*axes)
+    return torch.cat([points, (-points.square().sum(-1, keepdim=True) / 2).softmax(0)], -1)
+
+
+def _on_grid(mass: Tensor, places: Tensor, size: int) -> Tensor:
+    """Share masses between 0, 1, ..., size - 1, each by the four nearest: sums of cubic functions stay as they are."""
+    first = places.detach().floor()
+    t = places - first
+    shares = [-t * (t - 1) * (t - 2) / 6, (t + 1) * (t - 1) * (t - 2) / 2, -(t + 1) * t * (t - 2) / 2]
+    law = torch.zeros(size, dtype=mass.dtype)
+    for shift, share in enumerate([*shares, (t + 1) * t * (t - 1) / 6], -1):
+        law = law.index_add(0, first.long() + shift, mass * share)
+    return law
+
+
+def _mean_log_sum(law: Tensor, count: int) -> Tensor:
+    """Return the mean of the logarithm of a sum of weights, whose own logarithms are -2, -1, 0, ... times `STEP`."""
+    below, above = round(6 / STEP), round(40 / STEP)  # where exp(-w) is 0, and where it is 1
+    shifts = torch.arange(1 - len(law), len(law) + below + above, dtype=law.dtype)
+    kernel = (-(STEP * (below - shifts)).exp()).exp()
+    length = len(law) + len(kernel)
+    transform = torch.fft.irfft(torch.fft.rfft(law, length) * torch.fft.rfft(kernel, length), length)
+    transform = transform[len(law) - 1 : len(kernel)]  # at t = exp(-s), s from `below` to the last place and `above`
+    last = STEP * (len(law) - 3 + above + 0.5)
+    return last - np.euler_gamma - STEP * (transform**count).sum()
 
 
 def exact_gradient(vae: VAE, x: Tensor, particles: int = 1) -> Tensor:
@@ -252,6 +314,8 @@ def linear_gaussian_estimators() -> list[Estimator]:
     """Return the estimators that suit normal codes."""
     vectorized = partial(Trace_ELBO, num_particles=8, vectorize_particles=True, max_plate_nesting=1)
     kinds = {"antithetic": noise.Antithetic, "Latin hypercube": noise.LatinHypercube, "Sobol": noise.Sobol}
+    guides: dict[str, Callable[[VAE], Callable[..., Any]]] = {"": lambda vae: vae.guide}
+    guides |= {f", {name}": partial(_with_noise, kind) for name, kind in kinds.items()}
     return [
         Estimator("pathwise, sampled KL", Trace_ELBO()),
         Estimator("pathwise, closed-form KL", TraceMeanField_ELBO()),
@@ -260,10 +324,10 @@ def linear_gaussian_estimators() -> list[Estimator]:
         Estimator("VIMCO 8", VIMCO(8), 8),
         *[Estimator(f"IWAE {count}", IWAE(count), count) for count in (2, 8, 64)],
         *[Estimator(f"DReG {count}", DReG(count), count) for count in (2, 8, 64)],
-        Estimator("pathwise, 8 particles", vectorized()),
         *[
-            Estimator(f"pathwise, 8 particles, {name}", vectorized(), guide=partial(_with_noise, kind))
-            for name, kind in kinds.items()
+            Estimator(f"{name}, 8 particles{noise_of}", make(), guide=guide)
+            for name, make in {"pathwise": vectorized, "sticking the landing": partial(StickingTheLanding, 8)}.items()
+            for noise_of, guide in guides.items()
         ],
     ]
 

@@ -13,10 +13,21 @@ programs stay as they are.
 For instance ``fit(model, noise.Sobol()(guide), x, loss=Trace_ELBO(num_particles=8, vectorize_particles=True))``.
 
 The K particles are those of the plate that an ELBO with ``num_particles=K, vectorize_particles=True`` puts around the
-programs. Each particle by itself has plain uniform noise, so every estimate keeps its expectation; what changes is how
-the particles of one datum depend on each other. Different data, and different sites, get noise of their own. Where
-there is no such plate there is one draw, and its noise is plain (`Fixed`: what it holds): the programs still run in
-`pyro_vae.evaluate`, and without ``vectorize_particles`` the handlers save nothing.
+programs. Each particle by itself has plain uniform noise; what changes is how the particles of one datum depend on each
+other. Different data, and different sites, get noise of their own. Which objectives that suits:
+
+- A mean over particles keeps its expectation: ``Trace_ELBO``, ``TraceMeanField_ELBO`` and the other ELBOs of Pyro with
+  vectorized particles, ``StickingTheLanding``, ``InfoVAE``, ``BetaTC``.
+- ``IWAE``, ``MIWAE``, ``CIWAE``, ``PIWAE``, ``Renyi`` and ``FreeBits`` then estimate another objective, that of K such
+  particles, and have its exact gradient. The first four stay lower bounds on :math:`\log p(x)`.
+- The gradients of ``DReG``, ``VIMCO`` and ``Thermodynamic`` are right for independent particles only, and Pyro's
+  ``Trace_MMD`` compares particles with each other: they refuse these handlers.
+
+`Fixed` repeats its noise: its estimates are those of one draw. Objectives whose gradient is right only in the mean over
+the noise (the three, and ``StickingTheLanding``) refuse it.
+
+Where there is no such plate there is one draw, and its noise is plain (`Fixed`: what it holds): the programs still run
+in `pyro_vae.evaluate`, and without ``vectorize_particles`` the handlers save nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -46,7 +57,7 @@ from pyro_vae.distributions import (
 from pyro_vae.distributions.quantiles import beta_quantile, gamma_quantile
 from pyro_vae.distributions.sphere import directions
 from pyro_vae.distributions.wrappers import family
-from pyro_vae.engine import PARTICLES
+from pyro_vae.engine import FRESH, INDEPENDENT, NOISE, PARTICLES
 
 WORKS = (
     "all that has an icdf, Gamma, Beta, Dirichlet, StudentT, PowerSpherical, MixtureOfNormals, MultivariateNormal and"
@@ -56,8 +67,9 @@ Draw = Callable[[Size, Tensor], Tensor]
 
 
 class _Noise(Messenger, ABC):
-    """A handler that sets every latent site to a function of its noise."""
+    """A handler that sets every latent site to a function of its noise, of which some objectives need what it lacks."""
 
+    lacks = ""
     _used = 0  # sites or dimensions, since the handler was entered
 
     def __enter__(self) -> Self:
@@ -89,6 +101,7 @@ class _Noise(Messenger, ABC):
                 raise NotImplementedError("it has no pathwise sampler")
             # Not done: plates further out are still to expand the distribution.
             msg["value"] = _transport(msg["fn"].expand(batch), draw)
+            msg["infer"][NOISE] = type(self).__name__, self.lacks
         except NotImplementedError as error:
             raise ValueError(
                 f"noise.{type(self).__name__} cannot drive site {msg['name']!r} ({family(msg['fn'])}): {error}."
@@ -122,6 +135,8 @@ class Fixed(_Noise):
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, section 2.4.
     """
+
+    lacks = FRESH
 
     def __init__(self, noise: int | Tensor) -> None:
         super().__init__()
@@ -172,6 +187,8 @@ class Antithetic(_Noise):
         Hammersley and Morton, 1956, A New Monte Carlo Technique: Antithetic Variates.
     """
 
+    lacks = INDEPENDENT
+
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         half = _open(_rand(((particles + 1) // 2, *batch, *event), like), like)
         return torch.cat([half, 1 - half[: particles // 2]])
@@ -198,6 +215,8 @@ class LatinHypercube(_Noise):
     Reference:
         McKay, Beckman and Conover, 1979, A Comparison of Three Methods for Selecting Values of Input Variables.
     """
+
+    lacks = INDEPENDENT
 
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         shape = (particles, *batch, *event)
@@ -231,6 +250,8 @@ class Sobol(_Noise):
         L'Ecuyer and Lemieux, 2002, Recent Advances in Randomized Quasi-Monte Carlo Methods, section 3 (digital shift);
         Buchholz, Wenzel and Mandt, 2018, Quasi-Monte Carlo Variational Inference.
     """
+
+    lacks = INDEPENDENT
 
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
         start, self._used = self._used, self._used + event.numel()

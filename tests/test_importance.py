@@ -4,6 +4,7 @@ import itertools
 import math
 from functools import partial
 
+import mpmath
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -17,8 +18,10 @@ from torch import nn
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, noise, objectives, priors
 from pyro_vae.handlers import weigh_kl
+from pyro_vae.memory import peak_of
 from pyro_vae.networks import MLP
 from pyro_vae.objectives.bounds import maximum_mean_discrepancy
+from pyro_vae.objectives.importance import _leave_one_out
 
 pytestmark = pytest.mark.usefixtures("float64")
 SMALL = partial(MLP, hidden=())
@@ -279,6 +282,28 @@ def test_vimco_weighs_each_score_by_what_its_particle_adds_to_the_bound():
     np.testing.assert_allclose(log_q.grad, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[0.0, 1.0, 2.0], [1000.0, 0.0, 0.0, 0.0], [-1e6, 0.0, 1.0], [1e5, -1e5, 3.0, 4.0], [0.0, -math.inf, 1.0]],
+    ids=str,
+)
+def test_vimcos_baselines_keep_their_digits_where_one_weight_is_all_or_nothing(values):
+    expected = []
+    for k in range(len(values)):
+        others = [mpmath.mpf(value) for value in values[:k] + values[k + 1 :]]
+        others.append(sum(others) / len(others))
+        expected.append(float(mpmath.log(sum(map(mpmath.exp, others)) / len(values))))
+    for dtype, digits in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
+        found = _leave_one_out(torch.tensor(values, dtype=dtype)[:, None])[:, 0]
+        np.testing.assert_allclose(found, expected, rtol=digits, atol=digits)
+
+
+def test_vimcos_baselines_take_memory_in_proportion_to_the_particles():
+    one, other = (peak_of(partial(_leave_one_out, torch.zeros(count, 10))) for count in (100, 1000))
+    assert other < 11 * one
+    assert other < 20 * 1000 * 10 * 8  # bytes
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_vimco_is_unbiased_on_discrete_codes(count):
     programs, x, draws = Discrete(), torch.tensor(0.9), 20_000
@@ -434,7 +459,7 @@ class ByParticle(noise._Noise):
 class OneSample(dist.Normal):
     """A prior whose draws are its quantiles, the same for every particle."""
 
-    def sample(self, sample_shape=()):
+    def rsample(self, sample_shape=()):
         shape = torch.Size(sample_shape) + self.batch_shape
         levels = (torch.arange(shape[-2:].numel()) + 0.5) / shape[-2:].numel()
         return self.icdf(levels.reshape(shape[-2:])).expand(shape)

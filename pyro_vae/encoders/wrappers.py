@@ -173,7 +173,8 @@ class SemiAmortized(Part):
         kl = posterior.log_prob(z) - prior.log_prob(z) if kl is None else kl
         bound = self._model[1](z).log_prob(x) - kl
         (slope,) = torch.autograd.grad(bound.sum(), output, create_graph=training)
-        norm = torch.linalg.vector_norm(slope, dim=tuple(range(bound.dim(), slope.dim())), keepdim=True)
+        norm = torch.linalg.vector_norm(slope.reshape(*bound.shape, -1), dim=-1)
+        norm = norm.reshape(*bound.shape, *[1] * (slope.dim() - bound.dim()))
         output = output + self.step_size * slope / (norm / self.clip_norm).clamp(min=1)
         return output if training else output.detach()
 

@@ -1,23 +1,25 @@
 """What the objectives of this package share: per-datum log-weights of K particles, and Pyro's interface of an ELBO."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions.constraints import Constraint, real
 from torch.utils.checkpoint import checkpoint
 
-from pyro_vae.distributions.wrappers import family
-from pyro_vae.engine import PARTICLES
+from pyro_vae.distributions.wrappers import family, layers
+from pyro_vae.engine import NOISE, PARTICLES
 from pyro_vae.memory import most_within, peak_of
 from pyro_vae.networks import as_size
 from pyro_vae.networks._part import kept_arguments
@@ -58,11 +60,13 @@ class Objective(ELBO):
     """An objective per datum, made of the log-weights of K particles that pass through the programs together.
 
     A class of this kind says in ``estimate`` what it makes of `Draws`. ``weighs_kl`` says whether it has a KL that
-    `pyro_vae.handlers.KLWeight` may scale, and ``pathwise`` whether its gradient needs a pathwise sampler.
+    `pyro_vae.handlers.KLWeight` may scale, ``pathwise`` whether its gradient needs a pathwise sampler, and ``needs``
+    what its gradient needs of the noise, which not all handlers of `pyro_vae.noise` give.
     """
 
     weighs_kl = False
     pathwise = True
+    needs: tuple[str, ...] = ()
 
     def __init__(self, num_particles: int = 1, chunk: int | None = None) -> None:
         super().__init__(num_particles=as_size(num_particles, "num_particles"), max_plate_nesting=2)
@@ -151,9 +155,9 @@ class Objective(ELBO):
     def guide_trace(self, guide: Program, *args: Any, particles: int, **kwargs: Any) -> Trace:
         """Run the guide on several particles."""
         program = pyro.plate(PARTICLES, particles, dim=-2)(guide)
-        trace = self._checked(program if self.pathwise else _Detached()(program), *args, **kwargs)
-        if self.pathwise:
-            self._check_pathwise(trace)
+        trace = self._checked(_Draws(self)(program), *args, **kwargs)
+        for name in trace.stochastic_nodes:
+            self._check_draw(name, trace.nodes[name])
         return trace
 
     def model_trace(self, model: Program, guide_trace: Trace, *args: Any, particles: int, **kwargs: Any) -> Trace:
@@ -211,14 +215,20 @@ class Objective(ELBO):
                 f" {', '.join(sorted(alone))}: give both one name, or leave it out of both"
             )
 
-    def _check_pathwise(self, guide_trace: Trace) -> None:
-        for name in guide_trace.stochastic_nodes:
-            if not guide_trace.nodes[name]["fn"].has_rsample:
-                raise ValueError(
-                    f"{type(self).__name__} needs a pathwise sampler, which {family(guide_trace.nodes[name]['fn'])} at"
-                    f" site {name!r} has not: take VIMCO, Thermodynamic, or Trace_ELBO, which fall back on the score"
-                    " function"
-                )
+    def _check_draw(self, name: str, site: dict[str, Any]) -> None:
+        """Refuse a site of the guide whose draw this objective cannot use as it is."""
+        kind = type(self).__name__
+        if self.pathwise and not site["fn"].has_rsample:
+            raise ValueError(
+                f"{kind} needs a pathwise sampler, which {family(site['fn'])} at site {name!r} has not: take VIMCO,"
+                " Thermodynamic, or Trace_ELBO, which fall back on the score function"
+            )
+        handler, lacking = site["infer"].get(NOISE, ("", ""))
+        if lacking in self.needs:
+            raise ValueError(
+                f"the gradient of {kind} needs {lacking}, which noise.{handler} at site {name!r} does not give: take"
+                " IWAE or Trace_ELBO, or leave the handler out"
+            )
 
 
 class _OfTheBatch(Messenger):
@@ -231,13 +241,30 @@ class _OfTheBatch(Messenger):
                 msg["scale"] = 1.0 if isinstance(scale, float) and math.isclose(scale, 1) else scale
 
 
-class _Detached(Messenger):
-    """Draw every latent sample without a gradient."""
+class _Draws(Messenger):
+    """Draw the guide's sites as an objective takes them: with the gradient of their path, or without one."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.pathwise, self.kind = objective.pathwise, type(objective).__name__
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not (msg["is_observed"] or msg["done"]):
-            value = msg["fn"](*msg["args"], **msg["kwargs"]) if msg["value"] is None else msg["value"]
-            msg["value"], msg["done"] = value.detach(), True
+        if msg["is_observed"] or msg["done"]:
+            return
+        value = msg["fn"](*msg["args"], **msg["kwargs"]) if msg["value"] is None else msg["value"]
+        if hasattr(value, "_unquantize"):  # Pyro's mark of a draw that is rounded, and scored as it was before
+            raise ValueError(
+                f"{self.kind} scores the values that are drawn, and {family(msg['fn'])} at site {msg['name']!r} scores"
+                " others: take encoders.RelaxedOneHotCategorical(straight_through=True), or Trace_ELBO"
+            )
+        if not self.pathwise:
+            if value.requires_grad and any(isinstance(layer, Delta) for layer in layers(msg["fn"])):
+                raise ValueError(
+                    f"{self.kind} trains a guide by its density, which a Delta at site {msg['name']!r} has not: take"
+                    " IWAE or Trace_ELBO"
+                )
+            value = value.detach()
+        msg["value"], msg["done"] = value, True
 
 
 def _with(guide_trace: Trace, values: Sequence[Tensor]) -> Trace:
@@ -282,18 +309,57 @@ def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
     return guide_trace.nodes[names[0]]
 
 
-def path_only(site: dict[str, Any]) -> Tensor:
-    """Return log q(z) with a gradient through z alone, and none to the parameters of q: its score is left out."""
+def path_only(objective: Objective, site: dict[str, Any]) -> Tensor:
+    """Return log q(z) with a gradient through z alone, and none to the parameters of q: its score is left out.
+
+    A point has no density, and its log q no gradient.
+    """
     distribution, value = site["fn"], site["value"]
+    log_q: Tensor
+    if _support(site).is_discrete:  # of codes that are rounded, whose gradient is that of other ones
+        raise _without_slope(objective, site)
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
     leaf = value.detach().requires_grad_()
-    log_q: Tensor = distribution.log_prob(leaf)
-    if not log_q.requires_grad:  # of a point
+    log_q = distribution.log_prob(leaf)
+    if not log_q.requires_grad:
         return masked(log_q, site)
-    (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
-    along = ((value - value.detach()) * slope).sum(tuple(range(log_q.dim(), value.dim())))
+    (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True, allow_unused=True)
+    if slope is None:
+        raise _without_slope(objective, site)
+    along = sum_rightmost((value - value.detach()) * slope, distribution.event_dim)
     return masked(log_q.detach() + along, site)
+
+
+def _without_slope(objective: Objective, site: dict[str, Any]) -> ValueError:
+    return ValueError(
+        f"{type(objective).__name__} needs a density that can be differentiated in z, which {family(site['fn'])} at"
+        f" site {site['name']!r} has not: take IWAE or Trace_ELBO"
+    )
+
+
+def check_support(objective: Objective, site: dict[str, Any]) -> None:
+    """Refuse a site whose support moves with parameters: the mean of its score is then not 0."""
+    if any(bound.requires_grad for bound in _bounds(_support(site))):
+        raise ValueError(
+            f"{type(objective).__name__} leaves out the score, whose mean is 0 on a fixed support alone, and that of"
+            f" {family(site['fn'])} at site {site['name']!r} moves: take IWAE or Trace_ELBO"
+        )
+
+
+def _support(site: dict[str, Any]) -> Constraint:
+    try:
+        return site["fn"].support
+    except NotImplementedError:  # which flows of zuko do not name
+        return real
+
+
+def _bounds(constraint: Constraint) -> Iterator[Tensor]:
+    for value in vars(constraint).values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Constraint):
+            yield from _bounds(value)
 
 
 def masked(log_prob: Tensor, site: dict[str, Any]) -> Tensor:

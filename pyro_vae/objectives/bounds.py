@@ -4,17 +4,20 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_vae.distributions.wrappers import family, layers
+from pyro_vae.engine import FRESH, INDEPENDENT
 from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,
     Program,
     Terms,
+    check_support,
     path_only,
     reported,
     the_latent_site,
@@ -48,10 +51,12 @@ class StickingTheLanding(Objective):
     """
 
     weighs_kl = True
+    needs = (FRESH,)
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
         site = the_latent_site(self, trace)
-        return (site["scale"] * path_only(site),)
+        check_support(self, site)
+        return (site["scale"] * path_only(self, site),)
 
     def estimate(self, draws: Draws) -> Tensor:
         return draws.log_weights.mean(0)
@@ -84,6 +89,7 @@ class Thermodynamic(Objective):
     """
 
     pathwise = False
+    needs = (INDEPENDENT, FRESH)
 
     def __init__(
         self, num_particles: int = 10, partitions: int = 5, first: float = 0.025, chunk: int | None = None
@@ -130,7 +136,8 @@ class _Penalized(Objective):
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
         site = the_latent_site(self, trace)
-        if not (site["mask"] is None or site["mask"] is True):
+        hidden = any(isinstance(layer, MaskedDistribution) for layer in layers(site["fn"]))
+        if hidden or not (site["mask"] is None or site["mask"] is True):
             name = f"{type(self).__name__} holds the data of a batch together"
             raise ValueError(f"{name}, and takes no mask at site {site['name']!r}: leave the masked data out")
         return *super().of_guide(trace), self.of_site(site)
@@ -157,15 +164,24 @@ class _Penalized(Objective):
 
 
 def by_dimension(objective: Objective, site: dict[str, Any], value: Tensor) -> Tensor:
-    """Return the log-density of a site's value apart for each dimension, or refuse what is not a product of them."""
-    distribution = next(layer for layer in layers(site["fn"]) if not isinstance(layer, ExpandedDistribution))
-    base: Any = getattr(distribution, "base_dist", None)
-    if type(distribution).__name__ != "Independent" or base.event_shape:
+    r"""Return the log-density of each dimension of a site's value, shape (\*batch, D); a single number has D = 1.
+
+    A distribution whose dimensions depend on each other is refused.
+    """
+    fn = site["fn"]
+    whole = next(layer for layer in layers(fn) if not isinstance(layer, Independent | ExpandedDistribution))
+    if whole.event_shape:
         raise ValueError(
-            f"{type(objective).__name__} needs independent latent dimensions, which {family(distribution)} at site"
+            f"{type(objective).__name__} needs independent latent dimensions, which {family(fn)} at site"
             f" {site['name']!r} has not: take a Normal prior and encoder"
         )
-    return base.log_prob(value)
+    shape = torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape)
+    return as_vectors(whole.log_prob(value).expand(shape), fn.event_dim)
+
+
+def as_vectors(value: Tensor, event_dim: int) -> Tensor:
+    """Return values whose events, of any number of dimensions, are vectors: of one entry for a single number."""
+    return value.reshape(*value.shape[: value.dim() - event_dim], -1)
 
 
 class FreeBits(_Penalized):
@@ -214,7 +230,8 @@ class InfoVAE(_Penalized):
               - (\alpha + \lambda - 1) \, \mathrm{MMD}(q(z), p(z))
 
     The kernel is the sum of inverse multiquadratics :math:`C / (C + \|z - z'\|^2)`, C = 2 D s, for s from 0.1 to 10. At
-    alpha = 1 there is no KL: the Wasserstein autoencoder.
+    alpha = 1 there is no KL: the Wasserstein autoencoder. A learned prior is trained by its draws too, which must then
+    be pathwise.
 
     Arguments:
         alpha: how much of the KL is taken away; 1 takes all.
@@ -223,7 +240,8 @@ class InfoVAE(_Penalized):
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: for numbers that are not finite; when it is run, as `StickingTheLanding`.
+        ValueError: for numbers that are not finite; when it is run, as `StickingTheLanding`, and for a learned prior
+            without a pathwise sampler.
 
     Example:
         >>> InfoVAE(alpha=1.0, scale=10.0)
@@ -242,11 +260,17 @@ class InfoVAE(_Penalized):
         self.alpha, self.scale = alpha, scale
 
     def of_site(self, site: dict[str, Any]) -> Tensor:
-        value: Tensor = site["value"]
-        return value.flatten(2)
+        return as_vectors(site["value"], site["fn"].event_dim)
 
     def of_prior(self, site: dict[str, Any]) -> tuple[Tensor, ...]:
-        return (site["fn"].sample().flatten(2),)
+        fn = site["fn"]
+        draw = fn()
+        if not fn.has_rsample and self.alpha + self.scale != 1 and fn.log_prob(draw).requires_grad:
+            raise ValueError(
+                f"InfoVAE trains a prior by its draws, and {family(fn)} at site {site['name']!r} has no pathwise"
+                " sampler: take a prior that has one or that is not learned, or BetaTC or Trace_ELBO"
+            )
+        return (as_vectors(draw, fn.event_dim),)
 
     def penalty(self, draws: Draws) -> Tensor:
         count = draws.likelihood.shape[1]
@@ -297,11 +321,12 @@ class BetaTC(_Penalized):
               \big) - \sum_d \mathrm{KL}(q(z_d) \,\|\, p(z_d))
 
     The aggregate q(z) is estimated from the batch, by the minibatch-weighted sampling of the paper. At beta = 1 the
-    penalty is the KL.
+    penalty is the KL. The number of training data enters that estimate as a constant, :math:`(D - 1) \log N`: it
+    changes the value of the loss, but no gradient.
 
     Arguments:
         beta: the weight, at least 0.
-        size: the number N of training data.
+        size: the number N of training data, at least 1; it changes the value and no gradient.
         num_particles: samples that are averaged, at least 1.
         chunk: how many of them are in memory at a time (default: all).
 

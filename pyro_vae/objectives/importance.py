@@ -1,14 +1,17 @@
 """Importance-weighted bounds, and estimators of their gradients."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.distributions.wrappers import family
+from pyro_vae.engine import FRESH, INDEPENDENT
 from pyro_vae.networks import as_number, as_size
-from pyro_vae.objectives._objective import Draws, Objective, masked, path_only, the_latent_site
+from pyro_vae.objectives._objective import Draws, Objective, check_support, masked, path_only, the_latent_site
 
 SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
 
@@ -78,9 +81,18 @@ class DReG(Objective):
         Tucker et al., 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, equation 8.
     """
 
+    needs = (INDEPENDENT, FRESH)
+
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
         site = the_latent_site(self, trace)
-        return path_only(site), site["value"]
+        check_support(self, site)
+        log_q = path_only(self, site)
+        if site["value"].requires_grad and not log_q.requires_grad:
+            raise ValueError(
+                f"DReG weighs draws by their density, which {family(site['fn'])} at site {site['name']!r} has not: take"
+                " IWAE or Trace_ELBO"
+            )
+        return log_q, site["value"]
 
     def estimate(self, draws: Draws) -> Tensor:
         _scale_gradient(draws.own[0], draws.log_weights.detach().softmax(0))
@@ -227,7 +239,7 @@ class PIWAE(_Grouped):
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
         site = the_latent_site(self, trace)
-        return path_only(site), site["value"], masked(site["fn"].log_prob(site["value"].detach()), site)
+        return path_only(self, site), site["value"], masked(site["fn"].log_prob(site["value"].detach()), site)
 
     def estimate(self, draws: Draws) -> Tensor:
         log_weights = draws.log_weights.detach()
@@ -267,6 +279,7 @@ class VIMCO(Objective):
     """
 
     pathwise = False  # samples are taken as they are, without a gradient of their own
+    needs = (INDEPENDENT, FRESH)
 
     def __init__(self, num_particles: int = 2, chunk: int | None = None) -> None:
         super().__init__(num_particles, chunk)
@@ -285,8 +298,16 @@ class VIMCO(Objective):
 def _leave_one_out(log_weights: Tensor) -> Tensor:
     """Return the bounds in which each weight is replaced by the geometric mean of the others, shape (K, B)."""
     count = len(log_weights)
-    others = (log_weights.sum(0) - log_weights) / (count - 1)
-    replaced = log_weights.expand(count, *log_weights.shape).clone()
-    index = torch.arange(count, device=log_weights.device)
-    replaced[index, index] = others
-    return replaced.logsumexp(1) - math.log(count)
+    mean = _of_others(log_weights, torch.cumsum, torch.add, 0.0) / (count - 1)
+    others = _of_others(log_weights, torch.logcumsumexp, torch.logaddexp, -math.inf)
+    return torch.logaddexp(others, mean) - math.log(count)
+
+
+def _of_others(
+    values: Tensor, scan: Callable[[Tensor, int], Tensor], join: Callable[[Tensor, Tensor], Tensor], none: float
+) -> Tensor:
+    """Reduce all values but each one, shape (K, B): those before it with those after it, so that nothing cancels."""
+    edge = torch.full_like(values[:1], none)
+    before = torch.cat([edge, scan(values[:-1], 0)])
+    after = torch.cat([scan(values[1:].flip(0), 0).flip(0), edge])
+    return join(before, after)

@@ -1,0 +1,317 @@
+"""Every objective on latent sites of any event shape, against its formula written out with torch's autograd.
+
+The programs have parameters of the model (w, m) and of the guide (a, c); their codes are numbers, vectors or matrices,
+on the reals or above 0, at one site or at two of which the second follows the first.
+"""
+
+import itertools
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions.util import sum_rightmost
+
+from pyro_vae import encoders, fit, objectives
+
+pytestmark = pytest.mark.usefixtures("float64")
+K = 4
+EVENTS = [(), (1,), (3,), (2, 3)]
+SHARES = torch.tensor([0.5, 1.0, 1.5, 2.0])
+
+
+class Programs:
+    """Codes z, of which x = w sum(z) + noise is seen."""
+
+    def __init__(self, event, positive=False, sites=1):
+        self.event, self.sites = event, sites
+        self.family = dist.LogNormal if positive else dist.Normal
+        self.w, self.m, self.a, self.c = (torch.tensor(v, requires_grad=True) for v in (0.8, 0.1, 0.3, -0.4))
+        self.theta, self.phi = (self.w, self.m), (self.a, self.c)
+
+    def prior(self, m):
+        return self.family(m + torch.zeros(self.event), 1.2).to_event(len(self.event))
+
+    def posterior(self, x, before, a, c):
+        ones = [1] * len(self.event)
+        apart = 0.1 * torch.arange(math.prod(self.event)).reshape(self.event)
+        loc = (a * x + 0.2 * before).reshape(*torch.broadcast_shapes(x.shape, before.shape), *ones) + apart
+        return self.family(loc, c.exp() * (1 + apart)).to_event(len(self.event))
+
+    def total(self, z):
+        return sum_rightmost(z, len(self.event))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            codes = [pyro.sample(f"z{site}", self.prior(self.m)) for site in range(self.sites)]
+            pyro.sample("x", dist.Normal(self.w * sum(map(self.total, codes)), 0.6), obs=x)
+
+    def guide(self, x):
+        before = torch.zeros(())
+        with pyro.plate("data", len(x)):
+            for site in range(self.sites):
+                before = self.total(pyro.sample(f"z{site}", self.posterior(x, before, self.a, self.c)))
+
+    def draw(self, x, count, a, c):
+        """The codes of some particles, from the noise that the guide draws after the same seed."""
+        torch.manual_seed(0)
+        codes, before = [], torch.zeros(count, len(x))
+        for _ in range(self.sites):
+            codes.append(self.posterior(x, before, a, c).rsample())
+            before = self.total(codes[-1])
+        return codes
+
+    def log_q(self, x, codes, a, c):
+        before = [torch.zeros(len(codes[0]), len(x)), *map(self.total, codes[:-1])]
+        return sum(self.posterior(x, b, a, c).log_prob(z) for b, z in zip(before, codes, strict=True))
+
+    def log_p(self, x, codes, w, m):
+        seen = dist.Normal(w * sum(map(self.total, codes)), 0.6).log_prob(x)
+        return seen + sum(self.prior(m).log_prob(z) for z in codes)
+
+
+def mean_exp(v, dim=0):
+    return v.logsumexp(dim) - math.log(v.shape[dim])
+
+
+def pathwise(bound):
+    """The plain gradient of a bound that is a function of the log-weights, all of it through the draws."""
+
+    def loss(programs, x):
+        codes = programs.draw(x, K, *programs.phi)
+        log_w = programs.log_p(x, codes, *programs.theta) - programs.log_q(x, codes, *programs.phi)
+        return {programs.theta + programs.phi: -bound(log_w).sum()}
+
+    return loss
+
+
+def held(values):
+    return [value.detach() for value in values]
+
+
+def sticking(programs, x):
+    codes = programs.draw(x, K, *programs.phi)
+    log_w = programs.log_p(x, codes, *programs.theta) - programs.log_q(x, codes, *held(programs.phi))
+    return {programs.theta + programs.phi: -log_w.mean(0).sum()}
+
+
+def doubly(programs, x):
+    fixed = held(programs.draw(x, K, *programs.phi))
+    log_w = programs.log_p(x, fixed, *programs.theta) - programs.log_q(x, fixed, *held(programs.phi))
+    squares = log_w.softmax(0).detach() ** 2
+    codes = programs.draw(x, K, *programs.phi)
+    along = programs.log_p(x, codes, *held(programs.theta)) - programs.log_q(x, codes, *held(programs.phi))
+    return {programs.theta: -mean_exp(log_w).sum(), programs.phi: -(squares * along).sum()}
+
+
+def in_groups(programs, x):
+    iwae, miwae = (
+        next(iter(pathwise(bound)(programs, x).values())) for bound in (mean_exp, lambda v: grouped(v).mean(0))
+    )
+    return {programs.theta: iwae, programs.phi: miwae}
+
+
+def grouped(v):
+    return mean_exp(v.reshape(2, 2, -1), 1)
+
+
+def vimco(programs, x):
+    codes = held(programs.draw(x, K, *programs.phi))
+    log_q = programs.log_q(x, codes, *programs.phi)
+    log_w = programs.log_p(x, codes, *programs.theta) - log_q
+    total = mean_exp(log_w).sum()
+    for k in range(K):
+        others = torch.cat([log_w[:k], log_w[k + 1 :]]).detach()
+        without = mean_exp(torch.cat([others, others.mean(0, keepdim=True)]))
+        total = total + ((mean_exp(log_w).detach() - without) * log_q[k]).sum()
+    return {programs.theta + programs.phi: -total}
+
+
+def thermodynamic(programs, x):
+    codes, total = held(programs.draw(x, K, *programs.phi)), 0.0
+    log_q, log_p = programs.log_q(x, codes, *programs.phi), programs.log_p(x, codes, *programs.theta)
+    log_w = log_p - log_q
+    for beta, following in itertools.pairwise((0.0, 0.1, 0.1**0.5, 1.0)):
+        weights = (beta * log_w).softmax(0).detach()
+        path = beta * log_p + (1 - beta) * log_q  # log of the unnormalized density between q and p
+        mean = (weights * log_w.detach()).sum(0)
+        covariance = (weights * (log_w.detach() - mean) * path).sum(0) * K / (K - 1)
+        total = total + (following - beta) * ((weights * log_w).sum(0) + covariance)
+    return {programs.theta + programs.phi: -total.sum()}
+
+
+def entries(programs, x):
+    """Codes, the log-densities of q and p apart for each of their entries, shape (K, B, D), and the reconstruction."""
+    (z,) = programs.draw(x, K, *programs.phi)
+    q, p = programs.posterior(x, torch.zeros(()), *programs.phi), programs.prior(programs.m)
+    bare = [getattr(fn, "base_dist", fn) if programs.event else fn for fn in (q, p)]
+    log_q, log_p = (fn.log_prob(z).reshape(K, len(x), -1) for fn in bare)
+    seen = dist.Normal(programs.w * programs.total(z), 0.6).log_prob(x).mean(0).sum()
+    return z, log_q, log_p, bare[0], seen
+
+
+def free_bits(programs, x):
+    _, log_q, log_p, _, seen = entries(programs, x)
+    floors = torch.maximum((log_q - log_p).mean((0, 1)), torch.tensor(0.1))
+    return {programs.theta + programs.phi: len(x) * floors.sum() - seen}
+
+
+def info_vae(programs, x):
+    z, log_q, log_p, _, seen = entries(programs, x)
+    z, count, total = z.reshape(K, len(x), -1), len(x), 0.0
+    b = programs.prior(programs.m).expand((K, count)).rsample().reshape(z.shape)
+    width = 2 * z.shape[-1]
+
+    def kernel(one, other):
+        return sum(width * s / (width * s + ((one - other) ** 2).sum()) for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0))
+
+    for k, i, j in itertools.product(range(K), range(count), range(count)):
+        if i != j:
+            total = total + (kernel(z[k, i], z[k, j]) + kernel(b[k, i], b[k, j])) / (count * (count - 1))
+        total = total - 2 * kernel(z[k, i], b[k, j]) / count**2
+    kl = (log_q - log_p).sum(-1).mean(0).sum()
+    return {programs.theta + programs.phi: 0.5 * kl + (0.5 + 2.0 - 1) * count * total / K - seen}
+
+
+def beta_tc(programs, x):
+    z, log_q, log_p, q, seen = entries(programs, x)
+    total, count, size = 0.0, len(x), math.log(100 * len(x))
+    for k, i in itertools.product(range(K), range(count)):
+        pairs = torch.stack([q.expand((count, *programs.event)).log_prob(z[k, i])[j].flatten() for j in range(count)])
+        total = total + (pairs.sum(-1).logsumexp(0) - size) - (pairs.logsumexp(0) - size).sum()
+    return {programs.theta + programs.phi: (log_q - log_p).sum(-1).mean(0).sum() + 2 * total / K - seen}
+
+
+ONE_SITE = {
+    objectives.StickingTheLanding(K): sticking,
+    objectives.DReG(K): doubly,
+    objectives.PIWAE(2, 2): in_groups,
+    objectives.FreeBits(0.1, K): free_bits,
+    objectives.InfoVAE(0.5, 2.0, K): info_vae,
+    objectives.BetaTC(3.0, 100, K): beta_tc,
+}
+ANY_SITES = {
+    objectives.IWAE(K): pathwise(mean_exp),
+    objectives.MIWAE(2, 2): pathwise(lambda v: grouped(v).mean(0)),
+    objectives.CIWAE(0.3, K): pathwise(lambda v: 0.3 * v.mean(0) + 0.7 * mean_exp(v)),
+    objectives.Renyi(0.5, K): pathwise(lambda v: 2 * mean_exp(v / 2)),
+    objectives.VIMCO(K): vimco,
+    objectives.Thermodynamic(K, 3, 0.1): thermodynamic,
+}
+CASES = [(loss, formula, 1) for loss, formula in (ONE_SITE | ANY_SITES).items()]
+CASES += [(loss, formula, 2) for loss, formula in ANY_SITES.items()]
+
+
+@pytest.mark.parametrize("positive", [False, True], ids=["real", "positive"])
+@pytest.mark.parametrize("event", EVENTS, ids=str)
+@pytest.mark.parametrize(
+    ("loss", "formula", "sites"), CASES, ids=[f"{type(loss).__name__}-{n}" for loss, _, n in CASES]
+)
+def test_gradients_on_sites_of_any_shape_are_those_of_the_formula(loss, formula, sites, event, positive):
+    programs, x = Programs(event, positive, sites), torch.tensor([1.5, -0.5, 0.7])
+    expected = {}
+    for parameters, value in formula(programs, x).items():
+        expected |= zip(parameters, torch.autograd.grad(value, parameters, retain_graph=True), strict=True)
+    parameters = programs.theta + programs.phi
+    for chunk in [K] if formula is info_vae else [K, 3]:  # chunks draw other noise from a prior
+        loss.chunk = chunk
+        torch.manual_seed(0)
+        found = loss.differentiable_loss(programs.model, programs.guide, x)
+        if formula not in (doubly, in_groups, vimco, thermodynamic):  # of which the surrogate alone has the gradient
+            assert found.item() == pytest.approx(value.item(), rel=1e-12)
+        for parameter, gradient in zip(parameters, torch.autograd.grad(found, parameters), strict=True):
+            torch.testing.assert_close(gradient, expected[parameter], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "loss", [objectives.StickingTheLanding(), objectives.DReG(2), objectives.PIWAE(2, 2), objectives.IWAE(2)], ids=repr
+)
+def test_training_on_a_code_that_is_one_number_ends_at_the_exact_posterior(loss):
+    """z ~ N(0, 1), x ~ N(z, 0.6^2): the posterior is N(x / 1.36, 0.36 / 1.36), and the evidence that of N(0, 1.36)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.6), obs=x[:, 0])
+
+    def guide(x):
+        a = pyro.param("a", torch.tensor(0.3))
+        s = pyro.param("s", torch.tensor(0.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(a * x[:, 0], s))
+
+    x = 1.36**0.5 * torch.randn(512, 1, generator=torch.Generator().manual_seed(0))
+    optimizer = partial(torch.optim.Adam, lr=2e-2)
+    with pyro.get_param_store().scope() as store:
+        history = fit(model, guide, x, loss=loss, epochs=40, batch_size=128, optimizer=optimizer)
+    assert store["params"]["a"].item() == pytest.approx(1 / 1.36, abs=0.03)
+    assert math.exp(store["params"]["s"].item()) == pytest.approx((0.36 / 1.36) ** 0.5, abs=0.03)
+    evidence = dist.Normal(0.0, 1.36**0.5).log_prob(x).mean().item()
+    assert history[-1]["train_loss"] == pytest.approx(-evidence, abs=0.01)  # 512 draws
+
+
+@pytest.mark.parametrize("name", ["FreeBits", "BetaTC", "InfoVAE"])
+def test_a_penalty_takes_events_that_are_nested_vectors(name):
+    """One event of two dimensions, or a vector of vectors: the same distribution."""
+    x, found = torch.tensor([1.5, -0.5, 0.7]), []
+    for nested in (False, True):
+        programs = Programs((2, 3))
+        if nested:
+            programs.posterior = lambda *args: Programs.posterior(programs, *args).base_dist.to_event(1).to_event(1)  # noqa: B023
+        torch.manual_seed(0)
+        loss = getattr(objectives, name)().differentiable_loss(programs.model, programs.guide, x)
+        found.append([loss, *torch.autograd.grad(loss, programs.phi)])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def seen(x, fn, event_dim=0):
+    """Programs of one code, with a posterior that is given."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand(fn().event_shape).to_event(event_dim))
+            pyro.sample("x", dist.Normal(sum_rightmost(z, event_dim), 0.6), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", fn())
+
+    return model, guide, x
+
+
+@pytest.mark.parametrize("name", ["StickingTheLanding", "DReG"])
+def test_a_support_that_moves_with_parameters_is_refused_where_the_score_is_left_out(name):
+    """Its score has a mean that is not 0: that of a uniform distribution's width is minus one over it."""
+    width = torch.tensor(1.5, requires_grad=True)
+    for fn in (lambda: dist.Pareto(width, 3.0), lambda: dist.Pareto(width.expand(2), 3.0).to_event(1)):
+        with pytest.raises(ValueError, match=f"{name} leaves out the score.*Pareto at site 'z' moves: take IWAE"):
+            getattr(objectives, name)().differentiable_loss(*seen(torch.ones(3), fn, len(fn().event_shape)))
+    fixed = seen(torch.ones(3), lambda: dist.Pareto(1.5, 2 * width))
+    assert getattr(objectives, name)().differentiable_loss(*fixed).isfinite()
+
+
+@pytest.mark.parametrize("name", ["StickingTheLanding", "DReG", "PIWAE"])
+def test_a_density_without_a_slope_is_refused_by_name(name):
+    width = torch.tensor(1.5, requires_grad=True)
+    with pytest.raises(ValueError, match=f"{name} .*Uniform at site 'z' .*: take IWAE or Trace_ELBO"):
+        getattr(objectives, name)().differentiable_loss(*seen(torch.ones(3), lambda: dist.Uniform(0.0, width)))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", ["StickingTheLanding", "DReG", "PIWAE"])
+def test_straight_through_codes_are_refused_by_name(name, gradients):
+    encoder = encoders.RelaxedOneHotCategorical(1, 3, straight_through=True)
+    programs = seen(torch.ones(2), lambda: encoder(torch.ones(2, 1)), 2)
+    words = f"{name} needs a density .* StraightThroughGumbelSoftmax at site 'z' has not: take IWAE or Trace_ELBO"
+    with pytest.raises(ValueError, match=words), torch.set_grad_enabled(gradients):
+        getattr(objectives, name)().terms(*programs)
+
+
+@pytest.mark.parametrize("loss", [*ONE_SITE, *ANY_SITES], ids=repr)
+def test_draws_that_pyro_rounds_and_scores_as_they_were_before_are_refused_by_name(loss):
+    logit = torch.zeros((), requires_grad=True)
+    programs = seen(torch.ones(2), lambda: dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), logits=logit))
+    with pytest.raises(ValueError, match=r"scores .* RelaxedBernoulliStraightThrough at site 'z' scores others: take"):
+        loss.differentiable_loss(*programs)
