@@ -21,7 +21,7 @@ def exponential(part, x, z):
 
 def gamma(part, x, z):
     shape, rate = outputs(part, x)
-    return event_sum(stats.gamma.logpdf(z, concentration(shape, 0.1), scale=np.exp(-rate)), 1)
+    return event_sum(stats.gamma.logpdf(z, concentration(shape, 0.15), scale=np.exp(-rate)), 1)
 
 
 def weibull(part, x, z):
@@ -30,17 +30,17 @@ def weibull(part, x, z):
 
 
 def beta(part, x, z):
-    return event_sum(stats.beta.logpdf(z, *concentration(outputs(part, x), 0.5)), 1)
+    return event_sum(stats.beta.logpdf(z, *concentration(outputs(part, x), 0.75)), 1)
 
 
 def kumaraswamy(part, x, z):
     # If y is a beta variate of (1, b), then y^(1/a) is a Kumaraswamy variate of (a, b).
-    a, b = concentration(outputs(part, x), 0.5)
+    a, b = concentration(outputs(part, x), 0.75)
     return event_sum(stats.beta.logpdf(z**a, 1, b) + np.log(a * z ** (a - 1)), 1)
 
 
 def dirichlet(part, x, z):
-    alpha = concentration(array(part.network(x)), 0.1)
+    alpha = concentration(array(part.network(x)), 0.15)
     rows = zip(z.reshape(-1, z.shape[-1]), alpha.reshape(-1, z.shape[-1]), strict=True)
     return np.reshape([stats.dirichlet.logpdf(row / row.sum(), a) for row, a in rows], z.shape[:-1])
 

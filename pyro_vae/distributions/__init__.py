@@ -12,11 +12,13 @@ from pyro_vae.distributions.flow import ConditionalAutoregressive, ConditionalFl
 from pyro_vae.distributions.kl import kl_weibull_exponential, kl_weibull_gamma
 from pyro_vae.distributions.mixture import MixtureOfNormals
 from pyro_vae.distributions.moments import centre_of, mean_of, on_sphere
+from pyro_vae.distributions.positive import Dirichlet, Gamma, Weibull
 from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, StraightThroughGumbelSoftmax
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
 from pyro_vae.distributions.unit import (
     Bernoulli,
     BernoulliVector,
+    Beta,
     ContinuousBernoulli,
     GreyBernoulli,
     Kumaraswamy,
@@ -27,13 +29,16 @@ from pyro_vae.distributions.wrappers import MissingEntries, ScoreFunction
 __all__ = [
     "Bernoulli",
     "BernoulliVector",
+    "Beta",
     "Categorical",
     "ConditionalAutoregressive",
     "ConditionalFlow",
     "ConditionalPlanar",
     "ContinuousBernoulli",
+    "Dirichlet",
     "DiscretizedLogistic",
     "EnumerableIndependent",
+    "Gamma",
     "GreyBernoulli",
     "HypersphericalUniform",
     "Kumaraswamy",
@@ -46,6 +51,7 @@ __all__ = [
     "RelaxedOneHotCategorical",
     "ScoreFunction",
     "StraightThroughGumbelSoftmax",
+    "Weibull",
     "ZeroInflated",
     "ZukoFlow",
     "bits_per_dimension",

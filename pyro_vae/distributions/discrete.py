@@ -31,6 +31,10 @@ class Categorical(dist.Categorical):
     def variance(self) -> Tensor:
         return (self.probs * (self._numbers() - self.mean.unsqueeze(-1)) ** 2).sum(-1)
 
+    @property
+    def mode(self) -> Tensor:
+        return super().mode.to(self._param.dtype)
+
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
         return super().sample(sample_shape).to(self._param.dtype)
 
@@ -127,6 +131,12 @@ class OneHotCategorical(dist.OneHotCategorical):
         tensor([0., 1.])
     """
 
+    @property
+    def variance(self) -> Tensor:
+        # With the sum of the others, which 1 - probs rounds to 0 where one category has nearly all.
+        others = 1 - torch.eye(self.event_shape[0], dtype=self.probs.dtype, device=self.probs.device)
+        return self.probs * (self.probs @ others)
+
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         rows = torch.eye(self.event_shape[0], dtype=self.logits.dtype, device=self.logits.device)
         return rows[self._categorical.sample(sample_shape)]
@@ -200,8 +210,11 @@ class DiscretizedLogistic(dist.TorchDistribution):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
         with torch.no_grad():
             uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-            draw = self.loc + self.scale * uniform.logit()
-            return (draw * self.steps).round().clamp(0, self.steps) / self.steps
+            # In units of bins and from the nearest one, as a small scale would be lost beside the mean.
+            center = self.loc * self.steps
+            nearest = center.round()
+            offset = (center - nearest + self.scale * self.steps * uniform.logit()).round()
+            return (nearest + offset).clamp(0, self.steps) / self.steps
 
     @property
     def mean(self) -> Tensor:

@@ -56,10 +56,11 @@ def kl_weibull_gamma(q: td.Weibull, p: td.Gamma) -> Tensor:
     Reference:
         Zhang, Chen, Guo and Zhou, 2018, WHAI: Weibull Hybrid Autoencoding Inference for Deep Topic Modeling.
     """
-    k, alpha, rate = q.concentration, p.concentration, p.rate * q.scale
+    # In 64 bits: for a large concentration of p the terms cancel.
+    k, alpha, rate = q.concentration.double(), p.concentration.double(), p.rate.double() * q.scale.double()
     entropy = EULER * (1 - 1 / k) - k.log() + 1  # less the logarithm of the scale, which is in the rate
     cross_entropy = alpha.lgamma() - alpha * rate.log() + (alpha - 1) * EULER / k + rate * (1 + 1 / k).lgamma().exp()
-    return cross_entropy - entropy
+    return (cross_entropy - entropy).to(q.scale.dtype)
 
 
 @register_kl(td.Weibull, td.Exponential)

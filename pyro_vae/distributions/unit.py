@@ -5,9 +5,11 @@ import math
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence, register_kl
 from torch.distributions.utils import broadcast_all
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
+
+from pyro_vae.distributions.kl import EULER
 
 
 class Bernoulli(dist.Bernoulli):
@@ -23,6 +25,17 @@ class Bernoulli(dist.Bernoulli):
             self._validate_sample(value)
         logits, lack = broadcast_all(self.logits, value - 1)
         return logsigmoid(logits).addcmul_(lack.to(logits), logits)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.probs * self._lack()
+
+    def entropy(self) -> Tensor:
+        return -torch.special.xlogy(self.probs, self.probs) - torch.special.xlogy(self._lack(), self._lack())
+
+    def _lack(self) -> Tensor:
+        # The probability of 0, which 1 - probs rounds to 0 where the logit is large.
+        return (-self.logits).sigmoid() if "logits" in vars(self) else 1 - self.probs
 
     def has_gradient(self, value: Tensor) -> bool:
         """Whether the log-probability of a value has one."""
@@ -64,39 +77,94 @@ class GreyBernoulli(Bernoulli):
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
-    """Continuous Bernoulli that is exact for every logit.
+    r"""Continuous Bernoulli that is exact for every logit.
 
-    Torch works from probabilities, which it clamps: it loses digits of the normalizer near a logit of 0, and beyond one
-    of about 16 its normalizer, mean and samples no longer move. Here all three are functions of the logit, by a series
-    near 0, where the closed forms cancel.
+    .. math:: p(x) = \frac{\lambda e^{\lambda x}}{e^\lambda - 1}, \qquad \lambda \text{ the logit}, \; 0 \le x \le 1
+
+    Torch works from probabilities, which it clamps: it loses digits near a logit of 0, and beyond one of about 16
+    nothing moves any more. Here all are functions of the logit. Near 0, where the closed forms cancel, they are power
+    series in it, whose coefficients are Bernoulli numbers, :math:`b_k = B_{2k} / (2k)!`. Beyond, they are functions of
+    its size, the distance being from the end where the density is largest.
+
+    Example:
+        >>> ContinuousBernoulli(logits=torch.tensor(0.0)).variance  # 1/12, of the uniform distribution
+        tensor(0.0833)
+
+    Reference:
+        Loaiza-Ganem and Cunningham, 2019, The continuous Bernoulli, equations 6 to 9.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        logits, small, size = self.logits, *self._small_and_size(0.1)
-        near = math.log(2) + small**2 / 12 - 7 * small**4 / 1440 + 31 * small**6 / 90720
-        far = (size / (size / 2).tanh()).log()
-        return value * logits - softplus(logits) + torch.where(logits.abs() < 0.1, near, far)
+        logits, value = broadcast_all(self.logits, value)
+        small, size = self._small_and_size(0.1)
+        normalizer = _powers(small, [b / (2 * k) for k, b in _B[:4]]) * small**2
+        near = (value - 0.5) * small - normalizer
+        distance = torch.where(logits > 0, 1 - value, value)
+        far = size.log() - (-(-size).exp()).log1p() - size * distance
+        return torch.where(logits.abs() < 0.1, near, far)
 
     @property
     def mean(self) -> Tensor:
-        small, size = self._small_and_size(0.1)
-        near = small / 6 - small**3 / 360 + small**5 / 15120
-        far = (1 / (size / 2).tanh() - 2 / size) * self.logits.sign()
-        return (1 + torch.where(self.logits.abs() < 0.1, near, far)) / 2
+        small, size = self._small_and_size(1.0)
+        near = 0.5 + small * _powers(small, [b for _, b in _B])
+        distance = 1 / size - (-size).exp() / -(-size).expm1()
+        far = torch.where(self.logits > 0, 1 - distance, distance)
+        return torch.where(self.logits.abs() < 1, near, far)
+
+    @property
+    def variance(self) -> Tensor:
+        small, size = self._small_and_size(1.0)
+        near = _powers(small, [(2 * k - 1) * b for k, b in _B])
+        far = size**-2 - (-size).exp() / (-size).expm1() ** 2
+        return torch.where(self.logits.abs() < 1, near, far)
+
+    def entropy(self) -> Tensor:
+        small, size = self._small_and_size(1.0)
+        near = -(small**2) * _powers(small, [(1 - 1 / (2 * k)) * b for k, b in _B])
+        far = 1 - size * (-size).exp() / -(-size).expm1() - size.log() + (-(-size).exp()).log1p()
+        return torch.where(self.logits.abs() < 1, near, far)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        logits, x = broadcast_all(self.logits, value)
+        small, size = self._small_and_size(0.001)
+        both = x * (1 - x)
+        near = x - small * both / 2 * (1 - small * (1 - 2 * x) / 6)
+        far = (-size * x).expm1() / (-size).expm1() * torch.where(logits > 0, -size * (1 - x), 0 * size).exp()
+        return torch.where(logits.abs() < 0.001, near, far)
 
     def icdf(self, value: Tensor) -> Tensor:
-        small, size = self._small_and_size(0.01)
-        near = value + small * value * (1 - value) * (1 / 2 + small * (1 - 2 * value) / 6)
-        upper = torch.where(self.logits > 0, value, 1 - value)
-        below_one = (-(upper + (1 - upper) * (-size).exp()).log() / size).clamp(0, 1)
-        far = torch.where(self.logits > 0, 1 - below_one, below_one)
-        return torch.where(self.logits.abs() < 0.01, near, far)
+        logits, u = broadcast_all(self.logits, value)
+        small, size = self._small_and_size(0.03)
+        # Cumulants of a Bernoulli variable of probability u, of which the logarithm below generates all.
+        second, skew = u * (1 - u), 1 - 2 * u
+        later = skew / 6 + small * ((1 - 6 * second) / 24 + small * skew * (1 - 12 * second) / 120)
+        near = u + small * second * (0.5 + small * later)
+        signed = torch.where(logits > 0, size, -size)
+        far = torch.logaddexp((-u).log1p(), u.log() + signed) / signed
+        return torch.where(logits.abs() < 0.03, near, far).clamp(0, 1)
 
     def _small_and_size(self, edge: float) -> tuple[Tensor, Tensor]:
         # Each branch gets what it can digest, so that the one not taken, and its gradient, stay finite.
         return self.logits.clamp(-edge, edge), self.logits.abs().clamp(min=edge)
+
+
+# (k, B_2k / (2k)!): below 1 the next term is less than 1e-14.
+_B = [
+    (k, b / math.factorial(2 * k))
+    for k, b in enumerate((1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510), 1)
+]
+
+
+def _powers(x: Tensor, coefficients: list[float]) -> Tensor:
+    """Return the polynomial in the square of x with these coefficients, the constant one first."""
+    total = torch.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        total = total * x**2 + coefficient
+    return total
 
 
 class _OpenUnitInterval(constraints.interval):
@@ -114,7 +182,40 @@ class _OpenUnitInterval(constraints.interval):
         return "(0, 1)"
 
 
-class OpenBeta(dist.Beta):
+class Beta(dist.Beta):
+    """Beta scored in 64 bits: in float32 its terms cancel to an error of 0.1 at concentrations of 100,000.
+
+    Example:
+        >>> Beta(torch.tensor(1e6), torch.tensor(1e6)).log_prob(torch.tensor(0.5))
+        tensor(7.0285)
+    """
+
+    def wide(self) -> dist.Beta:
+        """Return the same distribution in 64 bits."""
+        return dist.Beta(self.concentration1.double(), self.concentration0.double(), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.wide().log_prob(value.double()).to(self.concentration1.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable value, NaN where the density is largest at 0 or 1, or everywhere the same."""
+        above_one, above_zero = self.concentration1 - 1, self.concentration0 - 1
+        inside = (above_one > 0) & (above_zero > 0)
+        return (above_one / (above_one + above_zero)).where(inside, torch.nan)
+
+    def entropy(self) -> Tensor:
+        return self.wide().entropy().to(self.concentration1.dtype)
+
+
+@register_kl(Beta, Beta)
+def _kl(p: Beta, q: Beta) -> Tensor:
+    return kl_divergence(p.wide(), q.wide()).to(p.concentration1.dtype)
+
+
+class OpenBeta(Beta):
     """Beta whose support leaves out 0 and 1, where its density is 0 or infinite, and whose draws keep off them.
 
     Example:
@@ -174,12 +275,46 @@ class Kumaraswamy(dist.Kumaraswamy):
         one, zero, log_z = self.concentration1, self.concentration0, _inside(value).log()
         return (one * zero).log() + (one - 1) * log_z + (zero - 1) * _log_1_minus_exp(-one * log_z)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        log_above = _log_1_minus_exp(-self.concentration1 * value.log())
+        return (-(self.concentration0 * log_above).expm1()).where(value < 1, 1.0)
+
     @property
     def mean(self) -> Tensor:
-        # b B(1 + 1 / a, b), whose logarithms cancel: in double precision.
-        first, zero = 1 + 1 / self.concentration1.double(), self.concentration0.double()
-        log_mean = zero.log() + first.lgamma() + zero.lgamma() - (first + zero).lgamma()
-        return log_mean.exp().to(self.concentration1.dtype)
+        return self._log_moment(1).exp().to(self.concentration1.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        second = self._log_moment(2)
+        excess = second - 2 * self._log_moment(1)  # over the square of the first
+        step, series = 1 / self.concentration1.double(), torch.zeros_like(second)
+        for order in range(10, 1, -1):
+            slope = torch.polygamma(order - 1, torch.ones_like(step)) - torch.polygamma(
+                order - 1, 1 + self.concentration0.double()
+            )
+            series = series + (2**order - 2) * slope * step**order / math.factorial(order)
+        excess = torch.where(step < 0.02, series, excess)
+        return (second.exp() * -(-excess).expm1()).to(self.concentration1.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable value; NaN where the density is infinite at 0 or 1, or everywhere the same."""
+        one, zero = self.concentration1.double(), self.concentration0.double()
+        mode = (((one - 1) / (one * zero - 1)).log() / one).exp()
+        return mode.where((one >= 1) & (zero >= 1), torch.nan).to(self.concentration1.dtype)
+
+    def entropy(self) -> Tensor:
+        one, zero = self.concentration1.double(), self.concentration0.double()
+        mean_log = (zero + 1).digamma() + EULER
+        entropy = 1 - 1 / zero + (1 - 1 / one) * mean_log - one.log() - zero.log()
+        return entropy.to(self.concentration1.dtype)
+
+    def _log_moment(self, power: int) -> Tensor:
+        # The logarithm of b B(1 + n / a, b), whose terms cancel: in 64 bits.
+        first, zero = 1 + power / self.concentration1.double(), self.concentration0.double()
+        return zero.log() + first.lgamma() + zero.lgamma() - (first + zero).lgamma()
 
 
 def _inside(z: Tensor) -> Tensor:

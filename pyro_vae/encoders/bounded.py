@@ -51,7 +51,7 @@ class Gamma(_Encoder):
     .. math:: q(z|x) = \prod_d \frac{\beta_d(x)^{\alpha_d(x)}}{\Gamma(\alpha_d(x))}
               z_d^{\alpha_d(x) - 1} \exp(-\beta_d(x) z_d)
 
-    The network gives the concentration :math:`\alpha`, between 0.1 and 1,000, and the rate :math:`\beta`, which passes
+    The network gives the concentration :math:`\alpha`, between 0.15 and 1,000, and the rate :math:`\beta`, which passes
     through `pyro_vae.networks.positive`. Gradients are pathwise: torch differentiates a draw at a fixed value of the
     distribution function (implicit reparameterization).
 
@@ -80,7 +80,7 @@ class Gamma(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         log_shape, log_rate = output.unbind(-2)
-        return dist.Gamma(concentration(log_shape, floor=0.1), positive(log_rate)).to_event(1)
+        return distributions.Gamma(concentration(log_shape, floor=0.15), positive(log_rate)).to_event(1)
 
 
 class Weibull(_Encoder):
@@ -122,7 +122,7 @@ class Weibull(_Encoder):
         log_scale, log_shape = output.unbind(-2)
         # The fourth power of the smallest exponential variate in float32, about 1e-8, times a scale of 5e-9 does not
         # underflow; a tenth power, of a concentration of 0.1, would.
-        return dist.Weibull(positive(log_scale), concentration(log_shape, floor=0.25)).to_event(1)
+        return distributions.Weibull(positive(log_scale), concentration(log_shape, floor=0.25)).to_event(1)
 
 
 class Beta(_Encoder):
@@ -131,7 +131,7 @@ class Beta(_Encoder):
     .. math:: q(z|x) = \prod_d \frac{z_d^{\alpha_d(x) - 1} (1 - z_d)^{\beta_d(x) - 1}}
               {\mathrm{B}(\alpha_d(x), \beta_d(x))}
 
-    The network gives both concentrations, each between 0.5 and 1,000. Gradients are pathwise: torch differentiates a
+    The network gives both concentrations, each between 0.75 and 1,000. Gradients are pathwise: torch differentiates a
     draw at a fixed value of the distribution function (implicit reparameterization).
 
     Arguments:
@@ -159,8 +159,8 @@ class Beta(_Encoder):
     numbers = 2
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
-        one, zero = concentration(output, floor=0.5).unbind(-2)
-        return dist.Beta(one, zero).to_event(1)
+        one, zero = concentration(output, floor=0.75).unbind(-2)
+        return distributions.Beta(one, zero).to_event(1)
 
 
 class Kumaraswamy(_Encoder):
@@ -170,7 +170,7 @@ class Kumaraswamy(_Encoder):
               z_d = (1 - \epsilon_d^{1 / b_d(x)})^{1 / a_d(x)}, \quad \epsilon_d \sim \mathcal{U}(0, 1)
 
     The second equation is how it is drawn, and what its gradients pass through. The network gives both concentrations,
-    each between 0.5 and 1,000.
+    each between 0.75 and 1,000.
 
     Arguments:
         shape: shape of one datum.
@@ -197,7 +197,7 @@ class Kumaraswamy(_Encoder):
     numbers = 2
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
-        one, zero = concentration(output, floor=0.5).unbind(-2)
+        one, zero = concentration(output, floor=0.75).unbind(-2)
         return distributions.Kumaraswamy(one, zero).to_event(1)
 
 

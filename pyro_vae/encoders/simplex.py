@@ -19,7 +19,7 @@ class Dirichlet(_Encoder):
     .. math:: q(z|x) = \Gamma \left( \sum_d \alpha_d(x) \right) \prod_d
               \frac{z_d^{\alpha_d(x) - 1}}{\Gamma(\alpha_d(x))}
 
-    The network gives the concentrations :math:`\alpha`, each between 0.1 and 1,000. Gradients are pathwise: torch
+    The network gives the concentrations :math:`\alpha`, each between 0.15 and 1,000. Gradients are pathwise: torch
     differentiates the gamma variates that a draw is made of (implicit reparameterization).
 
     Arguments:
@@ -45,7 +45,7 @@ class Dirichlet(_Encoder):
     """
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Dirichlet(concentration(output, floor=0.1))
+        return distributions.Dirichlet(concentration(output, floor=0.15))
 
 
 class RelaxedOneHotCategorical(_Encoder):

@@ -80,7 +80,7 @@ class Gamma(_Prior):
         self.hold("log_concentration", torch.full((latent_dim,), start))
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.Gamma(positive(self.log_concentration), positive(self.log_rate)).to_event(1)
+        return distributions.Gamma(positive(self.log_concentration), positive(self.log_rate)).to_event(1)
 
 
 class Beta(_Prior):
@@ -117,7 +117,7 @@ class Beta(_Prior):
         self.hold("log_concentrations", torch.full((2, latent_dim), start))
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.Beta(*positive(self.log_concentrations)).to_event(1)
+        return distributions.Beta(*positive(self.log_concentrations)).to_event(1)
 
 
 class Dirichlet(_Prior):
@@ -156,7 +156,7 @@ class Dirichlet(_Prior):
         self.hold("log_concentration", torch.full((latent_dim,), start))
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.Dirichlet(positive(self.log_concentration))
+        return distributions.Dirichlet(positive(self.log_concentration))
 
 
 class HypersphericalUniform(Part):
