@@ -134,7 +134,7 @@ class Poisson(_Decoder):
     """
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
-        return dist.Poisson(positive(self.output(z))).to_event(len(self.shape))
+        return distributions.Poisson(soft_clip(self.output(z))).to_event(len(self.shape))
 
 
 class _DispersedDecoder(_Decoder):
@@ -147,13 +147,12 @@ class _DispersedDecoder(_Decoder):
         start = above(inverse_dispersion, 0, f"the inverse_dispersion of decoders.{type(self).__name__}")
         self.log_inverse_dispersion = nn.Parameter(torch.full(self.shape, math.log(start)))
 
-    def counts_and_logits(self, log_mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the number of failures and the logits of a success that give the mean."""
-        log_count = soft_clip(self.log_inverse_dispersion)
-        return log_count.exp(), soft_clip(log_mean) - log_count
+    def counts(self, log_mean: Tensor, validate_args: bool | None = None) -> dist.TorchDistribution:
+        """Return the distribution of the counts for what the network gives."""
+        return distributions.NegativeBinomial(soft_clip(log_mean), self.log_inverse_dispersion, validate_args)
 
     def extra_repr(self) -> str:
-        return f"inverse_dispersion={positive(self.log_inverse_dispersion.detach()).mean().item():.4g}"
+        return f"inverse_dispersion={self.log_inverse_dispersion.detach().exp().mean().item():.4g}"
 
 
 class NegativeBinomial(_DispersedDecoder):
@@ -189,8 +188,7 @@ class NegativeBinomial(_DispersedDecoder):
     """
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
-        count, logits = self.counts_and_logits(self.output(z))
-        return dist.NegativeBinomial(count, logits=logits).to_event(len(self.shape))
+        return self.counts(self.output(z)).to_event(len(self.shape))
 
 
 class ZeroInflatedNegativeBinomial(_DispersedDecoder):
@@ -226,7 +224,5 @@ class ZeroInflatedNegativeBinomial(_DispersedDecoder):
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         log_mean, gate = self.outputs(z)
-        count, logits = self.counts_and_logits(log_mean)
-        # Not dist.ZeroInflatedNegativeBinomial, which refuses logits beyond 17, whose probability rounds to 1.
-        counts = dist.NegativeBinomial(count, logits=logits, validate_args=False)  # values are checked outside
+        counts = self.counts(log_mean, validate_args=False)  # values are checked outside
         return distributions.ZeroInflated(counts, gate_logits=soft_clip(gate)).to_event(len(self.shape))

@@ -3,6 +3,7 @@
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_vae import distributions
 from pyro_vae.decoders._decoder import _ScaleDecoder
 from pyro_vae.networks import MLP, Network, Sizes, above
 
@@ -121,7 +122,7 @@ class StudentT(_ScaleDecoder):
         self.df = above(df, 2, "the df of decoders.StudentT, whose limit is decoders.Normal,")
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
-        return dist.StudentT(self.df, self.output(z), self.scales()).to_event(len(self.shape))
+        return distributions.StudentT(self.df, self.output(z), self.scales()).to_event(len(self.shape))
 
     def extra_repr(self) -> str:
         return f"df={self.df:.4g}, {super().extra_repr()}"

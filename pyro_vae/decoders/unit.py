@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.decoders._decoder import _Decoder
-from pyro_vae.networks import MLP, Network, Sizes, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, soft_clip
 
 
 class Bernoulli(_Decoder):
@@ -111,6 +111,5 @@ class Beta(_Decoder):
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         logits, log_concentration = self.outputs(z)
-        logits, concentration = soft_clip(logits), positive(log_concentration)
-        one, zero = logits.sigmoid() * concentration, (-logits).sigmoid() * concentration
-        return distributions.OpenBeta(one, zero).to_event(len(self.shape))
+        family = distributions.BetaProportion(soft_clip(logits), soft_clip(log_concentration))
+        return family.to_event(len(self.shape))

@@ -1,11 +1,11 @@
 """Distributions that Pyro lacks, or has in a form that loses digits."""
 
+from pyro_vae.distributions.counts import NegativeBinomial, Poisson, ZeroInflated
 from pyro_vae.distributions.discrete import (
     Categorical,
     DiscretizedLogistic,
     EnumerableIndependent,
     OneHotCategorical,
-    ZeroInflated,
     bits_per_dimension,
 )
 from pyro_vae.distributions.flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar, Planar, ZukoFlow
@@ -15,6 +15,7 @@ from pyro_vae.distributions.moments import centre_of, mean_of, on_sphere
 from pyro_vae.distributions.positive import Dirichlet, Gamma, Weibull
 from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, StraightThroughGumbelSoftmax
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
+from pyro_vae.distributions.stirling import BetaProportion, StudentT
 from pyro_vae.distributions.unit import (
     Bernoulli,
     BernoulliVector,
@@ -30,6 +31,7 @@ __all__ = [
     "Bernoulli",
     "BernoulliVector",
     "Beta",
+    "BetaProportion",
     "Categorical",
     "ConditionalAutoregressive",
     "ConditionalFlow",
@@ -44,13 +46,16 @@ __all__ = [
     "Kumaraswamy",
     "MissingEntries",
     "MixtureOfNormals",
+    "NegativeBinomial",
     "OneHotCategorical",
     "OpenBeta",
     "Planar",
+    "Poisson",
     "PowerSpherical",
     "RelaxedOneHotCategorical",
     "ScoreFunction",
     "StraightThroughGumbelSoftmax",
+    "StudentT",
     "Weibull",
     "ZeroInflated",
     "ZukoFlow",

@@ -1,7 +1,8 @@
 """A mixture whose draws have a pathwise gradient."""
 
 import math
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -82,7 +83,8 @@ class MixtureOfNormals(dist.TorchDistribution):
         if self.loc.dim() == self.scale.dim() == 2 and value.device.type != "mps":  # which has no 64 bits
             of_components = shared_log_probs(value, self.loc, self.scale)
         else:
-            of_components = dist.Normal(self.loc, self.scale, validate_args=False).log_prob(value.unsqueeze(-2)).sum(-1)
+            distances = (value.unsqueeze(-2) - self.loc) / self.scale
+            of_components = -(distances**2 / 2 + self.scale.log() + math.log(2 * math.pi) / 2).sum(-1)
         return (self.logits + of_components).logsumexp(-1)
 
     @torch.no_grad()
@@ -130,12 +132,119 @@ class MixtureOfNormals(dist.TorchDistribution):
 
 
 def shared_log_probs(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    r"""Return the log-probabilities of every value, (\*, D), under each of K normals, (K, D): shape (\*, K).
+    """Return the log-probabilities of every value, (\\*, D), under each of K normals, (K, D): shape (\\*, K)."""
+    precise_loc, precise_scale = loc.double(), scale.double()
+    squares = squared_distances(value.double().reshape(-1, value.shape[-1]), precise_loc, precise_scale**-2)
+    normalizers = precise_scale.log().sum(-1) + loc.shape[-1] / 2 * math.log(2 * math.pi)
+    return (-squares / 2 - normalizers).to(value.dtype).reshape(*value.shape[:-1], len(loc))
+
+
+@torch.library.custom_op("pyro_vae::squared_distances", mutates_args=())
+def squared_distances(value: Tensor, loc: Tensor, precision: Tensor) -> Tensor:
+    r"""Return the weighted squared distance of every value to each of K locations.
+
+    .. math:: s_{nk} = \sum_d p_{kd} (z_{nd} - \mu_{kd})^2
 
     The square is multiplied out, so that the sums over the dimensions are matrix products and no array of shape
-    (\*, K, D) is made; in 64 bits, as its terms are far larger than it where scales are small.
+    (N, K, D) is made. Where its terms are so much larger than it that 64 bits cannot hold it, the differences are
+    squared one by one, which takes several times as long. This is an operation of torch, as a recording of the step
+    (`pyro_vae.engine`) cannot hang on values.
+
+    Arguments:
+        value: z, shape (N, D), in 64 bits.
+        loc: :math:`\mu`, shape (K, D).
+        precision: p, shape (K, D).
+
+    Returns:
+        A tensor of shape (N, K).
+
+    Example:
+        >>> one = torch.ones(1, 2, dtype=torch.float64)
+        >>> squared_distances(one, one + 1e-9, 1e18 * one)
+        tensor([[2.]], dtype=torch.float64)
     """
-    z, precise_loc, precision = value.double(), loc.double(), scale.double() ** -2
-    squares = z**2 @ precision.mT - 2 * z @ (precise_loc * precision).mT + (precise_loc**2 * precision).sum(-1)
-    normalizers = scale.double().log().sum(-1) + loc.shape[-1] / 2 * math.log(2 * math.pi)
-    return (-squares / 2 - normalizers).to(value.dtype)
+    of_value, of_loc = value**2 @ precision.mT, (loc**2 * precision).sum(-1)
+    squares = of_value - 2 * value @ (loc * precision).mT + of_loc
+    if _keeps_digits(squares.clamp(min=1), of_value + of_loc):
+        return squares
+    each = [torch.einsum("nkd,kd->nk", *both) for both in _one_by_one(value, loc, precision)]
+    return torch.cat(each, -1)
+
+
+@torch.library.custom_op("pyro_vae::weighted_squares", mutates_args=())
+def weighted_squares(value: Tensor, loc: Tensor, weights: Tensor) -> Tensor:
+    r"""Return the gradient of weighted sums of `squared_distances` to their precision, in the same way.
+
+    .. math:: s_{kd} = \sum_n w_{nk} (z_{nd} - \mu_{kd})^2
+
+    Arguments:
+        value: z, shape (N, D), in 64 bits.
+        loc: :math:`\mu`, shape (K, D).
+        weights: w, shape (N, K).
+
+    Returns:
+        A tensor of shape (K, D).
+
+    Example:
+        >>> one = torch.ones(1, 2, dtype=torch.float64)
+        >>> weighted_squares(one, one + 2, one[:, :1])
+        tensor([[4., 4.]], dtype=torch.float64)
+    """
+    of_value, of_loc = weights.mT @ value**2, loc**2 * weights.sum(0).unsqueeze(-1)
+    squares = of_value - 2 * loc * (weights.mT @ value) + of_loc
+    if _keeps_digits(squares, weights.abs().mT @ value**2 + loc**2 * weights.abs().sum(0).unsqueeze(-1)):
+        return squares
+    each = [torch.einsum("nkd,kn->kd", *both) for both in _one_by_one(value, loc, weights.mT)]
+    return torch.cat(each)
+
+
+def _one_by_one(value: Tensor, loc: Tensor, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the squares of differences, (N, K, D), and the factors of some of the K at a time, 32 MB or so."""
+    size = max(1, 2**22 // max(1, value.numel()))
+    for some, of_some in zip(loc.split(size), factors.split(size), strict=True):
+        yield (value.unsqueeze(1) - some).square(), of_some
+
+
+def _keeps_digits(difference: Tensor, terms: Tensor) -> bool:
+    """Whether a difference of large terms is right to a part in a million, which takes a look at its values.
+
+    A GPU would have to wait for that, and does not mind the longer way.
+    """
+    if difference.device.type != "cpu":
+        return False
+    return bool((terms * torch.finfo(terms.dtype).eps <= 1e-6 * difference.abs()).all())
+
+
+@squared_distances.register_fake
+def _(value: Tensor, loc: Tensor, precision: Tensor) -> Tensor:  # noqa: ARG001
+    return value.new_empty(len(value), len(loc))
+
+
+@weighted_squares.register_fake
+def _(value: Tensor, loc: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(loc)
+
+
+def _slopes(value: Tensor, loc: Tensor, weights: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the sum of w p (z - mu)^2 to z and mu. Their terms are far smaller than a square's."""
+    to_value = value * (weights @ precision) - weights @ (loc * precision)
+    to_loc = (loc * weights.sum(0).unsqueeze(-1) - weights.mT @ value) * precision
+    return 2 * to_value, 2 * to_loc
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs)
+
+
+def _distances_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    value, loc, precision = ctx.saved_tensors
+    return *_slopes(value, loc, gradient, precision), weighted_squares(value, loc, gradient)
+
+
+def _weighted_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    value, loc, weights = ctx.saved_tensors
+    return *_slopes(value, loc, weights, gradient), squared_distances(value, loc, gradient)
+
+
+squared_distances.register_autograd(_distances_backward, setup_context=_keep)
+weighted_squares.register_autograd(_weighted_backward, setup_context=_keep)

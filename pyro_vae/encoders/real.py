@@ -153,7 +153,7 @@ class StudentT(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         location, scale = output.unbind(-2)
-        return dist.StudentT(self.df, location, positive(scale)).to_event(1)
+        return distributions.StudentT(self.df, location, positive(scale)).to_event(1)
 
 
 class LogNormal(_Encoder):

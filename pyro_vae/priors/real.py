@@ -3,6 +3,7 @@
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_vae import distributions
 from pyro_vae.networks import above, positive
 from pyro_vae.priors._prior import _Prior
 
@@ -109,4 +110,4 @@ class StudentT(_Prior):
         self.df = above(df, 2, "the degrees of freedom of priors.StudentT, whose variance is finite,")
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.StudentT(self.df, self.loc, positive(self.log_scale)).to_event(1)
+        return distributions.StudentT(self.df, self.loc, positive(self.log_scale)).to_event(1)
