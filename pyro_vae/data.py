@@ -460,13 +460,28 @@ def _items(data: Any) -> Iterable[Any]:
     """Iterate over a data set, also over one that has only a length and an index."""
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
         return (data[index] for index in range(len(data)))
+    if isinstance(data, tuple | dict):
+        raise TypeError(
+            f"data must be one tensor, but this is a {type(data).__name__} of {len(data)}: give one of its parts, or"
+            " join them in one tensor, which the programs take apart; of a tuple of data make a list"
+        )
     if isinstance(data, str) or not isinstance(data, Iterable):
         raise TypeError(f"data must be a tensor, an array or a data set, not {type(data).__name__}")
     return data
 
 
 def _stack(items: Iterable[Any]) -> Tensor:
-    rows = [_row(item[0] if isinstance(item, tuple | list) else item) for item in items]
+    rows, parts = [], 1
+    for item in items:
+        several = isinstance(item, tuple | list)
+        parts = max(parts, len(item)) if several else parts
+        rows.append(_row(item[0] if several else item))
+    if parts > 1:
+        warnings.warn(
+            f"only the first of the {parts} parts of each datum is used: the rest, such as labels, is left out",
+            UserWarning,
+            stacklevel=2,
+        )
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) > 1:
         raise ValueError(f"the data differ in shape: {shapes[0]} and {shapes[1]}; bring them to one")

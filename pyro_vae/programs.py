@@ -138,9 +138,11 @@ def _globals_of(code: CodeType) -> list[str]:
 @contextmanager
 def _reached(*programs: Program) -> Iterator[None]:
     """Refuse a module that programs call but `modules_of` does not find, if it has a mode or buffers."""
-    known = {id(module) for owner in modules_of(*programs) for module in owner.modules()}
+    known: set[int] = set()
 
     def look(module: nn.Module, _: Any) -> None:
+        if id(module) not in known:  # it may have been made just now
+            known.update(id(module) for owner in modules_of(*programs) for module in owner.modules())
         if id(module) not in known and _changes(module):
             raise ValueError(
                 f"the programs call a module, {type(module).__name__}, that is not found from them, so that its mode"
@@ -272,8 +274,8 @@ def check_programs(
         other = batch[:-1] if len(batch) > 1 else torch.cat([batch, batch])
         other_pair = _on_another_size(model, guide, other, len(batch), len(x))
         plates = data_plates(pair, len(batch), other_pair, len(other), len(x))
-        if other_pair and len(batch) < len(x):
-            _check_parameters(pair, other_pair, len(x))
+        if len(batch) < len(x):
+            _check_parameters(pair, other_pair or pair, plates.size if plates.size > len(batch) else 0, len(x))
         holds = _holds(pair[0], batch)
         most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // first[0].numel()))
         if not holds and (other_pair is None or plates.size > len(batch)):
@@ -305,15 +307,15 @@ def _on_another_size(
         ) from error
 
 
-def _check_parameters(pair: tuple[Trace, Trace], other: tuple[Trace, Trace], total: int) -> None:
-    """Refuse parameters for each datum of a batch, where the next batch holds other data."""
+def _check_parameters(pair: tuple[Trace, Trace], other: tuple[Trace, Trace], size: int, total: int) -> None:
+    """Refuse parameters for each datum of a batch, or of a scaled plate, where the next batch holds other data."""
     for trace, another in zip(pair, other, strict=True):
         for name in sorted({*trace.param_nodes} & {*another.param_nodes}):
-            shape = trace.nodes[name]["value"].shape
-            if another.nodes[name]["value"].shape != shape:
+            shapes = [each.nodes[name]["value"].shape for each in (trace, another)]
+            if shapes[0] != shapes[1] or size in shapes[0][:1]:
                 raise ValueError(
-                    f"the parameter {name!r} of shape {tuple(shape)} has an entry for each datum of a batch, but the"
-                    f" next batch holds other data: take all data at a time (batch_size={total}), or compute it from x"
+                    f"the parameter {name!r} of shape {tuple(shapes[0])} has an entry for each datum, but each batch"
+                    f" holds other data, in any order: take all of them (batch_size={total}), or compute it from x"
                 )
 
 
@@ -476,6 +478,7 @@ def _inner(constraint: Any) -> Any:
 
 def _support(constraint: Any) -> str:
     name = str(_inner(constraint)).removesuffix("()")
+    name = type(_inner(constraint)).__name__ if "tensor(" in name else name  # which would list all its numbers
     return {"Boolean": "{0, 1}", "Interval(lower_bound=0.0, upper_bound=1.0)": "[0, 1]"}.get(name, name)
 
 

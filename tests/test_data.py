@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
-from pyro_vae.data import as_tensor, dynamic, import_torchvision_datasets, load, threshold
+from pyro_vae.data import Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
 
 MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 
@@ -567,12 +567,29 @@ X = torch.arange(24.0).reshape(3, 2, 2, 2) / 24
         Stream(X),
         Stream([(datum, 7) for datum in X]),
         list(X),
-        tuple(X.numpy()),
     ],
     ids=lambda source: type(source).__name__,
 )
+@pytest.mark.filterwarnings("ignore:only the first of the 2 parts")
 def test_as_tensor_reads_every_kind_of_data(source):
     assert torch.equal(as_tensor(source), X)
+
+
+@pytest.mark.parametrize("kind", [Items, Stream, list, lambda items: (item for item in items)])
+def test_parts_of_items_that_are_left_out_are_named_once(kind):
+    with pytest.warns(UserWarning, match="only the first of the 2 parts .* such as labels, is left out") as caught:
+        as_tensor(kind([(datum, 7) for datum in X]))
+    assert len(caught) <= 2  # a stream is counted first
+
+
+@pytest.mark.parametrize(
+    "source",
+    [(X, X), (X.numpy(), X.numpy()), (X,), {"x": X, "y": X}, Data(X, X)],
+    ids=["tensors", "arrays", "one", "dict", "Data"],
+)
+def test_tensors_side_by_side_are_refused_and_never_stacked(source):
+    with pytest.raises(TypeError, match=rf"one tensor, but this is a \w+ of {len(source)}: give one of its parts"):
+        as_tensor(source)
 
 
 def test_as_tensor_reads_a_generator():
@@ -669,6 +686,7 @@ def test_bytes_beyond_the_support_are_refused_with_the_way_to_scale_them():
     assert evaluate(vae.model, vae.guide, data.EightBit(x)) == evaluate(vae.model, vae.guide, x / 255)
 
 
+@pytest.mark.filterwarnings("ignore:only the first of the 2 parts")
 def test_as_tensor_reads_images_channels_first_and_scaled():
     grey = np.random.default_rng(0).integers(0, 256, (4, 3), dtype=np.uint8)
     colour = np.random.default_rng(0).integers(0, 256, (4, 3, 3), dtype=np.uint8)

@@ -247,6 +247,7 @@ def test_the_transform_comes_before_both_programs():
 
 
 @pytest.mark.parametrize("wrap", [lambda x: TensorDataset(x, torch.zeros(len(x))), lambda x: x.numpy(), list])
+@pytest.mark.filterwarnings("ignore:only the first of the 2 parts")
 def test_data_of_any_kind_give_the_same_bound(linear, wrap):
     vae = linear.vae()
     assert evaluate(*programs(vae), wrap(linear.x)) == evaluate(*programs(vae), linear.x)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
 from pyro_vae import evaluate, fit, log_likelihood
@@ -89,7 +90,7 @@ def test_a_scaled_plate_trains_as_one_of_the_batch(elbo, beta):
     for size in (None, N):
         torch.manual_seed(0)
         local = Local(size)
-        settings = {"epochs": 3, "batch_size": 25, "optimizer": lambda ps: torch.optim.SGD(ps, lr=0.05)}
+        settings = {"epochs": 3, "batch_size": 25, "optimizer": lambda ps: torch.optim.SGD(ps, lr=0.01)}
         history = fit(local.model, local.guide, numbers(), loss=elbo(), beta=beta, **settings)
         histories.append([row[name] for row in history for name in ("train_loss", "train_reconstruction", "train_kl")])
         ends.append(list(local.parameters()))
@@ -265,6 +266,41 @@ def test_parameters_for_each_datum_end_at_the_posterior_of_their_own_datum():
 
 @pytest.mark.parametrize("call", [evaluate, fit])
 def test_parameters_for_each_datum_of_a_batch_are_refused(call):
-    with pytest.raises(ValueError, match=r"'loc' of shape \(20, 1\) .*\(batch_size=60\)"):
+    with pytest.raises(ValueError, match=r"'loc' of shape \(20, 1\) has an entry for each datum.*\(batch_size=60\)"):
         call(model_of_rows, guide_of_rows, numbers((N, 1)), batch_size=20)
     assert not list(pyro.get_param_store().keys())
+
+
+@pytest.mark.parametrize("subsampled", [True, False], ids=["by the plate", "by hand"])
+def test_parameters_for_each_datum_of_a_scaled_plate_are_refused(subsampled):
+    def guide(x):
+        with pyro.plate("data", N, subsample_size=len(x)) as index:
+            loc = pyro.param("loc", torch.zeros(N, 1), event_dim=1 if subsampled else None)
+            pyro.sample("z", dist.Normal(loc if subsampled else loc[index], 1.0).to_event(1))
+
+    def model(x):
+        with pyro.plate("data", N, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"'loc' of shape \([26]0, 1\) has an entry for each datum.*\(batch_size=60\)"):
+        fit(model, guide, numbers((N, 1)), batch_size=20)
+    assert math.isfinite(evaluate(model, guide, numbers((N, 1)), batch_size=N).loss)
+
+
+def test_a_plate_that_keeps_one_size_is_refused_where_the_batches_are_smaller():
+    guide = AutoNormal(model_of_rows)
+    with pytest.raises(ValueError, match=r"plate 'data' has size 20 also on 19 data.*\(batch_size=60\)"):
+        evaluate(model_of_rows, guide, numbers((N, 1)), batch_size=20)
+
+
+def test_an_autoguide_of_a_global_site_ends_at_its_exact_posterior():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), PRIOR))
+        with pyro.plate("data", N, subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[:, 0])
+
+    guide, x = AutoDelta(model), numbers((N, 1))
+    optimizer = lambda ps: torch.optim.Adam(ps, lr=0.01)  # noqa: E731
+    fit(model, guide, x, epochs=60, batch_size=30, optimizer=optimizer, engine="eager")
+    assert guide.median()["mean"].item() == pytest.approx(x.sum().item() / (N + 1 / PRIOR**2), abs=0.03)

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_vae import VAE, data, decoders, encoders, evaluate, priors
+from pyro_vae import VAE, data, decoders, encoders, evaluate, log_likelihood, priors
 from pyro_vae.handlers import LocalModules
 from pyro_vae.networks import FillMissing
 from pyro_vae.programs import as_input, check_programs, mode, modules_of, paired_traces, seeded
@@ -399,6 +399,91 @@ def test_a_model_that_observes_nothing_is_refused():
 
     with pytest.raises(ValueError, match=r"observes nothing.*obs=x"):
         check_programs(model, own(normal, normal, pixels)[1], grey())
+
+
+@pytest.mark.parametrize(
+    "observe",
+    [
+        lambda z, x: pyro.deterministic("x", z * x),
+        lambda z, x: pyro.sample("x", normal(z).mask(False), obs=x),
+        lambda z, x: poutine.mask(lambda: pyro.sample("x", normal(z), obs=x), mask=False)(),
+    ],
+    ids=["deterministic", "masked distribution", "masked site"],
+)
+def test_a_model_whose_observations_have_no_density_is_refused(observe):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            observe(pyro.sample("z", normal(x)), x)
+
+    with pytest.raises(ValueError, match=r"observes nothing.*obs=x"):
+        check_programs(model, own(normal, normal, pixels)[1], torch.zeros(10, D))
+
+
+def test_a_model_may_observe_by_a_factor_alone():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(x))
+            pyro.factor("x", -(z - x).square().sum(-1))
+
+    check_programs(model, own(normal, normal, pixels)[1], torch.zeros(10, D))
+
+
+def observing(distribution, value):
+    """Programs that observe what a function makes of x under what another makes of z."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(x))
+            pyro.sample("x", distribution(z), obs=value(x))
+
+    return model, own(normal, normal, pixels)[1]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "value"),
+    [
+        (lambda z: dist.Normal(torch.zeros(len(z), 5), 1.0).to_event(1), lambda x: x[:, :1]),
+        (lambda z: dist.Normal(torch.zeros(len(z), 1), 1.0).to_event(1), lambda x: x[:, :5]),
+        (lambda z: dist.Normal(torch.zeros(len(z), 4, 5), 1.0).to_event(2), lambda x: x[:, None, :5]),
+        (lambda z: dist.Normal(torch.zeros(len(z), 4, 5), 1.0).to_event(2), lambda x: x[:, :4, None]),
+        (lambda _: dist.Normal(0.0, 1.0), lambda x: x[:, :1]),
+        (lambda _: dist.Normal(0.0, 1.0), lambda x: x[:1, 0]),
+    ],
+    ids=["one for five", "five for one", "one row", "one column", "a column for scalars", "one datum for all"],
+)
+@pytest.mark.parametrize("call", [evaluate, log_likelihood])
+def test_a_value_that_would_be_broadcast_is_refused(likelihood, value, call):
+    with pytest.raises(ValueError, match=r"site 'x' observes a value of shape .* they must be equal"):
+        call(*observing(likelihood, value), torch.zeros(10, 20))
+
+
+def test_a_constant_may_be_observed_for_each_datum():
+    check_programs(*observing(lambda z: dist.Bernoulli(logits=z.sum(-1)), lambda _: torch.tensor(1.0)), grey())
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "value", "bad"),
+    [
+        (lambda z: dist.Bernoulli(torch.full((len(z), 20), 0.5)).to_event(1), lambda x: x.flatten(1), 0.25),
+        (lambda z: dist.Exponential(torch.ones(len(z), 2)).to_event(1), lambda x: x.flatten(1)[:, 1:3] - 0.5, -0.25),
+        (lambda z: dist.Poisson(torch.ones(len(z), *SHAPE)).to_event(3), lambda x: 3 * x, 0.75),
+        (lambda z: dist.Binomial(8, torch.full((len(z),), 0.5)), lambda x: 40 * x[:, 0, 0, 0], 10),
+    ],
+    ids=["other shape", "a part", "other values", "other type"],
+)
+@pytest.mark.parametrize("call", [evaluate, log_likelihood])
+def test_every_observed_value_is_held_to_the_support_whatever_its_shape(likelihood, value, bad, call):
+    x = torch.ones(1500, *SHAPE)
+    x[:, 0, 0, 0] = 0
+    check_programs(*observing(likelihood, lambda x: value(x).clamp(0, 1).round()), x)
+    x[-1] = 0.25
+    with pytest.raises(ValueError, match=rf"hold {bad}, outside .*site 'x'"):
+        call(*observing(likelihood, value), x)
+
+
+def test_values_that_the_program_brings_into_the_support_are_accepted():
+    bernoulli = lambda z: dist.Bernoulli(torch.full((len(z), *SHAPE), 0.5)).to_event(3)  # noqa: E731
+    check_programs(*observing(bernoulli, lambda x: (x > 0.5).to(x.dtype)), grey())
 
 
 def test_data_outside_the_support_of_a_model_of_ones_own_are_refused():

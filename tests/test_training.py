@@ -542,6 +542,7 @@ def test_what_is_frozen_stays():
 @pytest.mark.parametrize(
     "wrap", [TensorDataset, lambda x: TensorDataset(x, torch.zeros(len(x))), lambda x: x.numpy(), list]
 )
+@pytest.mark.filterwarnings("ignore:only the first of the 2 parts")
 def test_data_of_any_kind_train_alike(wrap):
     one, other, x = small_vae(), small_vae(), points(50)
     assert without_seconds(train(one, x)) == without_seconds(train(other, wrap(x)))

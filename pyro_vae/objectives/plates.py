@@ -92,7 +92,14 @@ def data_plates(pair: Pair, count: int, other: Pair | None, other_count: int, to
             scaled plate that hold the batch.
     """
     sites, others = _with_density(pair), _with_density(other or pair)
-    names = _of_length(sites, count) & (_of_length(others, other_count) if other else _of_length(sites, count))
+    alone = _of_length(sites, count)
+    names = alone & _of_length(others, other_count) if other else alone
+    if alone and not names and count < total:
+        raise ValueError(
+            f"the plate {min(alone)!r} has size {count} also on {other_count} data: let it have the size len(x), or"
+            f" take all data at a time (batch_size={total})"
+        )
+    names = names or alone
     size = _size([pair], count, names)
     outside = {key: site for key, site in sites.items() if not names & {f.name for f in site["cond_indep_stack"]}}
     grown = {name for (program, name), site in outside.items() if _shape(site) != _shape(others.get((program, name)))}
