@@ -467,7 +467,15 @@ def _items(data: Any) -> Iterable[Any]:
         )
     if isinstance(data, str) or not isinstance(data, Iterable):
         raise TypeError(f"data must be a tensor, an array or a data set, not {type(data).__name__}")
-    return data
+    return _as_many_as_it_says(data) if isinstance(data, Sized) else data
+
+
+def _as_many_as_it_says(data: Any) -> list[Any]:
+    items = list(islice(data, len(data) + 1))  # and no more, as it might never end
+    if len(items) != len(data):
+        count = f"{len(items)} data" if len(items) < len(data) else "more"
+        raise ValueError(f"the data set has a length of {len(data)}, but gives {count}: correct its __len__")
+    return items
 
 
 def _stack(items: Iterable[Any]) -> Tensor:

@@ -90,12 +90,21 @@ class Config:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, by which a few lines become more values than fit into memory."""
+    """YAML without aliases, by which a few lines become more values than fit into memory, and without huge numbers."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise ValueError(f"it has an alias, *{self.peek_event().anchor}: write the value out")
         return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        value = super().construct_yaml_int(node)
+        if abs(value) >= 2**64:
+            raise ValueError(f"it has a number of more than 64 bits, {node.value[:20]}...")
+        return value
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
 
 
 def plain_yaml(text: str) -> Any:
