@@ -244,18 +244,18 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
     interval = 0.1 if sys.stderr.isatty() else 10.0
     tqdm.set_lock(RLock())  # its own is one of processes, which those that leave at once would leave behind
     bar = tqdm(
-        total=config.epochs * batches, unit="step", dynamic_ncols=True, mininterval=interval, disable=ranks.rank > 0
+        total=run.config.epochs * batches, unit="step", dynamic_ncols=True, mininterval=interval, disable=ranks.rank > 0
     )
 
     def on_step(step: int, loss: Any) -> None:
         bar.initial = bar.initial or step - bar.n  # of a run that goes on
         if bar.update(step + 1 - bar.n):  # shown: only then a GPU is waited for
-            text = f"epoch {step // batches + 1}/{config.epochs}, {loss.item():.2f} nats per image"
+            text = f"epoch {step // batches + 1}/{run.config.epochs}, {loss.item():.2f} nats per image"
             bar.set_description(text, refresh=False)
 
     def on_epoch(row: dict[str, float]) -> None:
         text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per image"
-        bar.set_description(f"epoch {row['epoch']:.0f}/{config.epochs}, {text}", refresh=False)
+        bar.set_description(f"epoch {row['epoch']:.0f}/{run.config.epochs}, {text}", refresh=False)
 
     with _stopping_at_signals(run.checkpoints.stop, folder, ranks.rank), bar, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: tqdm.write(printable(f"pyro-vae: {message}"), file=sys.stderr)

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from pyro_vae.distributed import Ranks
 from pyro_vae.files import append, check_no_link, write_whole
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import Shape
-from pyro_vae.pictures import EVALUATE, MAP_NAMES, draw, posterior_moments, snapshot_epochs
+from pyro_vae.pictures import EVALUATE, MAP_NAMES, Moments, draw, posterior_moments, snapshot_epochs
 from pyro_vae.programs import check_programs, mode, seeded
 from pyro_vae.report import write_report
 from pyro_vae.training import COLUMNS, History, Row, check_settings, fit
@@ -54,6 +55,11 @@ class Run:
             check_folder(folder)
         on_save = self.save_weights if self.ranks.rank == 0 else None
         self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save, config.identity())
+        self.resumed = resume and self.checkpoints.last.exists()
+        if self.resumed:  # an epoch that was begun is not undone
+            _, about = self.checkpoints.read()
+            begun = about["epoch"] - (about["batches"] == 0)
+            self.config = config = replace(config, epochs=max(config.epochs, begun))
         self.device = fabric.device if fabric else device_named(config.device)
         self.transform = transform_of(config)
         self.data = load_data(config)
@@ -118,16 +124,12 @@ class Run:
     def _train(self, on_epoch: Callable[[Row], None] | None, on_step: Callable[[int, Tensor], None] | None) -> History:
         config = self.config
         watched = snapshot_epochs(config.epochs)
-        snapshots: dict[str, tuple[Tensor, Tensor]] = {}
-        resumed = self.resume and self.checkpoints.last.exists()
         if self.resume and self.ranks.rank == 0:
             self._hold_folder()
-            _, about = self.checkpoints.read() if resumed else ({}, {"history": []})
-            for row in about["history"]:
-                if row["epoch"] in watched:
-                    moments = read_moments(self._snapshot(row), min(1000, len(self.data.test)))
-                    snapshots[f"epoch {row['epoch']:.0f}"] = moments
+            _, about = self.checkpoints.read() if self.resumed else ({}, {"history": []})
             write_metrics(self.folder / "metrics.csv", about["history"])
+            if self.resumed and self._read_snapshot(0) is None:  # of the weights from the seed, which stand here still
+                self._save_snapshot(0)
 
         def record(row: Row) -> None:
             if row["epoch"] == 0 and not self.resume:  # all that could be refused has passed
@@ -136,11 +138,7 @@ class Run:
                 self.save_weights()
             append_metrics(self.folder / "metrics.csv", row)
             if row["epoch"] in watched:
-                with seeded(config.seed, self.device), mode(False, self.vae):  # what is looked at stays as it is
-                    moments = posterior_moments(self.vae, self.shown)
-                snapshots[f"epoch {row['epoch']:.0f}"] = moments
-                self.checkpoints.folder.mkdir(exist_ok=True)
-                save_tensors(self._snapshot(row), dict(zip(("mean", "scale"), moments, strict=True)), {})
+                self._save_snapshot(int(row["epoch"]))
             if on_epoch:
                 on_epoch(row)
 
@@ -156,13 +154,16 @@ class Run:
             transform=self.transform,
             fabric=self.fabric,
             checkpoints=self.checkpoints,
-            resume=self.checkpoints.folder if resumed else None,
+            resume=self.checkpoints.folder if self.resumed else None,
             on_step=on_step,
             on_epoch=record if self.ranks.rank == 0 else None,
             **self.settings,
         )
         if self.ranks.rank:
             return history
+        if self.resumed:  # a run may have been stopped between its last checkpoint and these
+            self.save_weights()
+        snapshots = self._snapshots(len(history) - 1)
         with seeded(config.seed, self.device), mode(False, self.vae):
             figures, left_out = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
         for name, figure in figures.items():
@@ -171,8 +172,34 @@ class Run:
         write_report(self.folder, {**self.facts(), **without}, history, list(figures))
         return history
 
-    def _snapshot(self, row: Row) -> Path:
-        return self.checkpoints.folder / f"posteriors-{row['epoch']:.0f}.safetensors"
+    def _snapshot(self, epoch: int) -> Path:
+        return self.checkpoints.folder / f"posteriors-{epoch}.safetensors"
+
+    def _save_snapshot(self, epoch: int) -> None:
+        """Write the posteriors of the weights as they are."""
+        self.checkpoints.folder.mkdir(exist_ok=True)
+        about = {"epoch": epoch, "of": self.config.identity()}
+        with seeded(self.config.seed, self.device), mode(False, self.vae):  # what is looked at stays as it is
+            mean, scale = posterior_moments(self.vae, self.shown)
+        save_tensors(self._snapshot(epoch), {"mean": mean, "scale": scale}, about)
+
+    def _read_snapshot(self, epoch: int) -> Moments | None:
+        """Return the posteriors of an epoch, or None where there is no file of this run's that holds them."""
+        path = self._snapshot(epoch)
+        try:
+            _, head = read_tensors(path)
+            check_same(path, head["about"], {"epoch": epoch, "of": self.config.identity()})
+            return read_moments(path, len(self.shown))
+        except ValueError:
+            return None
+
+    def _snapshots(self, last: int) -> dict[str, Moments]:
+        """Return the posteriors at the start, as near to half time as there are some, and at the end, by title."""
+        if self._read_snapshot(last) is None:
+            self._save_snapshot(last)
+        kept = {epoch: moments for epoch in range(last + 1) if (moments := self._read_snapshot(epoch))}
+        middle = min(kept, key=lambda epoch: abs(epoch - last // 2))
+        return {f"epoch {epoch}": kept[epoch] for epoch in sorted({min(kept), middle, last})}
 
     @property
     def shown(self) -> Tensor:

@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import faults
-from pyro_vae.checkpoints import Checkpoints
+from pyro_vae import runs
+from pyro_vae.checkpoints import Checkpoints, Stopped
 from pyro_vae.cli import main
+from pyro_vae.runs import Run
+from pyro_vae.settings import PARTS, Config
 
 FLAGS = ["--hidden=8", "--latent-dim=2", "--batch-size=4", "--latent-map=first", "--data=digits"]
 
@@ -348,3 +353,81 @@ def test_control_characters_in_names_are_printed_escaped(tmp_path, capsys, monke
         said += capsys.readouterr()
     assert "x\\x1b[31m\\x9b2J\\u202e\\x07 y.npy" in "".join(said)
     assert all(each.isprintable() or each in "\n\r" for each in "".join(said))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The config of a run of 3 steps to an epoch."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((20, 3), np.float32))
+    own = {kind: {} for kind in PARTS}
+    return Config(
+        str(tmp_path / "x.npy"), hidden=[4], latent_dim=2, batch_size=7, epochs=4, engine="eager", options=own
+    )
+
+
+def train(config, folder, stop_after=None, **how):
+    """Train a run, or until so many steps have been done; return its rows but the seconds and its weights."""
+    run = Run(config, folder, **how)
+    if stop_after is None:
+        run.train()
+    else:
+        with pytest.raises(Stopped):
+            run.train(on_step=lambda step, _: run.checkpoints.stop() if step + 1 == stop_after else None)
+    rows = [line.rpartition(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+    return rows, (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The epochs of each latent map; a single empty picture is made in the place of all."""
+    maps = []
+
+    def draw(vae, config, history, snapshots, *_):
+        maps.append([int(name.split()[1]) for name in snapshots])
+        return {"latent_map": Figure((1, 1))}, {}
+
+    monkeypatch.setattr(runs, "draw", draw)
+    return maps
+
+
+@pytest.mark.parametrize("epochs", range(10))
+def test_a_finished_run_goes_on_with_any_number_of_epochs(small, tmp_path, epochs, drawn):
+    train(small, tmp_path / "run")
+    resumed = train(replace(small, epochs=epochs), tmp_path / "run", resume=True)
+    last = max(4, epochs)
+    assert drawn == [[0, 2, 4], [0, drawn[1][1], last]]
+    assert abs(drawn[1][1] - last // 2) <= 1
+    assert resumed == train(replace(small, epochs=last), tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize(("stopped", "epochs", "in_the_end"), [(8, 1, 3), (8, 0, 3), (6, 1, 2), (3, 9, 9)])
+def test_a_stopped_run_goes_on_with_fewer_or_more_epochs(small, tmp_path, stopped, epochs, in_the_end):
+    """An epoch that was begun is finished: the weights are those of the last row."""
+    train(small, tmp_path / "run", stopped)
+    resumed = train(replace(small, epochs=epochs), tmp_path / "run", resume=True)
+    assert resumed == train(replace(small, epochs=in_the_end), tmp_path / "whole")
+    assert f"{in_the_end} epochs" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("drawn")
+def test_files_that_are_missing_damaged_or_stale_are_made_anew(small, tmp_path):
+    folder = tmp_path / "run"
+    train(replace(small, epochs=2), folder)
+    stale = (folder / "model.safetensors").read_bytes()
+    train(small, folder, resume=True)
+    made = {path: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".png", ".safetensors")}
+    middle = folder / "checkpoints" / "posteriors-2.safetensors"
+    for name in ("checkpoints/posteriors-0.safetensors", "checkpoints/posteriors-4.safetensors", "latent_map.png"):
+        (folder / name).unlink()
+    (folder / "report.html").unlink()
+    (folder / "model.safetensors").write_bytes(stale)  # as after a kill between the last checkpoint and the weights
+    train(small, folder, resume=True)
+    assert {path: path.read_bytes() for path in made} == made
+    shutil.copy(middle, folder / "checkpoints" / "posteriors-4.safetensors")  # of another epoch
+    (folder / "checkpoints" / "posteriors-0.safetensors").write_bytes(b"damaged")
+    train(small, folder, resume=True)
+    assert {path: path.read_bytes() for path in made} == made
+    assert "</html>" in (folder / "report.html").read_text()
+    middle.unlink()
+    train(small, folder, resume=True)  # without what nothing could make anew
