@@ -17,7 +17,7 @@ from pyro_vae.engine import WORTHWHILE, Recorded
 from pyro_vae.handlers import AtMean, LocalModules, NoMeanError
 from pyro_vae.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak_of
 from pyro_vae.networks import as_size
-from pyro_vae.objectives import Objective, kl, reconstruction, recording, share_of, terms_of
+from pyro_vae.objectives import Objective, check_per_datum, kl, reconstruction, recording, share_of, terms_of
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
 
@@ -83,6 +83,7 @@ def evaluate(
         raise ValueError(f"at is 'sample' or 'mean', not {at!r}")
     if not isinstance(loss, ELBO):
         raise TypeError(f"loss must be an ELBO such as Trace_ELBO() or objectives.IWAE(5), not {loss!r}")
+    check_per_datum(loss)
     as_size(batch_size, "batch_size")
     x = as_input(data, model, guide)
     with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone

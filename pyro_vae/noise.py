@@ -20,8 +20,8 @@ other. Different data, and different sites, get noise of their own. Which object
   vectorized particles, ``StickingTheLanding``, ``InfoVAE``, ``BetaTC``.
 - ``IWAE``, ``MIWAE``, ``CIWAE``, ``PIWAE``, ``Renyi`` and ``FreeBits`` then estimate another objective, that of K such
   particles, and have its exact gradient. The first four stay lower bounds on :math:`\log p(x)`.
-- The gradients of ``DReG``, ``VIMCO`` and ``Thermodynamic`` are right for independent particles only, and Pyro's
-  ``Trace_MMD`` compares particles with each other: they refuse these handlers.
+- The gradients of ``DReG``, ``VIMCO`` and ``Thermodynamic`` are right for independent particles only: they refuse these
+  handlers.
 
 `Fixed` repeats its noise: its estimates are those of one draw. Objectives whose gradient is right only in the mean over
 the noise (the three, and ``StickingTheLanding``) refuse it.

@@ -24,7 +24,7 @@ from pyro_vae.finite import ON_NAN, Guard, norm_of
 from pyro_vae.handlers import LocalModules, NoMeanError, weigh_kl
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import above, as_function, as_number, as_size
-from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
+from pyro_vae.objectives import Beta, Objective, check_beta, check_per_datum, terms_and_gradients
 from pyro_vae.precision import BETWEEN_FLUSHES, check_precision, flush_subnormal, layers_in
 from pyro_vae.programs import (
     Program,
@@ -175,6 +175,7 @@ def fit(
         raise TypeError(
             f"loss must be an ELBO such as Trace_ELBO(), objectives.IWAE(5) or objectives.Renyi(0.5), not {loss!r}"
         )
+    check_per_datum(loss)
     as_function(optimizer, "optimizer")
     saved = None if resume is None else Checkpoints(resume).read()
     keeper = resume if checkpoints is None else checkpoints

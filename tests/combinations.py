@@ -5,6 +5,7 @@ import re
 from functools import partial
 
 import pyro
+import pyro.distributions as dist
 import torch
 from all_cases import cases
 from partners import accepted, of_parts
@@ -98,6 +99,17 @@ def refusal(objective, vae):
             return "TraceMeanField_ELBO does not take these programs"
         if isinstance(objective, objectives.Objective) and objective.pathwise:
             return "needs a pathwise sampler"
+    if isinstance(posterior, dist.Delta):
+        by_density = {
+            objectives.VIMCO: "trains a guide by its density",
+            objectives.DReG: "weighs draws by their density",
+        }
+        by_density[objectives.Thermodynamic] = by_density[objectives.VIMCO]
+        if type(objective) in by_density:
+            return by_density[type(objective)]
+    if isinstance(objective, objectives.InfoVAE) and not vae.prior().has_rsample:
+        if vae.prior().log_prob(vae.prior().sample()).requires_grad:
+            return "trains a prior by its draws"
     taken_apart = {objectives.FreeBits: (vae.prior(), posterior), objectives.BetaTC: (posterior,)}
     if not all(map(independent, taken_apart.get(type(objective), ()))):
         return "needs independent latent dimensions"
@@ -129,6 +141,7 @@ def _outcome(vae, objective, x):
     if words:
         try:
             mean_bound(vae.model, vae.guide, x, loss=objective)
+            three_steps(vae, objective, x)
         except ValueError as error:
             return ("refused" if re.search(words, str(error)) else "failed"), str(error)
         return "failed", f"it is not refused: {words}"
@@ -137,6 +150,17 @@ def _outcome(vae, objective, x):
     if not (torch.isfinite(torch.tensor([before, after])).all() and all(p.isfinite().all() for p in vae.parameters())):
         return "failed", f"from {before} to {after}"
     return ("decreased" if after < before else "trained"), f"from {before} to {after}"
+
+
+def check_gradients(vae, gradients):
+    """Refuse a step that leaves a parameter, or all those of a part, without a gradient."""
+    named = dict(zip(dict(vae.named_parameters()), gradients, strict=True))
+    without = [name for name, gradient in named.items() if gradient is None]
+    for part in ("prior", "encoder", "decoder"):
+        of_part = [gradient for name, gradient in named.items() if name.startswith(f"{part}.")]
+        if of_part and not any(gradient is not None and gradient.any() for gradient in of_part):
+            without.append(part)
+    assert not without, f"no gradient reaches {', '.join(without)}"
 
 
 def three_steps(vae, objective, x):
@@ -153,6 +177,7 @@ def three_steps(vae, objective, x):
     with seeded(2, x.device):
         for _ in range(3):
             _, gradients = compute(model, guide, x, 1.0, lambda: parameters)
+            check_gradients(vae, gradients)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()

@@ -357,3 +357,15 @@ def test_enumeration_passes_through():
 def test_a_score_function_wraps_modules_only():
     with pytest.raises(TypeError, match=r"encoders\.ScoreFunction takes an encoder"):
         encoders.ScoreFunction(encoders.Normal)
+
+
+@pytest.mark.parametrize("shape", [(3,), (), (4, 1), (2, 5), (-1,)])
+@pytest.mark.parametrize("name", ["MixtureOfNormals", "HypersphericalUniform"])
+def test_a_distribution_is_not_expanded_to_a_shape_that_does_not_fit(name, shape):
+    if name == "MixtureOfNormals":
+        fn = distributions.MixtureOfNormals(torch.zeros(4, 2), torch.zeros(4, 2, 3), torch.ones(4, 2, 3))
+    else:
+        fn = distributions.HypersphericalUniform(3).expand((4,))
+    with pytest.raises(ValueError, match=rf"{name} of batch shape \(4,\) cannot be expanded to"):
+        fn.expand(shape)
+    assert fn.expand((5, 4)).expand((2, 5, 4)).sample().shape == (2, 5, 4, 3)

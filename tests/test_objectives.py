@@ -7,11 +7,20 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.contrib.gp.kernels import RBF
+from pyro.infer import (
+    ELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    Trace_MMD,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from scipy import stats
 from torch import nn
 
-from pyro_vae import VAE, decoders, encoders, priors
+from pyro_vae import VAE, decoders, encoders, evaluate, fit, priors
 from pyro_vae.handlers import weigh_kl
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import check_beta, kl, linear_warm_up, reconstruction, recording, terms_of
@@ -374,3 +383,18 @@ def test_the_sampled_and_the_closed_form_kl_agree_on_average(vae, x, elbo):
     # 4 standard errors of 20,000 draws; the closed form has no error.
     error = 4 * one_draw.std().item() / math.sqrt(n) if elbo is Trace_ELBO else 1e-9
     assert abs(terms_of(loss, traces)[1].item() - closed) < error
+
+
+@pytest.mark.parametrize(
+    ("make", "instead"),
+    [
+        (lambda: Trace_MMD(RBF(3, lengthscale=torch.ones(()))), "InfoVAE"),
+        (ReweightedWakeSleep, "VIMCO"),
+        (lambda: TraceTailAdaptive_ELBO(num_particles=2, vectorize_particles=True), "Renyi"),
+    ],
+    ids=["Trace_MMD", "ReweightedWakeSleep", "TraceTailAdaptive_ELBO"],
+)
+def test_an_objective_that_takes_a_batch_for_one_datum_is_refused_by_name(vae, x, make, instead):
+    for run in (fit, partial(fit, beta=0.5), evaluate):
+        with pytest.raises(TypeError, match=rf"takes the data of a batch for one datum.*: take objectives\.{instead}"):
+            run(vae.model, vae.guide, x, loss=make())

@@ -27,9 +27,15 @@ def family(distribution: Any) -> str:
 
 
 def expanded(distribution: AnyDistribution, batch_shape: Sequence[int], **changed: Any) -> AnyDistribution:
-    """Return a copy of another batch shape, with what changes with it: no number is checked again."""
+    """Return a copy of a larger batch shape, with what changes with it: no number is checked again."""
+    own, shape = tuple(distribution.batch_shape), torch.Size(batch_shape)
+    if len(own) > len(shape) or any(a not in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False)):
+        raise ValueError(
+            f"a {type(distribution).__name__} of batch shape {own} cannot be expanded to {tuple(shape)}: a size can be"
+            " changed only if it is 1"
+        )
     new = copy.copy(distribution)
-    vars(new).update(changed, _batch_shape=torch.Size(batch_shape))
+    vars(new).update(changed, _batch_shape=shape)
     return new
 
 
@@ -127,6 +133,9 @@ class ScoreFunction(_Wrapper):
     Arguments:
         base_dist: the distribution.
 
+    Raises:
+        ValueError: for a point, which has no density and so no score.
+
     Example:
         >>> q = ScoreFunction(dist.Normal(torch.zeros(3, requires_grad=True), 1.0).to_event(1))
         >>> q.has_rsample, q.expand((4,)).has_rsample, q().requires_grad
@@ -138,6 +147,11 @@ class ScoreFunction(_Wrapper):
     """
 
     has_rsample = False
+
+    def __init__(self, base_dist: dist.TorchDistribution, validate_args: bool | None = None) -> None:
+        if any(isinstance(layer, dist.Delta) for layer in layers(base_dist)):
+            raise ValueError("a Delta has no density, by which a score function could train it: take it as it is")
+        super().__init__(base_dist, validate_args)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:

@@ -10,6 +10,7 @@ from pyro_vae.objectives.plates import DataPlates, data_plates, share_of
 from pyro_vae.objectives.terms import (
     Beta,
     check_beta,
+    check_per_datum,
     kl,
     linear_warm_up,
     reconstruction,
@@ -37,6 +38,7 @@ __all__ = [
     "Terms",
     "Thermodynamic",
     "check_beta",
+    "check_per_datum",
     "data_plates",
     "kl",
     "linear_warm_up",

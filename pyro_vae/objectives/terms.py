@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    ReweightedWakeSleep,
+    Trace_MMD,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -18,6 +25,7 @@ from pyro_vae.objectives._objective import Objective, Program, Terms
 from pyro_vae.objectives.plates import share_of
 
 Beta = float | Callable[[int], float]
+OF_A_BATCH = {Trace_MMD: "InfoVAE(alpha=1.0)", ReweightedWakeSleep: "VIMCO(5)", TraceTailAdaptive_ELBO: "Renyi(0.5)"}
 
 
 def linear_warm_up(steps: int, beta: float = 1.0) -> Callable[[int], float]:
@@ -68,6 +76,24 @@ def check_beta(beta: float) -> float:
     if not 0 <= as_number(beta, "the KL weight beta") < math.inf:
         raise ValueError(f"the KL weight beta must be at least 0 and finite, not {beta!r}")
     return beta
+
+
+def check_per_datum(loss: ELBO) -> None:
+    """Refuse an objective of Pyro's that takes the data of a batch for one datum, and name what to take in its place.
+
+    Raises:
+        TypeError: for ``Trace_MMD``, ``ReweightedWakeSleep`` and ``TraceTailAdaptive_ELBO``.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> check_per_datum(Trace_ELBO())
+    """
+    for kind, instead in OF_A_BATCH.items():
+        if isinstance(loss, kind):
+            raise TypeError(
+                f"{kind.__name__} takes the data of a batch for one datum, so that the objective would depend on the"
+                f" batch size: take objectives.{instead}"
+            )
 
 
 def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..., tuple[Terms, list[Tensor | None]]]:
