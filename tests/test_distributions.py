@@ -219,6 +219,23 @@ def zero_inflated_poisson(gate, rate):
     return {"mean": keep * rate, "variance": keep * rate * (1 + (1 - keep) * rate)}
 
 
+def negative_binomial(log_mean, log_inverse_dispersion):
+    mean = mp.exp(log_mean)
+    return {"mean": mean, "variance": mean + mean**2 / mp.exp(log_inverse_dispersion)}
+
+
+def poisson(log_rate):
+    rate = mp.exp(log_rate)
+    return {"mean": rate, "variance": rate, "mode": mp.floor(rate)}
+
+
+def student_t(df, loc, scale):
+    half = (df + 1) / 2
+    log_beta = mp.loggamma(df / 2) + mp.loggamma(mp.mpf(1) / 2) - mp.loggamma(half)
+    entropy = half * (mp.digamma(half) - mp.digamma(df / 2)) + mp.log(df) / 2 + log_beta + mp.log(scale)
+    return {"mean": loc, "variance": scale**2 * df / (df - 2), "mode": loc, "entropy": entropy}
+
+
 def of_two(reference):
     """Two independent variables with the same numbers, as one event."""
 
@@ -283,9 +300,13 @@ CASES = {
     ),
     "ZeroInflated": Case(
         lambda gate, rate: D.ZeroInflated(dist.Poisson(rate), gate_logits=gate),
-        [(0.0, 3.0), (-2.0, 30.0)],
+        [(0.0, 3.0), (-20.0, 1e6), (20.0, 1e6), (5.0, 0.1)],
         zero_inflated_poisson,
     ),
+    "NegativeBinomial": Case(D.NegativeBinomial, [(0.0, 0.0), (5.0, 18.0), (10.0, -8.0)], negative_binomial),
+    "Poisson": Case(D.Poisson, [(-5.0,), (0.3,), (10.1,)], poisson),
+    "StudentT": Case(D.StudentT, [(2.5, 0.3, 1e-3), (5.0, -2.0, 1.0), (1e6, 0.0, 30.0)], student_t),
+    "BetaProportion": Case(D.BetaProportion, [(0.3, 0.0), (-4.0, 6.0), (2.0, 15.0)], beta_of_mean),
     "MissingEntries": Case(
         lambda x: D.MissingEntries(D.ContinuousBernoulli(logits=x)),
         CONTINUOUS,

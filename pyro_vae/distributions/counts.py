@@ -191,6 +191,15 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
         """The probability of a further zero."""
         return self.gate_logits.sigmoid()
 
+    @property
+    def mean(self) -> Tensor:
+        return (-self.gate_logits).sigmoid() * self.base_dist.mean
+
+    @property
+    def variance(self) -> Tensor:
+        # A sum of positive terms: that of the counts, and that of whether there are any.
+        return (-self.gate_logits).sigmoid() * (self.base_dist.variance + self.gate * self.base_dist.mean**2)
+
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)

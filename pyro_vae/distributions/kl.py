@@ -5,6 +5,8 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import register_kl
 
+from pyro_vae.distributions._gammas import wide
+
 EULER = 0.5772156649015329
 
 
@@ -57,7 +59,7 @@ def kl_weibull_gamma(q: td.Weibull, p: td.Gamma) -> Tensor:
         Zhang, Chen, Guo and Zhou, 2018, WHAI: Weibull Hybrid Autoencoding Inference for Deep Topic Modeling.
     """
     # In 64 bits: for a large concentration of p the terms cancel.
-    k, alpha, rate = q.concentration.double(), p.concentration.double(), p.rate.double() * q.scale.double()
+    k, alpha, rate = wide(q.concentration), wide(p.concentration), wide(p.rate) * wide(q.scale)
     entropy = EULER * (1 - 1 / k) - k.log() + 1  # less the logarithm of the scale, which is in the rate
     cross_entropy = alpha.lgamma() - alpha * rate.log() + (alpha - 1) * EULER / k + rate * (1 + 1 / k).lgamma().exp()
     return (cross_entropy - entropy).to(q.scale.dtype)

@@ -1,52 +1,89 @@
 """Distributions of positive numbers, and of shares of a whole."""
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
+
+from pyro_vae.distributions._gammas import wide
 
 
 class Gamma(dist.Gamma):
     """Gamma scored in 64 bits: in float32 its terms cancel to an error of 0.1 at a concentration of 100,000.
 
     Example:
-        >>> import torch
         >>> Gamma(torch.tensor(1e6), torch.tensor(1.0)).log_prob(torch.tensor(1e6))
         tensor(-7.8267)
     """
 
     def wide(self) -> dist.Gamma:
         """Return the same distribution in 64 bits."""
-        return dist.Gamma(self.concentration.double(), self.rate.double(), validate_args=False)
+        return dist.Gamma(wide(self.concentration), wide(self.rate), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self.wide().log_prob(value.double()).to(self.concentration.dtype)
+        return self.wide().log_prob(wide(value)).to(self.concentration.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
-        return self.wide().cdf(value.double()).to(self.concentration.dtype)
+        return self.wide().cdf(wide(value)).to(self.concentration.dtype)
 
     def entropy(self) -> Tensor:
         return self.wide().entropy().to(self.concentration.dtype)
 
 
+def shares(concentration: Tensor) -> Tensor:
+    r"""Draw from a Dirichlet distribution, however small its concentrations.
+
+    .. math:: z = \mathrm{softmax}(\log g), \qquad \log g_d = \log g_d' + \frac{\log u_d}{\alpha_d}, \qquad
+              g_d' \sim \mathrm{Gamma}(\alpha_d + 1), \; u_d \sim \mathrm{Uniform}(0, 1)
+
+    Torch divides gamma variates by their sum. At a concentration of 0.001 often all of them underflow, and it then
+    gives equal shares where one should have nearly all.
+
+    Arguments:
+        concentration: :math:`\alpha`, above 0, shape (\*batch, D).
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> shares(torch.full((5, 3), 1e-6)).max(-1).values
+        tensor([1., 1., 1., 1., 1.])
+
+    Reference:
+        Marsaglia and Tsang, 2000, A Simple Method for Generating Gamma Variables, section 6.
+    """
+    log_uniform = -torch.empty_like(concentration).exponential_()
+    log_gamma = torch._standard_gamma(concentration + 1).log() + log_uniform / concentration
+    return log_gamma.softmax(-1)
+
+
 class Dirichlet(dist.Dirichlet):
     """Dirichlet scored in 64 bits: in float32 its terms cancel to an error of 0.1 at concentrations of 100,000.
 
+    Draws without a gradient are right for small concentrations too (`shares`). Shares below the smallest positive
+    number are moved to it: a decoder sees no difference, but their density is that of another point.
+
     Example:
-        >>> import torch
         >>> Dirichlet(torch.full((2,), 1e6)).log_prob(torch.tensor([0.5, 0.5]))
         tensor(7.0285)
     """
 
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
+        if self.concentration.requires_grad:  # torch's draws, whose gradients vary less
+            return super().rsample(sample_shape)
+        limits = torch.finfo(self.concentration.dtype)
+        return shares(self.concentration.expand(self._extended_shape(sample_shape))).clamp(min=limits.tiny)
+
     def wide(self) -> dist.Dirichlet:
         """Return the same distribution in 64 bits."""
-        return dist.Dirichlet(self.concentration.double(), validate_args=False)
+        return dist.Dirichlet(wide(self.concentration), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self.wide().log_prob(value.double()).to(self.concentration.dtype)
+        return self.wide().log_prob(wide(value)).to(self.concentration.dtype)
 
     @property
     def variance(self) -> Tensor:
@@ -79,7 +116,6 @@ class Weibull(dist.Weibull):
         A distribution of the shape to which both broadcast.
 
     Example:
-        >>> import torch
         >>> Weibull(torch.tensor(1.0), torch.tensor(1000.0)).variance
         tensor(1.6406e-06)
 
@@ -89,7 +125,7 @@ class Weibull(dist.Weibull):
 
     @property
     def variance(self) -> Tensor:
-        step = 1 / self.concentration.double()
+        step = 1 / wide(self.concentration)
         log_square = 2 * (1 + step).lgamma()
         excess = (1 + 2 * step).lgamma() - log_square
         return self.scale**2 * (log_square.exp() * excess.expm1()).to(self.scale.dtype)

@@ -9,7 +9,9 @@ from torch.distributions import constraints, kl_divergence, register_kl
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
+from pyro_vae.distributions._gammas import wide
 from pyro_vae.distributions.kl import EULER
+from pyro_vae.distributions.positive import shares
 
 
 class Bernoulli(dist.Bernoulli):
@@ -185,19 +187,28 @@ class _OpenUnitInterval(constraints.interval):
 class Beta(dist.Beta):
     """Beta scored in 64 bits: in float32 its terms cancel to an error of 0.1 at concentrations of 100,000.
 
+    Draws without a gradient are right for small concentrations too (`positive.shares`). All draws lie strictly between
+    0 and 1: those closer to an edge than any number are moved off it.
+
     Example:
         >>> Beta(torch.tensor(1e6), torch.tensor(1e6)).log_prob(torch.tensor(0.5))
         tensor(7.0285)
     """
 
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
+        both = torch.stack([self.concentration1, self.concentration0], -1)
+        if both.requires_grad:  # torch's draws, whose gradients vary less
+            return _inside(super().rsample(sample_shape))
+        return _inside(shares(both.expand(*self._extended_shape(sample_shape), 2))[..., 0])
+
     def wide(self) -> dist.Beta:
         """Return the same distribution in 64 bits."""
-        return dist.Beta(self.concentration1.double(), self.concentration0.double(), validate_args=False)
+        return dist.Beta(wide(self.concentration1), wide(self.concentration0), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self.wide().log_prob(value.double()).to(self.concentration1.dtype)
+        return self.wide().log_prob(wide(value)).to(self.concentration1.dtype)
 
     @property
     def mode(self) -> Tensor:
@@ -216,7 +227,7 @@ def _kl(p: Beta, q: Beta) -> Tensor:
 
 
 class OpenBeta(Beta):
-    """Beta whose support leaves out 0 and 1, where its density is 0 or infinite, and whose draws keep off them.
+    """Beta whose support leaves out 0 and 1, where its density is 0 or infinite.
 
     Example:
         >>> bool(OpenBeta(torch.tensor(0.5), torch.tensor(0.5)).support.check(torch.tensor(0.0)))
@@ -224,9 +235,6 @@ class OpenBeta(Beta):
     """
 
     support = _OpenUnitInterval()
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
-        return _inside(super().rsample(sample_shape))
 
 
 class Kumaraswamy(dist.Kumaraswamy):
@@ -289,10 +297,10 @@ class Kumaraswamy(dist.Kumaraswamy):
     def variance(self) -> Tensor:
         second = self._log_moment(2)
         excess = second - 2 * self._log_moment(1)  # over the square of the first
-        step, series = 1 / self.concentration1.double(), torch.zeros_like(second)
+        step, series = 1 / wide(self.concentration1), torch.zeros_like(second)
         for order in range(10, 1, -1):
             slope = torch.polygamma(order - 1, torch.ones_like(step)) - torch.polygamma(
-                order - 1, 1 + self.concentration0.double()
+                order - 1, 1 + wide(self.concentration0)
             )
             series = series + (2**order - 2) * slope * step**order / math.factorial(order)
         excess = torch.where(step < 0.02, series, excess)
@@ -301,19 +309,19 @@ class Kumaraswamy(dist.Kumaraswamy):
     @property
     def mode(self) -> Tensor:
         """The most probable value; NaN where the density is infinite at 0 or 1, or everywhere the same."""
-        one, zero = self.concentration1.double(), self.concentration0.double()
+        one, zero = wide(self.concentration1), wide(self.concentration0)
         mode = (((one - 1) / (one * zero - 1)).log() / one).exp()
         return mode.where((one >= 1) & (zero >= 1), torch.nan).to(self.concentration1.dtype)
 
     def entropy(self) -> Tensor:
-        one, zero = self.concentration1.double(), self.concentration0.double()
+        one, zero = wide(self.concentration1), wide(self.concentration0)
         mean_log = (zero + 1).digamma() + EULER
         entropy = 1 - 1 / zero + (1 - 1 / one) * mean_log - one.log() - zero.log()
         return entropy.to(self.concentration1.dtype)
 
     def _log_moment(self, power: int) -> Tensor:
         # The logarithm of b B(1 + n / a, b), whose terms cancel: in 64 bits.
-        first, zero = 1 + power / self.concentration1.double(), self.concentration0.double()
+        first, zero = 1 + power / wide(self.concentration1), wide(self.concentration0)
         return zero.log() + first.lgamma() + zero.lgamma() - (first + zero).lgamma()
 
 
