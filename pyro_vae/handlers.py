@@ -64,7 +64,7 @@ def weigh_kl(beta: Tensor | float, *programs: Program) -> tuple[Program, ...]:
     return tuple(KLWeight(beta)(program) for program in programs)
 
 
-class NoMeanError(ValueError):
+class NoMeanError(TypeError):
     """A latent site has no finite mean, or the model does not take it."""
 
 

@@ -144,7 +144,7 @@ def _reached(*programs: Program) -> Iterator[None]:
         if id(module) not in known:  # it may have been made just now
             known.update(id(module) for owner in modules_of(*programs) for module in owner.modules())
         if id(module) not in known and _changes(module):
-            raise ValueError(
+            raise TypeError(
                 f"the programs call a module, {type(module).__name__}, that is not found from them, so that its mode"
                 " and buffers would be lost: let them be methods of a module that holds it, or have it in a closure"
             )

@@ -5,8 +5,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import zuko
 from pyro import poutine
+from pyro.contrib.zuko import ZukoToPyro
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoNormal
 from torch import nn
+from torch.distributions import constraints
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, log_likelihood, priors
 from pyro_vae.handlers import LocalModules
@@ -494,6 +499,120 @@ def test_data_outside_the_support_of_a_model_of_ones_own_are_refused():
         check_programs(*own(normal, normal, beta), 255 * grey().round())
 
 
+# What is right and looks otherwise
+
+
+def positive(rate):
+    """Programs whose code is positive, at a point that a function names."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.full((D,), 2.0), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(rate().expand(len(x), D)).to_event(1))
+
+    return model, guide
+
+
+def test_a_point_on_a_positive_support_is_accepted_there_and_refused_elsewhere():
+    x = torch.ones(10, 1)
+    check_programs(*positive(lambda: pyro.param("r", torch.tensor(0.5), constraint=constraints.positive)), x)
+    with pytest.raises(
+        ValueError, match=r"site 'z' of the guide takes the value -0\.5, outside the support Gr.*: give"
+    ):
+        check_programs(*positive(lambda: pyro.param("r", torch.tensor(-0.5))), x)
+
+
+@pytest.mark.parametrize("kind", [AutoDelta, AutoNormal, AutoLowRankMultivariateNormal, AutoDiagonalNormal])
+def test_autoguides_of_a_positive_site_are_accepted(kind):
+    def model(x):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", 10, subsample_size=len(x)):
+            pyro.sample("x", dist.Poisson(rate), obs=x[:, 0])
+
+    assert math.isfinite(evaluate(model, kind(model), torch.ones(10, 1), batch_size=4).loss)
+
+
+def test_a_flow_of_zukos_is_accepted_as_it_is():
+    flow = zuko.flows.MAF(features=D, context=2, hidden_features=(4,))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", ZukoToPyro(flow(x)))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(x))
+            pyro.sample("x", dist.Normal(z[..., :2], 1.0).to_event(1), obs=x)
+
+    x = torch.randn(10, 2)
+    assert modules_of(guide) == [flow]
+    assert log_likelihood(model, guide, x, samples=20) > -evaluate(model, guide, x).loss - 5
+
+
+def test_a_number_of_counts_that_changes_with_the_batch_is_accepted_and_held_to():
+    def multinomial(most):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", normal(x))
+                pyro.sample("x", dist.Multinomial(most(x), torch.ones(4)), obs=x)
+
+        return model, own(normal, normal, pixels)[1]
+
+    x = torch.arange(2_400.0).reshape(600, 4)
+    check_programs(*multinomial(lambda x: int(x.sum(-1).max())), x)
+    with pytest.raises(ValueError, match=r"outside the support Multinomial"):
+        check_programs(*multinomial(lambda _: 9_000), x)
+
+
+@pytest.mark.parametrize("value", [lambda x: x, lambda x: x.flatten(1)], ids=["as it is", "flat"])
+def test_values_that_a_program_says_are_not_to_be_checked_are_not(value):
+    def unchecked(z):
+        shape = value(grey()).shape[1:]
+        return dist.Bernoulli(torch.full((*z.shape[:-1], *shape), 0.5), validate_args=False).to_event(len(shape))
+
+    pair = observing(unchecked, value)
+    expected = 20 * math.log(2)
+    assert evaluate(*pair, grey()).reconstruction == pytest.approx(expected, rel=1e-5)
+    assert -log_likelihood(*pair, grey(), samples=2) == pytest.approx(expected, rel=1e-5)
+
+
+def test_missing_entries_that_a_program_leaves_out_itself_are_accepted():
+    x = incomplete()
+
+    def leaving_out(filled):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", normal(x))
+                observed = x.nan_to_num() if filled else x
+                pyro.sample("x", dist.Normal(torch.zeros(SHAPE), 1.0).mask(~x.isnan()).to_event(3), obs=observed)
+
+        return model, own(normal, normal, pixels)[1]
+
+    expected = -dist.Normal(0.0, 1.0).log_prob(x[~x.isnan()]).sum().item() / len(x)
+    assert evaluate(*leaving_out(True), x).reconstruction == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"hold nan at index \(9, 0, 1, 2\).*decoders\.Masked"):
+        check_programs(*leaving_out(False), x)
+
+
+def test_the_check_leaves_no_parameter_behind_and_changes_none():
+    kept = pyro.param("kept", torch.tensor([1.0]))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc = pyro.param("loc", torch.zeros(len(x), D)) * pyro.param("kept")
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    check_programs(own(normal, normal, pixels)[0], guide, grey(), batch_size=10)
+    assert list(pyro.get_param_store().keys()) == ["kept"]
+    assert pyro.param("kept").unconstrained() is kept.unconstrained()
+    SVI(own(normal, normal, pixels)[0], guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(grey())
+    assert pyro.param("loc").shape == (10, D)
+
+
 # What programs are made of
 
 
@@ -577,9 +696,9 @@ def test_a_module_that_is_called_but_not_found_is_refused_if_it_has_a_mode_or_bu
 
         return program
 
-    with pytest.raises(ValueError, match=r"the programs call a module, BatchNorm1d, that is not found"):
+    with pytest.raises(TypeError, match=r"the programs call a module, BatchNorm1d, that is not found"):
         check_programs(model, through(lambda: hidden()), grey())
-    with pytest.raises(ValueError, match=r"the programs call a module, Dropout, that is not found"):
+    with pytest.raises(TypeError, match=r"the programs call a module, Dropout, that is not found"):
         check_programs(model, through(lambda: nn.Dropout(0.5)), grey())
     check_programs(model, through(lambda: nn.Softplus()), grey())
 

@@ -654,3 +654,68 @@ def test_a_plain_torch_distribution_is_refused():
 
     with pytest.raises(TypeError, match=r"prior must return a distribution of pyro\.distributions"):
         train(VAE(Plain(2), encoders.Normal(6, 2), decoders.Normal(2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("latent", "use"),
+    [
+        (lambda: dist.Categorical(torch.ones(3)), lambda loc, z: loc[z]),
+        (lambda: dist.Cauchy(0.0, 1.0), lambda loc, z: loc[0] * z),
+        (lambda: dist.StudentT(1.0, 0.0, 1.0), lambda loc, z: loc[0] * z),
+    ],
+    ids=["categorical", "cauchy", "student"],
+)
+def test_a_code_without_a_mean_leaves_its_column_empty_and_evaluate_says_so(latent, use):
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(use(loc, pyro.sample("z", latent())), 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", latent())
+
+    x = points(20)
+    row = fit(model, guide, x, validation=x, epochs=1, batch_size=10)[-1]
+    assert math.isfinite(row["test_loss"])
+    assert math.isnan(row["test_loss_at_mean"])
+    with pytest.raises(TypeError, match=r"site 'z' has no finite mean: .*at='sample'"):
+        evaluate(model, guide, x, at="mean")
+
+
+def test_a_site_that_the_model_sums_out_has_its_terms_at_any_weight():
+    means = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+
+    def enumerated(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(means[c], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def by_hand(x):
+        with pyro.plate("data", len(x)):
+            components = dist.Normal(means, 1.0).to_event(1)
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(3) / 3), components))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), scale).to_event(1))
+
+    x, rows = torch.zeros(10, 2), []
+    for model, loss in ((enumerated, TraceEnum_ELBO(max_plate_nesting=1)), (by_hand, Trace_ELBO())):
+        pyro.clear_param_store()
+        row = fit(model, guide, x, validation=x, loss=loss, beta=2.0, epochs=1, batch_size=10)[1]
+        rows.append([row[name] for name in COLUMNS if name not in ("seconds", "test_loss_at_mean")])
+    assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+
+
+def test_a_weight_beside_a_likelihood_that_hangs_on_a_summed_site_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.zeros(3))[c], 1.0), obs=x[:, 0])
+
+    with pytest.raises(ValueError, match="leave beta at 1, or sum the site out by hand"):
+        fit(model, lambda _: None, points(20), beta=2.0, batch_size=10, loss=TraceEnum_ELBO(max_plate_nesting=1))

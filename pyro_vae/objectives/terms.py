@@ -126,7 +126,7 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
             return _with_gradients(loss.terms(model, guide, batch), batch, parameters())
         traces.clear()
         if hasattr(loss, "differentiable_loss"):
-            value = recorder.differentiable_loss(model, guide, batch)
+            value = _weighed(recorder.differentiable_loss, model, guide, batch)
             share = share_of(traces, len(batch), plates)
             return _with_gradients(_terms(recorder, traces, beta, value, share), batch, parameters())
         for parameter in parameters():
@@ -137,6 +137,18 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         return _terms(recorder, traces, beta, value, share), gradients
 
     return compute
+
+
+def _weighed(loss: Callable[..., Tensor], *args: Any) -> Tensor:
+    try:
+        return loss(*args)
+    except ValueError as error:
+        if "common poutine.scale" not in str(error):
+            raise
+        raise ValueError(
+            "a site that the model sums out stands in the likelihood, so that the KL has no weight of its own: leave"
+            " beta at 1, or sum the site out by hand (dist.MixtureSameFamily)"
+        ) from error
 
 
 def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor, share: float) -> Terms:
