@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
@@ -127,6 +128,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if getattr(arguments, "resume", None):
         _check_resume(arguments, rest)
         local = _local_flags(arguments)
+        local += [f"--data={arguments.data}"] if arguments.data else []
         arguments.out, arguments.config = arguments.resume, _run_config(arguments.resume, arguments.allow, *local)
     elif arguments.builds_vae:
         from_file = read_flags(arguments.config) if arguments.config else {}
@@ -156,7 +158,7 @@ def _known(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.N
 
 def _check_resume(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Refuse what stands beside --resume: a run goes on as it began."""
-    flags = [name for name in (*Config.flags(), "preset", "config", "out") if name not in LOCAL]
+    flags = [name for name in (*Config.flags(), "preset", "config", "out") if name not in (*LOCAL, "data")]
     given = [name for name in flags if getattr(arguments, name) is not None]
     if given or rest:
         flag = f"--{given[0].replace('_', '-')}" if given else rest[0]
@@ -254,6 +256,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--download", action="store_true", default=None, help="fetch the data set if it is missing"
         )
+        command.add_argument("--data", metavar="NAME|PATH", help="data to take in the place of the run's")
+        command.add_argument("--scale", type=float, metavar="X", help="of --data, if not the run's")
     reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")
     return parser
 
@@ -406,7 +410,20 @@ def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
 
     local = _local_flags(arguments) if hasattr(arguments, "data_root") else ["--data-root=", "--download"]  # not read
     config = _run_config(arguments.run, arguments.allow, *local)
-    return load_vae(arguments.run, config, best=arguments.best), config
+    vae = load_vae(arguments.run, config, best=arguments.best)
+    return vae, _with_named_data(config, arguments)
+
+
+def _with_named_data(config: Config, arguments: argparse.Namespace) -> Config:
+    """Put the data that --data names in the place of the run's, with the run's scale if it has one that fits."""
+    from pyro_vae.data import are_images
+
+    data, scale = getattr(arguments, "data", None), getattr(arguments, "scale", None)
+    if scale is not None and data is None:
+        raise ValueError("--scale goes with --data FILE: the run's own data have their scale")
+    if data is None:
+        return config
+    return replace(config, data=data, scale=config.scale if scale is None and not are_images(data) else scale)
 
 
 def _check_file(path: Path | None, flag: str) -> None:
@@ -442,17 +459,18 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyro_vae import plots
-    from pyro_vae.config import build_loss, check_choice, load_data, transform_of
+    from pyro_vae.config import build_loss, check_choice, transform_of
     from pyro_vae.evaluation import evaluate
     from pyro_vae.networks import as_size
     from pyro_vae.pictures import EVALUATE, reconstruction_figure
     from pyro_vae.programs import seeded
+    from pyro_vae.runs import load_data_of
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
     as_size(arguments.n, "--n")
     _check_file(arguments.out, "--out")
     vae, config = _read_run(arguments)
-    data = load_data(config)
+    data = load_data_of(arguments.run, config, named=bool(arguments.data))
     transform, device = transform_of(config), torch.device(config.device)
     x = data.test[: arguments.n].to(device)
     with seeded(arguments.seed, device):
@@ -471,17 +489,17 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from pyro_vae.config import build_loss, device_named, load_data
+    from pyro_vae.config import build_loss, device_named
     from pyro_vae.evaluation import evaluate, log_likelihood
     from pyro_vae.memory import as_bytes
     from pyro_vae.networks import as_size
-    from pyro_vae.runs import as_seen
+    from pyro_vae.runs import as_seen, load_data_of
 
     as_size(arguments.samples, "--samples")
     as_bytes(arguments.memory)
     _check_file(arguments.json, "--json")
     vae, config = _read_run(arguments)
-    data = load_data(config)
+    data = load_data_of(arguments.run, config, named=bool(arguments.data))
     x, pair = as_seen(config, data.test[:].to(device_named(config.device))), (vae.model, vae.guide)
     loss, seed = build_loss(config, len(data.train)), arguments.seed
     bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))

@@ -6,6 +6,7 @@ largest value is: image files, images of Pillow's, and the named data sets.
 """
 
 import copy
+import hashlib
 import math
 import os
 import warnings
@@ -26,11 +27,13 @@ from pyro_vae.files import check_regular
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 NAMES = ("digits", *TORCHVISION)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of images; others of Pillow's start other programs
+COLOURS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "F")  # and greys of 16 bits
 MOST_OTHERS = 100_000  # files that are no images, in a folder of images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 IN_MEMORY = 2**30  # bytes in 32 bits, from which on a .npy file stays where it is
+HASHED = 2**26  # bytes of each part that a fingerprint reads at most
 
 
 class _Rows(Dataset[Tensor]):
@@ -238,7 +241,9 @@ def load(
         source: "digits" (1,797 handwritten digits of 8x8 pixels, part of scikit-learn), "mnist", "fashion-mnist",
             "kmnist"; or the path of a ``.npy`` or ``.npz`` file, or of a folder of images. An ``.npz`` file holds
             ``x_train`` and ``x_test`` (and, if known, ``y_train`` and ``y_test``), or one array ``x`` (and ``y``);
-            in a folder, the names of sub-folders are the labels. What comes in one part is split 4 to 1, always in
+            in a folder, the names of sub-folders are the labels, the pictures of a TIFF stack are data each, and those
+            that do not follow from the file are refused: transparent pixels, CMYK, 32-bit integers, floating-point
+            values outside [0, 1]; colours of 16 bits are read in 8. What comes in one part is split 4 to 1, always in
             the same way.
         root: the folder that holds torchvision's data sets; else the environment variable ``PYRO_VAE_DATA``, else
             ``data``.
@@ -271,6 +276,27 @@ def load(
     return found._replace(**{part: _scaled(getattr(found, part), divisor, eight_bit) for part in ("train", "test")})
 
 
+def fingerprint(data: Data) -> str:
+    """Return in a line how many data there are, of which shape, and a hash of their values: what tells files apart.
+
+    Of a part of more than 64 MiB, evenly spaced rows are hashed that take as much, the first and the last among them.
+
+    Example:
+        >>> fingerprint(Data(torch.zeros(3, 2), torch.ones(1, 2)))
+        '3 train and 1 test data of shape (2,), sha256 898b56ec687d2c02'
+    """
+    digest = hashlib.sha256()
+    for part in data[:2]:
+        rows = part.values if isinstance(part, EightBit) else part
+        size = part.shape[1:].numel() * (1 if isinstance(part, EightBit) else part.dtype.itemsize)
+        count = min(len(part), max(2, HASHED // size))
+        index = torch.linspace(0, len(part) - 1, count, dtype=torch.float64).round().long()
+        for chunk in index.split(max(1, 2**20 // size)):
+            digest.update(rows[chunk].numpy().tobytes())
+    counts = f"{len(data.train)} train and {len(data.test)} test data"
+    return f"{counts} of shape {_shape(data.train)[1:]}, sha256 {digest.hexdigest()[:16]}"
+
+
 def range_of(data: Data) -> str:
     """Say from where to where the values go, of each part where the parts differ; "" where they are on the disk.
 
@@ -297,6 +323,16 @@ def are_images(source: str) -> bool:
         (True, False)
     """
     return source in NAMES or bool(source and os.path.isdir(source))  # False for whatever is no path
+
+
+def located(source: str) -> str:
+    """Return the absolute path of a file or folder that is there, so that it is the same from every folder.
+
+    Example:
+        >>> located("digits"), Path(located(".")).is_absolute()
+        ('digits', True)
+    """
+    return os.path.abspath(source) if source not in NAMES and os.path.exists(source) else source
 
 
 def _as_scale(scale: Any) -> float:
@@ -452,7 +488,7 @@ def shuffled_batches(
         yield x.index_select(0, index) if isinstance(x, Tensor) else x[index]  # twice as fast as x[index]
 
 
-def _shape(data: Tensor) -> tuple[int, ...]:
+def _shape(data: Any) -> tuple[int, ...]:
     return tuple(data.shape)
 
 
@@ -500,6 +536,8 @@ def _row(item: Any) -> Tensor:
     if isinstance(item, Tensor):
         return item
     if hasattr(item, "getbands"):  # an image of Pillow's
+        if getattr(item, "n_frames", 1) > 1:
+            raise ValueError(f"an image holds {item.n_frames} pictures: give each frame as frame.copy()")
         pixels = _pixels(item)
         return pixels / 255 if pixels.dtype == torch.uint8 else pixels
     return _from_numpy(np.asarray(item))
@@ -672,35 +710,89 @@ def open_image(path: Path) -> Iterator[Any]:
     check_regular(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=FORMATS) as image:
+        # A file, not its path: Pillow maps an uncompressed TIFF into memory before it has turned it.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             yield image
 
 
 def _folder(path: Path) -> Data:
-    files = _images_in(path)
-    rows = []
+    files, rows, parents = _images_in(path), [], []
     for file in files:
         try:
             with open_image(file) as image:
-                rows.append(_pixels(image))
+                frames = _frames(image)
         except Exception as error:  # Pillow, too, has many ways to fail on a damaged file
             raise ValueError(f"{file} cannot be read as an image: {error}") from error
-        if rows[-1].shape != rows[0].shape:
-            sizes = f"{_shape(rows[0])} and {_shape(rows[-1])}"
-            raise ValueError(f"{files[0]} and {file} differ in (channels, height, width): {sizes}; bring them to one")
+        rows += frames
+        parents += [file.parent] * len(frames)
+        for frame in frames:
+            if frame.shape != rows[0].shape:
+                sizes = f"{_shape(rows[0])} and {_shape(frame)}"
+                raise ValueError(
+                    f"{files[0]} and {file} differ in (channels, height, width): {sizes}; bring them to one"
+                )
     if not rows:
         raise ValueError(f"the folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    folders = sorted({file.parent for file in files})
-    labels = torch.tensor([folders.index(file.parent) for file in files]) if len(folders) > 1 else None
+    folders = sorted(set(parents))
+    labels = torch.tensor([folders.index(parent) for parent in parents]) if len(folders) > 1 else None
     if any(row.dtype != torch.uint8 for row in rows):
         rows = [row / 255 if row.dtype == torch.uint8 else row for row in rows]
     return _split(torch.stack(rows), labels)
 
 
+def _frames(image: Any) -> list[Tensor]:
+    """Return the pictures of an image file: those of a TIFF stack are data each."""
+    from PIL import ImageSequence
+
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format != "TIFF":
+        raise ValueError(f"it holds {count} pictures: save each of them in a file of its own")
+    return [_pixels(frame) for frame in ImageSequence.Iterator(image)] if count > 1 else [_pixels(image)]
+
+
 def _pixels(image: Any) -> Tensor:
-    """Return an image of Pillow's as (channels, height, width) in 8 bits; greys of 16 bits as parts of 1."""
-    if image.mode.startswith("I"):
-        return _from_numpy(np.asarray(image))[None].float() / 65535
-    grey = image.mode in ("1", "L", "LA")
-    pixels = _from_numpy(np.asarray(image.convert("L" if grey else "RGB")))
+    """Return an image of Pillow's as (channels, height, width), upright: in 8 bits, or greys of more bits in [0, 1].
+
+    Raises:
+        ValueError: where no value in [0, 1] follows from the file.
+    """
+    from PIL import ImageOps
+
+    _check_colours(image)
+    deep = image.mode.startswith("I")
+    upright = ImageOps.exif_transpose(image)
+    if deep:
+        return _from_numpy(np.asarray(upright))[None].to(torch.get_default_dtype()) / 65535
+    if upright.mode == "F":
+        return _unit(_from_numpy(np.asarray(upright))[None])
+    grey = upright.mode in ("1", "L", "LA")
+    pixels = _from_numpy(np.asarray(upright.convert("L" if grey else "RGB")))
     return pixels[None] if grey else pixels.permute(2, 0, 1)  # Pillow has the channels last
+
+
+def _check_colours(image: Any) -> None:
+    mode, tags = image.mode, getattr(image, "tag_v2", {})
+    if mode == "I" and image.format != "PNG":  # Pillow has had PNG files of 16 bits as those of 32
+        raise ValueError("it holds 32-bit integers, whose largest value is not known: save it in 8 or 16 bits")
+    if mode not in COLOURS and not mode.startswith("I"):
+        raise ValueError(f"its colours are {mode}: convert it to RGB")
+    if mode == "F" or mode.startswith("I"):
+        if tags.get(262) == 0 or (mode != "F" and tags.get(258, (16,)) != (16,)):  # which Pillow leaves as they are
+            raise ValueError("its greys are inverted, or not of 16 bits: save it as greys of 8 or 16 bits, 0 for black")
+        transparent = "transparency" in image.info
+    else:
+        has_alpha = mode[-1:] in "Aa" or "transparency" in image.info
+        transparent = has_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    if transparent:
+        raise ValueError("it has transparent pixels, whose colours nobody sees: put it on a background")
+
+
+def _unit(values: Tensor) -> Tensor:
+    """Return floating-point greys, which must lie in [0, 1], as no file says what their largest value is."""
+    known = values[~values.isnan()]
+    if not known.numel():
+        raise ValueError("all its values are NaN")
+    if known.min() < 0 or known.max() > 1:
+        reason = f"its values go from {known.min().item():.6g} to {known.max().item():.6g}, not from 0 to 1"
+        raise ValueError(f"{reason}: scale them, or save the arrays as .npy and give --scale")
+    return values

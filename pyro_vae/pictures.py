@@ -1,6 +1,7 @@
 """The pictures of a run: what `pyro_vae.plots` draws, of a trained VAE and its test data."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def draw(
         Figures by name, in the order of the report; and by name why a picture is left out.
     """
     pictures: dict[str, Callable[[], Figure | str]] = {
-        "curves": lambda: plots.curves(history, f"{config.data}: training"),
+        "curves": lambda: plots.curves(history, f"{Path(config.data).name}: training"),
         "samples": lambda: plots.samples(vae.sample(64), "Samples from the prior, decoded"),
         "reconstructions": lambda: reconstruction_figure(vae, x[:10], config.evaluate),
         "interpolation": lambda: (

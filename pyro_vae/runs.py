@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.checkpoints import Checkpoints, check_same, read_tensors, save_tensors
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
-from pyro_vae.data import are_images, range_of
+from pyro_vae.data import Data, are_images, fingerprint, located, range_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.files import append, check_no_link, write_whole
 from pyro_vae.memory import as_bytes
@@ -30,6 +30,7 @@ from pyro_vae.vae import VAE
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+WEIGHTS = "model.safetensors"
 LOCK = ".lock"  # a file in a run's folder, which the system frees when the process that holds it ends
 
 
@@ -49,20 +50,24 @@ class Run:
     def __init__(self, config: Config, folder: Path, fabric: "Fabric | None" = None, *, resume: bool = False) -> None:
         for name, choices in (("evaluate", EVALUATE), ("latent_map", MAP_NAMES)):
             check_choice(name, getattr(config, name), choices)
+        config = replace(config, data=located(config.data))
         self.config, self.folder, self.fabric, self.ranks = config, folder, fabric, Ranks(fabric)
         self.resume, self.lock = resume, FileLock(folder / LOCK)
         if self.ranks.rank == 0 and not resume:
             check_folder(folder)
+        self.device = fabric.device if fabric else device_named(config.device)
+        self.transform = transform_of(config)
+        self.data = _find_data(folder, config) if resume else load_data(config)
+        self.of = config.identity() | {"data": fingerprint(self.data)}
+        if resume and (folder / WEIGHTS).exists():
+            _check_data(folder, config, self.data)
         on_save = self.save_weights if self.ranks.rank == 0 else None
-        self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save, config.identity())
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save, self.of)
         self.resumed = resume and self.checkpoints.last.exists()
         if self.resumed:  # an epoch that was begun is not undone
             _, about = self.checkpoints.read()
             begun = about["epoch"] - (about["batches"] == 0)
             self.config = config = replace(config, epochs=max(config.epochs, begun))
-        self.device = fabric.device if fabric else device_named(config.device)
-        self.transform = transform_of(config)
-        self.data = load_data(config)
         passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision", "on_nan", "memory")
         self.settings = {name: getattr(config, name) for name in passed_on}
         checked = {name: value for name, value in self.settings.items() if name != "memory"}
@@ -118,8 +123,8 @@ class Run:
 
     def save_weights(self) -> None:
         """Write the weights as they are."""
-        about = {"shape": list(self.shape), "of": self.config.identity()}
-        save_tensors(self.folder / "model.safetensors", self.vae.state_dict(), about)
+        about = {"shape": list(self.shape), "of": self.of}
+        save_tensors(self.folder / WEIGHTS, self.vae.state_dict(), about)
 
     def _train(self, on_epoch: Callable[[Row], None] | None, on_step: Callable[[int, Tensor], None] | None) -> History:
         config = self.config
@@ -178,7 +183,7 @@ class Run:
     def _save_snapshot(self, epoch: int) -> None:
         """Write the posteriors of the weights as they are."""
         self.checkpoints.folder.mkdir(exist_ok=True)
-        about = {"epoch": epoch, "of": self.config.identity()}
+        about = {"epoch": epoch, "of": self.of}
         with seeded(self.config.seed, self.device), mode(False, self.vae):  # what is looked at stays as it is
             mean, scale = posterior_moments(self.vae, self.shown)
         save_tensors(self._snapshot(epoch), {"mean": mean, "scale": scale}, about)
@@ -188,7 +193,7 @@ class Run:
         path = self._snapshot(epoch)
         try:
             _, head = read_tensors(path)
-            check_same(path, head["about"], {"epoch": epoch, "of": self.config.identity()})
+            check_same(path, head["about"], {"epoch": epoch, "of": self.of})
             return read_moments(path, len(self.shown))
         except ValueError:
             return None
@@ -316,6 +321,46 @@ def what_stands(folder: Path) -> str:
     return f"what was written stands; go on with: pyro-vae train --resume {shlex.quote(str(folder))}"
 
 
+def _find_data(folder: Path, config: Config) -> Data:
+    try:
+        return load_data(config)
+    except ValueError as error:
+        if are_images(config.data) or Path(config.data).exists():
+            raise
+        reason = f"{folder} was trained on {config.data}, which is not there"
+        raise ValueError(f"{reason}: name the file with --data FILE if it has moved") from error
+
+
+def load_data_of(folder: Path, config: Config, *, named: bool = False) -> Data:
+    """Load the data of a run, and refuse others that stand in their place.
+
+    Arguments:
+        folder: the run's folder.
+        config: the run's config.
+        named: the user has named these data in the place of the run's; they may be others of the same shape.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: where they are not there, not those that the run was trained on, or of another shape.
+    """
+    found = load_data(config) if named else _find_data(folder, config)
+    _check_data(folder, config, found, only_shape=named)
+    return found
+
+
+def _check_data(folder: Path, config: Config, found: Data, *, only_shape: bool = False) -> None:
+    about = read_tensors(folder / WEIGHTS)[1]["about"]
+    shape, of = list(found.train.shape[1:]), about.get("of")
+    if shape != about.get("shape"):
+        raise ValueError(f"{config.data} has data of shape {shape}, but {folder} was trained on {about.get('shape')}")
+    there, here = of.get("data") if isinstance(of, dict) else None, fingerprint(found)
+    if not only_shape and here != there:
+        reason = f"{folder} was trained on {there}, but {config.data} holds {here}"
+        raise ValueError(f"{reason}: name the right file with --data FILE")
+
+
 def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
     """Read a run's weights into the VAE of its config. Its data need not be there.
 
@@ -330,13 +375,14 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
     Raises:
         ValueError: for weights that are missing, damaged or of another config.
     """
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     weights, head = read_tensors(path)
     about = head["about"] if isinstance(head.get("about"), dict) else {}
     shape = about.get("shape")
     if not (isinstance(shape, list) and shape and all(type(size) is int and size >= 1 for size in shape)):
         raise ValueError(f"{path} holds no weights of a VAE")
-    check_same(path, about.get("of"), config.identity())
+    of = about["of"] if isinstance(about.get("of"), dict) else {}
+    check_same(path, of, config.identity() | {"data": of.get("data")})  # the data need not be there
     vae = seeded_vae(config, tuple(shape))
     if best:
         check_no_link(folder / "checkpoints")
@@ -344,7 +390,7 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
         tensors, head = read_tensors(path)
         if not (isinstance(head.get("about"), dict) and "test_loss" in head["about"]):
             raise ValueError(f"{path} holds no best weights of a run")
-        check_same(path, head["about"].get("of"), config.identity())
+        check_same(path, head["about"].get("of"), of)
         values = {name.partition("/")[2]: tensor for name, tensor in tensors.items()}
         weights = {name: values[name] for name in weights if name in values}
     for name, own in vae.state_dict().items():

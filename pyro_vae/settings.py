@@ -10,7 +10,18 @@ import yaml
 from pyro_vae.files import check_regular, write_whole
 
 FREE = {  # flags that may change over the life of a run
-    *("data_root", "download", "device", "devices", "epochs", "engine", "memory", "on_nan", "checkpoint_minutes"),
+    *(
+        "data",
+        "data_root",
+        "download",
+        "device",
+        "devices",
+        "epochs",
+        "engine",
+        "memory",
+        "on_nan",
+        "checkpoint_minutes",
+    ),
     *("evaluate", "latent_map"),
 }
 TRUSTED = ("pyro_vae", "torch", "pyro")  # packages from which a config file may name a class
@@ -79,8 +90,11 @@ class Config:
         return {name: value for name, value in {**plain, **own}.items() if value is not None}
 
     def identity(self) -> dict[str, Any]:
-        """Return the flags that weights are of: a run's files must have been written with the same."""
-        return {name: value for name, value in self.flat().items() if name not in FREE} | {"data": Path(self.data).name}
+        """Return the flags that weights are of: a run's files must have been written with the same.
+
+        The data are not among them: a file may have moved, and its values count (`pyro_vae.data.fingerprint`).
+        """
+        return {name: value for name, value in self.flat().items() if name not in FREE}
 
     def save(self, path: Path) -> None:
         """Write the flags as YAML, with the versions they ran with as a comment."""

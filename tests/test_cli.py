@@ -328,8 +328,86 @@ def test_sample_does_not_need_the_data_and_reconstruct_says_that_it_does(capsys)
     Path("rows.npy").unlink()
     assert main(["sample", str(run), "--n", "4"]) == 0
     capsys.readouterr()
-    assert main(["reconstruct", str(run)]) == 2
-    assert capsys.readouterr().err == "pyro-vae: error: no file rows.npy\n"
+    for argv in (["reconstruct", "run"], ["evaluate", "run"], ["train", "--resume", "run"]):
+        line = refused(capsys, *argv)
+        assert (
+            f"run was trained on {Path('rows.npy').absolute()}, which is not there: name the file with --data" in line
+        )
+
+
+ROWS = np.random.default_rng(0).random((60, 5)).astype(np.float32)
+CHANGED = {
+    "one value": np.concatenate([ROWS[:-1], ROWS[-1:] + 1e-6]),
+    "the order": ROWS[::-1],
+    "the number": ROWS[:-1],
+    "the type": (255 * ROWS).astype(np.uint8),
+}
+
+
+def same_name(folder, array):
+    """Save an array as rows.npy in a new folder, to which the commands are to go."""
+    Path(folder).mkdir()
+    np.save(f"{folder}/rows.npy", array)
+
+
+def test_a_run_knows_its_file_from_every_folder(capsys, monkeypatch):
+    np.save("rows.npy", ROWS)
+    train("--data", "rows.npy", "--batch-size", "20", "--decoder", "Normal")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["data"] == str(Path("rows.npy").absolute())
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--samples", "2"]) == 0
+    expected = capsys.readouterr().out
+    same_name("elsewhere", 9 + ROWS)
+    monkeypatch.chdir("elsewhere")
+    assert main(["evaluate", "../run", "--samples", "2"]) == 0
+    assert capsys.readouterr().out == expected
+    assert main(["evaluate", "../run", "--samples", "2", "--data", "rows.npy", "--json", "found.json"]) == 0
+    assert json.loads(Path("found.json").read_text())["bound"] < -100
+    assert main(["reconstruct", "../run", "--data", "rows.npy"]) == 0
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_other_data_in_the_place_of_those_of_a_run_are_refused(change, capsys):
+    np.save("rows.npy", ROWS)
+    run = train("--data", "rows.npy", "--batch-size", "20", "--decoder", "Normal")
+    capsys.readouterr()
+    np.save("rows.npy", CHANGED[change])
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
+    for argv in (["reconstruct", "run"], ["evaluate", "run"], ["train", "--resume", "run"]):
+        line = refused(capsys, *argv)
+        assert re.search(
+            r"run was trained on 48 .*sha256 \w+, but /.*/rows.npy holds .* sha256 \w+: name .*--data", line
+        )
+    for argv in (["reconstruct", "run", "--data", "rows.npy"], ["sample", "run"]):
+        assert main(argv) == 0
+    capsys.readouterr()
+    np.save("moved.npy", ROWS)
+    assert "is of another run" not in refused(capsys, "train", "--resume", "run", "--data", "rows.npy")
+    assert main(["train", "--resume", "run", "--data", "moved.npy"]) == 0
+    assert len(metrics(run)) == 4
+
+
+def test_named_data_of_another_shape_are_refused_and_take_a_scale_of_their_own(capsys):
+    np.save("rows.npy", ROWS)
+    np.save("wide.npy", np.zeros((9, 6)))
+    np.save("bytes.npy", (255 * ROWS).astype(np.uint8))
+    train("--data", "rows.npy", "--batch-size", "20")
+    capsys.readouterr()
+    assert "wide.npy has data of shape [6], but run was trained on [5]" in refused(
+        capsys, "reconstruct", "run", "--data", "wide.npy"
+    )
+    assert "--scale goes with --data FILE" in refused(capsys, "reconstruct", "run", "--scale", "2")
+    assert "scale the data to [0, 1]" in refused(capsys, "evaluate", "run", "--data", "bytes.npy")
+    assert main(["reconstruct", "run", "--data", "bytes.npy", "--scale", "255"]) == 0
+
+
+def test_a_run_on_scaled_data_scales_those_that_take_their_place(capsys):
+    np.save("bytes.npy", (255 * ROWS).astype(np.uint8))
+    train("--data", "bytes.npy", "--scale", "255", "--batch-size", "20")
+    Path("bytes.npy").rename("moved.npy")
+    capsys.readouterr()
+    assert main(["reconstruct", "run", "--data", "moved.npy"]) == 0
 
 
 def test_reconstruct_names_what_it_evaluates_at(capsys):

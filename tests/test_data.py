@@ -311,15 +311,6 @@ def test_a_folder_of_colour_images_has_three_channels_first(tmp_path):
     assert torch.equal(load(str(tmp_path)).train[0], torch.tensor(image.transpose(2, 0, 1)) / 255)
 
 
-def test_transparency_is_dropped_and_palettes_are_colours(tmp_path):
-    colour = np.full((6, 4, 3), (255, 0, 51), dtype=np.uint8)
-    Image.fromarray(np.dstack([colour, np.full((6, 4), 9, np.uint8)])).save(tmp_path / "a.png")
-    Image.fromarray(colour).quantize(4).save(tmp_path / "b.png")
-    loaded = load(tmp_path)
-    for part in (loaded.train, loaded.test):
-        torch.testing.assert_close(part, torch.tensor([1.0, 0.0, 0.2]).reshape(1, 3, 1, 1).expand(1, 3, 6, 4))
-
-
 @pytest.mark.parametrize("value", [0, 257, 32896, 65535])
 def test_grey_images_of_16_bits_keep_their_greys(tmp_path, value):
     for i in range(2):
@@ -761,3 +752,116 @@ def test_dynamic_follows_the_seed_of_torch():
 
 def test_binarizations_have_their_names():
     assert list(data.BINARIZE.items()) == [("none", None), ("threshold", threshold), ("dynamic", dynamic)]
+
+
+# Images that say more than their pixels
+
+
+def of_each_kind():
+    """Return by name a picture that is refused, and words of the reason."""
+    grey = np.random.default_rng(0).integers(0, 256, (6, 4), dtype=np.uint8)
+    colour = Image.fromarray(np.dstack([grey] * 3))
+    gif = colour.quantize(4)
+    return {
+        "cmyk.jpg": (colour.convert("CMYK"), {}, "its colours are CMYK"),
+        "lab.tif": (Image.merge("LAB", [Image.fromarray(grey)] * 3), {}, "its colours are LAB"),
+        "alpha.png": (Image.fromarray(np.dstack([grey] * 3 + [grey // 2])), {}, "transparent pixels"),
+        "grey-alpha.png": (Image.merge("LA", [Image.fromarray(grey), Image.fromarray(grey)]), {}, "transparent"),
+        "index.gif": (gif, {"transparency": int(np.asarray(gif)[0, 0])}, "transparent pixels"),
+        "colour-key.png": (colour, {"transparency": tuple(map(int, np.asarray(colour)[0, 0]))}, "transparent pixels"),
+        "integers.tif": (Image.fromarray(grey.astype(np.int32)), {}, "32-bit integers"),
+        "inverted.tif": (Image.fromarray(grey.astype(np.uint16)), {"tiffinfo": {262: 0}}, "inverted"),
+        "wide.tif": (Image.fromarray(grey.astype(np.float32)), {}, "its values go from"),
+        "negative.tif": (Image.fromarray(grey.astype(np.float32) / 255 - 0.5), {}, "its values go from -"),
+        "nan.tif": (Image.fromarray(np.full((6, 4), np.nan, np.float32)), {}, "all its values are NaN"),
+        "animation.gif": (gif, {"save_all": True, "append_images": [gif.rotate(180)]}, "it holds 2 pictures"),
+        "animation.png": (colour, {"save_all": True, "append_images": [colour.rotate(180)]}, "it holds 2 pictures"),
+        "animation.webp": (colour, {"save_all": True, "append_images": [colour.rotate(180)]}, "it holds 2 pictures"),
+    }
+
+
+@pytest.mark.parametrize("name", of_each_kind())
+def test_a_picture_from_which_no_values_follow_is_refused_by_name(tmp_path, name):
+    image, how, words = of_each_kind()[name]
+    image.save(tmp_path / name, **how)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read as an image: .*{words}"):
+        load(tmp_path)
+    with (
+        Image.open(tmp_path / name) as opened,
+        pytest.raises(ValueError, match=words.replace("it holds 2", "image holds 2")),
+    ):
+        as_tensor([opened])
+
+
+def test_floating_point_greys_keep_their_values_and_what_is_missing(tmp_path):
+    values = np.random.default_rng(0).random((3, 8, 8), dtype=np.float32)
+    values[1, 2, 3] = np.nan
+    for i, image in enumerate(values):
+        Image.fromarray(image).save(tmp_path / f"{i}.tif")
+    loaded = load(tmp_path)
+    found = sorted(torch.cat([loaded.train, loaded.test]).nan_to_num(-1).flatten(1).tolist())
+    assert found == rows(torch.tensor(values).nan_to_num(-1))
+    assert loaded.train.shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_each_frame_of_a_stack_is_a_datum_with_the_label_of_its_folder(tmp_path, kind):
+    largest = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[kind]
+    frames = [Image.fromarray(np.full((8, 8), k / 50 * largest, kind)) for k in range(50)]
+    for label, name in enumerate(("ant", "bee")):
+        (tmp_path / name).mkdir()
+        own = frames[25 * label : 25 * label + 25]
+        own[0].save(tmp_path / name / "stack.tif", save_all=True, append_images=own[1:])
+    loaded = load(tmp_path)
+    x, labels = torch.cat([loaded.train, loaded.test]), torch.cat([loaded.train_labels, loaded.test_labels])
+    order = x[:, 0, 0, 0].argsort()
+    assert x[order, 0, 0, 0].numpy() == pytest.approx(np.arange(50) / 50, abs=1 / 255)
+    assert labels[order].tolist() == [0] * 25 + [1] * 25
+
+
+STORED = [("png", np.uint8), ("png", np.uint16), ("jpg", np.uint8), ("tif", np.uint8), ("tif", np.uint16)]
+
+
+@pytest.mark.parametrize(("suffix", "kind"), STORED)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_as_their_orientation_says(tmp_path, suffix, kind, orientation):
+    """The tag says which transformation shows the picture upright; 6 is a quarter turn clockwise (EXIF 2.3)."""
+    largest = {np.uint8: 255, np.uint16: 65535}[kind]
+    stored = np.zeros((16, 24), kind)
+    stored[:8, :8] = largest  # the upper left corner as it is stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    how = {"tiffinfo": {274: orientation}} if suffix == "tif" else {"exif": exif}
+    for i in range(2):
+        Image.fromarray(stored).save(tmp_path / f"{i}.{suffix}", **how)
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].T,
+        8: np.rot90(stored),
+    }[orientation]
+    found = load(tmp_path).train[0, 0]
+    assert found.shape == upright.shape
+    assert torch.equal(found.round(), torch.tensor(upright / largest).float())
+
+
+def test_palettes_are_their_colours_wherever_they_come_from(tmp_path):
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4), dtype=np.uint8))
+    palette = grey.quantize(256)
+    for i in range(2):
+        palette.save(tmp_path / f"{i}.png")
+    expected = torch.tensor(np.asarray(palette.convert("RGB")) / 255).float().permute(2, 0, 1)
+    assert torch.equal(as_tensor([palette])[0], expected)
+    assert torch.equal(load(tmp_path).train[0], expected)
+    assert as_tensor([palette]).mean() == pytest.approx(as_tensor([grey]).mean().item(), abs=0.01)
+
+
+def test_opaque_transparency_is_dropped(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    for i in range(2):
+        Image.fromarray(np.dstack([colour, np.full((6, 4), 255, np.uint8)])).save(tmp_path / f"{i}.png")
+    assert torch.equal(load(tmp_path).train[0], torch.tensor(colour.transpose(2, 0, 1)) / 255)

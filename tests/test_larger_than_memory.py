@@ -278,3 +278,17 @@ def test_data_are_checked_to_the_last_chunk_and_named_by_their_place(tmp_path, m
     for rows in (MemoryMapped(tmp_path / "x.npy"), torch.tensor(x), Stream(torch.tensor(x))):
         with pytest.raises(ValueError, match=words):
             check_programs(vae.model, vae.guide, rows)
+
+
+@pytest.mark.parametrize("row", [0, 2, 3, 7])
+def test_a_fingerprint_sees_every_value_of_a_small_part_and_the_ends_of_a_large_one(tmp_path, row, monkeypatch):
+    x = np.zeros((8, 3), np.float32)
+    np.save(tmp_path / "one.npy", x)
+    x[row, 1] = 1e-6
+    np.save(tmp_path / "other.npy", x)
+    for largest, seen in ((2**26, True), (2 * 12, row in (0, 7))):
+        monkeypatch.setattr(data, "HASHED", largest)
+        mapped = [data.Data(MemoryMapped(tmp_path / f"{name}.npy"), torch.ones(1, 3)) for name in ("one", "other")]
+        assert (data.fingerprint(mapped[0]) != data.fingerprint(mapped[1])) is seen
+        in_memory = [data.Data(part.train[:], part.test) for part in mapped]
+        assert [*map(data.fingerprint, in_memory)] == [*map(data.fingerprint, mapped)]
