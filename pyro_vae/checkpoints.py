@@ -5,20 +5,23 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pyro_vae.files import check_regular, write_whole
+from pyro_vae.files import check_no_link, check_regular, write_whole
 
-FORMAT = 1  # of the files; one with another number is refused
+FORMAT = 2  # of the files; one with another number is refused
 SHARE = 0.01  # of the training time for checkpoints at the ends of epochs, but for the first and the last
+LOCK = ".lock"  # a file in a folder, which the system frees when the process that holds it ends
 COLUMNS = (
     "epoch",
     "train_loss",
@@ -32,7 +35,7 @@ COLUMNS = (
 )  # of the history that a checkpoint holds
 KINDS = {
     **{"epoch": int, "step": int, "batches": int, "seconds": float, "best": float},
-    **{"history": list, "settings": dict, "optimizer": dict},
+    **{"history": list, "settings": dict, "optimizer": dict, "constraints": dict, "frozen": list},
 }  # of what a checkpoint says in plain values
 Tensors = Mapping[str, Tensor]
 
@@ -198,6 +201,28 @@ class Checkpoints:
         """The file of the parameters with the lowest test loss."""
         return self.folder / "best.safetensors"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other trainings from the folder, by a lock that the system frees when this process ends.
+
+        Raises:
+            ValueError: where another training holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._made = True
+        check_no_link(self.folder / LOCK)
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"another training writes to {self.folder}: wait for it, or give another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def stop(self) -> None:
         """Have the training end after the step under way, its checkpoint written; safe in a signal handler."""
         self.stopping = True
@@ -343,6 +368,29 @@ def check_random(name: str, state: Tensor, device: torch.device) -> None:
         _refuse(name, f"a random state at place {place} of 624 with {left} left")
 
 
+def check_group(found: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    """Refuse the settings of an optimizer's group that are not of the kinds of another one's.
+
+    Arguments:
+        found: the checkpoint's.
+        like: those of the optimizer.
+
+    Raises:
+        ValueError: with the first one that differs.
+
+    Example:
+        >>> check_group({"lr": "high"}, {"lr": 0.1})
+        Traceback (most recent call last):
+        ...
+        ValueError: the checkpoint's optimizer setting lr cannot be resumed from: high; take another checkpoint, or...
+    """
+    if found.keys() != like.keys():
+        _refuse("optimizer groups", found)
+    for name, value in like.items():
+        if not _alike(found[name], value, exactly=name == "params") and name != "capturable":
+            _refuse(f"optimizer setting {name}", found[name])
+
+
 def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """Return an optimizer's saved state, for ``load_state_dict``, which checks neither shapes nor types itself.
 
@@ -371,17 +419,13 @@ def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
     for group in trial.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    trial.step()
+    type(trial).step(trial)  # a scheduler has put another step on the object, which is that of the optimizer
     like = trial.state_dict()
     groups, expected = saved["param_groups"], like["param_groups"]
     if len(groups) != len(expected):
         _refuse("optimizer groups", groups)
     for group, other in zip(groups, expected, strict=True):
-        if group.keys() != other.keys():
-            _refuse("optimizer groups", group)
-        for name, value in other.items():
-            if not _alike(group[name], value, exactly=name == "params") and name != "capturable":
-                _refuse(f"optimizer setting {name}", group[name])
+        check_group(group, other)
     for number, values in saved["state"].items():
         made = like["state"].get(number, {})
         if not made or values.keys() != made.keys():

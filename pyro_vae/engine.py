@@ -1,24 +1,190 @@
 """How a step is computed: by running the Pyro programs, or by replaying a recording of their arithmetic."""
 
+import functools
+import types
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import pyro
 import pyro.infer
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
 PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
 NOISE = "noise"  # in a site's "infer": the handler of `pyro_vae.noise` that has drawn it, and which of these it lacks
 INDEPENDENT, FRESH = "independent particles", "new noise at every step"
 WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 steps save
+TRUSTED = {"pyro_vae", "torch", "pyro", "zuko", "functools", "collections", "builtins"}  # do the same at every step
+MANY = 1000  # elements: of a longer list or array, only the length is watched
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, types.ModuleType)
+CHANGED = "what the programs hold in Python changes from step to step"
 Outputs = Sequence[Any]  # tensors, or None for the gradient of a parameter that has none
 Step = Callable[..., Outputs]
+
+
+class Held:
+    """What Python objects hold: all attributes, elements, closures and the globals that functions of others read.
+
+    A recording knows numbers of Python and which tensors it reads only as they were when it was made.
+
+    Arguments:
+        roots: where to begin.
+
+    Attributes:
+        foreign: words for the first function or class found that is neither of this package nor of one in `TRUSTED`,
+            which may do something else at every step; empty where there is none.
+
+    Example:
+        >>> layer = torch.nn.Dropout(0.5)
+        >>> held = Held(layer)
+        >>> held.unchanged(), held.foreign
+        (True, '')
+        >>> layer.p = 0.1
+        >>> held.unchanged()
+        False
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self.foreign = ""
+        self._seen: dict[int, Any] = {}  # which keeps all objects, and so their identities
+        self._reads: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        self._empty: list[Any] = []  # what is empty, as most dictionaries of a module are: looked at together
+        self._tensors: list[Tensor] = []
+        waiting = list(roots)
+        while waiting:
+            value = waiting.pop()
+            if not isinstance(value, PLAIN) and id(value) not in self._seen:
+                self._seen[id(value)] = value
+                waiting += self._inside(value)
+        self._flags = self._tensor_flags()
+
+    def unchanged(self) -> bool:
+        """Whether all objects hold what they held."""
+        return (
+            not any(self._empty)
+            and all(read(container) == before for read, container, before in self._reads)
+            and self._tensor_flags() == self._flags
+        )
+
+    def _tensor_flags(self) -> list[Any]:
+        return [(tensor.requires_grad, len(tensor._backward_hooks or ())) for tensor in self._tensors]
+
+    def _inside(self, value: Any) -> list[Any]:
+        """Watch an object, and return what it holds."""
+        if isinstance(value, dict):
+            return self._watch(_of_dict, value, list(value.values()))
+        if isinstance(value, list | set | deque):
+            return self._watch(_of_elements if len(value) <= MANY else len, value, list(value)[:MANY])
+        if isinstance(value, tuple | frozenset):
+            return list(value)
+        if isinstance(value, np.ndarray):
+            return self._watch(np.ndarray.tobytes if value.size <= MANY else len, value, [])
+        if isinstance(value, types.CellType):
+            return self._watch(lambda cell: _of_elements(held_in(cell)), value, held_in(value))
+        if isinstance(value, types.MethodType):
+            return [value.__self__, value.__func__]
+        self._look_for_foreign(value)
+        if isinstance(value, Tensor):
+            self._tensors.append(value)
+            return list((value._backward_hooks or {}).values())
+        parts: list[Any] = [vars(value)] if hasattr(value, "__dict__") and not isinstance(value, type) else []
+        if isinstance(value, functools.partial):
+            return [*parts, value.func, value.args, value.keywords]
+        if isinstance(value, types.FunctionType):
+            if root_of(value) not in TRUSTED:
+                parts += self._watch(lambda function: _of_elements(read_globals(function)), value, read_globals(value))
+            return [*parts, value.__defaults__, value.__kwdefaults__, *(value.__closure__ or ())]
+        return parts
+
+    def _watch(self, read: Callable[[Any], Any], container: Any, inside: list[Any]) -> list[Any]:
+        if read in (_of_dict, _of_elements) and not container:
+            self._empty.append(container)
+        else:
+            self._reads.append((read, container, read(container)))
+        self._seen |= {id(each): each for each in inside if isinstance(each, PLAIN)}
+        return inside
+
+    def _look_for_foreign(self, value: Any) -> None:
+        described = value if isinstance(value, type | types.FunctionType) else type(value)
+        if not self.foreign and root_of(described) not in TRUSTED:
+            kind = "function" if isinstance(value, types.FunctionType) else "class"
+            self.foreign = f"the {kind} {described.__qualname__} of {described.__module__}"
+
+
+def root_of(described: Any) -> str:
+    """Return the name of the package that a function or class is of."""
+    return str(getattr(described, "__module__", None) or "builtins").partition(".")[0]
+
+
+def _of_dict(value: dict[Any, Any]) -> list[Any]:
+    return [*value, *map(id, value.values())]
+
+
+def _of_elements(value: Any) -> list[int]:
+    return list(map(id, value))
+
+
+def held_in(cell: Any) -> list[Any]:
+    """Return what a closure's cell holds, if anything, in a list."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # nothing is in it yet
+        return []
+
+
+def read_globals(function: types.FunctionType) -> list[Any]:
+    """Return the values that a function reads from the names of its module."""
+    codes, names = [function.__code__], set[str]()
+    while codes:
+        code = codes.pop()
+        names |= set(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return [function.__globals__[name] for name in sorted(names & function.__globals__.keys())]
+
+
+class Changes(TorchDispatchMode):
+    """Keeps what tensors are before an operation changes them in place, such as running means.
+
+    Example:
+        >>> count = torch.zeros(1)
+        >>> with Changes() as changes:
+        ...     _ = count.add_(1)
+        >>> changes.undo()
+        >>> count
+        tensor([0.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        arguments = func._schema.arguments
+        named = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+        for argument in arguments:
+            # The schema of a batch normalization does not say that it changes its running moments.
+            if argument.name.startswith("running_") or (argument.alias_info and argument.alias_info.is_write):
+                values = named.get(argument.name)
+                for value in values if isinstance(values, list | tuple) else [values]:
+                    if isinstance(value, Tensor) and id(value) not in self._before:
+                        self._before[id(value)] = value, value.clone()
+        return func(*args, **kwargs)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back what they were."""
+        for value, before in reversed(self._before.values()):
+            value.copy_(before)
 
 
 class Recorded:
@@ -32,7 +198,9 @@ class Recorded:
     copies, and noise is drawn anew at every call.
 
     A batch of another shape than the first, such as the last one of an epoch, is left to the step. So is everything
-    from where a step cannot be recorded (a branch of Python on data), or differs from its recording.
+    from where a step cannot be recorded (a branch of Python on data), differs from its recording at the first check, or
+    where something that the step holds in Python has changed (see `Held`). A difference that a later check finds is an
+    error, as the steps since the check before it were replayed.
 
     Arguments:
         step: a function of tensors, and of numbers that never change, to tensors or None.
@@ -40,6 +208,9 @@ class Recorded:
         quiet: do not warn where the step cannot be recorded.
         tolerance: of what is compiled, or runs on a GPU.
         graphs: on a GPU, have the compiler replay its kernels as a CUDA graph; not where a `WholeStep` is one.
+
+    Raises:
+        ValueError: by a call or by `verify`, where a check finds that replayed steps may have been wrong.
 
     Example:
         >>> weight = torch.ones(2, requires_grad=True)
@@ -61,8 +232,11 @@ class Recorded:
     ) -> None:
         self.step, self.compiled, self.quiet, self.tolerance, self.graphs = step, compiled, quiet, tolerance, graphs
         self.calls = self.replayed = 0
+        self.first = 0  # the number of the first call's step
         self.reason = ""
-        self._check_at = 0
+        self._check_at = self._checked_at = self._replayed_at = 0
+        self._unchecked: tuple[Any, ...] = ()  # the inputs of the last call that was replayed since the last check
+        self._held: Held | None = None
         self.shape = torch.Size()  # of the first batch
         self._recording: GraphModule | None = None
         self._replay: Step = step
@@ -76,16 +250,45 @@ class Recorded:
             return self.step(batch, *inputs)
         if self._recording is None:
             return self._record(batch, *inputs)
+        if not self._is_current():
+            self._fall_back(CHANGED)
+            return self.step(batch, *inputs)
         if self.calls >= self._check_at:
+            self._check_at = 2 * self.calls
             return self._check(self._recording, batch, *inputs)
-        self.replayed += 1
+        self.count_replay(batch, *inputs)
         with torch.no_grad():
             return self._replay(batch, *inputs)
 
     @property
     def replays_next(self) -> bool:
         """Whether the next call, with a batch of the first one's shape, runs the recording alone."""
-        return self._recording is not None and self.calls + 1 < self._check_at
+        return self._recording is not None and self.calls + 1 < self._check_at and self._is_current()
+
+    def count_replay(self, *inputs: Tensor | float) -> None:
+        """Keep in mind that the recording has been replayed on these inputs."""
+        self.replayed += 1
+        self._replayed_at, self._unchecked = self.calls, inputs
+
+    def verify(self) -> None:
+        """Check the recording now, on the inputs that were replayed last, unless it has been checked since.
+
+        All tensors and the random state are put back. Programs in which something has changed, which the next call will
+        notice, are not checked: they no longer are those that were recorded.
+
+        Raises:
+            ValueError: where the programs do not do what was recorded.
+        """
+        if not self._unchecked or self._recording is None or not self._is_current():
+            return
+        random_state = _random_state()
+        with Changes() as changes:
+            self._check(self._recording, *self._unchecked)
+        changes.undo()
+        _set_random_state(random_state)
+
+    def _is_current(self) -> bool:
+        return self._held is not None and self._held.unchanged()
 
     def __str__(self) -> str:
         if self.reason:
@@ -93,6 +296,7 @@ class Recorded:
         return f"{'compiled' if self.compiled else 'recorded'}: {self.replayed} of {self.calls} steps were replayed"
 
     def _record(self, *inputs: Tensor | float) -> Outputs:
+        import_tracers()
         from torch.fx.experimental.proxy_tensor import make_fx
 
         outputs: Outputs = ()
@@ -102,19 +306,26 @@ class Recorded:
             outputs = self.step(*args)
             return outputs
 
-        random_state = _random_state()
+        random_state, before = _random_state(), self._hold()
         try:
-            with _kept_on_device():
+            with Changes() as changes, _kept_on_device():
                 self._recording = make_fx(step)(*inputs)
         except Exception as error:  # any program may stand here, and fail in any way
-            self._fall_back(_reason(error))
+            changes.undo()
             _set_random_state(random_state)
+            if not before.unchanged():  # what Python holds cannot be put back
+                raise ValueError(f"the step cannot be recorded ({_reason(error)}): take engine='eager'") from error
+            self._fall_back(_reason(error))
             return self.step(*inputs)
-        self._replay = self._recording
+        self._replay, self._held, self._checked_at = self._recording, self._hold(), self.calls
+        if not before.unchanged():
+            self._fall_back(CHANGED)
         return outputs
 
+    def _hold(self) -> Held:
+        return Held(self.step, pyro.get_param_store())
+
     def _check(self, recording: GraphModule, batch: Tensor, *inputs: Tensor | float) -> Outputs:
-        self._check_at = 2 * self.calls
         changing = [value for value in _constants(recording) if not (value.is_leaf and value.requires_grad)]
         state = [(value, value.clone()) for value in changing]
         random_state = _random_state()
@@ -134,15 +345,22 @@ class Recorded:
         _set_random_state(random_state)
         outputs = self.step(batch, *inputs)
         tolerance = self.tolerance if self.compiled or batch.device.type != "cpu" else 0.0
+        if not (failure or (_same(outputs, replayed, tolerance) and _same(after, _random_state()))):
+            failure = "the programs' arithmetic is not the same at every step"
+        if failure and self._unchecked:
+            first, last = self.first + self._checked_at, self.first + self._replayed_at - 1
+            raise ValueError(
+                f"the programs no longer do what was recorded ({failure}): steps {first} to {last}, replayed since the"
+                f" last check, cannot be trusted; train, or resume the checkpoint from before, with engine='eager'"
+            )
         if failure:
             self._fall_back(failure)
-        elif not (_same(outputs, replayed, tolerance) and _same(after, _random_state())):
-            self._fall_back("the programs' arithmetic is not the same at every step")
+        self._checked_at, self._unchecked = self.calls, ()
         return outputs
 
     def _fall_back(self, reason: str) -> None:
         self.reason = reason
-        self._recording = None
+        self._recording, self._held = None, None
         if not self.quiet:
             warnings.warn(f"the step cannot be recorded and is run eagerly ({reason})", RuntimeWarning, stacklevel=4)
 
@@ -194,7 +412,7 @@ class WholeStep:
             if isinstance(value, Tensor):
                 own.copy_(value)
         recorded.calls += 1
-        recorded.replayed += 1
+        recorded.count_replay(batch, weight)
         self.launched += 1
         return self._launch()
 
@@ -275,8 +493,20 @@ def chosen(
         return step, lambda: f"eager: {unless}"
     if engine == "auto" and steps < WORTHWHILE:
         return step, lambda: f"eager: {steps} steps are too few to gain from a recording"
+    if engine == "auto" and (foreign := Held(step).foreign):
+        fix = "if it does not, engine='recorded' saves the time that Pyro takes in each step"
+        return step, lambda: f"eager: {foreign} may do something else at each step; {fix}"
     recorded = Recorded(step, compiled=engine == "compiled", quiet=engine == "auto", tolerance=tolerance)
     return recorded, lambda: str(recorded)
+
+
+def import_tracers() -> None:
+    """Import what torch's optimizers and recordings import when they are first used, without a trace in the filters.
+
+    Sympy, which is among it, sets a filter of the process's warnings.
+    """
+    with warnings.catch_warnings():
+        import torch._dynamo  # noqa: F401 (for its effect)
 
 
 def kept_tensors() -> saved_tensors_hooks:

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from pyro_vae.data import Rows
 from pyro_vae.distributed import Ranks
-from pyro_vae.engine import WORTHWHILE, Recorded
+from pyro_vae.engine import WORTHWHILE, Held, Recorded
 from pyro_vae.handlers import AtMean, LocalModules, NoMeanError
 from pyro_vae.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak_of
 from pyro_vae.networks import as_size
-from pyro_vae.objectives import Objective, check_per_datum, kl, reconstruction, recording, share_of, terms_of
+from pyro_vae.objectives import Objective, check_per_datum, is_theirs, kl, reconstruction, recording, share_of, terms_of
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
 
@@ -125,7 +125,7 @@ def mean_bound(
 def _at_sample(
     model: Program, guide: Program, batch: Tensor, loss: ELBO, plates: Collection[str]
 ) -> tuple[float, float, float]:
-    if isinstance(loss, Objective):
+    if isinstance(loss, Objective) and not is_theirs(loss, "loss"):
         terms = loss.terms(model, guide, batch)
         return terms.negative_bound.item(), terms.reconstruction.item(), terms.kl.item()
     recorder, traces = recording(loss)
@@ -230,8 +230,10 @@ def log_likelihood(
 
 
 def _replayed(step: Callable[..., Any], times: int, compiled: bool) -> Callable[..., Any]:
-    """Return a step that is replayed from a recording, where it is taken often enough to pay for it, and can be."""
-    return Recorded(step, compiled=compiled, quiet=True) if times >= WORTHWHILE else step
+    """Return a step that is replayed from a recording, where that pays, can be, and cannot change a digit."""
+    if times < WORTHWHILE or Held(step).foreign:
+        return step
+    return Recorded(step, compiled=compiled, quiet=True)
 
 
 class _LogLikelihood(Objective):

@@ -18,6 +18,7 @@ from pyro_vae.vae import VAE
 
 ON_NAN = ("stop", "skip", "rollback")
 MANY_TIMES = 1000  # the median of the losses before, from which on one is said to explode
+LEAST = 1.0  # nats: near a loss of 0 any change is many times the median
 Values = dict[str, Tensor]
 
 
@@ -26,7 +27,7 @@ class Guard:
 
     "stop" raises an error at what is not finite, which names the first part that is not; "skip" leaves the batch out;
     "rollback" goes back to the parameters from the start of the epoch, and on with the next batch. A loss of over 1,000
-    times the running median warns, once.
+    times the running median, and over 1,000 nats, warns, once.
 
     On a GPU, "stop" with a fused optimizer does not wait for the device: the optimizer leaves the parameters alone from
     the first such step on, and the error comes at the end of the epoch.
@@ -129,7 +130,7 @@ class Guard:
             self._limit = math.nan  # once
         self._recent.append(abs(loss))
         if len(self._recent) == 25 and not math.isnan(self._limit):
-            self._limit = MANY_TIMES * median(self._recent)
+            self._limit = MANY_TIMES * max(median(self._recent), LEAST)
             self._recent.clear()
 
 

@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from pyro import get_param_store
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import transform_to
+from torch.distributions.constraints import real
 
 from pyro_vae.distributions import centre_of
 
@@ -95,8 +99,10 @@ class LocalModules(Messenger):
     the second VAE of a process would never train. Here a module's parameters do not enter the store. Those that a
     program makes with ``pyro.param`` do, and stay there, as after ``pyro.infer.SVI``.
 
-    ``parameters`` holds what was met, unconstrained, in the order of first use. The programs are to be wrapped, not
-    their callers: a module's parameters then stop here, and no handler further out spends time on them.
+    ``parameters`` holds what was met, unconstrained, in the order of first use, ``names`` what the programs call each,
+    and ``constraints`` those of ``pyro.param``. ``saved`` holds values of parameters, by name, with their constraints:
+    where one of these is met for the first time, it takes its value. The programs are to be wrapped, not their callers:
+    a module's parameters then stop here, and no handler further out spends time on them.
 
     Example:
         >>> import pyro
@@ -111,19 +117,50 @@ class LocalModules(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self._met: dict[int, Tensor] = {}
+        self._names: dict[int, str] = {}
+        self.constraints: dict[str, str] = {}
+        self.saved: dict[str, tuple[Tensor, str]] = {}
 
     @property
     def parameters(self) -> list[Tensor]:
         """The unconstrained parameters met so far."""
         return list(self._met.values())
 
+    @property
+    def names(self) -> list[str]:
+        """What the programs call the parameters."""
+        return list(self._names.values())
+
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         # pyro.module names a parameter "module$$$parameter" and hands over the parameter itself.
         if "$$$" in msg["name"] and len(msg["args"]) == 2 and isinstance(msg["args"][1], nn.Parameter):
             msg["value"], msg["done"], msg["stop"] = msg["args"][1], True, True
-            self._met.setdefault(id(msg["value"]), msg["value"])
+            if msg["name"] in self.saved:
+                self._restore(msg["name"], msg["value"], "")
+            self._meet(msg["value"], msg["name"])
+        elif msg["name"] in self.saved:
+            constraint, store = msg["kwargs"].get("constraint", real), get_param_store()
+            with torch.no_grad():
+                store.setdefault(msg["name"], transform_to(constraint)(self.saved[msg["name"]][0]), constraint)
+            self._restore(msg["name"], store[msg["name"]].unconstrained(), str(constraint))
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         if id(msg["value"]) not in self._met:
-            parameter = msg["value"].unconstrained()
-            self._met.setdefault(id(parameter), parameter)
+            self._meet(msg["value"].unconstrained(), msg["name"])
+            self.constraints.setdefault(msg["name"], str(msg["kwargs"].get("constraint", real)))
+
+    @torch.no_grad()
+    def _restore(self, name: str, parameter: Tensor, constraint: str) -> None:
+        value, constraint_there = self.saved.pop(name)
+        for what, there, here in (
+            ("shape", tuple(value.shape), tuple(parameter.shape)),
+            ("constraint", constraint_there, constraint),
+        ):
+            if there != here:
+                raise ValueError(f"cannot resume: parameter {name!r} has {what} {there} there, and {here} here")
+        parameter.copy_(value)  # to the last bit, which a transform may lose
+
+    def _meet(self, parameter: Tensor, name: str) -> None:
+        if id(parameter) not in self._met:
+            self._met[id(parameter)] = parameter
+            self._names[id(parameter)] = name

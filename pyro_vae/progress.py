@@ -1,14 +1,39 @@
 """Where a training stands: all that its next step hangs on, as tensors and plain values, and back."""
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, Protocol
 
+import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.checkpoints import Tensors, check_random, check_tensors, checked_state
+from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tensors, checked_state
+from pyro_vae.data import EightBit, Rows, Stream
 from pyro_vae.distributed import Ranks
+from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of
+
+BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
+
+
+class Met(Protocol):
+    """The parameters that programs have met, which `pyro_vae.handlers.LocalModules` collects."""
+
+    constraints: dict[str, str]
+    saved: dict[str, tuple[Tensor, str]]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters, unconstrained."""
+
+    @property
+    def names(self) -> list[str]:
+        """What the programs call them."""
 
 
 class Progress:
@@ -20,6 +45,7 @@ class Progress:
     Arguments:
         history: the rows measured so far, to which those of a checkpoint are added.
         modules: those of the programs.
+        local: what has met the programs' parameters.
         order: the source of the order of the data.
         device: where the programs are.
         ranks: the processes of the training, each with a random state of its own.
@@ -30,17 +56,19 @@ class Progress:
         self,
         history: list[dict[str, float]],
         modules: Sequence[nn.Module],
+        local: Met,
         order: torch.Generator,
         device: torch.device,
         ranks: Ranks,
         settings: dict[str, Any],
     ) -> None:
-        self.history, self.modules, self.order, self.device = history, modules, order, device
+        self.history, self.modules, self.local, self.order, self.device = history, modules, local, order, device
         self.ranks, self.settings = ranks, settings
         self.epoch, self.step, self.batches, self.seconds = 1, 0, 0, 0.0
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)  # of three terms and of the data
         self.order_state = order.get_state()
         self.best: tuple[float, Tensors] = math.inf, {}
+        self.late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
 
     def begin_epoch(self) -> None:
         """Go on to the next epoch."""
@@ -58,108 +86,111 @@ class Progress:
         """Return the epoch's mean terms per datum, NaN where no step counted."""
         return (self.totals[:3] / self.totals[3]).tolist()
 
-    def values(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the tensors that training changes in the programs, by name, no copies: buffers, too."""
+    def values(self) -> dict[str, Tensor]:
+        """Return the tensors that training changes in the programs, by name, no copies: buffers, too.
+
+        Raises:
+            ValueError: where two parameters have one name.
+        """
         values: dict[str, Tensor] = {}
-        names: dict[int, str] = {}
         for number, module in enumerate(self.modules):
             prefix = f"{number}." if len(self.modules) > 1 else ""
-            names |= {id(parameter): prefix + name for name, parameter in module.named_parameters()}
+            values |= {f"parameter/{prefix}{name}": parameter for name, parameter in module.named_parameters()}
             values |= {f"buffer/{prefix}{name}": buffer for name, buffer in module.named_buffers()}
-        for number, parameter in enumerate(parameters):
-            values[f"parameter/{names.get(id(parameter), number)}"] = parameter
+        known = set(map(id, values.values()))
+        for name, parameter in zip(self.local.names, self.local.parameters, strict=True):
+            if id(parameter) not in known:
+                if f"param/{name}" in values:
+                    raise ValueError(f"two parameters of the programs are called {name!r}: give each a name of its own")
+                values[f"param/{name}"] = parameter
         return values
 
-    def keep_best(self, parameters: Sequence[Tensor]) -> None:
+    def keep_best(self) -> None:
         """Keep a copy of the programs where the last row's test loss is the lowest."""
         loss = self.history[-1]["test_loss"]
         if loss < self.best[0]:
-            self.best = loss, {name: tensor.detach().clone() for name, tensor in self.values(parameters).items()}
+            self.best = loss, {name: tensor.detach().clone() for name, tensor in self.values().items()}
 
-    def save(self, parameters: Sequence[Tensor], optim: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+    def save(self, optim: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
         """Return where the training stands, on every rank alike.
 
         Arguments:
-            parameters: all that were met.
-            optim: their optimizer.
+            optim: the optimizer of all parameters that were met.
 
         Returns:
             Tensors by name, and plain values.
 
         Raises:
             TypeError: for an optimizer whose state holds something else.
+            ValueError: for one that holds a parameter without a name.
         """
-        state = optim.state_dict()
-        tensors = self.values(parameters) | {"order": self.order_state, "totals": self.totals}
+        values = self.values()
+        names = {id(value): name for name, value in reversed(values.items())}
+        late = {f"param/{name}": value for name, (value, _) in self.local.saved.items()}
+        tensors = values | late | _baselines() | {"order": self.order_state, "totals": self.totals}
         for rank, random in enumerate(self.ranks.gather(_random_state(self.device))):
             tensors[f"random/{rank}"] = random
+        states = {_name(parameter, names): state for parameter, state in optim.state.items()}
+        states |= {name: state for name, (_, state) in self.late.items()}
         plain: dict[str, dict[str, Any]] = {}
-        for number, values in state["state"].items():
-            for name, value in values.items():
+        for name, state in states.items():
+            for key, value in state.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer/{number}/{name}"] = value
+                    tensors[f"optimizer/{name}/{key}"] = value
                 else:
-                    plain.setdefault(str(number), {})[name] = _plain(value, f"state {name!r}")
-        groups = [{name: _plain(value, name) for name, value in group.items()} for group in state["param_groups"]]
+                    plain.setdefault(name, {})[key] = _plain(value, f"state {key!r}")
+        groups = [settings_of(group, params=[_name(p, names) for p in group["params"]]) for group in optim.param_groups]
+        groups += [group | {"params": [name]} for name, (group, _) in self.late.items()]
         about = {
             **{name: getattr(self, name) for name in ("epoch", "step", "batches", "seconds", "settings")},
             "history": list(self.history),
             "best": self.best[0],
-            "optimizer": {"class": type(optim).__name__, "state": plain, "groups": groups},
+            "optimizer": {"state": plain, "groups": groups},
+            "constraints": self.local.constraints | {name: there for name, (_, there) in self.local.saved.items()},
+            "frozen": self.frozen(),
         }
         return tensors, about
 
-    def load(
-        self,
-        tensors: Tensors,
-        about: dict[str, Any],
-        parameters: Sequence[Tensor],
-        optim: torch.optim.Optimizer,
-    ) -> None:
+    def frozen(self) -> list[str]:
+        """Return the names of the parameters that are not trained."""
+        values = self.values().items()
+        return [name for name, value in values if not (name.startswith("buffer/") or value.requires_grad)]
+
+    def load(self, tensors: Tensors, about: dict[str, Any], optim: torch.optim.Optimizer) -> None:
         """Take a checkpoint's place: programs, optimizer, random states, position and history.
+
+        A parameter that the programs have not met yet takes its value, and its part of the optimizer, when they do.
 
         Arguments:
             tensors: what `save` returned.
             about: what it returned beside them.
-            parameters: those of the programs, in the order in which they were.
-            optim: their optimizer, new.
+            optim: the optimizer of the parameters met so far, new.
 
         Raises:
             ValueError: where the checkpoint is of another training, naming what differs.
         """
-        for name, here in self.settings.items():
-            there = about["settings"].get(name)
-            if there != here:
-                raise ValueError(
-                    f"the checkpoint is of a training with {name} {there!r}, not {here!r}: it must be equal"
-                )
-        optimizer = about["optimizer"]
-        if optimizer.get("class") != type(optim).__name__:
-            raise ValueError(f"the checkpoint is of the optimizer {optimizer.get('class')}, not {type(optim).__name__}")
-        values = self.values(parameters)
-        names = [name for name in tensors if name.partition("/")[0] in ("parameter", "buffer")]
-        if set(names) != set(values):
-            raise ValueError(f"the checkpoint holds {len(names)} parameters and buffers, the programs {len(values)}")
-        for name, tensor in values.items():
-            if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
-                sizes = " and ".join(f"{value.dtype} {tuple(value.shape)}" for value in (tensors[name], tensor))
-                raise ValueError(f"the checkpoint's {name} and the programs' differ: {sizes}")
-        state = {_number(number): dict(plain) for number, plain in optimizer["state"].items()}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer/"):
-                number, _, key = name.removeprefix("optimizer/").partition("/")
-                state.setdefault(_number(number), {})[key] = tensor
-        saved = checked_state(optim, {"state": state, "param_groups": optimizer["groups"]})
-        random = _random_state(self.device)
-        own = {f"random/{rank}": random for rank in range(self.ranks.size)}
-        check_tensors(tensors, {"order": self.order_state, "totals": self.totals, **own})
+        check_settings_of(about["settings"], self.settings)
+        values = self.values()
+        self._check_values(tensors, about, values)
+        if strange := [name for name in about["frozen"] if not (isinstance(name, str) and name in tensors)]:
+            raise ValueError(f"cannot resume: the checkpoint has frozen={strange}, which are none of its parameters")
+        random = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
+        check_tensors(tensors, {"order": self.order_state, "totals": self.totals, **random})
         check_random("order", tensors["order"], torch.device("cpu"))
-        for name in own:
+        for name in random:
             check_random(name, tensors[name], self.device)
+        for name, value in tensors.items():
+            kind, _, own = name.partition("/")
+            if kind == "param" and name not in values:
+                self.local.saved[own] = value, about["constraints"].get(own, "")
+            if kind == "baseline" and own.startswith(BASELINE):
+                pyro.get_param_store()[own] = value.to(self.device)
+        self._load_optimizer(tensors, about["optimizer"], values, optim)
         with torch.no_grad():
             for name, tensor in values.items():
                 tensor.copy_(tensors[name])
-        optim.load_state_dict(saved)
+                if not name.startswith("buffer/"):
+                    tensor.requires_grad_(name not in about["frozen"])
         for name in ("epoch", "step", "batches", "seconds"):
             setattr(self, name, about[name])
         self.history[:] = about["history"]
@@ -169,9 +200,194 @@ class Progress:
         self.order.set_state(self.order_state)
         _set_random_state(tensors[f"random/{self.ranks.rank}"], self.device)
 
+    def _check_values(self, tensors: Tensors, about: dict[str, Any], values: Tensors) -> None:
+        there = {name for name in tensors if name.partition("/")[0] in ("parameter", "buffer", "param")}
+        late = {name for name in there if name.startswith("param/")}
+        for names, holder, other in (
+            (there - late - set(values), "the checkpoint", "the programs do"),
+            (set(values) - there, "the programs", "the checkpoint does"),
+        ):
+            if names:
+                raise ValueError(f"cannot resume: {holder} hold{'s' * (names <= there)} {min(names)}, and {other} not")
+        for name, tensor in values.items():
+            if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+                sizes = " and ".join(f"{value.dtype} {tuple(value.shape)}" for value in (tensors[name], tensor))
+                raise ValueError(f"the checkpoint's {name} and the programs' differ: {sizes}")
+        met = {name.removeprefix("param/") for name in values}
+        for name, here in self.local.constraints.items():
+            if name in met and about["constraints"].get(name) != here:
+                both = f"{about['constraints'].get(name)} there, and {here} here"
+                raise ValueError(f"cannot resume: parameter {name!r} has constraint {both}")
 
-def _number(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text  # what is no number belongs to no parameter, and is refused
+    def _load_optimizer(
+        self, tensors: Tensors, saved: dict[str, Any], values: dict[str, Tensor], optim: torch.optim.Optimizer
+    ) -> None:
+        states: dict[str, dict[str, Any]] = {name: dict(state) for name, state in saved["state"].items()}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer/"):
+                parameter_name, _, key = name.removeprefix("optimizer/").rpartition("/")
+                states.setdefault(parameter_name, {})[key] = tensor
+        names = {id(value): name for name, value in reversed(values.items())}
+        here = {_name(parameter, names): parameter for group in optim.param_groups for parameter in group["params"]}
+        there = [name for group in saved["groups"] for name in group["params"]]
+        if not all(isinstance(name, str) for name in there) or len(set(there)) < len(there):
+            raise ValueError("cannot resume: the checkpoint's optimizer names a parameter twice, or not by a text")
+        if new := set(here) - set(there):
+            raise ValueError(f"cannot resume: the checkpoint's optimizer does not train {min(new)}")
+        if unknown := (set(states) - set(there)) | (set(there) - set(tensors)):
+            raise ValueError(f"cannot resume: the checkpoint's optimizer/{min(unknown)} is of no parameter")
+        order: list[str] = []
+        groups: list[dict[str, Any]] = []
+        like = {name: value for name, value in optim.param_groups[0].items() if name != "params"}
+        optim.param_groups.clear()
+        for group in saved["groups"]:
+            met = [name for name in group["params"] if name in here]
+            settings = {name: value for name, value in group.items() if name != "params"}
+            own = {name: value for name, value in like.items() if name in settings or name != "initial_lr"}
+            check_group(settings, own)
+            self.late |= {name: (settings, states.get(name, {})) for name in group["params"] if name not in here}
+            if met:
+                groups.append(settings | {"params": list(range(len(order), len(order) + len(met)))})
+                optim.param_groups.append(own | {"params": [here[name] for name in met]})
+                order += met
+        state = {number: states[name] for number, name in enumerate(order) if name in states}
+        optim.load_state_dict(checked_state(optim, {"state": state, "param_groups": groups}))
+
+    def add(self, parameters: Sequence[Tensor], optim: torch.optim.Optimizer) -> None:
+        """Have an optimizer train parameters that the programs have met on the way."""
+        names = {id(value): name for name, value in reversed(self.values().items())}
+        for parameter in parameters:
+            settings, state = self.late.pop(names[id(parameter)], ({}, {}))
+            optim.add_param_group({**settings, "params": [parameter]})
+            check_tensors(
+                {name: value for name, value in state.items() if isinstance(value, Tensor) and value.dim()},
+                {name: parameter for name, value in state.items() if isinstance(value, Tensor) and value.dim()},
+            )
+            if state:
+                optim.state[parameter] = {name: _moved(value, parameter) for name, value in state.items()}
+
+
+def check_settings_of(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another training.
+
+    Arguments:
+        there: the settings that it was made with.
+        here: those of the training that is to go on.
+
+    Raises:
+        ValueError: with the first one that differs.
+
+    Example:
+        >>> check_settings_of({"seed": 1}, {"seed": 0})
+        Traceback (most recent call last):
+        ...
+        ValueError: cannot resume: the checkpoint has seed=1, this call has seed=0
+    """
+    for name, value in json.loads(json.dumps(here)).items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"cannot resume: the checkpoint has {name}={there.get(name)!r}, this call has {name}={value!r}"
+            )
+
+
+def settings_of(group: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the settings of an optimizer's group, as plain values, and more.
+
+    Example:
+        >>> settings_of({"lr": torch.tensor(0.5), "betas": (0.9, 0.99), "params": []})
+        {'lr': 0.5, 'betas': [0.9, 0.99]}
+    """
+    return {name: _plain(value, name) for name, value in group.items() if name != "params"} | more
+
+
+def described(value: Any) -> Any:
+    """Return a plain value as it is, and of anything else its name with a digest of all that it holds.
+
+    Functions of the same name are told apart by their code, and by the values that they close over or read from their
+    module.
+
+    Example:
+        >>> described(0.5), described(lambda x: 2 * x) == described(lambda x: 3 * x)
+        (0.5, False)
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    digest = hashlib.sha256()
+    _feed(digest, value, set())
+    inner = value.func if isinstance(value, partial) else value
+    named = inner if hasattr(inner, "__name__") else type(inner)
+    name = named.__qualname__ if isinstance(named, FunctionType | type) else named.__name__
+    return f"{name} ({digest.hexdigest()[:12]})"
+
+
+def _feed(digest: Any, value: Any, seen: set[int]) -> None:
+    if isinstance(value, Tensor | np.ndarray):
+        array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else np.ascontiguousarray(value)
+        digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
+        flat = array.reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array.reshape(-1)
+        digest.update(flat.tobytes())
+        return
+    inside: list[Any] = []
+    if isinstance(value, PLAIN) or id(value) in seen:
+        digest.update(repr(value).encode() if not isinstance(value, ModuleType) else value.__name__.encode())
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        inside = [*value, *value.values()]
+    elif isinstance(value, set | frozenset):
+        inside = sorted(map(repr, value))
+    elif isinstance(value, list | tuple):
+        inside = list(value)
+    elif isinstance(value, CodeType):
+        inside = [value.co_code, value.co_consts, value.co_names]
+    elif isinstance(value, FunctionType):
+        inside = [value.__code__, value.__defaults__, value.__kwdefaults__, *map(held_in, value.__closure__ or ())]
+        inside += read_globals(value) if root_of(value) not in TRUSTED else []
+    elif isinstance(value, MethodType):
+        inside = [value.__func__, value.__self__]
+    elif isinstance(value, partial):
+        inside = [value.func, value.args, value.keywords]
+    elif not isinstance(value, type):
+        inside = [vars(value)] if hasattr(value, "__dict__") else []
+    named = value if hasattr(value, "__qualname__") else type(value)
+    digest.update(f"{type(value).__name__} {named.__module__}.{named.__qualname__} {len(inside)}".encode())
+    for each in inside:
+        _feed(digest, each, seen)
+
+
+def described_data(x: Rows | None) -> str | None:
+    """Return the number, shape and digest of data; of a stream, which may change from pass to pass, no digest.
+
+    Example:
+        >>> described_data(torch.zeros(2, 3))
+        '2 x (3,), sha256 9d9fff5a54c4'
+    """
+    if x is None:
+        return None
+    size = f"{len(x)} x {tuple(x.shape[1:])}"
+    if isinstance(x, Stream):
+        return size
+    digest = hashlib.sha256()
+    for rows in (x.values if isinstance(x, EightBit) else x).split(10_000):
+        _feed(digest, rows, set())
+    return f"{size}, sha256 {digest.hexdigest()[:12]}"
+
+
+def _baselines() -> dict[str, Tensor]:
+    """Return the running means that ``TraceGraph_ELBO`` keeps in Pyro's parameter store."""
+    store = pyro.get_param_store()
+    return {f"baseline/{name}": store[name] for name in store if name.startswith(BASELINE)}
+
+
+def _name(parameter: Tensor, names: dict[int, str]) -> str:
+    if id(parameter) not in names:
+        shape = tuple(parameter.shape)
+        raise ValueError(f"the optimizer holds a parameter of shape {shape} that the programs do not name")
+    return names[id(parameter)]
+
+
+def _moved(value: Any, parameter: Tensor) -> Any:
+    return value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
 
 
 def _plain(value: Any, name: str) -> Any:

@@ -14,7 +14,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_vae import plots
-from pyro_vae.checkpoints import Checkpoints, check_same, read_tensors, save_tensors
+from pyro_vae.checkpoints import LOCK, Checkpoints, check_same, read_tensors, save_tensors
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
 from pyro_vae.data import Data, are_images, fingerprint, located, range_of
 from pyro_vae.distributed import Ranks
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 WEIGHTS = "model.safetensors"
-LOCK = ".lock"  # a file in a run's folder, which the system frees when the process that holds it ends
 
 
 class Run:

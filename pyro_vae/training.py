@@ -1,9 +1,12 @@
 """Stochastic variational inference: one loop over a pair of Pyro programs."""
 
 import copy
+import inspect
 import math
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,19 +15,30 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import Dataset
 
 from pyro_vae.checkpoints import COLUMNS, Checkpoints, Stopped
 from pyro_vae.data import Rows, shuffled_batches
 from pyro_vae.distributed import Ranks
-from pyro_vae.engine import ENGINES, Outputs, Recorded, WholeStep, chosen
+from pyro_vae.engine import ENGINES, Changes, Outputs, Recorded, WholeStep, chosen, import_tracers
 from pyro_vae.evaluation import Bound, mean_bound
 from pyro_vae.finite import ON_NAN, Guard, norm_of
 from pyro_vae.handlers import LocalModules, NoMeanError, weigh_kl
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import above, as_function, as_number, as_size
-from pyro_vae.objectives import Beta, Objective, check_beta, check_per_datum, terms_and_gradients
+from pyro_vae.objectives import (
+    Beta,
+    Objective,
+    check_beta,
+    check_per_datum,
+    terms_and_gradients,
+    trained_by,
+    with_plates,
+)
 from pyro_vae.precision import BETWEEN_FLUSHES, check_precision, flush_subnormal, layers_in
 from pyro_vae.programs import (
     Program,
@@ -37,7 +51,7 @@ from pyro_vae.programs import (
     paired_traces,
     seeded,
 )
-from pyro_vae.progress import Progress
+from pyro_vae.progress import Progress, described, described_data, settings_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -47,8 +61,9 @@ REFUSED_LOSSES = (
     *[cls for name, cls in vars(pyro.infer).items() if name.startswith("JitTrace")],  # draw their traces only once
     RenyiELBO,  # a KL weight changes its bound without a word: take objectives.Renyi
 )
+NOT_BY_EPOCH = (CyclicLR, OneCycleLR, ReduceLROnPlateau)  # by batch, or by a measure
 Row = dict[str, float]
-Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
 
 
 class History(list[Row]):
@@ -113,7 +128,7 @@ def fit(
             `pyro_vae.data.MemoryMapped` and an ``IterableDataset`` are read a batch at a time; the latter has its own
             order, and is not shuffled.
         loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
-        optimizer: makes a torch optimizer from the parameters.
+        optimizer: makes a torch optimizer from the parameters, or a scheduler of one, which steps after each epoch.
         epochs: passes over the data, at least 0.
         batch_size: data per step and process, from 1 to their number; the last batch of an epoch may be smaller.
         seed: of the order of the data and of all noise.
@@ -123,11 +138,13 @@ def fit(
         clip_norm: the largest norm of the gradient of all parameters together, above 0.
         transform: what is done to a batch before both programs see it, such as `pyro_vae.data.dynamic`.
         engine: "eager" runs the programs at every step. "recorded" runs them a few times and then replays their
-            arithmetic, with the same result to the last bit (see `pyro_vae.engine.Recorded`); it warns where a step
-            cannot be recorded, and runs that eagerly. "compiled" has ``torch.compile`` make one kernel of many
-            operations, which takes seconds, once, and agrees to a part in 100,000; in 1,000 where particles are
-            weighed, as their weights magnify rounding. "auto" records, without a warning, where that saves time, and
-            never changes a digit.
+            arithmetic, with the same result to the last bit, as long as the programs do the same at every step (see
+            `pyro_vae.engine.Recorded`); it warns where a step cannot be recorded, and runs that eagerly. "compiled" has
+            ``torch.compile`` make one kernel of many operations, which takes seconds, once, and agrees to a part in
+            100,000; in 1,000 where particles are weighed, as their weights magnify rounding. "auto" records, without a
+            warning, where that saves time and the programs consist of parts of this package and of torch, and never
+            changes a digit. Programs and networks of your own may count or have schedules: they run eagerly under
+            "auto".
         precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
             all else and the evaluations in 32 bits (see `pyro_vae.precision.BFloat16Layers`).
         memory: how much the particles of a step may take, as a number of bytes or a text such as "2GB": from it the
@@ -141,7 +158,9 @@ def fit(
         on_nan: what to do where a loss or a gradient is not finite, before it touches a parameter. "stop" raises an
             error that names the step and the first part that is not finite; "skip" leaves the batch out; "rollback"
             goes back to the parameters from the start of the epoch, and on with the next batch.
-        checkpoints: a folder for checkpoints, or `pyro_vae.checkpoints.Checkpoints`, which says when one is written.
+        checkpoints: a folder for checkpoints, or `pyro_vae.checkpoints.Checkpoints`, which says when one is written. A
+            folder that holds the checkpoint of a training is refused, unless ``resume`` names it; so is one that
+            another training writes to.
         resume: a folder that holds a checkpoint of a training with the same arguments, which is continued as if it had
             never been stopped, to the last bit on the same machine where the engine is not "compiled"; ``epochs`` may
             be more. Goes on writing checkpoints there, unless ``checkpoints`` names another folder.
@@ -157,6 +176,8 @@ def fit(
             programs whose sites do not fit each other or the data.
         FloatingPointError: where a step's loss or gradient is not finite; the parameters are those before the step.
             On a GPU this is found at the end of the epoch, if the optimizer is a fused one.
+        ValueError: also where engine "recorded" or "compiled" finds that steps since its last check may be wrong; the
+            checkpoint, if any, is of before.
         Stopped: after `Checkpoints.stop`.
         ConnectionError: where another process has ended, or has not answered for 5 minutes.
 
@@ -176,11 +197,9 @@ def fit(
             f"loss must be an ELBO such as Trace_ELBO(), objectives.IWAE(5) or objectives.Renyi(0.5), not {loss!r}"
         )
     check_per_datum(loss)
-    as_function(optimizer, "optimizer")
+    _check_factory(optimizer)
     saved = None if resume is None else Checkpoints(resume).read()
-    keeper = resume if checkpoints is None else checkpoints
-    if keeper is not None and not isinstance(keeper, Checkpoints):
-        keeper = Checkpoints(keeper)
+    keeper = _keeper(checkpoints, resume)
     ranks, local = Ranks(fabric), LocalModules()
     programs = model, guide
     model, guide = local(model), local(guide)
@@ -205,6 +224,7 @@ def fit(
         if not isinstance(loss, Objective):
             raise ValueError(f"memory is for the particles of objectives such as IWAE, not {type(loss).__name__}'s")
         loss = copy.copy(loss)  # whose chunk is found below
+    trained_by(loss)  # which refuses what cannot be trained
 
     def compute_eagerly(batch: Tensor, weight: Tensor | float) -> Outputs:
         with layers_in(precision):
@@ -216,18 +236,18 @@ def fit(
     history = History()
     buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
     same = {
-        "data": list(x.shape),
         "batch_size": batch_size,
         "seed": seed,
-        "loss": repr(loss) if isinstance(loss, Objective) else f"{type(loss).__name__}({loss.num_particles})",
-        "beta": "a schedule" if callable(beta) else beta,
+        "loss": _described_loss(loss),
+        "beta": described(beta),
         "clip_norm": clip_norm,
+        "transform": described(transform),
         "precision": precision,
         "processes": ranks.size,
     }
-    progress = Progress(history, modules_of(model, guide), order, x.device, ranks, same)
+    progress = Progress(history, modules_of(model, guide), local, order, x.device, ranks, same)
 
-    with seeded(ranks.seed(seed), x.device), mode(True, model, guide):
+    with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide):
         settings = {"loss": loss, "seed": seed, "transform": transform, "ranks": ranks}
         settings["batch_size"] = max(1000, batch_size)
         measure = partial(_test_columns, model, guide, test, settings)
@@ -238,7 +258,10 @@ def fit(
                 if test is not None:
                     check_programs(*programs, test, transform, settings["batch_size"])
             settings["plates"] = plates.names
+            with seeded(seed, x.device), mode(False, model, guide):
+                loss = settings["loss"] = with_plates(loss, model, guide, x[:batch_size], transform)
             objective = terms_and_gradients(loss, plates.names)
+            check_last_batch(model, guide, x, transform, batch_size, ranks)
             if memory is not None:
                 rows = x[:batch_size]
                 with seeded(seed, x.device):
@@ -261,14 +284,23 @@ def fit(
         if not local.parameters:
             raise ValueError("the programs have no parameters to train: name them by pyro.module or pyro.param")
         parameters = local.parameters
-        optim = optimizer(parameters)
+        optim, scheduler = made_by(optimizer, parameters)
+        verify = compute.verify if isinstance(compute, Recorded) else lambda: None
+        if keeper:
+            stack.enter_context(_held(keeper, ranks))
+            same |= {"data": described_data(x), "validation": described_data(test), "frozen": progress.frozen()}
+            same |= _described_optimizer(optim, scheduler)
         if saved is not None:
-            progress.load(*saved, parameters, optim)
+            _step_by_epoch(scheduler, saved[1]["epoch"] - 1)
+            progress.load(*saved, optim)
+        if isinstance(compute, Recorded):
+            compute.first = progress.step
         any_row = x[:1]
-        guard = Guard(on_nan, model, guide, lambda: progress.values(parameters), optim, x.device)
+        guard = Guard(on_nan, model, guide, progress.values, optim, x.device)
 
         def save(keeper: Checkpoints) -> None:
-            state = progress.save(parameters, optim)
+            verify()
+            state = progress.save(optim)
             if ranks.rank == 0:
                 keeper.write(*state, progress.best)
             if ranks.any(keeper.stopping):
@@ -282,7 +314,7 @@ def fit(
             (value, *terms, norm), gradients, counted = ranks.combine(outputs[:5], outputs[5:], local.parameters, count)
             if len(local.parameters) > len(parameters):  # a program has met a new pyro.param
                 ranks.broadcast(local.parameters[len(parameters) :])
-                optim.add_param_group({"params": local.parameters[len(parameters) :]})
+                progress.add(local.parameters[len(parameters) :], optim)
                 parameters = local.parameters
             where = f"epoch {progress.epoch}, step {progress.step}"
             if guard.passes(value, norm, counted, batch, gradients, where):
@@ -297,7 +329,7 @@ def fit(
         step: Callable[[Tensor, Tensor | float, int], Tensor] = take_step
         if isinstance(compute, Recorded) and compute.compiled and guard.failed is not None and ranks.size == 1:
             changed = [progress.totals, guard.failed]
-            step = WholeStep(take_step, compute, optim, lambda: [*progress.values(parameters).values(), *changed])
+            step = WholeStep(take_step, compute, optim, lambda: [*progress.values().values(), *changed])
 
         while progress.epoch <= epochs:
             start = time.perf_counter() - progress.seconds
@@ -327,16 +359,143 @@ def fit(
                 ranks.broadcast(buffers)
                 seconds = time.perf_counter() - start
                 history.append(_row(progress.epoch, Bound(*progress.means()), measure(), seconds))
-            progress.keep_best(parameters)
+            progress.keep_best()
             progress.begin_epoch()
+            _step_by_epoch(scheduler, 1)
             if on_epoch:
                 on_epoch(history[-1])
             if keeper:
                 due = ranks.rank == 0 and keeper.due(at_end_of_epoch=True)
                 if ranks.any(due or keeper.stopping or progress.epoch > epochs):
                     save(keeper)
+        verify()
     history.engine = how()
     return history
+
+
+def _keeper(checkpoints: Checkpoints | str | Path | None, resume: str | Path | None) -> Checkpoints | None:
+    """Return where checkpoints go, but refuse a folder that holds those of another training."""
+    given = resume if checkpoints is None else checkpoints
+    keeper = given if given is None or isinstance(given, Checkpoints) else Checkpoints(given)
+    if keeper and keeper.last.exists() and (resume is None or keeper.folder.resolve() != Path(resume).resolve()):
+        fix = f"continue it by resume={str(keeper.folder)!r}, or give another folder"
+        raise ValueError(f"{keeper.folder} already holds the checkpoint of a training: {fix}")
+    return keeper
+
+
+@contextmanager
+def _held(keeper: Checkpoints, ranks: Ranks) -> Iterator[None]:
+    """Keep other trainings from the folder of the checkpoints, by rank 0."""
+    with ExitStack() as stack:
+        ranks.together(lambda: stack.enter_context(keeper.held()) if ranks.rank == 0 else None)
+        yield
+
+
+def check_last_batch(
+    model: Program, guide: Program, x: Rows, transform: Transform | None, batch_size: int, ranks: Ranks
+) -> None:
+    """Refuse a batch size that leaves a batch normalization a single datum, of which there is no variance.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        x: all data.
+        transform: what is done to a batch before the programs see it.
+        batch_size: data per step and process.
+        ranks: the processes.
+
+    Raises:
+        ValueError: with the sizes.
+    """
+    whole = batch_size * ranks.size
+    last = (len(x) - 1) % whole + 1
+    modules = [module for owner in modules_of(model, guide) for module in owner.modules()]
+    if last // ranks.size > 1 or not any(isinstance(module, _BatchNorm) for module in modules):
+        return
+    with seeded(0, x.device), torch.no_grad(), Changes() as changes:
+        try:
+            paired_traces(model, guide, transform(x[:1]) if transform else x[:1])
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            fix = f"{len(x)} data in batches of {whole} leave a last one of {last}: take another batch_size"
+            raise ValueError(f"a batch of one datum cannot be normalized (BatchNorm in training); {fix}") from error
+        finally:
+            changes.undo()
+
+
+def _check_factory(optimizer: Any) -> None:
+    if isinstance(optimizer, PyroOptim | torch.optim.Optimizer | LRScheduler):
+        named = getattr(optimizer, "pt_optim_constructor", type(optimizer))
+        kind = f"{'one of pyro.optim: ' if isinstance(optimizer, PyroOptim) else 'a made '}{named.__name__}"
+        such = "a torch optimizer from the parameters, such as partial(torch.optim.Adam, lr=1e-3)"
+        raise TypeError(f"optimizer must be a function that makes {such}, not {kind}")
+    as_function(optimizer, "optimizer")
+
+
+def made_by(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+    """Have a torch optimizer, and its scheduler if any, made from the parameters, or refuse what `fit` cannot use.
+
+    Arguments:
+        optimizer: what `fit` takes.
+        parameters: what it is to train.
+
+    Returns:
+        The optimizer, and the scheduler or None.
+
+    Raises:
+        TypeError, ValueError: with what was received and the fix.
+
+    Example:
+        >>> made_by(lambda parameters: None, [torch.zeros(1, requires_grad=True)])
+        Traceback (most recent call last):
+        ...
+        TypeError: optimizer must return a torch optimizer, as partial(torch.optim.Adam, lr=1e-3) does, not None
+    """
+    such = "a torch optimizer, as partial(torch.optim.Adam, lr=1e-3) does"
+    import_tracers()
+    made = optimizer(parameters)
+    scheduler = made if isinstance(made, LRScheduler) else None
+    optim = scheduler.optimizer if scheduler else made
+    name = type(scheduler or optim).__name__
+    if not isinstance(optim, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must return {such}, not {'None' if made is None else f'a {name}'}")
+    if isinstance(scheduler, NOT_BY_EPOCH):
+        raise ValueError(f"{name} does not step once an epoch, as fit does: take LambdaLR, or set the rate in on_step")
+    closure = inspect.signature(optim.step).parameters.get("closure")
+    if isinstance(optim, torch.optim.SparseAdam) or (closure and closure.default is closure.empty):
+        needs = "sparse gradients" if isinstance(optim, torch.optim.SparseAdam) else "several evaluations of a loss"
+        raise ValueError(f"{name} needs {needs}, which a step here does not give: take torch.optim.Adam")
+    own = {id(parameter) for group in optim.param_groups for parameter in group["params"]}
+    if own.isdisjoint(map(id, parameters)):
+        raise ValueError(
+            f"the {name} holds none of the programs' parameters: make it from those that it is called with"
+        )
+    return optim, scheduler
+
+
+def _step_by_epoch(scheduler: LRScheduler | None, epochs: int) -> None:
+    """Bring a scheduler, if there is one, to where it is so many epochs later."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of")  # of a resumed training: its steps were taken before
+        for _ in range(epochs if scheduler else 0):
+            scheduler.step()  # type: ignore[union-attr]
+
+
+def _described_loss(loss: ELBO) -> str:
+    if isinstance(loss, Objective):
+        return repr(loss)
+    return f"{type(loss).__name__}({loss.num_particles}) {described(vars(loss)).removeprefix('dict ')}"
+
+
+def _described_optimizer(optim: torch.optim.Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
+    """Return the settings of an optimizer and its scheduler as they begin, one by one."""
+    groups = [settings_of(group) for group in optim.param_groups]
+    values = {f"optimizer {name}": [group.get(name) for group in groups] for name in groups[0]}
+    same = {name: value[0] if len(value) == 1 else value for name, value in values.items()}
+    state = (scheduler.state_dict(), getattr(scheduler, "lr_lambdas", None)) if scheduler else None
+    schedule = described(state).replace("tuple", type(scheduler).__name__) if state else None
+    return {"optimizer": type(optim).__name__, "scheduler": schedule, **same}
 
 
 def _test_columns(

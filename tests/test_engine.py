@@ -1,3 +1,5 @@
+import array
+import itertools
 import shutil
 import warnings
 from functools import partial
@@ -14,6 +16,7 @@ from torch import nn
 
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
 from pyro_vae import engine as engines
+from pyro_vae.checkpoints import Checkpoints
 from pyro_vae.engine import ENGINES, Recorded, WholeStep, _same, chosen
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import IWAE, linear_warm_up
@@ -138,22 +141,21 @@ def test_dropout_and_the_running_moments_of_a_batch_normalization_are_recorded()
 
 
 def test_the_programs_are_not_run_at_the_replayed_steps():
-    runs = []
+    runs = itertools.count()
 
     def make():
         vae = small_vae()
 
         def model(x):
-            runs.append(len(x))
+            next(runs)
             return vae.model(x)
 
         return model, vae.guide, vae.parameters
 
     trained(make, "eager", validation=None)
-    eager = len(runs)
-    runs.clear()
+    eager = next(runs)
     _, _, line = trained(make, "recorded", validation=None)
-    assert eager - len(runs) == 16
+    assert eager - (next(runs) - eager - 1) == 16
     assert line == "recorded: 16 of 33 steps were replayed"
 
 
@@ -240,16 +242,328 @@ def test_a_branch_on_the_batch_in_a_program_is_trained_as_without_a_recording():
     assert all(map(torch.equal, state, recorded_state))
 
 
-def test_a_number_that_changes_in_python_is_seen_when_the_calls_have_doubled():
+# Programs that change in Python
+
+
+@pytest.fixture
+def early(monkeypatch):
+    """Engine "auto" records also short trainings."""
+    monkeypatch.setattr(engines, "WORTHWHILE", 10)
+
+
+def scheduled(kind):
+    """A mean that is trained under a program's own schedule, kept in a list, in a module or out of sight."""
+
+    class Program(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.calls = nn.Parameter(torch.zeros(())), 0
+
+        def factor(self):
+            return 3.0 if self.calls > 20 else 1.0
+
+        def model(self, x):
+            self.calls += 1
+            pyro.module("program", self)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.factor() * self.weight, 1.0).expand([6]).to_event(1), obs=x)
+
+    def make():
+        program = Program()
+        calls = itertools.count()
+        if kind == "list":
+            factors = [1.0] * 20
+            program.factor = lambda: factors.pop() if factors else 3.0
+        if kind == "iterator":
+            program.factor = lambda: 3.0 if next(calls) > 20 else 1.0
+        return program.model, lambda _: None, program.parameters
+
+    return make
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.parametrize("kind", ["list", "module", "iterator"])
+def test_a_schedule_of_ones_own_is_followed_under_auto(kind):
+    settings = {"validation": None, "optimizer": partial(torch.optim.SGD, lr=0.01)}
+    rows, state, _ = trained(scheduled(kind), "eager", **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        auto_rows, auto_state, line = trained(scheduled(kind), "auto", **settings)
+    assert torch.equal(rows.nan_to_num(), auto_rows.nan_to_num())
+    assert torch.equal(state[0], auto_state[0])
+    assert line.startswith("eager: the ")
+    assert "may do something else at each step; if it does not, engine='recorded' saves" in line
+
+
+@pytest.mark.parametrize("kind", ["list", "module"])
+def test_a_schedule_in_sight_is_followed_under_recorded_with_a_warning(kind):
+    settings = {"validation": None, "optimizer": partial(torch.optim.SGD, lr=0.01)}
+    _, state, _ = trained(scheduled(kind), "eager", **settings)
+    with pytest.warns(RuntimeWarning, match="what the programs hold in Python changes from step to step"):
+        _, recorded_state, _ = trained(scheduled(kind), "recorded", **settings)
+    assert torch.equal(state[0], recorded_state[0])
+
+
+class Doubling(nn.Module):
+    """A layer that counts its calls, and doubles from the 20th on."""
+
+    def __init__(self, *shapes):
+        super().__init__()
+        self.network, self.calls = SMALL(*shapes), itertools.count()
+
+    def forward(self, x):
+        return self.network(x) * (2 if next(self.calls) > 20 else 1)
+
+
+class Halving(pyro.poutine.messenger.Messenger):
+    """A handler that halves the scales of latent sites from its 20th use on."""
+
+    uses = 0
+
+    def _pyro_sample(self, msg):
+        self.uses += 1
+        msg["scale"] = msg["scale"] * (0.5 if self.uses > 20 else 1.0)
+
+
+class Annealed(IWAE):
+    """An objective with a weight that falls at each step."""
+
+    steps = 0
+
+    def estimate(self, draws):
+        self.steps += 1
+        return super().estimate(draws) / self.steps
+
+
+def with_hook(vae):
+    calls = itertools.count()
+    vae.decoder.network.register_forward_hook(lambda *io: io[-1] * (2 if next(calls) > 20 else 1))
+
+
+def with_gradient_hook(vae):
+    calls = itertools.count()
+    next(vae.decoder.parameters()).register_hook(lambda gradient: gradient * (2 if next(calls) > 20 else 1))
+
+
+def with_another_forward(vae):
+    forward, calls = vae.decoder.forward, itertools.count()
+    vae.decoder.forward = lambda z: forward(z * (2 if next(calls) > 20 else 1))
+
+
+FOREIGN = {
+    "a network": lambda: (VAE(priors.Normal(2), encoders.Normal(6, 2, Doubling), decoders.Normal(2, 6, SMALL)), {}),
+    "a hook": lambda: (small_vae(), {"change": with_hook}),
+    "a hook of a gradient": lambda: (small_vae(), {"change": with_gradient_hook}),
+    "a method": lambda: (small_vae(), {"change": with_another_forward}),
+    "a handler": lambda: (small_vae(), {"handler": Halving()}),
+    "an objective": lambda: (small_vae(), {"loss": Annealed(2)}),
+}
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_not_of_this_package_runs_eagerly_under_auto(name):
+    def run(engine):
+        torch.manual_seed(0)
+        vae, more = FOREIGN[name]()
+        more.get("change", lambda _: None)(vae)
+        guide = more["handler"](vae.guide) if "handler" in more else vae.guide
+        settings = {"loss": more["loss"]} if "loss" in more else {}
+        return trained(lambda: (vae.model, guide, vae.parameters), engine, validation=None, **settings)
+
+    (rows, state, _), (auto_rows, auto_state, line) = run("eager"), run("auto")
+    assert line.startswith("eager: the ")
+    assert torch.equal(rows.nan_to_num(), auto_rows.nan_to_num())
+    assert all(map(torch.equal, state, auto_state))
+
+
+def set_rate(vae):
+    vae.encoder.network.layers[1].p = 0.9
+
+
+def freeze(vae):
+    vae.decoder.requires_grad_(False)
+
+
+def exchange(vae):
+    vae.decoder.network.layers[0] = nn.Linear(2, 5)
+
+
+def exchange_parameter(vae):
+    vae.decoder.network.layers[0].weight = nn.Parameter(vae.decoder.network.layers[0].weight.detach() / 2)
+
+
+def exchange_buffer(vae):
+    vae.decoder.scale = 2 * vae.decoder.scale
+
+
+def without_dropout(vae):
+    vae.encoder.eval()
+
+
+CHANGES = [set_rate, freeze, exchange, exchange_parameter, exchange_buffer, without_dropout]
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.filterwarnings("ignore:.*requires_grad=False")
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_callback_changes_in_our_parts_is_seen_at_the_next_step_under_auto(change):
+    def run(engine):
+        torch.manual_seed(0)
+        vae = VAE(priors.Normal(2), encoders.Normal(6, 2, partial(MLP, hidden=(5,))), decoders.Normal(2, 6, SMALL))
+        vae.encoder.network.layers.insert(1, nn.Dropout(0.2))
+
+        def on_step(step, _):
+            if step == 18:
+                change(vae)
+
+        make = lambda: (vae.model, vae.guide, vae.state_dict().values)  # noqa: E731
+        return trained(make, engine, validation=None, on_step=on_step)
+
+    (rows, state, _), (auto_rows, auto_state, line) = run("eager"), run("auto")
+    assert line == "eager: the step cannot be recorded (what the programs hold in Python changes from step to step)"
+    assert torch.equal(rows.nan_to_num(), auto_rows.nan_to_num())
+    assert all(map(torch.equal, state, auto_state))
+
+
+def test_a_number_that_changes_in_sight_is_seen_at_the_next_call():
     temperature = [1.0]
     recorded = Recorded(lambda x: (x / temperature[0],))
     for _ in range(10):
         recorded(torch.ones(1))
     assert recorded.replayed
     temperature[0] = 0.5
-    with pytest.warns(RuntimeWarning, match="not the same at every step"):
-        found = [recorded(torch.ones(1))[0].item() for _ in range(12)]
-    assert found[-1] == found[-7] == 2.0
+    with pytest.warns(RuntimeWarning, match="what the programs hold in Python changes"):
+        assert recorded(torch.ones(1))[0] == 2.0
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "recorded",
+        pytest.param(
+            "compiled",
+            marks=pytest.mark.skipif(
+                not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here"
+            ),
+        ),
+    ],
+)
+def test_a_number_that_changes_out_of_sight_is_an_error_at_the_next_check(engine):
+    temperature = array.array("d", [1.0])
+    recorded = Recorded(lambda x: (x / temperature[0],), compiled=engine == "compiled")
+    for _ in range(10):  # numbers 3 and 6 are checks
+        recorded(torch.ones(1))
+    temperature[0] = 0.5
+    recorded(torch.ones(1))
+    with pytest.raises(ValueError, match=r"steps 6 to 10, replayed since the last check, cannot be trusted; train, or"):
+        recorded(torch.ones(1))
+
+
+def test_what_changed_since_the_last_check_is_found_when_it_is_asked_and_nothing_is_left_behind():
+    temperature, total = array.array("d", [1.0]), torch.zeros(())
+
+    def step(x):
+        total.add_(1)
+        return (x / temperature[0] + torch.randn(1),)
+
+    recorded = Recorded(step)
+    for _ in range(10):
+        recorded(torch.ones(1))
+    state = torch.get_rng_state()
+    recorded.verify()
+    assert total == 10
+    assert torch.equal(state, torch.get_rng_state())
+    recorded(torch.ones(1))
+    temperature[0] = 0.5
+    with pytest.raises(ValueError, match="steps 10 to 10, replayed since the last check, cannot be trusted"):
+        recorded.verify()
+
+
+def hidden(after):
+    """A program with a factor that a callback changes out of sight, after so many steps."""
+    pyro.clear_param_store()
+    factor = array.array("d", [1.0])
+
+    def model(x):
+        weight = pyro.param("weight", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(factor[0] * weight, 1.0).expand([6]).to_event(1), obs=x)
+
+    def on_step(step, _):
+        factor[0] = 3.0 if step + 1 >= after else 1.0
+
+    return {"model": model, "guide": lambda _: None, "on_step": on_step, "batch_size": 20, "epochs": 20}
+
+
+@pytest.mark.parametrize("after", [20, 38])
+def test_recorded_by_name_stops_behind_the_checkpoint_of_the_last_check(after, tmp_path):
+    """40 steps; those after which the factor changes are not checked by themselves until the 64th."""
+    with pytest.raises(ValueError, match=r"steps \d+ to \d+, replayed since the last check, cannot be trusted"):
+        fit(data=points(), engine="recorded", checkpoints=Checkpoints(tmp_path, minutes=1e-9), **hidden(after))
+    _, about = Checkpoints(tmp_path).read()
+    assert after - 2 <= about["step"] <= after
+    fit(data=points(), engine="eager", resume=tmp_path, **hidden(after))
+    resumed = pyro.param("weight").item()
+    fit(data=points(), engine="eager", **hidden(after))
+    assert pyro.param("weight").item() == resumed
+
+
+def test_recorded_by_name_does_not_end_with_steps_that_were_not_checked():
+    with pytest.raises(ValueError, match=r"steps 24 to 39, replayed since the last check, cannot be trusted"):
+        fit(data=points(), engine="recorded", **hidden(35))
+
+
+# Recordings that fail
+
+
+def test_tensors_that_a_failed_recording_has_changed_are_put_back():
+    class Program(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.out = nn.BatchNorm1d(6), nn.Linear(6, 6)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("means", torch.zeros(2, 6))
+
+        def model(self, x):
+            pyro.module("program", self)
+            self.calls += 1
+            self.means[1].lerp_(x.mean(0), 0.1)
+            int(self.norm(x).sum())  # a number taken from the data, behind the changes
+            with pyro.plate("data", len(x)):
+                mean = self.out(self.norm(x)) + self.means[1] + seen
+                pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+            torch._foreach_add_([seen], 0.01)
+
+    results = []
+    for engine in ("eager", "recorded"):
+        seen, program = torch.zeros(6), Program()
+        make = lambda program=program, seen=seen: (  # noqa: E731
+            program.model,
+            lambda _: None,
+            lambda: [*program.state_dict().values(), seen],
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the step cannot be recorded")
+            results.append(trained(make, engine))
+    (rows, state, _), (recorded_rows, recorded_state, line) = results
+    assert line.startswith("eager: the step cannot be recorded (RuntimeError")
+    assert torch.equal(rows.nan_to_num(), recorded_rows.nan_to_num())
+    assert all(map(torch.equal, state, recorded_state))
+
+
+def test_a_count_in_python_that_a_failed_recording_has_changed_is_an_error():
+    calls = [0]
+
+    def step(x):
+        calls[0] += 1
+        return branching(x)
+
+    recorded = Recorded(step)
+    recorded(torch.ones(2))
+    with pytest.raises(ValueError, match=r"the step cannot be recorded \(.*\): take engine='eager'"):
+        recorded(torch.ones(2))
 
 
 def test_random_numbers_are_as_without_a_recording_after_one_has_failed():
@@ -379,7 +693,8 @@ def test_auto_records_long_trainings_and_says_so_without_a_warning():
     assert long.startswith("recorded: ")
 
 
-def test_auto_falls_back_without_a_warning():
+def test_auto_falls_back_without_a_warning(monkeypatch):
+    monkeypatch.setattr(branching, "__module__", "pyro_vae.of_this_package")
     compute, how = chosen(branching, "auto", steps=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

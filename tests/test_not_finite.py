@@ -193,3 +193,18 @@ def test_an_epoch_of_which_no_step_was_finite_is_no_epoch():
         pytest.raises(FloatingPointError, match="all steps of epoch 1 were left out, as none was finite; lower the"),
     ):
         fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), transform=Spoiled(), batch_size=BATCH, on_nan="skip")
+
+
+def test_a_loss_near_0_does_not_warn_where_it_moves():
+    """A median of 1e-5 nats, and a step of 3: over 1,000 times as much, and no explosion."""
+
+    def model(batch):
+        with pyro.plate("data", len(batch)):
+            weight = pyro.param("weight", torch.zeros(()))
+            noise = dist.Normal(0 * weight, 1 / math.sqrt(2 * math.pi))  # of density 1 at 0
+            pyro.sample("x", noise, obs=batch[:, 0])
+
+    x = torch.full((40, 1), 1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(model, lambda _: None, x, epochs=20, batch_size=8, on_step=spoil(x, 60, 1.0))

@@ -1,5 +1,8 @@
 import copy
 import math
+import subprocess
+import sys
+import warnings
 from functools import partial
 
 import numpy as np
@@ -16,7 +19,7 @@ from torch import nn
 from torch.distributions import constraints
 from torch.utils.data import TensorDataset
 
-from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae import VAE, data, decoders, encoders, objectives, priors
 from pyro_vae.evaluation import evaluate
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import linear_warm_up
@@ -654,6 +657,284 @@ def test_a_plain_torch_distribution_is_refused():
 
     with pytest.raises(TypeError, match=r"prior must return a distribution of pyro\.distributions"):
         train(VAE(Plain(2), encoders.Normal(6, 2), decoders.Normal(2, 6)))
+
+
+# Objectives of one's own
+
+
+class Penalized(Trace_ELBO):
+    """With a penalty on the weights of the model's decoder that SVI would see."""
+
+    def loss_and_grads(self, model, guide, *args):
+        penalty = 1e3 * model.__self__.decoder.network.layers[0].weight.square().sum()
+        penalty.backward()
+        return super().loss_and_grads(model, guide, *args) + penalty.item()
+
+
+def one_step(loss, beta=1.0, **settings):
+    """The row of one step of gradient descent, and the decoder's weights before and after it."""
+    torch.manual_seed(0)
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
+    weight = vae.decoder.network.layers[0].weight
+    before, x = weight.detach().clone(), torch.rand(10, 6)
+    descent = partial(torch.optim.SGD, lr=1e-4)
+    history = fit(vae.model, vae.guide, x, loss=loss, epochs=1, batch_size=10, optimizer=descent, beta=beta, **settings)
+    return history[1], before, weight.detach().clone()
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+def test_an_elbo_that_adds_to_loss_and_grads_is_trained_and_reported_with_it(beta, engine):
+    row, before, after = one_step(Trace_ELBO(), beta)
+    own, _, after_own = one_step(Penalized(), beta, engine=engine)
+    # the gradient of the mean over 10 data of 1,000 times the sum of squares
+    torch.testing.assert_close(after_own, after - 1e-4 * 2e3 * before / 10)
+    penalty = 1e3 * before.square().sum().item() / 10
+    assert own["train_loss"] == pytest.approx(row["train_loss"] + penalty, rel=1e-5)
+    assert own["train_reconstruction"] == pytest.approx(row["train_reconstruction"])
+    assert own["train_kl"] == pytest.approx(row["train_kl"], rel=1e-4)
+
+
+def test_an_objective_of_this_package_with_loss_and_grads_of_ones_own_is_trained_by_it():
+    class Doubled(objectives.IWAE):
+        def loss_and_grads(self, model, guide, *args, **kwargs):
+            value = 2 * self.terms(model, guide, *args, **kwargs).loss
+            value.backward()
+            return value.item()
+
+    row, before, after = one_step(objectives.IWAE(3))
+    own, _, after_own = one_step(Doubled(3))
+    torch.testing.assert_close(after_own - before, 2 * (after - before), rtol=1e-3, atol=1e-6)
+    assert own["train_loss"] == pytest.approx(2 * row["train_loss"], rel=1e-5)
+    assert math.isnan(own["train_kl"])
+
+
+def test_a_method_that_is_put_on_the_elbo_itself_is_called():
+    loss = Trace_ELBO()
+
+    def loss_and_grads(self, model, guide, *args):
+        return 3 * Trace_ELBO.loss_and_grads(self, model, guide, *args)
+
+    loss.loss_and_grads = loss_and_grads.__get__(loss)
+    assert one_step(loss)[0]["train_loss"] == pytest.approx(3 * one_step(Trace_ELBO())[0]["train_loss"], rel=1e-5)
+
+
+class OnlyLoss(Trace_ELBO):
+    def loss(self, model, guide, *args, **kwargs):
+        return 2 * super().loss(model, guide, *args, **kwargs)
+
+
+class OnlySurrogate(Trace_ELBO):
+    def loss_and_surrogate_loss(self, *_):
+        return 0.0, 0.0
+
+
+class OnlyLossOfOurs(objectives.IWAE):
+    def loss(self, model, guide, *args, **kwargs):
+        return 2 * super().loss(model, guide, *args, **kwargs)
+
+
+class OnlyDifferentiable(objectives.IWAE):
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        return 2 * super().differentiable_loss(model, guide, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (OnlyLoss(), "OnlyLoss overrides loss, which training does not call: override loss_and_grads"),
+        (OnlySurrogate(), "OnlySurrogate overrides loss_and_surrogate_loss, which training does not call: override"),
+        (OnlyLossOfOurs(2), "OnlyLossOfOurs overrides loss, which training does not call: override terms or loss_and"),
+        (OnlyDifferentiable(2), "OnlyDifferentiable overrides differentiable_loss, which training does not call"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, pyro.infer.ELBO) else "",
+)
+def test_a_value_that_training_would_not_see_is_refused(loss, message):
+    with pytest.raises(TypeError, match=message):
+        one_step(loss)
+
+
+def test_evaluate_gives_an_overridden_loss():
+    vae, x = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6)), torch.rand(10, 6)
+    for own, base in ((OnlyLoss(), Trace_ELBO()), (OnlyLossOfOurs(2), objectives.IWAE(2))):
+        doubled, bound = (evaluate(vae.model, vae.guide, x, loss=loss).loss for loss in (own, base))
+        assert doubled == pytest.approx(2 * bound, rel=1e-6)
+
+
+def test_a_differentiable_loss_of_ones_own_is_trained():
+    class Doubled(Trace_ELBO):
+        def differentiable_loss(self, model, guide, *args, **kwargs):
+            return 2 * super().differentiable_loss(model, guide, *args, **kwargs)
+
+    row, before, after = one_step(Trace_ELBO())
+    own, _, after_own = one_step(Doubled())
+    torch.testing.assert_close(after_own - before, 2 * (after - before), rtol=1e-3, atol=1e-7)
+    assert own["train_loss"] == pytest.approx(2 * row["train_loss"], rel=1e-5)
+
+
+def test_an_elbo_that_makes_traces_of_its_own_reports_its_loss_and_no_terms():
+    class OwnTraces(Trace_ELBO):
+        def loss_and_grads(self, model, guide, *args):
+            value = sum(Trace_ELBO(num_particles=2).differentiable_loss(model, guide, *args) for _ in range(2)) / 2
+            value.backward()
+            return value.detach()
+
+    row, *_ = one_step(OwnTraces())
+    assert math.isfinite(row["train_loss"])
+    assert math.isnan(row["train_reconstruction"])
+    assert math.isnan(row["train_kl"])
+
+
+# Optimizers
+
+
+def linear(x, embedding=None):
+    """A pair of programs around a linear layer, or an embedding."""
+    module = embedding or torch.nn.Linear(1, 1)
+
+    def model(batch):
+        pyro.module("module", module)
+        with pyro.plate("data", len(batch)):
+            mean = module(torch.zeros(len(batch), dtype=torch.int64)) if embedding else module(batch)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=batch)
+
+    return model, lambda _: None, x
+
+
+def test_a_scheduler_from_the_factory_steps_once_an_epoch():
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    make = lambda parameters: torch.optim.lr_scheduler.StepLR(Watched(parameters, lr=0.1), 2, 0.5)  # noqa: E731
+    fit(*linear(torch.rand(6, 1)), epochs=5, batch_size=3, optimizer=make)
+    assert rates == [0.1] * 4 + [0.05] * 4 + [0.025] * 2
+
+
+OPTIMIZERS = {
+    "pyro.optim": (pyro.optim.Adam({"lr": 0.1}), TypeError, "not one of pyro.optim: Adam"),
+    "a scheduler of pyro.optim": (
+        pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1}, "gamma": 0.1}),
+        TypeError,
+        "not one of pyro.optim",
+    ),
+    "made": (torch.optim.SGD([torch.zeros(1, requires_grad=True)]), TypeError, "not a made SGD"),
+    "a name": ("adam", TypeError, "not 'adam'"),
+    "None": (lambda _: None, TypeError, r"as partial\(torch.optim.Adam, lr=1e-3\) does, not None"),
+    "a pair": (lambda ps: (torch.optim.SGD(ps), 1), TypeError, "not a tuple"),
+    "LBFGS": (torch.optim.LBFGS, ValueError, "LBFGS needs several evaluations of a loss, .*: take torch.optim.Adam"),
+    "SparseAdam": (torch.optim.SparseAdam, ValueError, "SparseAdam needs sparse gradients, .*: take torch.optim.Adam"),
+    "by batch": (
+        lambda ps: torch.optim.lr_scheduler.OneCycleLR(torch.optim.SGD(ps), 0.1, 100),
+        ValueError,
+        "OneCycleLR does not step once an epoch, as fit does: take LambdaLR",
+    ),
+    "by a measure": (
+        lambda ps: torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(ps)),
+        ValueError,
+        "ReduceLROnPlateau does not step once an epoch",
+    ),
+    "other parameters": (
+        lambda _: torch.optim.SGD([torch.zeros(1, requires_grad=True)]),
+        ValueError,
+        "the SGD holds none of the programs' parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_no_optimizer_for_fit_is_refused_in_one_line(name):
+    optimizer, kind, message = OPTIMIZERS[name]
+    with pytest.raises(kind, match=message) as caught:
+        fit(*linear(torch.rand(6, 1)), epochs=1, batch_size=3, optimizer=optimizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_sparse_gradients_are_trained_as_dense_ones():
+    results = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        embedding = torch.nn.Embedding(3, 2, sparse=sparse)
+        fit(*linear(torch.ones(6, 2), embedding), epochs=3, batch_size=4, clip_norm=0.5)
+        results.append(embedding.weight.detach())
+    assert torch.equal(*results)
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=False")
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+def test_a_parameter_that_is_frozen_on_the_way_stays_and_the_others_go_on(engine):
+    torch.manual_seed(0)
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
+    first, last = vae.encoder.network.layers[0].weight, vae.decoder.network.layers[-1].weight
+    frozen = []
+
+    def on_step(step, _):
+        if step == 9:
+            vae.encoder.requires_grad_(False)
+            frozen.extend([first.clone(), last.detach().clone()])
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the step cannot be recorded")
+        fit(vae.model, vae.guide, torch.rand(20, 6), epochs=10, batch_size=10, on_step=on_step, engine=engine)
+    assert torch.equal(first, frozen[0])
+    assert not torch.equal(last, frozen[1])
+    vae.requires_grad_(False)
+    with pytest.raises(ValueError, match="have no parameters to train"):
+        fit(vae.model, vae.guide, torch.rand(20, 6), epochs=1, batch_size=10)
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=False")
+def test_a_training_without_any_parameter_left_is_refused():
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
+    with pytest.raises(ValueError, match="the loss depends on no parameter that is trained: leave requires_grad"):
+        fit(vae.model, vae.guide, torch.rand(20, 6), batch_size=10, on_step=lambda *_: vae.requires_grad_(False))
+
+
+class Normalized(torch.nn.Module):
+    def __init__(self, _, out_shape):
+        super().__init__()
+        self.norm, self.layer, self.out_shape = torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 4), out_shape
+
+    def forward(self, x):
+        return self.layer(self.norm(x)).unflatten(-1, self.out_shape)
+
+
+def test_a_last_batch_of_one_datum_is_refused_before_training_where_it_is_normalized():
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2, Normalized), decoders.Normal(2, 6))
+    rows = []
+    settings = {"epochs": 1, "on_epoch": rows.append}
+    with pytest.raises(
+        ValueError, match=r"one datum cannot be normalized .*; 11 data in batches of 5 leave a last one of 1"
+    ):
+        fit(vae.model, vae.guide, torch.rand(11, 6), batch_size=5, **settings)
+    with pytest.raises(ValueError, match="one datum cannot be normalized"):
+        fit(vae.model, vae.guide, torch.rand(4, 6), batch_size=1, **settings)
+    assert not rows
+    assert vae.encoder.network.norm.num_batches_tracked == 0
+    fit(vae.model, vae.guide, torch.rand(12, 6), batch_size=5, **settings)
+    pixels = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Flatten())  # of 16 pixels there is a variance
+    convolutional = lambda _, out: torch.nn.Sequential(pixels, torch.nn.Linear(16, 4), torch.nn.Unflatten(-1, out))  # noqa: E731
+    vae = VAE(priors.Normal(2), encoders.Normal((1, 4, 4), 2, convolutional), decoders.Normal(2, (1, 4, 4)))
+    fit(vae.model, vae.guide, torch.rand(11, 1, 4, 4), batch_size=5, **settings)
+
+
+@pytest.mark.slow
+def test_the_first_training_leaves_the_filters_of_warnings_alone():
+    code = """
+import warnings
+import torch
+import pyro_vae
+from pyro_vae import VAE, decoders, encoders, fit, priors
+before = list(warnings.filters)
+vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
+for engine in ("eager", "recorded"):
+    fit(vae.model, vae.guide, torch.rand(20, 6), epochs=4, batch_size=10, engine=engine)
+    assert warnings.filters == before, (engine, [each for each in warnings.filters if each not in before])
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ from pyro_vae.objectives.terms import (
     Beta,
     check_beta,
     check_per_datum,
+    is_theirs,
     kl,
     linear_warm_up,
     reconstruction,
     recording,
     terms_and_gradients,
     terms_of,
+    trained_by,
+    with_plates,
 )
 
 __all__ = [
@@ -40,6 +43,7 @@ __all__ = [
     "check_beta",
     "check_per_datum",
     "data_plates",
+    "is_theirs",
     "kl",
     "linear_warm_up",
     "reconstruction",
@@ -47,4 +51,6 @@ __all__ = [
     "share_of",
     "terms_and_gradients",
     "terms_of",
+    "trained_by",
+    "with_plates",
 ]

@@ -3,9 +3,12 @@
 import copy
 import math
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import (
     ELBO,
@@ -14,6 +17,7 @@ from pyro.infer import (
     TraceEnum_ELBO,
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
 )
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine.trace_struct import Trace
@@ -117,26 +121,113 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         >>> len(gradients) == len(list(vae.parameters()))
         True
     """
+    by_hand = trained_by(loss) == "loss_and_grads"
     recorder, traces = recording(loss)
 
     def compute(
         model: Program, guide: Program, batch: Tensor, beta: Tensor | float, parameters: Callable[[], list[Tensor]]
     ) -> tuple[Terms, list[Tensor | None]]:
-        if isinstance(loss, Objective):
+        if isinstance(loss, Objective) and not by_hand:
             return _with_gradients(loss.terms(model, guide, batch), batch, parameters())
         traces.clear()
-        if hasattr(loss, "differentiable_loss"):
+        if not by_hand:
             value = _weighed(recorder.differentiable_loss, model, guide, batch)
             share = share_of(traces, len(batch), plates)
             return _with_gradients(_terms(recorder, traces, beta, value, share), batch, parameters())
         for parameter in parameters():
             parameter.grad = None
-        value = torch.as_tensor(recorder.loss_and_grads(model, guide, batch))
+        value = _as_loss(recorder.loss_and_grads(_with_owner(model), _with_owner(guide), batch), loss)
         share = share_of(traces, len(batch), plates)
         gradients = [None if p.grad is None else p.grad * (share / len(batch)) for p in parameters()]
         return _terms(recorder, traces, beta, value, share), gradients
 
     return compute
+
+
+def with_plates(
+    loss: ELBO, model: Program, guide: Program, rows: Tensor, transform: Callable[[Tensor], Tensor] | None = None
+) -> ELBO:
+    """Return a copy of an ELBO that has guessed its ``max_plate_nesting``, where it would do so at its first call.
+
+    To guess it runs the programs once, which draws noise: a resumed training would draw it again.
+
+    Arguments:
+        loss: an ELBO of Pyro's.
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        rows: some data.
+        transform: what is done to them before both programs see them.
+
+    Returns:
+        The copy, or the ELBO itself where there is nothing to guess.
+    """
+    guesses = loss.vectorize_particles or isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO)
+    if loss.max_plate_nesting != math.inf or not guesses:
+        return loss
+    loss = copy.copy(loss)
+    loss._guess_max_plate_nesting(model, guide, (transform(rows) if transform else rows,), {})
+    return loss
+
+
+def trained_by(loss: ELBO) -> str:
+    """Return the method of an ELBO that gives its gradient: one that a user's class overrides counts.
+
+    Arguments:
+        loss: an ELBO of Pyro's, an objective of this package, or one of a class derived from either.
+
+    Returns:
+        "differentiable_loss", which for an `Objective` stands for its terms, or "loss_and_grads".
+
+    Raises:
+        TypeError: where a class overrides the value alone, so that training would not see it.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> trained_by(Trace_ELBO())
+        'differentiable_loss'
+    """
+    if is_theirs(loss, "loss_and_grads"):
+        return "loss_and_grads"
+    seen = () if isinstance(loss, Objective) else ("differentiable_loss", "_differentiable_loss_particle")
+    if not any(is_theirs(loss, name) for name in seen):
+        for name in ("differentiable_loss", "loss", "loss_and_surrogate_loss"):
+            if is_theirs(loss, name):
+                fix = "terms or loss_and_grads" if isinstance(loss, Objective) else "loss_and_grads"
+                raise TypeError(f"{type(loss).__name__} overrides {name}, which training does not call: override {fix}")
+    return "differentiable_loss" if hasattr(loss, "differentiable_loss") else "loss_and_grads"
+
+
+def is_theirs(loss: ELBO, name: str) -> bool:
+    """Whether a method of an ELBO is defined neither by Pyro nor by this package, but by a user.
+
+    Arguments:
+        loss: the ELBO.
+        name: the method's name.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> is_theirs(Trace_ELBO(), "loss")
+        False
+    """
+    if name in vars(loss):
+        return True
+    owner = next((cls for cls in type(loss).__mro__ if name in vars(cls)), None)
+    return owner is not None and owner.__module__.partition(".")[0] not in ("pyro", "pyro_vae")
+
+
+def _as_loss(value: Any, loss: ELBO) -> Tensor:
+    if isinstance(value, float | int) or (isinstance(value, Tensor) and value.numel() == 1):
+        return torch.as_tensor(value).reshape(())
+    kind = type(value).__name__
+    raise TypeError(f"loss_and_grads of {type(loss).__name__} must return one number, the loss, not a {kind}")
+
+
+def _with_owner(program: Program) -> Program:
+    """Let what is wrapped around a method say whose method it is: a user's ELBO may read ``model.__self__``."""
+    owner = getattr(poutine.unwrap(program), "__self__", None)
+    if owner is not None and isinstance(program, partial):
+        program.__self__ = owner  # type: ignore[attr-defined]
+    return program
 
 
 def _weighed(loss: Callable[..., Tensor], *args: Any) -> Tensor:
@@ -152,6 +243,12 @@ def _weighed(loss: Callable[..., Tensor], *args: Any) -> Tensor:
 
 
 def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor, share: float) -> Terms:
+    if len(traces) != (1 if loss.vectorize_particles else loss.num_particles):  # a user's ELBO made its own
+        traces.clear()
+        unknown = torch.full_like(value.detach(), math.nan)
+        is_at_1 = isinstance(beta, float | int) and beta == 1
+        value = value * share
+        return Terms(value, value.detach() if is_at_1 else unknown, unknown, unknown)
     terms = terms_of(loss, traces, beta, value.detach())
     traces.clear()
     reconstruction, kl = (term * share for term in terms) if share != 1 else terms
@@ -161,11 +258,19 @@ def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, 
 
 
 def _with_gradients(terms: Terms, batch: Tensor, parameters: list[Tensor]) -> tuple[Terms, list[Tensor | None]]:
-    """Return the terms, and gradients of which none shares memory: what clips them writes into each."""
+    """Return the terms, and gradients of which none shares memory: what clips them writes into each.
+
+    A parameter that has been frozen on the way, by ``requires_grad_(False)``, has none.
+    """
     seen: set[int] = set()
     gradients: list[Tensor | None] = []
-    for gradient in torch.autograd.grad(terms.loss / len(batch), parameters, allow_unused=True):
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not (trained and terms.loss.requires_grad):
+        raise ValueError("the loss depends on no parameter that is trained: leave requires_grad of some of them True")
+    found = iter(torch.autograd.grad(terms.loss / len(batch), trained, allow_unused=True))
+    for gradient in (next(found) if parameter.requires_grad else None for parameter in parameters):
         if gradient is not None:
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient  # as of Embedding(sparse=True)
             gradient = gradient.clone() if gradient.data_ptr() in seen else gradient.contiguous()
             seen.add(gradient.data_ptr())
         gradients.append(gradient)
@@ -195,6 +300,9 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
     """
     traces: list[tuple[Trace, Trace]] = []
     recorder = copy.copy(loss)
+    for name, value in vars(loss).items():  # a method that was put on the object itself
+        if isinstance(value, MethodType) and value.__self__ is loss:
+            setattr(recorder, name, MethodType(value.__func__, recorder))
 
     def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
         for pair in type(loss)._get_traces(recorder, *args):
