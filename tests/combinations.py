@@ -17,6 +17,11 @@ from pyro_vae.handlers import LocalModules
 from pyro_vae.networks import MLP
 from pyro_vae.programs import check_programs, seeded
 
+BY_DENSITY = {  # of which a point has none
+    objectives.VIMCO: "trains a guide by its density",
+    objectives.Thermodynamic: "trains a guide by its density",
+    objectives.DReG: "weighs draws by their density",
+}
 D, SHAPE, NETWORK = 3, (8,), partial(MLP, hidden=(8,))
 OBJECTIVES = [
     Trace_ELBO(),
@@ -99,17 +104,12 @@ def refusal(objective, vae):
             return "TraceMeanField_ELBO does not take these programs"
         if isinstance(objective, objectives.Objective) and objective.pathwise:
             return "needs a pathwise sampler"
-    if isinstance(posterior, dist.Delta):
-        by_density = {
-            objectives.VIMCO: "trains a guide by its density",
-            objectives.DReG: "weighs draws by their density",
-        }
-        by_density[objectives.Thermodynamic] = by_density[objectives.VIMCO]
-        if type(objective) in by_density:
-            return by_density[type(objective)]
-    if isinstance(objective, objectives.InfoVAE) and not vae.prior().has_rsample:
-        if vae.prior().log_prob(vae.prior().sample()).requires_grad:
-            return "trains a prior by its draws"
+    if isinstance(posterior, dist.Delta) and type(objective) in BY_DENSITY:
+        return BY_DENSITY[type(objective)]
+    prior = vae.prior()
+    learned = not prior.has_rsample and prior.log_prob(prior.sample()).requires_grad
+    if isinstance(objective, objectives.InfoVAE) and learned:
+        return "trains a prior by its draws"
     taken_apart = {objectives.FreeBits: (vae.prior(), posterior), objectives.BetaTC: (posterior,)}
     if not all(map(independent, taken_apart.get(type(objective), ()))):
         return "needs independent latent dimensions"

@@ -46,8 +46,10 @@ def train(prior, encoder, decoder, objective):
     settings = {"loss": objective, "seed": 1}
     optimizer = partial(torch.optim.Adam, lr=3e-3)
     before = evaluate(vae.model, vae.guide, x, **settings).loss
+    start = {name: value.clone() for name, value in vae.named_parameters()}
     history = fit(vae.model, vae.guide, x, loss=objective, epochs=3, batch_size=len(x), optimizer=optimizer)
     assert all(torch.isfinite(torch.tensor(history.column("train_loss"))))
+    assert not [name for name, value in vae.named_parameters() if torch.equal(value, start[name])]  # all have moved
     return before, evaluate(vae.model, vae.guide, x, **settings).loss, vae.encoder(x[:1]).has_rsample
 
 
@@ -67,6 +69,17 @@ def test_every_objective_of_the_package_is_in_the_product():
     public = {name for name in objectives.__all__ if isinstance(getattr(objectives, name), type)}
     named = {name for name in public if issubclass(getattr(objectives, name), objectives.Objective)}
     assert named - {"Objective"} <= set(NAMES)
+
+
+def test_a_step_that_leaves_a_part_without_a_gradient_has_failed():
+    vae = assembled(*PAIRS[0], PLAIN)
+    gradients = [torch.ones_like(value) for value in vae.parameters()]
+    combinations.check_gradients(vae, gradients)
+    with pytest.raises(AssertionError, match=r"no gradient reaches decoder\.\S+"):
+        combinations.check_gradients(vae, [*gradients[:-1], None])
+    unmoved = [0 * value if name.startswith("encoder.") else value for name, value in vae.named_parameters()]
+    with pytest.raises(AssertionError, match=r"no gradient reaches encoder$"):
+        combinations.check_gradients(vae, unmoved)
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=repr)

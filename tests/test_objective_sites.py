@@ -14,7 +14,7 @@ import pytest
 import torch
 from pyro.distributions.util import sum_rightmost
 
-from pyro_vae import encoders, fit, objectives
+from pyro_vae import VAE, decoders, encoders, fit, objectives, priors
 
 pytestmark = pytest.mark.usefixtures("float64")
 K = 4
@@ -315,3 +315,81 @@ def test_draws_that_pyro_rounds_and_scores_as_they_were_before_are_refused_by_na
     programs = seen(torch.ones(2), lambda: dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), logits=logit))
     with pytest.raises(ValueError, match=r"scores .* RelaxedBernoulliStraightThrough at site 'z' scores others: take"):
         loss.differentiable_loss(*programs)
+
+
+# No part is left untrained
+
+
+def vae_of(prior=None, encoder=None):
+    torch.manual_seed(0)
+    return VAE(prior or priors.Normal(2), encoder or encoders.Normal(3, 2), decoders.Normal(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (objectives.VIMCO(3), "VIMCO trains a guide by its density, which a Delta at site 'z' has not: take IWAE"),
+        (objectives.Thermodynamic(3), "Thermodynamic trains a guide by its density, which a Delta at site 'z' has not"),
+        (objectives.DReG(3), "DReG weighs draws by their density, which Delta at site 'z' has not: take IWAE"),
+    ],
+    ids=["VIMCO", "Thermodynamic", "DReG"],
+)
+def test_an_encoder_of_points_is_refused_by_what_trains_by_densities(loss, words):
+    vae = vae_of(encoder=encoders.Delta(3, 2))
+    with pytest.raises(ValueError, match=words):
+        fit(vae.model, vae.guide, torch.randn(8, 3), loss=loss, epochs=1, batch_size=4)
+    assert math.isfinite(loss.loss(vae.model, vae.guide, torch.randn(8, 3)))  # its value is right
+
+
+def test_a_score_function_of_points_is_refused():
+    vae = vae_of(encoder=encoders.ScoreFunction(encoders.Delta(3, 2)))
+    with pytest.raises(ValueError, match="a Delta has no density, by which a score function could train it"):
+        vae.guide(torch.randn(4, 3))
+
+
+def test_a_point_that_follows_a_draw_alone_is_no_encoder_of_points():
+    """As Pyro's autoguides have it: the draw u is scored, and z is a function of it without parameters."""
+    a = torch.tensor(0.3, requires_grad=True)
+
+    def programs(through):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 0.6), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                if not through:
+                    return pyro.sample("z", dist.LogNormal(a * x, 0.5))
+                u = pyro.sample("u", dist.Normal(a * x, 0.5), infer={"is_auxiliary": True})
+                return pyro.sample("z", dist.Delta(u.exp(), log_density=-u))
+
+        return model, guide
+
+    found = []
+    for through in (False, True):
+        torch.manual_seed(0)
+        found.append(torch.autograd.grad(objectives.VIMCO(4).differentiable_loss(*programs(through), torch.ones(5)), a))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_info_vae_trains_a_learned_prior(alpha):
+    vae, x = vae_of(priors.Normal(2, learned=True)), torch.randn(64, 3)
+    with torch.no_grad():
+        vae.prior.loc.fill_(4.0)
+    loss = objectives.InfoVAE(alpha=alpha).differentiable_loss(vae.model, vae.guide, x)
+    assert all(gradient.any() for gradient in torch.autograd.grad(loss, list(vae.parameters())))
+    fit(vae.model, vae.guide, x, loss=objectives.InfoVAE(alpha=alpha), epochs=20, batch_size=32)
+    assert (vae.prior.loc < 3.99).all()  # towards the codes, which are near 0
+
+
+def test_info_vae_refuses_a_learned_prior_that_has_no_pathwise_draws():
+    encoder = encoders.Laplace(3, 2)
+    vae = vae_of(priors.VampPrior(encoder, components=4), encoder)
+    with pytest.raises(
+        ValueError, match="InfoVAE trains a prior by its draws, and MixtureSameFamily at site 'z' has no"
+    ):
+        objectives.InfoVAE().differentiable_loss(vae.model, vae.guide, torch.rand(8, 3))
+    without_discrepancy = objectives.InfoVAE(alpha=0.0, scale=1.0)
+    assert without_discrepancy.differentiable_loss(vae.model, vae.guide, torch.rand(8, 3)).isfinite()
