@@ -6,6 +6,8 @@ import math
 import torch
 from torch.distributions import constraints
 
+from pyro_vae.distributions.relaxed import with_logarithm
+
 
 def line(start, stop, step):
     return torch.arange(start, stop + step / 2, step, dtype=torch.float64)
@@ -84,6 +86,7 @@ def rule(distribution):
     if support is constraints.simplex or name == "KeptLogarithms":
         assert math.prod(event) == 2
         nodes, weights = simplex()
+        nodes = with_logarithm(nodes.log()) if name == "KeptLogarithms" else nodes
         return nodes.reshape(-1, *event), weights
     if support is constraints.one_hot:
         return one_hot(event)

@@ -109,6 +109,16 @@ def test_the_gradient_of_the_sampled_kl_is_that_of_the_exact_one(temperature):
     assert ((gradients.mean(0) - expected).abs() < 4 * error).all()
 
 
+def test_a_code_may_be_converted_to_another_precision():
+    logits = torch.tensor([3.0, 0.0, -4.0, 1.0])
+    q = RelaxedOneHotCategorical(torch.tensor(0.01), logits=logits)
+    wide = RelaxedOneHotCategorical(torch.tensor(0.01).double(), logits=logits.double())
+    z = q.sample((100,))
+    torch.testing.assert_close(q.log_prob(z).double(), wide.log_prob(z.double()), rtol=1e-5, atol=1e-3)
+    z = wide.sample((100,))
+    torch.testing.assert_close(q.log_prob(z.float()).double(), wide.log_prob(z), rtol=1e-5, atol=1e-3)
+
+
 def cold(temperature, categories=20):
     torch.manual_seed(0)
     own = {"categories": categories, "temperature": temperature}
