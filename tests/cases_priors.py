@@ -30,17 +30,21 @@ def exponential(part, _, z):
     return event_sum(stats.expon.logpdf(z, scale=np.exp(-array(part.log_rate))), 1)
 
 
+def positive(part, name):
+    return np.exp(array(getattr(part, f"log_{name}"))) if part.learned else array(getattr(part, name))
+
+
 def gamma(part, _, z):
     rate = np.exp(array(part.log_rate))
-    return event_sum(stats.gamma.logpdf(z, np.exp(array(part.log_concentration)), scale=1 / rate), 1)
+    return event_sum(stats.gamma.logpdf(z, positive(part, "concentration"), scale=1 / rate), 1)
 
 
 def beta(part, _, z):
-    return event_sum(stats.beta.logpdf(z, *np.exp(array(part.log_concentrations))), 1)
+    return event_sum(stats.beta.logpdf(z, *positive(part, "concentrations")), 1)
 
 
 def dirichlet(part, _, z):
-    concentration = np.exp(array(part.log_concentration))
+    concentration = positive(part, "concentration")
     normalizer = special.gammaln(concentration).sum() - special.gammaln(concentration.sum())
     return event_sum((concentration - 1) * np.log(z), 1) - normalizer
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks import MLP, Network, Sizes, above, as_function, as_shape, check_event_shape
+from pyro_vae.networks import MLP, Network, Sizes, as_function, as_shape, check_event_shape, held
 from pyro_vae.networks._part import Part
 
 
@@ -47,7 +47,7 @@ class _ScaleDecoder(_Decoder):
     ) -> None:
         super().__init__(latent_dim, shape, network)
         name = f"decoders.{type(self).__name__}"
-        start = above(scale, 0, f"the scale of {name}")
+        start = held(scale, 0, f"the scale of {name}", 1e-18, 1e18)  # 32 bits hold its square too
         if per_dimension and not learned:
             raise ValueError(f"{name} has a scale per dimension only where it is learned: give learned=True as well")
         self.learned, self.per_dimension = learned, per_dimension

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_vae import distributions
 from pyro_vae.decoders._decoder import _Decoder
-from pyro_vae.networks import MLP, Network, Sizes, above, as_size, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, as_size, held, positive, soft_clip
 
 
 class DiscretizedLogistic(_Decoder):
@@ -144,7 +144,7 @@ class _DispersedDecoder(_Decoder):
         self, latent_dim: Sizes, shape: Sizes, network: Network = MLP, inverse_dispersion: float = 1.0
     ) -> None:
         super().__init__(latent_dim, shape, network)
-        start = above(inverse_dispersion, 0, f"the inverse_dispersion of decoders.{type(self).__name__}")
+        start = held(inverse_dispersion, 0, f"the inverse_dispersion of decoders.{type(self).__name__}")
         self.log_inverse_dispersion = nn.Parameter(torch.full(self.shape, math.log(start)))
 
     def counts(self, log_mean: Tensor, validate_args: bool | None = None) -> dist.TorchDistribution:
@@ -169,14 +169,15 @@ class NegativeBinomial(_DispersedDecoder):
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``: the logarithm of the mean.
-        inverse_dispersion: where the learning of :math:`\theta` starts, above 0; each entry of x has its own.
+        inverse_dispersion: where the learning of :math:`\theta` starts, from 1e-30 to 1e30, for each
+            entry of x.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where the inverse dispersion is not above 0 or z is not of the shape the decoder was built for.
+        ValueError: where the inverse dispersion is out of its range or z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
@@ -202,14 +203,15 @@ class ZeroInflatedNegativeBinomial(_DispersedDecoder):
         shape: shape of one datum.
         network: builds the network from (D,) to (2, \*shape): the logarithm of the mean and the logits of the gate
             :math:`\pi`, both through `pyro_vae.networks.soft_clip`.
-        inverse_dispersion: where the learning of :math:`\theta` starts, above 0; each entry of x has its own.
+        inverse_dispersion: where the learning of :math:`\theta` starts, from 1e-30 to 1e30, for each
+            entry of x.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where the inverse dispersion is not above 0 or z is not of the shape the decoder was built for.
+        ValueError: where the inverse dispersion is out of its range or z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.decoders._decoder import _ScaleDecoder
-from pyro_vae.networks import MLP, Network, Sizes, above
+from pyro_vae.networks import MLP, Network, Sizes, held
 
 
 class Normal(_ScaleDecoder):
@@ -17,7 +17,7 @@ class Normal(_ScaleDecoder):
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``.
-        scale: the standard deviation, above 0; where the learning starts, if it is learned.
+        scale: the standard deviation, from 1e-18 to 1e18; where the learning starts, if it is learned.
         learned: learn the scale.
         per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
 
@@ -26,7 +26,7 @@ class Normal(_ScaleDecoder):
         ``shape``.
 
     Raises:
-        ValueError: where the scale is not above 0, it is per dimension but not learned, or z is not of the shape the
+        ValueError: where the scale is out of its range or per dimension but not learned, or z is not of the shape the
             decoder was built for.
 
     Example:
@@ -51,7 +51,7 @@ class Laplace(_ScaleDecoder):
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``.
-        scale: the scale b, above 0; where the learning starts, if it is learned.
+        scale: the scale b, from 1e-18 to 1e18; where the learning starts, if it is learned.
         learned: learn the scale.
         per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
 
@@ -60,7 +60,7 @@ class Laplace(_ScaleDecoder):
         ``shape``.
 
     Raises:
-        ValueError: where the scale is not above 0, it is per dimension but not learned, or z is not of the shape the
+        ValueError: where the scale is out of its range or per dimension but not learned, or z is not of the shape the
             decoder was built for.
 
     Example:
@@ -87,7 +87,7 @@ class StudentT(_ScaleDecoder):
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``.
         df: the degrees of freedom, above 2, so that there is a variance.
-        scale: the scale, above 0; where the learning starts, if it is learned.
+        scale: the scale, from 1e-18 to 1e18; where the learning starts, if it is learned.
         learned: learn the scale.
         per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
 
@@ -96,7 +96,7 @@ class StudentT(_ScaleDecoder):
         ``shape``.
 
     Raises:
-        ValueError: where the degrees of freedom are not above 2, the scale is not above 0, it is per dimension but not
+        ValueError: where the degrees of freedom are not above 2, the scale is out of its range or per dimension but not
             learned, or z is not of the shape the decoder was built for.
 
     Example:
@@ -119,7 +119,7 @@ class StudentT(_ScaleDecoder):
         per_dimension: bool = False,
     ) -> None:
         super().__init__(latent_dim, shape, network, scale, learned, per_dimension)
-        self.df = above(df, 2, "the df of decoders.StudentT, whose limit is decoders.Normal,")
+        self.df = held(df, 2, "the df of decoders.StudentT, whose limit is decoders.Normal,", low=2.000001)
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         return distributions.StudentT(self.df, self.output(z), self.scales()).to_event(len(self.shape))

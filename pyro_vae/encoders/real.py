@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, Sizes, above, as_size, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, as_size, held, positive, soft_clip
 
 
 class Normal(_Encoder):
@@ -149,7 +149,7 @@ class StudentT(_Encoder):
 
     def __init__(self, shape: Sizes, latent_dim: int, network: Network = MLP, df: float = 5.0) -> None:
         super().__init__(shape, latent_dim, network)
-        self.df = above(df, 2, "df of encoders.StudentT")
+        self.df = held(df, 2, "df of encoders.StudentT", low=2.000001)
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         location, scale = output.unbind(-2)

@@ -8,7 +8,7 @@ distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(2
 
 from pyro_vae.networks.convolutional import ConvDecoder, ConvEncoder, halved_sizes
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.ranges import above, as_number, positive, soft_clip
+from pyro_vae.networks.ranges import above, as_number, held, positive, soft_clip
 from pyro_vae.networks.recurrent import GRUDecoder, GRUEncoder
 from pyro_vae.networks.shapes import (
     Network,
@@ -40,6 +40,7 @@ __all__ = [
     "as_size",
     "check_event_shape",
     "halved_sizes",
+    "held",
     "positive",
     "soft_clip",
     "with_output_bias",

@@ -102,3 +102,30 @@ def above(value: float, least: float, name: str) -> float:
     if not least < number < math.inf:
         raise ValueError(f"{name} must be above {least:g} and finite, not {value!r}")
     return number
+
+
+def held(value: float, least: float, name: str, low: float = 1e-30, high: float = 1e30) -> float:
+    """Return a parameter of a distribution, or refuse one with which 32 bits cannot hold what is computed.
+
+    Arguments:
+        value: the parameter.
+        least: what it must be above.
+        name: what it is called in the error.
+        low: the smallest one that is accepted.
+        high: the largest one.
+
+    Returns:
+        The parameter, as a float.
+
+    Raises:
+        TypeError: where it is no number.
+        ValueError: with the value received.
+
+    Example:
+        >>> held(2, 0, "the scale")
+        2.0
+    """
+    number = above(value, least, name)
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be from {low:.8g} to {high:g}, which 32 bits can hold, not {value!r}")
+    return number

@@ -1,5 +1,7 @@
 """What the priors share."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,3 +26,15 @@ class _Prior(Part):
             self.register_parameter(name, nn.Parameter(value))
         else:
             self.register_buffer(name, value, persistent=False)
+
+    def hold_positive(self, name: str, value: float, *shape: int) -> None:
+        """Keep a positive number as it is, or its logarithm if it is to be learned."""
+        if self.learned:
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.full(shape, math.log(value))))
+        else:
+            self.register_buffer(name, torch.full(shape, value), persistent=False)
+
+    def positive(self, name: str) -> Tensor:
+        """Return what `hold_positive` keeps. It is no output of a network, and is not clipped."""
+        number: Tensor = getattr(self, f"log_{name}").exp() if self.learned else getattr(self, name)
+        return number

@@ -1,14 +1,12 @@
 """Priors of positive numbers, of proportions and of directions."""
 
-import math
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.distributions.sphere import sphere_dim
-from pyro_vae.networks import above, positive
+from pyro_vae.networks import held
 from pyro_vae.networks._part import Part
 from pyro_vae.priors._prior import _Prior
 
@@ -41,7 +39,7 @@ class Exponential(_Prior):
     log_rate: Tensor
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.Exponential(positive(self.log_rate)).to_event(1)
+        return dist.Exponential(self.log_rate.exp()).to_event(1)
 
 
 class Gamma(_Prior):
@@ -52,7 +50,7 @@ class Gamma(_Prior):
 
     Arguments:
         latent_dim: number of latent dimensions D, at least 1.
-        concentration: :math:`\alpha`, above 0; 1 makes the prior exponential.
+        concentration: :math:`\alpha`, above 0 and at most 1e8; 1 makes the prior exponential.
         learned: learn concentrations and rates, starting from ``concentration`` and 1.
 
     Returns:
@@ -60,7 +58,7 @@ class Gamma(_Prior):
 
     Raises:
         TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1, or the concentration is not above 0.
+        ValueError: where ``latent_dim`` is below 1, or the concentration is out of its range.
 
     Example:
         >>> Gamma(3, concentration=1.0)().mean
@@ -71,16 +69,15 @@ class Gamma(_Prior):
     """
 
     zeros = ("log_rate",)
-    log_concentration: Tensor
     log_rate: Tensor
 
     def __init__(self, latent_dim: int, concentration: float = 2.0, learned: bool = False) -> None:
         super().__init__(latent_dim, learned)
-        start = math.log(above(concentration, 0, "the concentration of priors.Gamma"))
-        self.hold("log_concentration", torch.full((latent_dim,), start))
+        start = held(concentration, 0, "the concentration of priors.Gamma", high=1e8)
+        self.hold_positive("concentration", start, latent_dim)
 
     def forward(self) -> dist.TorchDistribution:
-        return distributions.Gamma(positive(self.log_concentration), positive(self.log_rate)).to_event(1)
+        return distributions.Gamma(self.positive("concentration"), self.log_rate.exp()).to_event(1)
 
 
 class Beta(_Prior):
@@ -91,7 +88,8 @@ class Beta(_Prior):
 
     Arguments:
         latent_dim: number of latent dimensions D, at least 1.
-        concentration: :math:`\alpha` and :math:`\beta`, above 0; 1 makes the prior uniform.
+        concentration: :math:`\alpha` and :math:`\beta`, above 0 and at most 1e8; 1 makes the prior
+            uniform.
         learned: learn the concentrations, starting from ``concentration``.
 
     Returns:
@@ -99,7 +97,7 @@ class Beta(_Prior):
 
     Raises:
         TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1, or the concentration is not above 0.
+        ValueError: where ``latent_dim`` is below 1, or the concentration is out of its range.
 
     Example:
         >>> Beta(2)().mean
@@ -109,15 +107,13 @@ class Beta(_Prior):
         Figurnov, Mohamed and Mnih, 2018, Implicit Reparameterization Gradients, section 6.
     """
 
-    log_concentrations: Tensor
-
     def __init__(self, latent_dim: int, concentration: float = 1.0, learned: bool = False) -> None:
         super().__init__(latent_dim, learned)
-        start = math.log(above(concentration, 0, "the concentration of priors.Beta"))
-        self.hold("log_concentrations", torch.full((2, latent_dim), start))
+        start = held(concentration, 0, "the concentration of priors.Beta", high=1e8)
+        self.hold_positive("concentrations", start, 2, latent_dim)
 
     def forward(self) -> dist.TorchDistribution:
-        return distributions.Beta(*positive(self.log_concentrations)).to_event(1)
+        return distributions.Beta(*self.positive("concentrations")).to_event(1)
 
 
 class Dirichlet(_Prior):
@@ -128,7 +124,7 @@ class Dirichlet(_Prior):
 
     Arguments:
         latent_dim: number of shares D, at least 2.
-        concentration: :math:`\alpha`, above 0: 1 makes the prior uniform, less than 1 makes it sparse.
+        concentration: :math:`\alpha`, above 0 and at most 1e8: 1 makes the prior uniform, less than 1 makes it sparse.
         learned: learn the concentrations, starting from ``concentration``.
 
     Returns:
@@ -136,7 +132,7 @@ class Dirichlet(_Prior):
 
     Raises:
         TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 2, or the concentration is not above 0.
+        ValueError: where ``latent_dim`` is below 2, or the concentration is out of its range.
 
     Example:
         >>> Dirichlet(4)().mean
@@ -146,17 +142,15 @@ class Dirichlet(_Prior):
         Joo, Lee, Park and Moon, 2020, Dirichlet Variational Autoencoder, section 3.
     """
 
-    log_concentration: Tensor
-
     def __init__(self, latent_dim: int, concentration: float = 1.0, learned: bool = False) -> None:
         super().__init__(latent_dim, learned)
         if latent_dim < 2:
             raise ValueError("latent_dim must be at least 2 for priors.Dirichlet, not 1: a single share is always 1")
-        start = math.log(above(concentration, 0, "the concentration of priors.Dirichlet"))
-        self.hold("log_concentration", torch.full((latent_dim,), start))
+        start = held(concentration, 0, "the concentration of priors.Dirichlet", high=1e8)
+        self.hold_positive("concentration", start, latent_dim)
 
     def forward(self) -> dist.TorchDistribution:
-        return distributions.Dirichlet(positive(self.log_concentration))
+        return distributions.Dirichlet(self.positive("concentration"))
 
 
 class HypersphericalUniform(Part):

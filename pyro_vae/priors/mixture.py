@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
-from pyro_vae.networks import as_size, positive
+from pyro_vae.networks import as_size
 from pyro_vae.networks._part import Part
 
 
@@ -47,7 +47,7 @@ class MixtureOfNormals(Part):
         self.log_scale = nn.Parameter(torch.zeros(shape))
 
     def forward(self) -> dist.TorchDistribution:
-        return distributions.MixtureOfNormals(self.logits, self.loc, positive(self.log_scale))
+        return distributions.MixtureOfNormals(self.logits, self.loc, self.log_scale.exp())
 
 
 class VampPrior(Part):

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.networks import above, positive
+from pyro_vae.networks import held
 from pyro_vae.priors._prior import _Prior
 
 
@@ -69,7 +69,7 @@ class Laplace(_Prior):
     log_scale: Tensor
 
     def forward(self) -> dist.TorchDistribution:
-        return dist.Laplace(self.loc, positive(self.log_scale)).to_event(1)
+        return dist.Laplace(self.loc, self.log_scale.exp()).to_event(1)
 
 
 class StudentT(_Prior):
@@ -107,7 +107,7 @@ class StudentT(_Prior):
 
     def __init__(self, latent_dim: int, df: float = 5.0, learned: bool = False) -> None:
         super().__init__(latent_dim, learned)
-        self.df = above(df, 2, "the degrees of freedom of priors.StudentT, whose variance is finite,")
+        self.df = held(df, 2, "the degrees of freedom of priors.StudentT, whose variance is finite,", low=2.000001)
 
     def forward(self) -> dist.TorchDistribution:
-        return distributions.StudentT(self.df, self.loc, positive(self.log_scale)).to_event(1)
+        return distributions.StudentT(self.df, self.loc, self.log_scale.exp()).to_event(1)
