@@ -20,6 +20,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.data import IterableDataset
 
@@ -269,7 +270,7 @@ def check_programs(
         if isinstance(module, VAE):
             _check_parts(module, batch[:2])
     with pyro.validation_enabled(), _PyroDistributions(), _reached(model, guide):
-        pair = _probe(model, guide, batch)
+        pair = _first_traces(model, guide, batch)
         _check_sites(*pair)
         other = batch[:-1] if len(batch) > 1 else torch.cat([batch, batch])
         other_pair = _on_another_size(model, guide, other, len(batch), len(x))
@@ -289,6 +290,18 @@ def _probe(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]
     store, local = pyro.get_param_store(), LocalModules()
     with store.scope(store.get_state()):
         return paired_traces(local(model), local(guide), batch)
+
+
+def _first_traces(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]:
+    try:
+        return _probe(model, guide, batch)
+    except ValueError as error:
+        if "subsample_size does not match" not in str(error):
+            raise
+        raise ValueError(
+            f"a plate of the programs has another size than the batch of {len(batch)} that it is to hold: give it the"
+            " number of all data and subsample_size=len(x) in both programs, or lower the batch size"
+        ) from error
 
 
 def _on_another_size(
@@ -511,10 +524,42 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                 shapes = f"{tuple(prior.shape())} in the model and {tuple(posterior.shape())} in the guide"
                 events = f"event shape {tuple(prior.event_shape)} and {tuple(posterior.event_shape)}"
                 raise ValueError(f"site {name!r} has shape {shapes}, {events}; they must be equal (see .to_event)")
-            if any(isinstance(layer, dist.Delta) for layer in layers(posterior)) or support_of(posterior) is None:
+            if _is_point(posterior) or support_of(posterior) is None:
                 _check_values(name, prior, guide_trace.nodes[name]["value"])
             else:
                 _check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
+
+
+def _is_point(distribution: Any) -> bool:
+    return any(isinstance(layer, dist.Delta) for layer in layers(distribution))
+
+
+@torch.no_grad()
+def check_points(model: Program, guide: Program, batch: Tensor) -> bool:
+    """Refuse points of a guide that lie outside the support of the model's site, where training may bring them.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        batch: what both are called with.
+
+    Returns:
+        Whether there are points that may leave their support.
+
+    Raises:
+        ValueError: with the site and the value.
+    """
+    model_trace, guide_trace = _probe(model, guide, batch)
+    points = [name for name in guide_trace.stochastic_nodes if _is_point(guide_trace.nodes[name]["fn"])]
+    bounded = [name for name in points if name in model_trace and not _is_real(model_trace.nodes[name]["fn"])]
+    for name in bounded:
+        _check_values(name, model_trace.nodes[name]["fn"], guide_trace.nodes[name]["value"])
+    return bool(bounded)
+
+
+def _is_real(distribution: Any) -> bool:
+    support = support_of(distribution)
+    return support is None or _inner(support) in (constraints.real, constraints.real_vector)
 
 
 def _check_observed_shape(site: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ from pyro_vae.programs import (
     Transform,
     as_input,
     as_seed,
+    check_points,
     check_programs,
     mode,
     modules_of,
@@ -274,8 +275,9 @@ def fit(
             tolerance = 1e-2 if precision != "32" else 1e-3 if weighs else 1e-5
             compute, how = chosen(compute_eagerly, engine, steps, tolerance=tolerance, unless=unless)
             with seeded(seed, x.device), mode(False, model, guide), torch.no_grad():
-                first = x[:batch_size]
-                paired_traces(model, guide, transform(first) if transform else first)  # which meets the parameters
+                first = transform(x[:batch_size]) if transform else x[:batch_size]
+                paired_traces(model, guide, first)  # which meets the parameters
+                bounded = check_points(*programs, first)
             ranks.broadcast([*local.parameters, *buffers])
             if saved is None:
                 history.append(_row(0, mean_bound(model, guide, x, **settings), measure(), 0.0))
@@ -356,6 +358,9 @@ def fit(
                             progress.seconds = time.perf_counter() - start
                             save(keeper)
                 guard.end_epoch(progress.epoch, progress.totals[3])
+                if bounded:
+                    with seeded(seed, x.device), mode(False, model, guide):
+                        check_points(*programs, first)
                 ranks.broadcast(buffers)
                 seconds = time.perf_counter() - start
                 history.append(_row(progress.epoch, Bound(*progress.means()), measure(), seconds))

@@ -171,6 +171,13 @@ def test_a_plate_of_another_size_than_the_data_is_refused_where_a_site_stands_ou
         fit(own.model, own.guide, numbers((N, 1)), epochs=1, batch_size=20)
 
 
+def test_a_plate_of_fewer_data_than_a_batch_is_refused():
+    local = Local(10)
+    with pytest.raises(ValueError, match=r"another size than the batch of 60 .*, or lower the batch size"):
+        evaluate(local.model, local.guide, numbers())
+    assert math.isfinite(evaluate(local.model, local.guide, numbers(), batch_size=10).loss)
+
+
 def test_validation_data_may_be_fewer_than_the_plate_speaks_of():
     own, x = Global(N), numbers((N, 1))
     history = fit(own.model, own.guide, x, validation=x[:15], epochs=1, batch_size=20, loss=TraceMeanField_ELBO())

@@ -1000,3 +1000,24 @@ def test_a_weight_beside_a_likelihood_that_hangs_on_a_summed_site_is_refused():
 
     with pytest.raises(ValueError, match="leave beta at 1, or sum the site out by hand"):
         fit(model, lambda _: None, points(20), beta=2.0, batch_size=10, loss=TraceEnum_ELBO(max_plate_nesting=1))
+
+
+@pytest.mark.parametrize("constraint", [constraints.positive, constraints.real], ids=str)
+def test_a_point_that_training_takes_out_of_its_support_is_an_error(constraint):
+    def model(x):
+        rate = pyro.sample("rate", dist.Exponential(1.0))  # whose formula grows without bound below 0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(rate, 100.0), obs=x[:, 0])
+
+    def guide(x):  # noqa: ARG001 (as the model is called)
+        pyro.sample("rate", dist.Delta(pyro.param("r", torch.tensor(0.1), constraint=constraint)))
+
+    def run():
+        optimizer = partial(torch.optim.SGD, lr=2.0)
+        return fit(model, guide, points(20), epochs=5, batch_size=20, optimizer=optimizer)
+
+    if constraint is constraints.real:
+        with pytest.raises(ValueError, match=r"site 'rate' of the guide takes the value -.*, outside the support"):
+            run()
+    else:
+        assert run()[-1]["train_loss"] < 6
