@@ -83,3 +83,7 @@ def __getattr__(name: str) -> "Any":
     if name in __all__:
         return import_module(f"pyro_vae.{name}")
     raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -48,9 +49,12 @@ class _Parser(argparse.ArgumentParser):
 
         lines = ["parts and their own parameters:"]
         for kind in PARTS:
-            for name, cls in sorted(config.parts(kind).items()):
-                summary = (cls.__doc__ or "").strip().splitlines()[0]
-                lines.append(f"  --{kind} {name:<20}{summary}")
+            for name, cls in sorted(config.parts_by_flag(kind).items()):
+                summary = config.summary_of(cls).replace(":math:", "").replace("`", "")
+                lines += [
+                    f"  --{kind} {name}",
+                    textwrap.fill(summary, 100, initial_indent=" " * 6, subsequent_indent=" " * 6),
+                ]
                 for own, parameter in config.own_parameters(cls).items():
                     takes = inspect.formatannotation(parameter.annotation)
                     lines.append(f"      --{kind}.{own} {takes}, default {parameter.default}")

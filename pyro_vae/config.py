@@ -82,6 +82,24 @@ def parts(kind: str) -> dict[str, type[Any]]:
     return {**PYRO_LOSSES, **classes} if kind == "loss" else classes
 
 
+def parts_by_flag(kind: str) -> dict[str, type[Any]]:
+    """Return the classes of one kind that a flag can name: not those that take other parts, built in Python.
+
+    Example:
+        >>> "Masked" in parts("decoder"), "Masked" in parts_by_flag("decoder")
+        (True, False)
+    """
+    wrapped = {"prior", "encoder", "decoder"} - ({"encoder"} if kind == "prior" else set())  # a prior may take it
+    classes = parts(kind)
+    return {name: cls for name, cls in classes.items() if not wrapped & set(inspect.signature(cls).parameters)}
+
+
+def summary_of(cls: type[Any]) -> str:
+    """Return the first sentence of a part's documentation, in one line."""
+    text = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+    return PYRO_LOSS_SUMMARIES.get(cls.__name__, (text,))[0]
+
+
 def part(kind: str, name: str) -> type[Any]:
     """Return a part's class by its name, or a user's own by its import path.
 
@@ -101,7 +119,8 @@ def part(kind: str, name: str) -> type[Any]:
         'pyro_vae.priors.real'
     """
     if "." not in name:
-        check_choice(kind, name, parts(kind))
+        if name not in parts(kind):
+            raise ValueError(nearest(name, parts_by_flag(kind), kind))
         return parts(kind)[name]
     module_name, class_name = name.rsplit(".", 1)
     trusted = name.partition(".")[0] in TRUSTED
@@ -172,10 +191,9 @@ def catalogue() -> list[tuple[str, str, str, str]]:
     rows = []
     for kind in KINDS:
         for name, cls in sorted(parts(kind).items()):
-            text = inspect.getdoc(cls) or ""
-            summary = " ".join(text.partition("\n\n")[0].split())
-            _, _, reference = text.partition("Reference:\n")
-            rows.append((kind, name, *PYRO_LOSS_SUMMARIES.get(name, (summary, " ".join(reference.split())))))
+            _, _, reference = (inspect.getdoc(cls) or "").partition("Reference:\n")
+            about = PYRO_LOSS_SUMMARIES.get(name, (summary_of(cls), " ".join(reference.split())))
+            rows.append((kind, name, *about))
     return rows
 
 

@@ -6,6 +6,7 @@ largest value is: image files, images of Pillow's, and the named data sets.
 """
 
 import copy
+import difflib
 import hashlib
 import math
 import os
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.files import check_regular
 
@@ -189,6 +190,7 @@ class Stream(_Rows):
 
     def __init__(self, dataset: Iterable[Any]) -> None:
         super().__init__()
+        _check_no_loader(dataset)
         self.dataset = dataset
         count = len(dataset) if isinstance(dataset, Sized) else sum(1 for _ in dataset)
         self.shape = torch.Size((count, *self[:1].shape[1:]))
@@ -364,7 +366,17 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
     if path.suffix in (".npy", ".npz"):
         check_regular(path)
         return _numpy(path)
-    raise ValueError(f"no data set or file {name!r}; known are {', '.join(NAMES)}, .npy and .npz files, image folders")
+    near = difflib.get_close_matches(name.lower(), [*NAMES, *_neighbours(path)], 1)
+    hint = f"did you mean {near[0]!r}? Known" if near else "known"
+    raise ValueError(f"no data set or file {name!r}; {hint} are {', '.join(NAMES)}, .npy and .npz files, image folders")
+
+
+def _neighbours(path: Path) -> list[str]:
+    """Return the files beside a path that could be data, as the path would name them."""
+    try:
+        return [str(path.with_name(file.name)) for file in path.parent.iterdir() if file.suffix in (".npy", ".npz")]
+    except (OSError, ValueError):
+        return []
 
 
 def threshold(x: Tensor) -> Tensor:
@@ -415,15 +427,16 @@ def as_tensor(data: Any) -> Tensor:
     """Return data as one tensor in memory.
 
     Arguments:
-        data: a tensor, an array, or a ``torch.utils.data.Dataset`` or other iterable of tensors, arrays or images;
-            of an item that is a tuple, such as (image, label), the first counts.
+        data: a tensor; an array of numpy's, its masked entries becoming NaN, or what becomes one, such as a frame of
+            numbers or a sparse matrix; or a ``torch.utils.data.Dataset`` or other iterable of tensors, arrays, images
+            or nested lists of numbers; of an item that is a tuple, such as (image, label), the first counts.
 
     Returns:
         A floating-point tensor whose first dimension counts the data. Numbers keep their values, whatever their type;
         images of Pillow's become values in [0, 1].
 
     Raises:
-        TypeError: where the data are none of these.
+        TypeError: where the data are none of these, such as a ``DataLoader``, whose data set is wanted.
         ValueError: where there are no data, or items differ in shape.
 
     Example:
@@ -438,12 +451,16 @@ def as_tensor(data: Any) -> Tensor:
 
 def as_stored(data: Any) -> Tensor:
     """Do what `as_tensor` does, but leave 8-bit values in 8 bits."""
-    if isinstance(data, np.ndarray):
-        data = _from_numpy(data)
+    if _is_array(data):
+        data = _from_numpy(_as_array(data))
     if not isinstance(data, Tensor):
         data = _stack(_items(data))
-    if data.layout != torch.strided or data.is_meta:
-        raise TypeError(f"data must be a dense tensor that holds its values, not one of {data.layout} on {data.device}")
+    if type(data).__name__ == "MaskedTensor":
+        raise TypeError("data must not be a MaskedTensor: give data.to_tensor(torch.nan), NaN for what is missing")
+    if data.layout != torch.strided or data.is_meta or data.is_nested:
+        kind = "a nested one" if data.is_nested else f"one of {data.layout} on {data.device}"
+        fix = "" if data.is_meta or data.is_nested else "; give data.to_dense()"
+        raise TypeError(f"data must be a dense tensor that holds its values, not {kind}{fix}")
     if data.dim() < 2 or not data.numel():
         raise ValueError(f"data must have shape (N, ...) with N at least 1 and one dimension more, not {_shape(data)}")
     if data.is_complex():
@@ -496,6 +513,7 @@ def _items(data: Any) -> Iterable[Any]:
     """Iterate over a data set, also over one that has only a length and an index."""
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
         return (data[index] for index in range(len(data)))
+    _check_no_loader(data)
     if isinstance(data, tuple | dict):
         raise TypeError(
             f"data must be one tensor, but this is a {type(data).__name__} of {len(data)}: give one of its parts, or"
@@ -504,6 +522,11 @@ def _items(data: Any) -> Iterable[Any]:
     if isinstance(data, str) or not isinstance(data, Iterable):
         raise TypeError(f"data must be a tensor, an array or a data set, not {type(data).__name__}")
     return _as_many_as_it_says(data) if isinstance(data, Sized) else data
+
+
+def _check_no_loader(data: Any) -> None:
+    if isinstance(data, DataLoader):  # whose batches would be taken for data
+        raise TypeError("data must not be a DataLoader: give its data set, loader.dataset, and batch_size")
 
 
 def _as_many_as_it_says(data: Any) -> list[Any]:
@@ -517,9 +540,9 @@ def _as_many_as_it_says(data: Any) -> list[Any]:
 def _stack(items: Iterable[Any]) -> Tensor:
     rows, parts = [], 1
     for item in items:
-        several = isinstance(item, tuple | list)
-        parts = max(parts, len(item)) if several else parts
-        rows.append(_row(item[0] if several else item))
+        datum = _datum(item)
+        parts = parts if datum is item else max(parts, len(item))
+        rows.append(_row(datum))
     if parts > 1:
         warnings.warn(
             f"only the first of the {parts} parts of each datum is used: the rest, such as labels, is left out",
@@ -532,6 +555,39 @@ def _stack(items: Iterable[Any]) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, 0)
 
 
+def _datum(item: Any) -> Any:
+    """Return what counts of an item: the first of a pair such as (image, label), but all of a list of numbers."""
+    if not isinstance(item, tuple | list) or not item or (isinstance(item, list) and _is_numbers(item)):
+        return item
+    shapes = {getattr(each, "shape", ()) for each in item} if isinstance(item, list) else set()
+    if len(item) > 1 and len(shapes) == 1 and len(shapes.pop()):
+        reason = f"an item is a list of {len(item)} arrays of one shape"
+        raise TypeError(f"{reason}: stack them into one, or give a tuple (datum, label), of which the first counts")
+    return item[0]
+
+
+def _is_numbers(item: Any) -> bool:
+    return all(map(_is_numbers, item)) if isinstance(item, list) else isinstance(item, int | float | np.number)
+
+
+def _is_array(data: Any) -> bool:
+    """Whether data are an array, or a frame, a sparse matrix or another library's array, which can become one."""
+    if isinstance(data, Tensor) or hasattr(data, "getbands"):  # an image of Pillow's is no array of data
+        return False
+    return isinstance(data, np.ndarray) or hasattr(data, "toarray") or hasattr(data, "__array__")
+
+
+def _as_array(data: Any) -> np.ndarray:
+    array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
+    if array.dtype == object and hasattr(data, "columns"):
+        columns = {str(name): np.asarray(data[name]) for name in data.columns}
+        if names := [name for name, column in columns.items() if column.dtype.kind not in "biuf"]:
+            fix = "drop them, or make them numbers, with NaN for what is missing"
+            raise TypeError(f"data must hold real numbers, but the columns {', '.join(names)} do not: {fix}")
+        return np.column_stack(list(columns.values()))
+    return array
+
+
 def _row(item: Any) -> Tensor:
     if isinstance(item, Tensor):
         return item
@@ -540,11 +596,21 @@ def _row(item: Any) -> Tensor:
             raise ValueError(f"an image holds {item.n_frames} pictures: give each frame as frame.copy()")
         pixels = _pixels(item)
         return pixels / 255 if pixels.dtype == torch.uint8 else pixels
-    return _from_numpy(np.asarray(item))
+    try:
+        return _from_numpy(_as_array(item))
+    except ValueError as error:
+        if not isinstance(item, list):
+            raise
+        raise ValueError(
+            f"nested lists must be of equal lengths, and pairs (datum, label) be tuples: {error}"
+        ) from error
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
-    """Return a copy of an array of numbers, whatever its layout, byte order and width."""
+    """Return a copy of an array of numbers, whatever its layout, byte order and width; what is masked becomes NaN."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.getmaskarray(array).any() and array.dtype.kind in "biuf":
+        floating = array.dtype if array.dtype.kind == "f" else np.dtype(str(torch.get_default_dtype())[6:])
+        array = np.ma.filled(array.astype(floating), np.nan)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"data must hold real numbers, not {array.dtype}")
     wide = {"u2": "i8", "u4": "i8", "u8": "i8", "f16": "f8"}
@@ -635,7 +701,8 @@ def _numpy(path: Path) -> Data:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except FileNotFoundError as error:
-        raise ValueError(f"no file {path}") from error
+        near = difflib.get_close_matches(str(path), _neighbours(path), 1)
+        raise ValueError(f"no file {path}" + (f"; did you mean {near[0]!r}?" if near else "")) from error
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a damaged file
         reason = "" if "pickle" in str(error) else f": {error}"  # numpy would advise to unpickle what it cannot read
         raise ValueError(f"{path} is damaged, or holds Python objects, which are not read{reason}") from error

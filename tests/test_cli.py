@@ -1,6 +1,7 @@
 """The command line as a user meets it: whole runs, their files, and one clear line for everything that is wrong."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -528,7 +529,8 @@ def refused(capsys, *argv):
         (["--binarize", "dynamc"], "did you mean 'dynamic'?"),
         (["--evaluate", "median"], "Known: mean, sample"),
         (["--latent-map", "umap"], "Known: first, pca, tsne"),
-        (["--data", "digit"], "no data set or file 'digit'"),
+        (["--data", "digit"], "no data set or file 'digit'; did you mean 'digits'? Known are digits, mnist,"),
+        (["--data", "MNSIT"], "did you mean 'mnist'?"),
         (["--data", "mnist", "--data-root", "nowhere"], "--data-root"),
         (["--data", "missing.npy"], "no file missing.npy"),
         (["--scale", "255"], "digits has values in [0, 1]: leave out the scale"),
@@ -684,8 +686,38 @@ def test_help_names_every_part_with_its_own_parameters(capsys):
         main(["train", "--help"])
     output = capsys.readouterr().out
     assert "--decoder ContinuousBernoulli" in output
+    for name in ("Masked", "ScoreFunction", "SemiAmortized"):  # which take other parts
+        assert name not in output
     assert "--decoder.scale float, default 1.0" in output
     assert "--network.time int, default -1" in output
+
+
+def test_every_summary_of_the_help_is_a_whole_sentence_on_lines_of_its_own(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    lines = capsys.readouterr().out.partition("parts and their own parameters:")[2].splitlines()
+    flags = [number for number, line in enumerate(lines) if re.fullmatch(r"  --\w+ \w+", line)]
+    assert len(flags) > 50
+    for number in flags:
+        summary = "".join(itertools.takewhile(lambda line: not line.lstrip().startswith("--"), lines[number + 1 :]))
+        assert summary.strip().endswith((".", ")"))
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_nearest_file_is_named_where_one_is_missing(capsys):
+    np.save("rows.npy", ROWS)
+    assert "no file row.npy; did you mean 'rows.npy'?" in refused(capsys, "train", "--data", "row.npy")
+    assert "did you mean 'rows.npy'?" in refused(capsys, "train", "--data", "rows.np")
+    assert "Known: Bernoulli" in refused(capsys, "train", "--decoder", "Bernuolli")
+    assert "Masked" not in refused(capsys, "train", "--decoder", "Bernuolli")
+
+
+def test_completion_shows_every_public_name():
+    found = subprocess.run(
+        [sys.executable, "-c", "import pyro_vae; print(*dir(pyro_vae))"], capture_output=True, text=True
+    )
+    assert {"VAE", "fit", "evaluate", "decoders", "plots", "__version__"} <= set(found.stdout.split())
 
 
 def test_the_first_help_does_not_import_torch():

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from scipy import sparse
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
 from pyro_vae.data import Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
+from pyro_vae.networks import FillMissing
 
 MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 
@@ -865,3 +867,86 @@ def test_opaque_transparency_is_dropped(tmp_path):
     for i in range(2):
         Image.fromarray(np.dstack([colour, np.full((6, 4), 255, np.uint8)])).save(tmp_path / f"{i}.png")
     assert torch.equal(load(tmp_path).train[0], torch.tensor(colour.transpose(2, 0, 1)) / 255)
+
+
+# Containers
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "i4", "u1", "?"])
+@pytest.mark.parametrize("form", [lambda x: x, list], ids=["array", "rows"])
+def test_what_is_masked_becomes_nan(kind, form):
+    values = np.array([[1, 0], [1, 1]]).astype(kind)
+    found = as_tensor(form(np.ma.masked_array(values, mask=[[0, 1], [0, 0]])))
+    torch.testing.assert_close(found, torch.tensor([[1, torch.nan], [1, 1]], dtype=found.dtype), equal_nan=True)
+    assert found.dtype == (torch.float64 if kind == "f8" else torch.float32)
+    assert as_tensor(form(np.ma.masked_array(values))).tolist() == values.tolist()
+
+
+def test_a_masked_array_is_scored_where_it_is_observed():
+    """Of a decoder whose logits are all log 3: log(4/3) nats for each 1 that is observed."""
+    x = np.ma.masked_array(np.ones((10, 6)), mask=np.arange(60).reshape(10, 6) % 3 == 0)
+    decoder = decoders.Masked(decoders.Bernoulli(2, 6, network=Constant))
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2, network=FillMissing), decoder)
+    assert evaluate(vae.model, vae.guide, x).reconstruction == pytest.approx(4 * np.log(4 / 3), rel=1e-5)
+
+
+@pytest.mark.parametrize("values", [[[1, 2, 3], [4, 5, 6]], [[[1.5, 2], [3, 4]], [[5, 6], [7, 8]]], [[True, False]]])
+def test_nested_lists_keep_all_their_numbers(values):
+    assert as_tensor(values).tolist() == np.array(values).tolist()
+
+
+@pytest.mark.parametrize(
+    "form", [sparse.csr_matrix, sparse.csr_array, sparse.coo_matrix, lambda x: list(map(sparse.csr_array, x))]
+)
+def test_sparse_matrices_become_dense(form):
+    x = np.eye(3, 4)[:, None] if form.__name__ == "<lambda>" else np.eye(3, 4)
+    assert as_tensor(form(x)).tolist() == x.tolist()
+
+
+class Frame:
+    """What pandas and polars have in common: iterating gives the names, and all of it becomes an array."""
+
+    def __init__(self, **columns):
+        self.columns, self.values = list(columns), columns
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __len__(self):
+        return len(self.columns)
+
+    def __getitem__(self, name):
+        return self.values[name]
+
+    def __array__(self, dtype=None, copy=None):
+        return np.column_stack([np.asarray(column, dtype=object) for column in self.values.values()])
+
+
+def test_a_frame_is_its_numbers_or_refused_by_its_columns():
+    assert as_tensor(Frame(a=[1, 2], b=[0.5, 4])).tolist() == [[1, 0.5], [2, 4]]
+    with pytest.raises(TypeError, match="the columns b, d do not: drop them"):
+        as_tensor(Frame(a=[1, 2], b=["x", "y"], c=[1.0, 2.0], d=[None, 1]))
+
+
+REFUSED = {
+    "loader": (lambda: DataLoader(TensorDataset(X), batch_size=3), "loader.dataset, and batch_size"),
+    "ragged": (lambda: [[[1, 2], [3]], [[1, 2], [3]]], "nested lists must be of equal lengths"),
+    "pair in a list": (lambda: [[[1.0, 2.0], 7], [[1.0, 2.0], 7]], "pairs .datum, label. be tuples"),
+    "list of arrays": (lambda: [[X[0], X[1]], [X[1], X[2]]], "an item is a list of 2 arrays of one shape: stack them"),
+    "sparse tensor": (lambda: torch.eye(2).to_sparse(), "give data.to_dense"),
+    "nested tensor": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "not a nested one"),
+    "masked tensor": (lambda: torch.masked.masked_tensor(X, X > 0.5), "to_tensor"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of (nested|Masked)")
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_containers_are_refused_with_the_way_to_give_them(name):
+    make, words = REFUSED[name]
+    with pytest.raises((TypeError, ValueError), match=words):
+        as_tensor(make())
+
+
+def test_a_stream_is_of_data_and_not_of_batches():
+    with pytest.raises(TypeError, match="give its data set"):
+        data.Stream(DataLoader(TensorDataset(X), batch_size=3))
