@@ -2,11 +2,11 @@
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -392,12 +392,24 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
         check_same(path, head["about"].get("of"), of)
         values = {name.partition("/")[2]: tensor for name, tensor in tensors.items()}
         weights = {name: values[name] for name in weights if name in values}
-    for name, own in vae.state_dict().items():
-        if name in weights and weights[name].dtype != own.dtype:
-            raise ValueError(f"{path} does not fit: {name} is of {weights[name].dtype}, not {own.dtype}")
-    try:
-        vae.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {reason}") from error
+    _check_weights(path, weights, vae)
+    vae.load_state_dict(weights)
     return vae.to(device_named(config.device))
+
+
+def _check_weights(path: Path, weights: Mapping[str, Tensor], vae: VAE) -> None:
+    """Refuse weights that are not those of a VAE, or that no training leaves."""
+    own = vae.state_dict()
+    for name in sorted({*own, *weights}):
+        there, here = (
+            None if each is None else (each.dtype, *each.shape) for each in (weights.get(name), own.get(name))
+        )
+        if there != here:
+            raise ValueError(f"{path} does not fit the run's config.yaml: {name} is {_kind(there)}, not {_kind(here)}")
+    for name, _ in vae.named_parameters():
+        if not weights[name].isfinite().all():
+            raise ValueError(f"{path} holds {name} with values that are not finite: take --best, or train anew")
+
+
+def _kind(tensor: tuple[Any, ...] | None) -> str:
+    return "missing" if tensor is None else f"of {tensor[0]} {tensor[1:]}"

@@ -665,6 +665,24 @@ def test_weights_that_are_not_those_of_their_config_are_refused(capsys):
     assert "does not fit" in refused(capsys, "sample", "run")
 
 
+def test_weights_of_another_type_or_that_are_not_finite_are_refused(capsys):
+    path = train("--epochs", "0") / "model.safetensors"
+    tensors, head = read_tensors(path)
+    name = "decoder.network.layers.0.weight"
+    shape = tuple(tensors[name].shape)
+    crafted = {
+        f"of torch.float64 {shape}, not of torch.float32 {shape}": tensors[name].double(),
+        f"of torch.float32 {shape[::-1]}, not of torch.float32 {shape}": tensors[name].t(),
+        "with values that are not finite": tensors[name] / 0,
+    }
+    capsys.readouterr()
+    for words, tensor in crafted.items():
+        save_tensors(path, {**tensors, name: tensor}, head["about"])
+        assert words in refused(capsys, "sample", "run")
+    save_tensors(path, {**tensors, "more": tensors[name].clone()}, head["about"])
+    assert "more is of torch.float32" in refused(capsys, "sample", "run")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_written(capsys):
     assert main(["train", *QUICK, "--lr", "1e12", "--out", "run"]) == 2
     assert "lower the learning rate" in capsys.readouterr().err.splitlines()[-1]
