@@ -1,11 +1,13 @@
 """Pairs of Pyro programs from outside: whose modules they run, where, in which mode, and whether they fit the data."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dis import get_instructions
 from functools import cache, partial
+from importlib import import_module
 from numbers import Integral
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
@@ -216,6 +219,36 @@ def as_seed(seed: int) -> int:
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must be from -2^63 to 2^64 - 1, not {seed!r}")
     return int(seed)
+
+
+def _wait_for_short_locks() -> None:
+    """Let another thread that trains end its draw and its import: a forked process would wait for either for ever."""
+    if _TURN.acquire(blocking=False):
+        _TURN.release()
+        return
+    for name, module in list(sys.modules.items()):
+        if getattr(getattr(module, "__spec__", None), "_initializing", False):
+            with suppress(ImportError):
+                import_module(name)  # which ends when the other thread's import does; torch imports much when asked
+    torch.default_generator.get_state()
+
+
+def _take_turns_anew() -> None:
+    """Begin a forked process without a training of another thread, which has not come along.
+
+    It would have kept the lock for ever, and left its handlers and plates to the programs of this process.
+    """
+    global _TURN
+    if _TURN.acquire(blocking=False):
+        _TURN.release()
+    else:
+        _TURN = threading.RLock()
+        _PYRO_STACK.clear()
+        _DIM_ALLOCATOR._stack.clear()
+
+
+if hasattr(os, "register_at_fork"):  # where processes can be forked
+    os.register_at_fork(before=_wait_for_short_locks, after_in_child=_take_turns_anew)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from pyro_vae.vae import VAE
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+SHOWN = 1000  # test data in the pictures
 WEIGHTS = "model.safetensors"
 
 
@@ -189,13 +191,10 @@ class Run:
 
     def _read_snapshot(self, epoch: int) -> Moments | None:
         """Return the posteriors of an epoch, or None where there is no file of this run's that holds them."""
-        path = self._snapshot(epoch)
-        try:
-            _, head = read_tensors(path)
-            check_same(path, head["about"], {"epoch": epoch, "of": self.of})
-            return read_moments(path, len(self.shown))
-        except ValueError:
-            return None
+        about = {"epoch": epoch, "of": self.of}
+        with suppress(ValueError):
+            return read_moments(self._snapshot(epoch), min(SHOWN, len(self.data.test)), about)
+        return None
 
     def _snapshots(self, last: int) -> dict[str, Moments]:
         """Return the posteriors at the start, as near to half time as there are some, and at the end, by title."""
@@ -207,8 +206,8 @@ class Run:
 
     @property
     def shown(self) -> Tensor:
-        """The test data that the pictures show, at most 1,000, as the encoder sees them."""
-        return as_seen(self.config, self.data.test[:1000].to(self.device))
+        """The test data that the pictures show, at most `SHOWN`, as the encoder sees them."""
+        return as_seen(self.config, self.data.test[:SHOWN].to(self.device))
 
     def facts(self) -> dict[str, str]:
         """What the report says of the run in words."""
@@ -238,13 +237,15 @@ def _scaling(config: Config) -> str:
     return "as the file has them" if config.scale is None else f"divided by {config.scale:g} (--scale)"
 
 
-def read_moments(path: Path, count: int) -> tuple[Tensor, Tensor]:
+def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None) -> Moments:
     """Read the posteriors' means and standard deviations of so many data, as `posterior_moments` gives them.
 
     Raises:
-        ValueError: as `read_tensors`; where the file holds something else.
+        ValueError: as `read_tensors`; where the file holds something else, or says other things about it.
     """
-    tensors, _ = read_tensors(path)
+    tensors, head = read_tensors(path)
+    if about is not None:
+        check_same(path, head.get("about"), about)
     found = [tensors[name] for name in ("mean", "scale") if name in tensors]
     shapes = {tuple(moment.shape) if moment.is_floating_point() else () for moment in found}
     if len(found) < 2 or len(shapes) > 1 or [len(shape) for shape in shapes] != [2] or min(shapes)[0] != count:

@@ -382,8 +382,8 @@ def drawn(monkeypatch):
     """The epochs of each latent map; a single empty picture is made in the place of all."""
     maps = []
 
-    def draw(vae, config, history, snapshots, *_):
-        maps.append([int(name.split()[1]) for name in snapshots])
+    def draw(*given):
+        maps.append([int(name.split()[1]) for name in given[3]])
         return {"latent_map": Figure((1, 1))}, {}
 
     monkeypatch.setattr(runs, "draw", draw)

@@ -1,9 +1,12 @@
 """Several trainings in one process, and what a training leaves of the process as it was."""
 
+import contextlib
 import multiprocessing
 import os
 import random
+import signal
 import threading
+import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -53,6 +56,45 @@ def test_eight_trainings_in_processes_are_those_alone(alone):
     context.set_forkserver_preload(["pyro_vae"])
     with ProcessPoolExecutor(4, context) as pool:
         assert list(pool.map(weights_of, range(8))) == alone
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process can be forked here")
+def test_a_process_forked_from_a_training_thread_trains_as_alone(alone):
+    vae, x = made(8)
+    begun, done = threading.Event(), threading.Event()
+
+    def on_step(*_):
+        begun.set()
+        if done.is_set():
+            raise InterruptedError
+
+    def train_until_done():
+        with contextlib.suppress(InterruptedError):
+            fit(vae.model, vae.guide, x, epochs=10**6, batch_size=16, engine="eager", on_step=on_step)
+
+    thread = threading.Thread(target=train_until_done)
+    thread.start()
+    try:
+        assert begun.wait(60)
+        assert [ends_of_a_fork(alone[1]) for _ in range(4)] == [0] * 4
+    finally:
+        done.set()
+        thread.join()
+
+
+def ends_of_a_fork(expected, seconds=60):
+    """Return the code with which a forked process ends that trains, or kill it."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if weights_of(1) == expected and not pyro.poutine.runtime._PYRO_STACK else 1)
+    for _ in range(100 * seconds):
+        process, status = os.waitpid(child, os.WNOHANG)
+        if process:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "hangs"
 
 
 def test_a_training_is_the_same_whatever_ran_before(alone):
