@@ -404,3 +404,35 @@ def test_every_class_has_a_case():
     for case in CASES.values():
         covered.add(type(case.make(*numbers(case.numbers[0], torch.float64)[0])).__name__)
     assert ours <= covered
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 0.3, 100.0])
+@pytest.mark.parametrize("loc", [0.5, 0.30000001, -3.0, 1.0])
+def test_logistic_bins_are_drawn_with_their_probabilities(loc, scale, dtype):
+    """Of 20,000 draws, within 4 standard errors and 6 draws in each of 8 bins; 1/2 lies on the edge of two."""
+    torch.manual_seed(8)
+    q = D.DiscretizedLogistic(torch.tensor(loc, dtype=dtype), torch.tensor(scale, dtype=dtype), bits=3)
+    index = (q.sample((20_000,)) * 7).round().long()
+    found = torch.bincount(index, minlength=8).double() / len(index)
+    exact = q.log_prob(torch.arange(8, dtype=dtype) / 7).double().exp()
+    assert ((found - exact).abs() < 4 * (exact * (1 - exact) / len(index)).sqrt() + 3e-4).all()
+
+
+@pytest.mark.parametrize("logit", [0.0, 0.01, 0.03, 0.1, 1.0, -2.0, 50.0])
+@pytest.mark.parametrize("what", ["mean", "variance", "entropy", "log_prob", "cdf", "icdf"])
+def test_derivatives_of_a_continuous_bernoulli_are_those_of_differences(what, logit):
+    """At and around the logits where the series begin; central differences of 1e-4, in mpmath's formulas."""
+    leaf = torch.tensor(logit, dtype=torch.float64, requires_grad=True)
+    distribution = D.ContinuousBernoulli(logits=leaf)
+    point = [torch.tensor(0.3, dtype=torch.float64)] if what in ("log_prob", "cdf", "icdf") else []
+    value = getattr(distribution, what)
+    (found,) = torch.autograd.grad(value(*point) if callable(value) else value, leaf)
+
+    def exact(shift):
+        reference = continuous_bernoulli(mp.mpf(logit) + shift)
+        reference["log_prob"] = lambda x: mp.log(mp.diff(reference["cdf"], x))
+        return reference[what](mp.mpf(0.3)) if point else reference[what]
+
+    step = mp.mpf(10) ** -4
+    assert found.item() == pytest.approx(float((exact(step) - exact(-step)) / (2 * step)), rel=1e-6, abs=1e-8)

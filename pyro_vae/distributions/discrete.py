@@ -189,11 +189,11 @@ class DiscretizedLogistic(dist.TorchDistribution):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
         with torch.no_grad():
             uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-            # In units of bins and from the nearest one, as a small scale would be lost beside the mean.
+            # Relative to the edge of a bin that is nearest to the mean: a small scale would be lost beside the mean.
             center = self.loc * self.steps
-            nearest = center.round()
-            offset = (center - nearest + self.scale * self.steps * uniform.logit()).round()
-            return (nearest + offset).clamp(0, self.steps) / self.steps
+            lower = center.floor()
+            above_edge = center - lower - 0.5 + self.scale * self.steps * uniform.logit()
+            return (lower + 1 + above_edge.floor()).clamp(0, self.steps) / self.steps
 
     @property
     def mean(self) -> Tensor:

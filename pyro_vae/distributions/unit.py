@@ -188,7 +188,8 @@ class Beta(dist.Beta):
     """Beta scored in 64 bits: in float32 its terms cancel to an error of 0.1 at concentrations of 100,000.
 
     Draws without a gradient are right for small concentrations too (`positive.shares`). All draws lie strictly between
-    0 and 1: those closer to an edge than any number are moved off it.
+    0 and 1: those closer to an edge than any number are moved off it, so that a KL that is estimated from them is right
+    in float32 for concentrations from 0.75 to 1,000.
 
     Example:
         >>> Beta(torch.tensor(1e6), torch.tensor(1e6)).log_prob(torch.tensor(0.5))
@@ -245,7 +246,8 @@ class Kumaraswamy(dist.Kumaraswamy):
 
     Torch works from powers of a uniform variate: where :math:`z^a` is small or near 1, all digits of
     :math:`1 - u^{1/b}` or :math:`1 - z^a` cancel, and draws of exactly 0 or 1 have no finite log-density. Here both are
-    functions of logarithms, and draws lie strictly between 0 and 1.
+    functions of logarithms, and draws lie strictly between 0 and 1. Draws are moved off the edges where no number is as
+    close to one: a KL that is estimated from them is right in float32 for concentrations from 0.75 to 1,000.
 
     Arguments:
         concentration1: a, above 0.
