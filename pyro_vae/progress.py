@@ -86,8 +86,11 @@ class Progress:
         """Return the epoch's mean terms per datum, NaN where no step counted."""
         return (self.totals[:3] / self.totals[3]).tolist()
 
-    def values(self) -> dict[str, Tensor]:
+    def values(self, *, strict: bool = False) -> dict[str, Tensor]:
         """Return the tensors that training changes in the programs, by name, no copies: buffers, too.
+
+        Arguments:
+            strict: refuse two parameters of one name; otherwise the one that was met last counts.
 
         Raises:
             ValueError: where two parameters have one name.
@@ -100,7 +103,7 @@ class Progress:
         known = set(map(id, values.values()))
         for name, parameter in zip(self.local.names, self.local.parameters, strict=True):
             if id(parameter) not in known:
-                if f"param/{name}" in values:
+                if strict and f"param/{name}" in values:
                     raise ValueError(f"two parameters of the programs are called {name!r}: give each a name of its own")
                 values[f"param/{name}"] = parameter
         return values
@@ -124,7 +127,7 @@ class Progress:
             TypeError: for an optimizer whose state holds something else.
             ValueError: for one that holds a parameter without a name.
         """
-        values = self.values()
+        values = self.values(strict=True)
         names = {id(value): name for name, value in reversed(values.items())}
         late = {f"param/{name}": value for name, (value, _) in self.local.saved.items()}
         tensors = values | late | _baselines() | {"order": self.order_state, "totals": self.totals}

@@ -589,11 +589,11 @@ def test_no_function_of_pyro_stays_changed_also_after_a_failure():
         return (x,)
 
     recorded = Recorded(step, quiet=True)
-    for _ in range(3):
+    recorded(torch.ones(1))
+    with pytest.raises(ValueError, match="in the recording"):  # as it has changed a list
         recorded(torch.ones(1))
     assert during[1] is not before[0]  # the change that is put back was there
     assert (trace_elbo.torch_item, trace_elbo.warn_if_nan) == before
-    assert "in the recording" in str(recorded)
 
 
 # Compiled
@@ -741,6 +741,11 @@ def test_an_enumerated_model_is_trained_as_without_a_recording():
 # A whole step as a CUDA graph: its logic on a CPU, with functions in the place of graphs, and the graph on a GPU
 
 
+def loss_and_gradient(weight, x, scale):
+    loss = scale * ((x + torch.randn_like(x)) @ weight).square().mean()
+    return loss, *torch.autograd.grad(loss, [weight])
+
+
 class Training:
     """Linear regression with noise, by a step that changes its weight, its optimizer and a total in place."""
 
@@ -749,14 +754,10 @@ class Training:
         self.weight = torch.ones(3, requires_grad=True)
         self.optim = torch.optim.Adam([self.weight], lr=0.1, fused=True)
         self.total = torch.zeros(())
-        self.recorded = Recorded(self.loss_and_gradient)
+        self.recorded = Recorded(partial(loss_and_gradient, self.weight))
         self.step = self.take_step
         if whole:
             self.step = WholeStep(self.take_step, self.recorded, self.optim, lambda: [self.weight, self.total])
-
-    def loss_and_gradient(self, x, scale):
-        loss = scale * ((x + torch.randn_like(x)) @ self.weight).square().mean()
-        return loss, *torch.autograd.grad(loss, [self.weight])
 
     def take_step(self, x, scale, count):
         loss, self.weight.grad = self.recorded(x, scale)

@@ -42,7 +42,7 @@ class Spoiled:
     """A transform that spoils every batch of a training, and none of an evaluation."""
 
     def __call__(self, x):
-        return x * math.inf if len(x) == BATCH else x
+        return x * math.inf if torch.is_grad_enabled() else x
 
 
 def train(vae, x, at=6, value=math.inf, **settings):
