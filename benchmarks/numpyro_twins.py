@@ -7,11 +7,12 @@ from jax import numpy as jnp
 from jax.scipy.stats import norm
 
 EDGE = 10.0  # of networks.soft_clip
+LOWEST = -30.0  # of networks.clip_log_variance
 
 
-def soft_clip(value):
-    beyond = jnp.log1p(jnp.maximum(jnp.abs(value) - EDGE, 0.0))
-    return jnp.where(jnp.abs(value) > EDGE, jnp.sign(value) * (EDGE + beyond), value)
+def soft_clip(value, low=-EDGE):
+    above, below = jnp.log1p(jnp.maximum(value - EDGE, 0.0)), jnp.log1p(jnp.maximum(low - value, 0.0))
+    return jnp.clip(value, low, EDGE) + above - below
 
 
 def network(weights, name, inputs, masks=None):
@@ -42,7 +43,7 @@ def programs(vae, name):
     def moments(weights, x):
         output = network(weights, "encoder.network.layers", x)
         mean, log_variance, context = jnp.split(output, [latent_dim, 2 * latent_dim], -1)
-        return mean, jnp.exp(soft_clip(log_variance) / 2), context
+        return mean, jnp.exp(soft_clip(log_variance, LOWEST) / 2), context
 
     def log_prior(weights, z):
         if name == "flow-prior":

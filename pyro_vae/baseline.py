@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_vae.networks import soft_clip
+from pyro_vae.networks import clip_log_variance
 
 Error = Callable[[Tensor, Tensor], Tensor]
 
@@ -131,7 +131,7 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the log-variance of q(z|x), each of shape (B, D)."""
         mean, log_variance = self.encoder(x).unbind(-2)
-        return mean, soft_clip(log_variance)
+        return mean, clip_log_variance(log_variance)
 
     def reparameterize(self, mean: Tensor, log_variance: Tensor, eps: Tensor) -> Tensor:
         """Return z: the trick. The noise ``eps`` is drawn outside, so that the gradient passes through z."""

@@ -16,6 +16,8 @@ from pyro_vae.networks import (
     as_image_shape,
     as_shape,
     check_event_shape,
+    clip_log_variance,
+    deviation,
     halved_sizes,
     soft_clip,
     with_output_bias,
@@ -209,6 +211,40 @@ def test_soft_clip_neither_overflows_nor_loses_the_gradient_in_float32(size):
     assert clipped.exp().isfinite().all()
     assert gradient.isfinite().all()
     assert (gradient > 0).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_log_variances_are_clipped_below_30_and_above_10():
+    inside = torch.linspace(-30, 10, 2001)
+    assert torch.equal(clip_log_variance(inside), inside)
+    beyond = torch.tensor([-1e4, -33.0, 12.0, 1e4])
+    expected = torch.tensor([-30 - math.log(9971), -30 - math.log(4), 10 + math.log(3), 10 + math.log(9991)])
+    torch.testing.assert_close(clip_log_variance(beyond), expected)
+    torch.testing.assert_close(deviation(beyond), (expected / 2).exp())
+
+
+@pytest.mark.parametrize("size", [-1e6, -1e4, -30.0, -20.0, 0.0, 1e4, 1e30])
+def test_the_square_of_a_deviation_fits_float32_and_has_a_gradient(size):
+    output = torch.tensor(size, requires_grad=True)
+    variance = deviation(output) ** 2
+    (gradient,) = torch.autograd.grad(variance.log(), output)
+    assert torch.finfo(torch.float32).tiny < variance.item() < math.inf
+    assert 0 < gradient.item() <= 1.001
+
+
+def test_a_confident_encoder_is_reached_as_fast_as_without_clipping():
+    """Minimize the bound's part in a log-variance, (p e^l - l) / 2, where p = 1e10: the optimum is -23."""
+    excess = {}
+    for name, clip in (("clipped", clip_log_variance), ("free", lambda value: value)):
+        output = torch.zeros((), requires_grad=True)
+        optimizer = torch.optim.Adam([output], lr=0.05, betas=(0.9, 0.9))
+        for _ in range(1200):
+            optimizer.zero_grad()
+            ((1e10 * clip(output).exp() - clip(output)) / 2).backward()
+            optimizer.step()
+        excess[name] = (1e10 * clip(output).exp() - clip(output) - 1 - math.log(1e10)).item() / 2
+    assert excess["clipped"] == excess["free"]
+    assert excess["clipped"] < 0.05
 
 
 @pytest.mark.parametrize(

@@ -350,10 +350,11 @@ def test_draws_of_the_normal_encoder_have_its_mean_and_variance():
     assert (np.abs(array(z.var(0)) - variance) < 4 * variance * math.sqrt(2 / n)).all()
 
 
-def test_the_normal_encoder_compresses_only_what_is_beyond_10():
-    encoder = encoders.Normal(1, 4, network=lambda *_: Constant([[0.0] * 4, [-1e4, -10.0, 10.0, 1e4]]))
+def test_the_normal_encoder_compresses_only_log_variances_below_30_and_above_10():
+    outputs = [-1e4, -30.0, -22.0, 10.0, 1e4]
+    encoder = encoders.Normal(1, 5, network=lambda *_: Constant([[0.0] * 5, outputs]))
     log_variance = 2 * encoder(torch.zeros(1, 1)).stddev.log()[0]
-    expected = torch.tensor([-10 - math.log(9991), -10.0, 10.0, 10 + math.log(9991)])
+    expected = torch.tensor([-30 - math.log(9971), -30.0, -22.0, 10.0, 10 + math.log(9991)])
     torch.testing.assert_close(log_variance, expected)
 
 

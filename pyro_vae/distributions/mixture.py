@@ -83,8 +83,7 @@ class MixtureOfNormals(dist.TorchDistribution):
         if self.loc.dim() == self.scale.dim() == 2 and value.device.type != "mps":  # which has no 64 bits
             of_components = shared_log_probs(value, self.loc, self.scale)
         else:
-            distances = (value.unsqueeze(-2) - self.loc) / self.scale
-            of_components = -(distances**2 / 2 + self.scale.log() + math.log(2 * math.pi) / 2).sum(-1)
+            of_components = _log_density(value.unsqueeze(-2), self.loc, self.scale).sum(-1)
         return (self.logits + of_components).logsumexp(-1)
 
     @torch.no_grad()
@@ -120,15 +119,19 @@ class MixtureOfNormals(dist.TorchDistribution):
             return value
         log_weights, entries = self.logits, []
         for entry, loc, scale in zip(value.unbind(-1), self.loc.unbind(-1), self.scale.unbind(-1), strict=True):
-            normals = dist.Normal(loc, scale, validate_args=False)
             weights = log_weights.softmax(-1)
             below = (weights * torch.special.ndtr((entry.unsqueeze(-1) - loc) / scale)).sum(-1)
-            density = (weights * normals.log_prob(entry.unsqueeze(-1)).exp()).sum(-1).detach()
+            density = (weights * _log_density(entry.unsqueeze(-1), loc, scale).exp()).sum(-1).detach()
             # Of value 0 and of the derivative above: dF/dtheta at the drawn entry, z_<d moving in the weights.
             entry = entry - (below - below.detach()) / density.clamp(min=torch.finfo(density.dtype).tiny)
-            log_weights = log_weights + normals.log_prob(entry.unsqueeze(-1))
+            log_weights = log_weights + _log_density(entry.unsqueeze(-1), loc, scale)
             entries.append(entry)
         return torch.stack(entries, -1)
+
+
+def _log_density(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    # By the distance in scales, as the square of a scale and what is divided by it may leave the range of float32.
+    return -(((value - loc) / scale) ** 2) / 2 - scale.log() - math.log(2 * math.pi) / 2
 
 
 def shared_log_probs(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:

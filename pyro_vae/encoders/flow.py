@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions.flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, Sizes, as_size, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, as_size, deviation
 
 _KINDS = ("IAF", "MAF", "NSF", "planar")
 
@@ -17,8 +17,9 @@ class Flow(_Encoder):
               \log q(z|x) = \log \mathcal{N}(z_0; \mu, \sigma^2) - \sum_t \log \left|\det
               \frac{\partial f_t}{\partial z_{t-1}}\right|
 
-    The network gives the mean, the log-variance and the context; the last two pass through
-    `pyro_vae.networks.soft_clip`. The transformations start as the identity, so that the encoder starts as `Normal`.
+    The network gives the mean, the log-variance, which passes through `pyro_vae.networks.clip_log_variance`, and the
+    context, through `pyro_vae.networks.soft_clip`. The transformations start as the identity, so that the encoder
+    starts as `Normal`.
 
     - ``"IAF"``: affine and autoregressive; a draw takes one pass of a masked network per transformation. Each
       transformation scales by a factor between 1/1000 and 1000.
@@ -83,5 +84,5 @@ class Flow(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         mean, log_variance, context = output.split([self.latent_dim, self.latent_dim, self.context], -1)
-        base = dist.Normal(mean, (soft_clip(log_variance) / 2).exp()).to_event(1)
+        base = dist.Normal(mean, deviation(log_variance)).to_event(1)
         return ConditionalFlow(base, [transform(context) for transform in self.transforms])

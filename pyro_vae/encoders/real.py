@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_vae import distributions
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, Sizes, as_size, held, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, as_size, deviation, held, positive, soft_clip
 
 
 class Normal(_Encoder):
@@ -15,7 +15,7 @@ class Normal(_Encoder):
     .. math:: q(z|x) = \prod_d \mathcal{N}(z_d; \mu_d(x), \exp(\ell_d(x)))
 
     The network gives the mean :math:`\mu` and the log-variance :math:`\ell`; the latter passes through
-    `pyro_vae.networks.soft_clip`, so that no output of the network overflows.
+    `pyro_vae.networks.clip_log_variance`, so that no output of the network overflows.
 
     Arguments:
         shape: shape of one datum.
@@ -42,7 +42,7 @@ class Normal(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         mean, log_variance = output.unbind(-2)
-        return dist.Normal(mean, _deviation(log_variance)).to_event(1)
+        return dist.Normal(mean, deviation(log_variance)).to_event(1)
 
 
 class Delta(_Encoder):
@@ -111,7 +111,7 @@ class Laplace(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         location, scale = output.unbind(-2)
-        return dist.Laplace(location, positive(scale)).to_event(1)
+        return dist.Laplace(location, positive(scale, low=-15.0)).to_event(1)
 
 
 class StudentT(_Encoder):
@@ -153,7 +153,7 @@ class StudentT(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         location, scale = output.unbind(-2)
-        return distributions.StudentT(self.df, location, positive(scale)).to_event(1)
+        return distributions.StudentT(self.df, location, positive(scale, low=-15.0)).to_event(1)
 
 
 class LogNormal(_Encoder):
@@ -189,7 +189,7 @@ class LogNormal(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         mean, log_variance = output.unbind(-2)
-        return dist.LogNormal(soft_clip(mean), soft_clip(_deviation(log_variance), 2.0)).to_event(1)
+        return dist.LogNormal(soft_clip(mean), soft_clip(deviation(log_variance), 2.0)).to_event(1)
 
 
 class FullRankNormal(_Encoder):
@@ -232,7 +232,7 @@ class FullRankNormal(_Encoder):
         rows, columns = torch.tril_indices(size, size, -1, device=mean.device)
         unit = torch.eye(size, dtype=mean.dtype, device=mean.device).expand(*mean.shape, size).clone()
         unit[..., rows, columns] = soft_clip(entries)
-        return dist.MultivariateNormal(mean, scale_tril=_deviation(log_variance).unsqueeze(-1) * unit)
+        return dist.MultivariateNormal(mean, scale_tril=deviation(log_variance).unsqueeze(-1) * unit)
 
 
 class LowRankNormal(_Encoder):
@@ -274,13 +274,9 @@ class LowRankNormal(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         mean, log_variance, *columns = output.unbind(-2)
-        deviation = _deviation(log_variance)
-        factor = deviation.unsqueeze(-1) * soft_clip(torch.stack(columns, -1))
-        return dist.LowRankMultivariateNormal(mean, factor, deviation**2)
-
-
-def _deviation(log_variance: Tensor) -> Tensor:
-    return (soft_clip(log_variance) / 2).exp()
+        scale = deviation(log_variance)
+        factor = scale.unsqueeze(-1) * soft_clip(torch.stack(columns, -1))
+        return dist.LowRankMultivariateNormal(mean, factor, scale**2)
 
 
 class MixtureOfNormals(_Encoder):
@@ -324,4 +320,4 @@ class MixtureOfNormals(_Encoder):
     def posterior(self, output: Tensor) -> distributions.MixtureOfNormals:
         of_component = output.unflatten(-1, (self.components, 1 + 2 * self.latent_dim))
         logits, loc, log_variance = of_component.split([1, self.latent_dim, self.latent_dim], -1)
-        return distributions.MixtureOfNormals(soft_clip(logits.squeeze(-1)), loc, _deviation(log_variance))
+        return distributions.MixtureOfNormals(soft_clip(logits.squeeze(-1)), loc, deviation(log_variance))

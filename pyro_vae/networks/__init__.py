@@ -8,7 +8,7 @@ distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(2
 
 from pyro_vae.networks.convolutional import ConvDecoder, ConvEncoder, halved_sizes
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.ranges import above, as_number, held, positive, soft_clip
+from pyro_vae.networks.ranges import above, as_number, clip_log_variance, deviation, held, positive, soft_clip
 from pyro_vae.networks.recurrent import GRUDecoder, GRUEncoder
 from pyro_vae.networks.shapes import (
     Network,
@@ -39,6 +39,8 @@ __all__ = [
     "as_shape",
     "as_size",
     "check_event_shape",
+    "clip_log_variance",
+    "deviation",
     "halved_sizes",
     "held",
     "positive",
