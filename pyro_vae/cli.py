@@ -6,6 +6,7 @@ What needs torch is imported inside the commands, so that ``pyro-vae --help`` an
 import argparse
 import difflib
 import inspect
+import io
 import json
 import os
 import sys
@@ -23,6 +24,8 @@ from pyro_vae.launch import lasting_streams, one_line, say, train
 from pyro_vae.settings import LOCAL, PARTS, TRUSTED, Config, plain_yaml, read_flags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pyro_vae.vae import VAE
 
 PRESETS = {"practicum": {"latent_dim": 20, "epochs": 10, "batch_size": 256}}  # and the defaults
@@ -234,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--draws", type=int, default=10_000, metavar="N", help="of each gradient (default 10000)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the rows as JSON")
-    add("--out", type=Path, metavar="FILE", help="draw the rows as a picture")
+    add("--out", type=Path, metavar="FILE", help="draw the rows as a picture: .png, .jpg, .pdf or .svg")
     listing = _command(commands, "list", _list, "list all parts and objectives, with their references")
     listing.add_argument("--markdown", action="store_true", help="as a table")
 
@@ -244,7 +247,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
         command.add_argument("--n", type=int, default=count, metavar="N", help=f"how many (default {count})")
         command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-        command.add_argument("--out", type=Path, metavar="FILE", help="the picture (default: in the run's folder)")
+        text = ".png, .jpg, .pdf or .svg" + ("; .npy or .csv for the numbers" if command is sample else "")
+        command.add_argument("--out", type=Path, metavar="FILE", help=f"{text} (default: a .png in the run's folder)")
     evaluation = _command(commands, "evaluate", _evaluate, "bounds and log-likelihood of a run on its test data")
     add = evaluation.add_argument
     add("run", type=Path, metavar="RUN", help="the run's folder")
@@ -382,8 +386,8 @@ def _gradients(arguments: argparse.Namespace) -> None:
     from pyro_vae import plots
     from pyro_vae.laboratory import gradients
 
-    for flag in ("json", "out"):
-        _check_file(getattr(arguments, flag), f"--{flag}")
+    _check_file(arguments.json, "--json")
+    _check_file(arguments.out, "--out", plots.KINDS)
     found = gradients(arguments.model, arguments.draws, arguments.seed)
     say(found.table())
     if arguments.json:
@@ -393,7 +397,7 @@ def _gradients(arguments: argparse.Namespace) -> None:
         variances = {block: found.column("variance", block) for block in ("encoder", "decoder")}
         title = f"{found.model}: {found.draws} draws of each gradient (hollow: biased by design)"
         figure = plots.estimators(names, variances, [not expected for expected in unbiased], title)
-        write_whole(arguments.out, plots.png(figure))
+        write_whole(arguments.out, plots.as_file(figure, arguments.out.suffix.lower()))
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -430,8 +434,10 @@ def _with_named_data(config: Config, arguments: argparse.Namespace) -> Config:
     return replace(config, data=data, scale=config.scale if scale is None and not are_images(data) else scale)
 
 
-def _check_file(path: Path | None, flag: str) -> None:
+def _check_file(path: Path | None, flag: str, suffixes: Collection[str] = ()) -> None:
     """Refuse a file that could not be written, before the work whose result it is to hold."""
+    if path and suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{flag} {path} must end in {', '.join(suffixes)}, which says what is written")
     if path and path.exists() and not path.is_file():
         raise ValueError(
             f"{flag} {path} cannot be written: it is {'a folder' if path.is_dir() else 'no ordinary file'}"
@@ -450,13 +456,27 @@ def _sample(arguments: argparse.Namespace) -> None:
     from pyro_vae.programs import seeded
 
     as_size(arguments.n, "--n")
-    _check_file(arguments.out, "--out")
+    path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
+    _check_file(arguments.out, "--out", (*plots.KINDS, ".npy", ".csv"))
     vae, config = _read_run(arguments)
     with seeded(arguments.seed, torch.device(config.device)):
-        figure = plots.samples(vae.sample(arguments.n), "Samples from the prior, decoded")
-    path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
-    write_whole(path, plots.png(figure))
+        x = vae.sample(arguments.n)
+    kind = path.suffix.lower()
+    title = "Samples from the prior, decoded"
+    write_whole(path, plots.as_file(plots.samples(x, title), kind) if kind in plots.KINDS else _numbers(x, kind))
     say(printable(str(path)))
+
+
+def _numbers(x: "Tensor", suffix: str) -> bytes:
+    """Return data as a file of numpy's, or as lines of numbers, one datum each."""
+    import numpy as np
+
+    buffer, array = io.BytesIO(), x.cpu().numpy()
+    if suffix == ".npy":
+        np.save(buffer, array)
+    else:
+        np.savetxt(buffer, array.reshape(len(array), -1), "%.9g", ",")
+    return buffer.getvalue()
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
@@ -472,7 +492,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
     as_size(arguments.n, "--n")
-    _check_file(arguments.out, "--out")
+    _check_file(arguments.out, "--out", plots.KINDS)
     vae, config = _read_run(arguments)
     data = load_data_of(arguments.run, config, named=bool(arguments.data))
     transform, device = transform_of(config), torch.device(config.device)
@@ -483,7 +503,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     settings = {"loss": loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
     bound = evaluate(vae.model, vae.guide, data.test, **settings)
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
-    write_whole(path, plots.png(figure))
+    write_whole(path, plots.as_file(figure, path.suffix.lower()))
     what = "a bound" if arguments.evaluate == "sample" else "no bound"
     say(
         f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"

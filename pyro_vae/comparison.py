@@ -71,13 +71,13 @@ class Comparison:
                 for name in ("pathwise", "score_function")
             ],
             ("  difference in standard errors", f"{why['z']:+.2f}", ""),
-            ("  variance of the score function / pathwise", f"{why['variance_ratio']:.4g}", ""),
+            ("  variance of the whole gradient, score function / pathwise", f"{why['variance_ratio']:.4g}", ""),
             ("  reconstruction's gradient, sample detached", f"{why['detached_gradient_norm']:.4g}", ""),
             ("  reconstruction's gradient, pathwise", f"{why['pathwise_gradient_norm']:.4g}", ""),
             ("speed", "ms per step", "ratio"),
             *[(f"  {name}", f"{of['ms_per_step']:.2f}", f"{of['ratio']:.2f}") for name, of in self.speed.items()],
         ]
-        return "\n".join(f"{name:<58}{first:>12}{second:>16}".rstrip() for name, first, second in rows)
+        return "\n".join(f"{name:<60}{first:>10}{second:>16}".rstrip() for name, first, second in rows)
 
 
 def compare(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.config import Config
-from pyro_vae.distributions import mean_of
+from pyro_vae.distributions import shown_of
 from pyro_vae.evaluation import kl_parts
 from pyro_vae.plots import Figure
 from pyro_vae.training import History
@@ -136,7 +136,7 @@ def cloud_figure(vae: VAE, x: Tensor, seed: int) -> Figure:
     both = torch.cat([codes, draws.flatten(1).cpu()])
     centres, _ = plots.project(both, torch.zeros_like(both), "pca" if both.shape[-1] > 2 else "first", seed)
     title = "100 posterior samples of one datum"
-    decoded = mean_of(vae.decoder(draws[:25]))
+    decoded = shown_of(vae.decoder(draws[:25]))
     return plots.posterior_cloud(x[0], centres[len(x) :], decoded, centres[: len(x)], title)
 
 
@@ -156,4 +156,4 @@ def grid_figure(vae: VAE, side: int = 20) -> Figure | None:
     if not prior.support.check(z).all():
         return None
     extent = (*columns[[0, -1]].tolist(), *rows[[0, -1]].tolist())
-    return plots.decoded_grid(mean_of(vae.decoder(z)), extent, "Decoded grid over the latent space")
+    return plots.decoded_grid(shown_of(vae.decoder(z)), extent, "Decoded grid over the latent space")

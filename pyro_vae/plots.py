@@ -1,9 +1,9 @@
 """Figures: arrays in, a matplotlib ``Figure`` out. Nothing here trains, samples or shows a window.
 
 Arrays are torch tensors, numpy arrays or nested lists. A datum of shape (h, w), (1, h, w) or (3, h, w) is a picture
-with values in [0, 1], 0 black and 1 white; one of shape (d,) is drawn as a curve. Figures follow the rcParams that are
-set, which stay as they are: pyplot is not imported. To see a figure, end a notebook cell with it; to keep it, call
-``figure.savefig("figure.pdf")``, or `png` for its bytes.
+with values in [0, 1], 0 black and 1 white; one of shape (d,), or of a single row or column, is drawn as a curve.
+Figures follow the rcParams that are set, which stay as they are: pyplot is not imported. To see a figure, end a
+notebook cell with it; to keep it, call ``figure.savefig("figure.pdf")``, or `png` for its bytes.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ _LABELS = ("train", "test", "test at the posterior mean (no bound)")
 _STYLES = (("tab:blue", "-"), ("tab:orange", "-"), ("tab:orange", ":"))
 _SMALL = 8  # points
 _ACTIVE = 0.01  # nats per datum
+KINDS = {".png": "agg", ".jpg": "agg", ".pdf": "pdf", ".svg": "svg"}  # of files, and what draws them
 
 
 def curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
@@ -396,7 +397,7 @@ def gradients(pathwise: ArrayLike, score_function: ArrayLike, title: str = "") -
 
     Example:
         >>> gradients([0.9, 1.1], [-9.0, 11.0]).axes[0].get_title()
-        'variance, score function / pathwise: 1e+04'
+        'variance of the projections, score function / pathwise: 1e+04'
 
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, section 2.2.
@@ -409,9 +410,10 @@ def gradients(pathwise: ArrayLike, score_function: ArrayLike, title: str = "") -
     _histograms(whole, draws, np.concatenate(draws))
     _histograms(narrow, draws, draws[int(np.argmin(variances))])
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole.set_title(f"variance, score function / pathwise: {np.divide(*variances[::-1]):.3g}")
+        ratio = np.divide(*variances[::-1])
+        whole.set_title(f"variance of the projections, score function / pathwise: {ratio:.4g}", fontsize="medium")
     whole.set(yscale="log", ylabel="share of the draws")
-    narrow.set_title("the range of the narrower one")
+    narrow.set_title("the range of the narrower one", fontsize="medium")
     figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", frameon=False)
     return figure
 
@@ -504,8 +506,31 @@ def png(figure: Figure, dpi: float = 120) -> bytes:
         >>> png(samples(np.zeros((4, 8, 8))))[1:4]
         b'PNG'
     """
+    return as_file(figure, ".png", dpi)
+
+
+def as_file(figure: Figure, suffix: str, dpi: float = 120) -> bytes:
+    """Return a figure as the bytes of a file of one of `KINDS`.
+
+    Arguments:
+        figure: any matplotlib figure.
+        suffix: ".png", ".jpg", ".pdf" or ".svg".
+        dpi: pixels per inch, above 0.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ValueError: for another suffix.
+
+    Example:
+        >>> as_file(samples(np.zeros((4, 8, 8))), ".pdf")[:4]
+        b'%PDF'
+    """
+    if suffix not in KINDS:
+        raise ValueError(f"a figure is written as {', '.join(KINDS)}, not as {suffix!r}")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, backend="agg")
+    figure.savefig(buffer, format=suffix[1:], dpi=dpi, backend=KINDS[suffix])
     return buffer.getvalue()
 
 
@@ -517,7 +542,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _data(images: ArrayLike, leading: int = 1) -> np.ndarray:
-    """Return data as (*leading, h, w), (*leading, h, w, 3) or (*leading, d)."""
+    """Return data as (*leading, h, w), (*leading, h, w, 3), or (*leading, d) where they are a single row or column."""
     array = _array(images)
     shape = array.shape[leading:]
     if len(shape) not in (1, 2) and shape[:-2] not in ((1,), (3,)):
@@ -526,9 +551,11 @@ def _data(images: ArrayLike, leading: int = 1) -> np.ndarray:
         raise ValueError(f"data must have shape {wanted}, but have {array.shape}")
     if not array.size:
         raise ValueError(f"there is nothing to draw in data of shape {array.shape}")
-    if len(shape) == 3:
-        return np.moveaxis(array, leading, -1) if shape[0] == 3 else array.squeeze(leading)
-    return array
+    if len(shape) == 3 and shape[0] == 3:
+        return np.moveaxis(array, leading, -1)
+    if 1 in shape[-2:] and len(shape) > 1:  # such as sound of one channel
+        return array.reshape(*array.shape[:leading], -1)
+    return array.squeeze(leading) if len(shape) == 3 else array
 
 
 def _points(values: ArrayLike, name: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.distributions import centre_of, mean_of, on_sphere
+from pyro_vae.distributions import centre_of, on_sphere, shown_of
 from pyro_vae.networks import as_size
 
 
@@ -78,7 +78,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """Draw n codes from the prior and return the mean of p(x|z) for each.
+        """Draw n codes from the prior and return the mean of p(x|z) for each, of categories the most probable.
 
         Arguments:
             n: how many, at least 1.
@@ -90,11 +90,11 @@ class VAE(nn.Module):
             TypeError, ValueError: where n is no integer, or below 1.
         """
         as_size(n, "the number of samples")
-        return mean_of(self.decoder(self.prior().sample((n,))))
+        return shown_of(self.decoder(self.prior().sample((n,))))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
-        """Encode x and return the mean of p(x|z).
+        """Encode x and return the mean of p(x|z), of categories the most probable.
 
         Arguments:
             x: a batch of data, shape (B, \\*shape).
@@ -107,7 +107,7 @@ class VAE(nn.Module):
             ValueError: where x does not have the shape that the encoder was built for.
         """
         posterior = self.encoder(x)
-        return mean_of(self.decoder(centre_of(posterior) if mean else posterior.sample()))
+        return shown_of(self.decoder(centre_of(posterior) if mean else posterior.sample()))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
@@ -130,4 +130,4 @@ class VAE(nn.Module):
             raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
         start, end = centre_of(origin), centre_of(posterior)
         weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).reshape(-1, *[1] * start.dim())
-        return mean_of(self.decoder(on_sphere(posterior, torch.lerp(start, end, weight))))
+        return shown_of(self.decoder(on_sphere(posterior, torch.lerp(start, end, weight))))

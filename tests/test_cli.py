@@ -323,6 +323,30 @@ def test_sample_writes_as_many_pictures_as_asked_and_follows_its_seed(capsys):
     assert "again.png" in capsys.readouterr().out
 
 
+STARTS = {"png": b"\x89PNG", "jpg": b"\xff\xd8", "PDF": b"%PDF", "svg": b"<?xml"}
+
+
+def test_out_is_written_as_what_its_name_says(capsys):
+    run = train()
+    for suffix, start in STARTS.items():
+        for command in ("sample", "reconstruct"):
+            assert main([command, str(run), "--n", "4", "--out", f"{command}.{suffix}"]) == 0
+            assert Path(f"{command}.{suffix}").read_bytes().startswith(start)
+    for suffix in ("npy", "csv"):
+        assert main(["sample", str(run), "--n", "4", "--out", f"x.{suffix}"]) == 0
+    x = np.load("x.npy")
+    assert x.shape == (4, 1, 8, 8)
+    np.testing.assert_allclose(np.loadtxt("x.csv", delimiter=","), x.reshape(4, 64), rtol=1e-6)
+    capsys.readouterr()
+    for argv in (
+        ["sample", "run", "--out", "x.xlsx"],
+        ["sample", "run", "--out", "x"],
+        ["reconstruct", "run", "--out=x.np"],
+    ):
+        assert "must end in .png, .jpg, .pdf, .svg" in refused(capsys, *argv)
+    assert "--out rows.csv must end in .png" in refused(capsys, "gradients", "--out", "rows.csv")
+
+
 def test_sample_does_not_need_the_data_and_reconstruct_says_that_it_does(capsys):
     np.save("rows.npy", np.random.default_rng(0).random((60, 5)))
     run = train("--data", "rows.npy", "--batch-size", "20")

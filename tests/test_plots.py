@@ -451,7 +451,7 @@ def test_gradients_are_histograms_on_shared_bins():
     assert whole.get_xlim() == (everything.min(), everything.max())
     assert narrow.get_xlim() == (pathwise.min(), pathwise.max())
     ratio = np.var(score_function, ddof=1) / np.var(pathwise, ddof=1)
-    assert whole.get_title().endswith(f"{ratio:.3g}")
+    assert whole.get_title() == f"variance of the projections, score function / pathwise: {ratio:.4g}"
     legend = figure.legends[0].get_texts()[1].get_text()
     assert f"mean {score_function.mean():.3g} ±" in legend
     assert f"variance {np.var(score_function, ddof=1):.3g}" in legend
@@ -571,3 +571,19 @@ IMAGES, POINTS, COVARIANCES = np.zeros((4, 8, 8)), np.zeros((3, 2)), np.zeros((3
 def test_errors_name_what_was_received(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 1, 40), (1, 40, 1)])
+def test_a_single_row_or_column_is_a_curve(shape):
+    waves = np.sin(np.linspace(0, 6, 40)) * RNG.uniform(0.1, 0.5, size=(4, 1))
+    plain, long = plots.samples(waves), plots.samples(waves.reshape(4, *shape))
+    for one, other in zip(curve_paths(plain.axes[0]), curve_paths(long.axes[0]), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not long.axes[0].images
+
+
+def test_as_file_draws_what_the_suffix_says():
+    for suffix, start in ((".png", b"\x89PNG"), (".jpg", b"\xff\xd8"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
+        assert plots.as_file(plots.samples(np.zeros((4, 8, 8))), suffix).startswith(start)
+    with pytest.raises(ValueError, match=r"not as '\.npy'"):
+        plots.as_file(plots.samples(np.zeros((4, 8, 8))), ".npy")

@@ -208,3 +208,15 @@ def test_parts_of_ones_own_serve():
     vae = VAE(Gamma(), LogNormal(SHAPE, D), decoders.ContinuousBernoulli(D, SHAPE))
     assert vae.sample(4).shape == (4, *SHAPE)
     assert math.isfinite(pyro.infer.Trace_ELBO().loss(vae.model, vae.guide, x()))
+
+
+def test_tokens_are_shown_as_the_most_probable_and_not_as_a_mean_between_them():
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Categorical(2, 6, categories=9))
+    data = torch.randint(0, 9, (5, 6)).float()
+    logits = vae.decoder(vae.encoder(data).mean).base_dist.logits
+    assert torch.equal(vae.reconstruct(data), logits.argmax(-1).float())
+    masked = VAE(vae.prior, vae.encoder, decoders.Masked(vae.decoder))
+    assert torch.equal(masked.reconstruct(data), vae.reconstruct(data))
+    samples = vae.sample(20)
+    assert torch.equal(samples, samples.round())
+    assert torch.equal(vae.interpolate(data, data + 0.0)[0], vae.reconstruct(data))

@@ -11,7 +11,7 @@ from pyro_vae.distributions.discrete import (
 from pyro_vae.distributions.flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar, Planar, ZukoFlow
 from pyro_vae.distributions.kl import kl_weibull_exponential, kl_weibull_gamma
 from pyro_vae.distributions.mixture import MixtureOfNormals
-from pyro_vae.distributions.moments import centre_of, mean_of, on_sphere
+from pyro_vae.distributions.moments import centre_of, mean_of, on_sphere, shown_of
 from pyro_vae.distributions.positive import Dirichlet, Gamma, Weibull
 from pyro_vae.distributions.relaxed import RelaxedOneHotCategorical, StraightThroughGumbelSoftmax
 from pyro_vae.distributions.sphere import HypersphericalUniform, PowerSpherical
@@ -65,4 +65,5 @@ __all__ = [
     "kl_weibull_gamma",
     "mean_of",
     "on_sphere",
+    "shown_of",
 ]

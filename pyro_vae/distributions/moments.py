@@ -2,7 +2,7 @@
 
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 from torch.nn.functional import normalize
 
 
@@ -25,6 +25,29 @@ def mean_of(distribution: Distribution, draws: int = 100) -> Tensor:
         return distribution.mean
     except NotImplementedError:
         return distribution.sample((draws,)).mean(0)
+
+
+def shown_of(distribution: Distribution) -> Tensor:
+    """Return what a distribution of data is drawn as: its mean, but of categories, such as tokens, the most probable.
+
+    The mean of the numbers of two tokens is the number of a third one.
+
+    Arguments:
+        distribution: any distribution.
+
+    Returns:
+        A tensor of the shape of one draw.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.distributions import Categorical
+        >>> shown_of(Categorical(probs=torch.tensor([0.6, 0.0, 0.4])))
+        tensor(0.)
+    """
+    inner = distribution
+    while hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    return inner.mode if isinstance(inner, Categorical) else mean_of(distribution)
 
 
 def centre_of(distribution: Distribution) -> Tensor:
