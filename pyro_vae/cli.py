@@ -122,7 +122,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _out_of_memory(command: str) -> str:
     flags = {
         "evaluate": "--memory",
-        "train": "--batch-size, or --memory with an objective of several particles",
+        "train": "--batch-size, --latent-dim or --hidden, or --memory with an objective of several particles",
         "compare": "--batch-size",
     }
     return f"out of memory; lower {flags.get(command, '--n')}"
@@ -308,7 +308,7 @@ def _tokens(flags: dict[str, Any]) -> list[str]:
         flag = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
         if isinstance(value, list):
             if not all(isinstance(each, int) for each in value):  # a text might be another flag
-                raise ValueError(f"{name} takes whole numbers, not {value!r}")
+                raise ValueError(f"{name} takes one value, or whole numbers where it is a list, not {value!r}")
             tokens += [flag, *map(str, value)]
         elif isinstance(value, bool) and "." not in name:
             tokens += [flag] if value else []

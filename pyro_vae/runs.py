@@ -278,13 +278,17 @@ def check_folder(folder: Path) -> None:
     Raises:
         ValueError: with the fix.
     """
+    if "\0" in str(folder):
+        raise ValueError(f"no folder can be named {str(folder)!r}; give --out another one")
     if (folder / "config.yaml").exists():
         raise ValueError(f"{folder} already holds a run; give --out another folder")
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; give --out another one")
     parent = next(path for path in (folder, *folder.parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{folder} cannot be written: {parent} is no folder that can; give --out another one")
+        raise ValueError(
+            f"{folder} cannot be written: {parent} is not a folder that you can write to; give --out another one"
+        )
 
 
 def write_metrics(path: Path, rows: Sequence[Row]) -> None:

@@ -20,6 +20,7 @@ from pyro_vae.runs import Run
 from pyro_vae.settings import PARTS, Config
 
 FLAGS = ["--hidden=8", "--latent-dim=2", "--batch-size=4", "--latent-map=first", "--data=digits"]
+FAST = [*FLAGS, "--batch-size=64"]
 
 
 def start(*flags):
@@ -37,13 +38,16 @@ def wait_for(path, process, seconds=120):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_ten_killed_runs_end_as_the_one_that_was_not():
-    rows = faults.survive(10, seed=1)
+    rows = faults.survive(10, seed=1, jobs=2)
     assert all(row["survived"] for row in rows), rows
     assert {row["where"] for row in rows} != {"after its end"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
     folder = tmp_path / "a run"
     process = start(*FLAGS, "--epochs=500", f"--out={folder}")
@@ -58,6 +62,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
     assert main(["sample", str(folder), "--n=4"]) == 0
 
 
+@pytest.mark.slow
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path, capsys):
     folder = tmp_path / "run"
     process = start(*FLAGS, "--epochs=500", f"--out={folder}")
@@ -77,6 +82,7 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path, capsys):
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_goes_ends_the_run_in_one_line(tmp_path):
     folder = tmp_path / "run"
     process = start(*FLAGS, "--epochs=500", "--checkpoint-minutes=0.001", f"--out={folder}")
@@ -91,10 +97,11 @@ def test_a_folder_that_goes_ends_the_run_in_one_line(tmp_path):
     assert main(["sample", str(tmp_path / "gone"), "--n=4"]) == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     """A limit of the system on the size of files stands for it: the weights are larger."""
     folder = tmp_path / "run"
-    assert main(["train", *FLAGS, "--epochs=1", f"--out={folder}"]) == 0
+    assert main(["train", *FAST, "--epochs=1", f"--out={folder}"]) == 0
     before = (folder / "checkpoints" / "last.safetensors").read_bytes()
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 1", "epochs: 3"))
@@ -132,7 +139,7 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path, capsys):
 )
 def test_files_swapped_between_runs_are_refused(flag, words, tmp_path, capsys):
     for name, extra in (("one", []), ("other", [flag])):
-        assert main(["train", *FLAGS, *extra, "--epochs=1", f"--out={tmp_path / name}"]) == 0
+        assert main(["train", *FAST, *extra, "--epochs=1", f"--out={tmp_path / name}"]) == 0
     for file, command in (
         ("checkpoints/last.safetensors", ["train", "--resume"]),
         ("checkpoints/best.safetensors", ["sample", "--best"]),
@@ -148,7 +155,7 @@ def test_files_swapped_between_runs_are_refused(flag, words, tmp_path, capsys):
 
 def test_files_swapped_within_a_run_are_refused(tmp_path, capsys):
     folder = tmp_path / "run"
-    assert main(["train", *FLAGS, "--epochs=1", f"--out={folder}"]) == 0
+    assert main(["train", *FAST, "--epochs=1", f"--out={folder}"]) == 0
     last, best = (folder / "checkpoints" / f"{name}.safetensors" for name in ("last", "best"))
     contents = last.read_bytes(), best.read_bytes()
     last.write_bytes(contents[1])
@@ -164,7 +171,7 @@ def test_files_swapped_within_a_run_are_refused(tmp_path, capsys):
 
 def test_a_run_that_moves_goes_on_with_other_flags_that_are_free(tmp_path):
     folder = tmp_path / "run"
-    assert main(["train", *FLAGS, "--epochs=1", f"--out={folder}"]) == 0
+    assert main(["train", *FAST, "--epochs=1", f"--out={folder}"]) == 0
     config = folder / "config.yaml"
     free = {"epochs: 1": "epochs: 2", "engine: auto": "engine: eager", "latent_map: first": "latent_map: pca"}
     for before, after in free.items():
@@ -175,6 +182,7 @@ def test_a_run_that_moves_goes_on_with_other_flags_that_are_free(tmp_path):
     assert len((folder / "metrics.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     """By years, back and forth, at every look at it."""
     looks = []
@@ -308,7 +316,7 @@ def test_commands_that_nobody_listens_to_end_as_ever(redirected, command):
 @pytest.mark.slow
 @pytest.mark.parametrize("redirected", ["2>&1 | head -1", ">&- 2>&-", ">/dev/full 2>/dev/full"])
 def test_a_training_goes_on_to_its_end_where_nobody_listens(redirected, tmp_path):
-    line = f"'{sys.executable}' -m pyro_vae train --epochs=1 --out=run {' '.join(FLAGS)} {redirected}"
+    line = f"'{sys.executable}' -m pyro_vae train --epochs=1 --out=run {' '.join(FAST)} {redirected}"
     done = subprocess.run(["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], cwd=tmp_path, timeout=120, check=False)
     assert done.returncode == 0
     assert (tmp_path / "run" / "report.html").read_text().endswith("</html>")
@@ -431,3 +439,22 @@ def test_files_that_are_missing_damaged_or_stale_are_made_anew(small, tmp_path):
     assert "</html>" in (folder / "report.html").read_text()
     middle.unlink()
     train(small, folder, resume=True)  # without what nothing could make anew
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--out=a\0b"], r"no folder can be named 'a\x00b'; give --out another one"),
+        (["--out=x.npy/y"], "x.npy/y cannot be written: x.npy is not a folder that you can write to"),
+        (["--config=nested.yaml"], "prior takes one value, or whole numbers where it is a list, not ['a']"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line_before_any_work(flags, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((20, 3), np.float32))
+    (tmp_path / "nested.yaml").write_text("prior: [a]\n")
+    assert main(["train", "--data=x.npy", "--batch-size=7", *flags]) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert not said.out
+    assert len(said.err.splitlines()) == 1

@@ -33,6 +33,7 @@ def growth(argument):
     return 1024 * int(found.stdout)
 
 
+@pytest.mark.slow
 def test_a_file_of_150_megabytes_takes_less_than_100_of_memory(tmp_path):
     path = tmp_path / "x.npy"
     np.lib.format.open_memmap(path, "w+", np.uint8, (150_000, WIDTH)).flush()  # zeros, with holes on the disk
@@ -40,6 +41,7 @@ def test_a_file_of_150_megabytes_takes_less_than_100_of_memory(tmp_path):
     assert growth(str(path)) < 100 * MEGABYTES  # of the pages that a batch has touched, too
 
 
+@pytest.mark.slow
 def test_a_stream_of_120_megabytes_takes_less_than_60_of_memory():
     count = 30_000
     assert 4 * WIDTH * count > 120 * MEGABYTES

@@ -33,6 +33,7 @@ def growth(memory):
     return [int(number) for number in run.stdout.split()]
 
 
+@pytest.mark.slow
 def test_the_peak_of_the_process_stays_within_the_memory_that_is_given():
     # All samples together would take 2000 x 3 x 5000 x 4 bytes = 120 MB for each of several tensors.
     (small, few), (large, many) = growth("8MB"), growth("60MB")

@@ -37,6 +37,7 @@ def test_the_table_is_of_the_command_that_stands_above_it():
         assert float(row[8]) == pytest.approx(one / step, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_script_of_the_document_runs(tmp_path):
     (script,) = re.findall(r"```python\n(.*?)```", SCALING, re.DOTALL)
     (tmp_path / "script.py").write_text(script)

@@ -51,6 +51,7 @@ def test_eight_trainings_in_threads_are_those_alone(alone):
         assert list(pool.map(weights_of, range(8), starts)) == alone
 
 
+@pytest.mark.slow
 def test_eight_trainings_in_processes_are_those_alone(alone):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pyro_vae"])
@@ -185,7 +186,8 @@ def hold_against_the_twin():
 @pytest.mark.parametrize(
     "act",
     [
-        *(train, partial(train, "recorded"), partial(train, "compiled"), partial(train, on_nan="rollback")),
+        *(train, partial(train, "recorded"), partial(train, on_nan="rollback")),
+        pytest.param(partial(train, "compiled"), marks=pytest.mark.slow),
         *(fail_in_a_step, fail_in_a_check, fail_in_a_recording, look, hold_against_the_twin),
     ],
 )
