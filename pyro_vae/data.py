@@ -429,7 +429,8 @@ def as_tensor(data: Any) -> Tensor:
     Arguments:
         data: a tensor; an array of numpy's, its masked entries becoming NaN, or what becomes one, such as a frame of
             numbers or a sparse matrix; or a ``torch.utils.data.Dataset`` or other iterable of tensors, arrays, images
-            or nested lists of numbers; of an item that is a tuple, such as (image, label), the first counts.
+            or nested lists of numbers; of an item that is a tuple, such as (image, label), the first counts, as a
+            warning says.
 
     Returns:
         A floating-point tensor whose first dimension counts the data. Numbers keep their values, whatever their type;

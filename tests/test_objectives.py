@@ -283,9 +283,9 @@ def test_the_delta_encoders_kl_is_minus_the_log_prior(x):
         assert terms_of(loss, traces)[1].item() == pytest.approx(expected, rel=1e-12)
 
 
-def summing(sums_guide):
+def summing(sums_guide, kind="parallel"):
     """A pair with a switch k of two states, summed out in the model, or in both."""
-    infer = {"enumerate": "parallel"}
+    infer = {"enumerate": kind}
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -324,6 +324,22 @@ def test_a_site_that_the_guide_sums_out_counts_by_its_probabilities():
     divergence += len(x) * (np.log(0.5 / 0.7) + np.log(0.5 / 0.3)) / 2
     found = [term.item() for term in terms_of(loss, traces, value=value)]
     assert found == pytest.approx([expected, divergence], rel=1e-6)
+
+
+def test_a_site_that_the_guide_sums_out_one_value_after_another_counts_by_its_probabilities():
+    x = torch.tensor([2.0])
+    loss, traces = recording(TraceEnum_ELBO(max_plate_nesting=1))
+    value = loss.loss(*summing(True, "sequential"), x)
+    assert len(traces) == 2
+    expected = np.zeros(2)
+    for model, guide in traces:
+        z, k = guide.nodes["z"]["value"].numpy(), guide.nodes["k"]["value"].numpy()
+        kl_of_k = np.log(0.5) - stats.bernoulli.logpmf(k, 0.3)
+        divergence = stats.norm.logpdf(z, x / 2, 0.5) - stats.norm.logpdf(z) + kl_of_k
+        expected += [-stats.norm.logpdf(x, z + 2 * k, 0.5).sum() / 2, divergence.sum() / 2]
+        assert model.nodes["k"]["value"] is guide.nodes["k"]["value"]
+    found = [term.item() for term in terms_of(loss, traces, value=value)]
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def mixture_of_three(x):

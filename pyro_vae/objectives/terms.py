@@ -342,7 +342,8 @@ def terms_of(
 
 
 def _summed_out(trace: Trace) -> bool:
-    return any("_enumerate_dim" in trace.nodes[name]["infer"] for name in trace.stochastic_nodes)
+    marks = {"_enumerate_dim", "_enum_total"}  # Pyro's, of parallel and of sequential enumeration
+    return any(marks & trace.nodes[name]["infer"].keys() for name in trace.stochastic_nodes)
 
 
 def _kl_summed_out(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> Tensor:
