@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,10 +46,13 @@ def errors(found):
 @pytest.mark.parametrize(
     "command",
     [
-        ["-m", "pyro_vae"],
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pyro_vae"],
+        pytest.param(["-m", "pyro_vae"], id="--devices"),
+        pytest.param(
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pyro_vae"],
+            marks=pytest.mark.slow,
+            id="torchrun",
+        ),
     ],
-    ids=["--devices", "torchrun"],
 )
 def test_two_processes_write_one_run(tmp_path, command):
     found = run(*command, extra=[] if "torch.distributed.run" in command else ["--devices=2"])
@@ -63,6 +67,7 @@ def test_two_processes_write_one_run(tmp_path, command):
     assert not [name for name in names if name.endswith(".partial")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "words"),
     [
@@ -84,6 +89,7 @@ def test_a_lost_rank_ends_the_run_and_the_last_weights_stand(tmp_path, monkeypat
     assert main(["sample", "run", "--n=3", "--allow=own"]) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_to_the_last_bit(tmp_path):
     for extra in (["--epochs=4", "--out=whole"], []):
         found = run("-m", "pyro_vae", extra=["--devices=2", *extra])
@@ -99,18 +105,27 @@ def test_two_processes_go_on_to_the_last_bit(tmp_path):
     assert epochs == ["epoch", "0", "1", "2", "3", "4"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, code, tmp_path):
-    np.save("x.npy", np.random.default_rng(0).random((6_010, 6), np.float32))
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """A command that trains two processes for 600 steps an epoch, and the weights that it ends with."""
+    folder = tmp_path_factory.mktemp("long")
+    np.save(folder / "x.npy", np.random.default_rng(0).random((1_510, 6), np.float32))
     command = [sys.executable, "-m", "pyro_vae", *SMALL, "--batch-size=1", "--devices=2"]
-    whole = subprocess.run([*command, "--out=whole"], capture_output=True, text=True, timeout=300)
-    assert whole.returncode == 0, whole.stderr
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    return command, folder / "x.npy", (folder / "run" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, code, tmp_path, long_run):
+    command, data, weights = long_run
+    shutil.copy(data, "x.npy")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    time.sleep(1)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does
     else:
@@ -125,8 +140,7 @@ def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, cod
         [sys.executable, "-m", "pyro_vae", "train", "--resume=run"], capture_output=True, text=True, timeout=300
     )
     assert resumed.returncode == 0, resumed.stderr
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]
-    assert weights[0] == weights[1]
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
 
 
 def test_what_all_ranks_refuse_is_said_once():
