@@ -1,10 +1,6 @@
-"""Two tiers of tests: ``pytest`` takes a few cases of each check and module, ``pytest --everything`` takes all."""
-
-from collections import defaultdict
+"""Two tiers of tests: ``pytest`` takes one case of each check and module, ``pytest --everything`` takes all."""
 
 import pytest
-
-FEW = 2  # cases of one test and one module in the quick tier
 
 
 def pytest_addoption(parser):
@@ -20,13 +16,13 @@ def pytest_collection_modifyitems(config, items):
     """Leave out slow tests and most cases of each test, unless ``--everything`` or a test's own name asks for them."""
     if config.getoption("--everything") or any("::" in argument for argument in config.args):
         return
-    cases = defaultdict(list)
+    quick: dict[tuple[str, tuple[str, ...]], pytest.Item] = {}
     for item in items:
         if not item.get_closest_marker("slow"):
-            cases[item.nodeid.partition("[")[0], modules_of(item)].append(item)
-    quick = {id(item) for of_one in cases.values() for item in of_one[:: -(-len(of_one) // FEW)]}
-    config.hook.pytest_deselected(items=[item for item in items if id(item) not in quick])
-    items[:] = [item for item in items if id(item) in quick]
+            quick.setdefault((item.nodeid.partition("[")[0], modules_of(item)), item)
+    chosen = set(map(id, quick.values()))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = [item for item in items if id(item) in chosen]
 
 
 def modules_of(item):

@@ -91,6 +91,7 @@ def test_the_default_run_is_named_after_its_data_in_runs():
     assert re.fullmatch(r"digits-\d{8}-\d{6}", run.name)
 
 
+@pytest.mark.slow
 def test_the_same_config_and_seed_give_the_same_metrics_to_the_last_digit():
     first = train("--binarize", "dynamic", "--seed", "3", out="first")
     assert main(["train", "--config", str(first / "config.yaml"), "--out", "second"]) == 0
@@ -101,6 +102,7 @@ def test_the_same_config_and_seed_give_the_same_metrics_to_the_last_digit():
     assert without_seconds(third) != without_seconds(first)
 
 
+@pytest.mark.slow
 def test_config_holds_what_was_asked_for_and_flags_beside_it_take_precedence():
     run = train("--decoder", "Normal", "--decoder.scale", "0.2", "--decoder.learned=true", "--prior.learned", "true")
     flags = yaml.safe_load((run / "config.yaml").read_text())
@@ -229,6 +231,7 @@ def test_a_config_file_names_no_class_of_a_module_that_is_not_allowed(stranger, 
     assert Path("sprung").exists()
 
 
+@pytest.mark.slow
 def test_a_class_on_the_command_line_needs_no_leave_but_that_of_its_run_does(stranger, capsys):
     run = train("--prior", stranger)
     sys.modules.pop("stranger")
@@ -326,6 +329,7 @@ def test_sample_writes_as_many_pictures_as_asked_and_follows_its_seed(capsys):
 STARTS = {"png": b"\x89PNG", "jpg": b"\xff\xd8", "PDF": b"%PDF", "svg": b"<?xml"}
 
 
+@pytest.mark.slow
 def test_out_is_written_as_what_its_name_says(capsys):
     run = train()
     for suffix, start in STARTS.items():

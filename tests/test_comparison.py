@@ -82,6 +82,7 @@ def test_compare_leaves_vae_and_random_state_alone(x):
     assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_score_function_agrees_with_the_pathwise_gradient_at_a_larger_variance(x):
     found = why_the_trick(small_vae(), x[:8], draws=1000)
     # |z| < 4 over 1,000 draws of each; the means themselves are compared with one another, in standard errors.
@@ -94,6 +95,7 @@ def test_score_function_agrees_with_the_pathwise_gradient_at_a_larger_variance(x
     assert found["pathwise"]["mean"] > 10 * found["pathwise"]["standard_error"]
 
 
+@pytest.mark.slow
 def test_the_agreement_is_lost_where_the_score_function_is_biased(x, monkeypatch):
     # An encoder that detaches only the sample, and keeps the pathwise estimator, has the wrong mean.
     class Detached(dist.Normal):

@@ -97,6 +97,7 @@ def discrete_vae(encoder):
     return VAE(priors.OneHotCategorical(2, categories=4), encoder, decoder).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO()], ids=["sampled", "closed form"])
 def test_the_straight_through_bound_is_that_of_the_discrete_model(loss):
     """Within 4 standard errors of the sum over all 16 codes, over 4,000 draws; the closed-form KL is exact."""

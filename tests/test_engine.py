@@ -615,6 +615,7 @@ def test_a_compiled_training_draws_the_same_noise_and_agrees_with_the_eager_one(
         assert (value - compiled).norm() < 1e-4 * value.norm()  # after 33 steps of Adam, which amplifies
 
 
+@pytest.mark.slow
 @needs_a_compiler
 def test_weights_of_particles_are_compiled_though_they_magnify_rounding():
     """Log-weights of some 500 nats are rounded by 3e-5: so much are the weights, in the eager steps as well."""
@@ -714,6 +715,7 @@ def test_an_unknown_engine_is_refused():
     assert ENGINES[0] == "auto"
 
 
+@pytest.mark.slow
 def test_an_enumerated_model_is_trained_as_without_a_recording():
     def make():
         torch.manual_seed(0)

@@ -96,6 +96,7 @@ def test_the_linear_models_own_marginal_agrees_with_monte_carlo(linear):
         assert abs(weight.mean() - math.exp(exact)) < 4 * weight.std() / math.sqrt(n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO()])
 def test_the_terms_are_unbiased(linear, loss):
     # The exact terms: E over q of the squared error adds tr(W S W') / (2 s^2) to that at the mean.
@@ -109,6 +110,7 @@ def test_the_terms_are_unbiased(linear, loss):
     assert (found[:, 1].std() < 1e-12) == isinstance(loss, TraceMeanField_ELBO)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.5, 1.0])
 def test_another_posterior_costs_its_kl_from_the_exact_one(linear, shift):
     vae = linear.vae()

@@ -153,6 +153,7 @@ def test_unbiased_estimators_stay_within_4_standard_errors_of_the_exact_gradient
         assert abs(row.bias_z) < 4, row
 
 
+@pytest.mark.slow
 def test_the_bias_of_gumbel_softmax_shrinks_with_its_temperature(discrete):
     z = [rows(discrete)[f"Gumbel-softmax, temperature {t}"] for t in (1.0, 0.5, 0.1)]
     biases = [row.bias_z * math.sqrt(row.variance) for row in z]
@@ -169,6 +170,7 @@ def test_the_enumerated_gradient_has_no_variance(discrete):
     assert rows(discrete)["enumerated"].variance < 1e-20
 
 
+@pytest.mark.slow
 def test_a_baseline_and_leaving_one_out_lower_the_variance_of_the_score_function(discrete, linear):
     found = rows(discrete)
     assert found["score function, baseline"].variance < found["score function"].variance

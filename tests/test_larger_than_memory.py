@@ -190,6 +190,7 @@ def test_training_on_a_mapped_file_is_training_on_its_array_to_the_last_bit():
     assert torch.equal(mapped["parameters"][0], in_memory["parameters"][0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("array")
 def test_a_run_from_a_large_file_is_that_from_a_small_one(tmp_path, monkeypatch):
     flags = [
