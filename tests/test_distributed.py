@@ -7,6 +7,7 @@ import ranks
 import torch
 
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.slow  # the two processes take half a minute; the quick tier has one run of test_launch.py
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,6 @@ def two_ranks(tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ranks.CASES)
 def test_two_ranks_with_half_the_batch_end_as_one_process_with_the_batch(two_ranks, name):
     alone = ranks.train(None, **ranks.CASES[name])
