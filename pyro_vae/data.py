@@ -281,22 +281,32 @@ def load(
 def fingerprint(data: Data) -> str:
     """Return in a line how many data there are, of which shape, and a hash of their values: what tells files apart.
 
-    Of a part of more than 64 MiB, evenly spaced rows are hashed that take as much, the first and the last among them.
-
     Example:
         >>> fingerprint(Data(torch.zeros(3, 2), torch.ones(1, 2)))
         '3 train and 1 test data of shape (2,), sha256 898b56ec687d2c02'
     """
+    counts = f"{len(data.train)} train and {len(data.test)} test data"
+    return f"{counts} of shape {_shape(data.train)[1:]}, sha256 {digest_of(data.train, data.test)}"
+
+
+def digest_of(*parts: Any) -> str:
+    """Return 16 digits of a hash of the values of data.
+
+    Of a part of more than 64 MiB, evenly spaced rows are hashed that take as much, the first and the last among them.
+
+    Example:
+        >>> digest_of(torch.zeros(3, 2))
+        '9d908ecfb6b256de'
+    """
     digest = hashlib.sha256()
-    for part in data[:2]:
+    for part in parts:
         rows = part.values if isinstance(part, EightBit) else part
         size = part.shape[1:].numel() * (1 if isinstance(part, EightBit) else part.dtype.itemsize)
         count = min(len(part), max(2, HASHED // size))
         index = torch.linspace(0, len(part) - 1, count, dtype=torch.float64).round().long()
         for chunk in index.split(max(1, 2**20 // size)):
-            digest.update(rows[chunk].numpy().tobytes())
-    counts = f"{len(data.train)} train and {len(data.test)} test data"
-    return f"{counts} of shape {_shape(data.train)[1:]}, sha256 {digest.hexdigest()[:16]}"
+            digest.update(rows[chunk].cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def range_of(data: Data) -> str:

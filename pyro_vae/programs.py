@@ -79,9 +79,8 @@ def modules_of(*programs: Program) -> list[nn.Module]:
         The modules, in the order in which they are found.
 
     Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> modules_of(lambda x: layer(x)) == [layer]
-        True
+        >>> modules_of(partial(nn.Linear(2, 3), bias=None))
+        [Linear(in_features=2, out_features=3, bias=True)]
     """
     found: dict[int, nn.Module] = {}
     seen: dict[int, Any] = {}  # which keeps alive what is made on the way

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tensors, checked_state
-from pyro_vae.data import EightBit, Rows, Stream
+from pyro_vae.data import Rows, Stream, digest_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of
 
@@ -363,17 +363,12 @@ def described_data(x: Rows | None) -> str | None:
 
     Example:
         >>> described_data(torch.zeros(2, 3))
-        '2 x (3,), sha256 9d9fff5a54c4'
+        '2 x (3,), sha256 9d908ecfb6b256de'
     """
     if x is None:
         return None
     size = f"{len(x)} x {tuple(x.shape[1:])}"
-    if isinstance(x, Stream):
-        return size
-    digest = hashlib.sha256()
-    for rows in (x.values if isinstance(x, EightBit) else x).split(10_000):
-        _feed(digest, rows, set())
-    return f"{size}, sha256 {digest.hexdigest()[:12]}"
+    return size if isinstance(x, Stream) else f"{size}, sha256 {digest_of(x)}"
 
 
 def _baselines() -> dict[str, Tensor]:
