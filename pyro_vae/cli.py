@@ -191,7 +191,8 @@ def _check_local(flags: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Refuse a file that decides what this machine reads or fetches, where no flag of the user's own does."""
     for name, value in flags.items():
         known = name.replace("-", "_")
-        if known in LOCAL and value and getattr(arguments, known) is None:
+        chosen = value is not None and value is not False  # 0 would be a folder's name
+        if known in LOCAL and chosen and getattr(arguments, known) is None:
             flag = f"--{known.replace('_', '-')}" + (f"={value}" if known == "data_root" else "")
             raise ValueError(
                 f"{arguments.config} sets {name}: {value!r}, which only you can: if you trust it, add {flag}"
@@ -303,14 +304,20 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 
 
 def _tokens(flags: dict[str, Any]) -> list[str]:
+    """Return the tokens that say the same as the flags of a file."""
     tokens = []
     for name, value in flags.items():
+        default = None if "." in name else getattr(Config(), name.replace("-", "_"))
         flag = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
         if isinstance(value, list):
-            if not all(isinstance(each, int) for each in value):  # a text might be another flag
+            if not value or not all(type(each) is int for each in value):  # a text might be another flag
                 raise ValueError(f"{name} takes one value, or whole numbers where it is a list, not {value!r}")
             tokens += [flag, *map(str, value)]
-        elif isinstance(value, bool) and "." not in name:
+        elif "." not in name and isinstance(value, bool) is not isinstance(default, bool) and value is not None:
+            raise ValueError(
+                f"{name} takes {'true or false' if isinstance(default, bool) else 'a value'}, not {value!r}"
+            )
+        elif isinstance(default, bool):
             tokens += [flag] if value else []
         elif value is not None:  # a flag that is set
             tokens.append(f"{flag}={value}")

@@ -320,7 +320,7 @@ def device_named(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).tolist()  # which a device without values refuses
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:60]
         raise ValueError(f"no device {name!r} on this machine ({reason}); take --device cpu") from error

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from pyro_vae.files import check_regular
 
@@ -111,7 +113,7 @@ class MemoryMapped(_Rows):
 
     Arguments:
         path: the file: an array of shape (N, ...), N at least 1 and one dimension more.
-        rows: which of the array's rows, in which order, shape (n,); None for all of them.
+        rows: which of the array's rows, in which order: whole numbers from 0 to N - 1, shape (n,); None for all.
         scale: what the values are divided by, above 0.
 
     Raises:
@@ -138,7 +140,7 @@ class MemoryMapped(_Rows):
             raise ValueError(f"{self.path} cannot be read as a .npy file: {error}") from error
         as_tensor(np.zeros([min(1, size) for size in whole], self.kind))  # which refuses what is no data
         self.strides = array.strides[:1] if array.flags.c_contiguous else array.strides
-        self.rows = torch.arange(whole[0]) if rows is None else rows
+        self.rows = torch.arange(whole[0]) if rows is None else _as_rows(rows, whole[0])
         self.shape = torch.Size((len(self.rows), *whole[1:]))
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
@@ -160,6 +162,16 @@ class MemoryMapped(_Rows):
         if len(content) != each * starts.size or not unchanged:
             raise OSError(f"{self.path} has changed while it was in use: restore it, or start again with the new file")
         return np.frombuffer(content, self.kind).reshape(len(rows), *event)
+
+
+def _as_rows(rows: Any, count: int) -> Tensor:
+    """Return the numbers of rows in 64 bits, or refuse what names none: they say where in a file is read."""
+    numbers = torch.as_tensor(rows)
+    whole = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+    places = numbers.long() if whole else numbers  # in fewer bits even the comparison with count goes wrong
+    if not (whole and places.dim() == 1 and places.numel() and 0 <= places.min() <= places.max() < count):
+        raise ValueError(f"rows must be whole numbers from 0 to {count - 1}, shape (n,), not {numbers.tolist()!s:.60}")
+    return places
 
 
 def _stamp(found: os.stat_result) -> tuple[int, int]:
@@ -348,7 +360,7 @@ def located(source: str) -> str:
 
 
 def _as_scale(scale: Any) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max:
         raise ValueError(f"scale must be a number above 0, such as 255 for pixels of 8 bits, not {scale!r}")
     return float(scale)
 
@@ -476,7 +488,18 @@ def as_stored(data: Any) -> Tensor:
         raise ValueError(f"data must have shape (N, ...) with N at least 1 and one dimension more, not {_shape(data)}")
     if data.is_complex():
         raise TypeError(f"data must hold real numbers, not {data.dtype}")
-    return data if data.is_floating_point() or data.dtype == torch.uint8 else data.to(torch.get_default_dtype())
+    return _kept(data)
+
+
+def _kept(data: Tensor) -> Tensor:
+    """Return numbers as floating-point ones of the same values; bytes stay as they are."""
+    if data.is_floating_point() or data.is_complex() or data.dtype == torch.uint8:
+        return data
+    floats, whole = data.to(torch.get_default_dtype()), data.to(torch.int64)
+    if (changed := floats.to(torch.int64) != whole).any():
+        fix = "give them as floating-point numbers, divided by their size, where rounding does no harm"
+        raise ValueError(f"data hold the whole number {whole[changed][0]}, which {floats.dtype} would round: {fix}")
+    return floats
 
 
 def _all(rows: Tensor) -> Tensor:
@@ -536,7 +559,7 @@ def _items(data: Any) -> Iterable[Any]:
 
 
 def _check_no_loader(data: Any) -> None:
-    if isinstance(data, DataLoader):  # whose batches would be taken for data
+    if isinstance(data, DataLoader | _BaseDataLoaderIter):  # whose batches would be taken for data
         raise TypeError("data must not be a DataLoader: give its data set, loader.dataset, and batch_size")
 
 
@@ -553,7 +576,7 @@ def _stack(items: Iterable[Any]) -> Tensor:
     for item in items:
         datum = _datum(item)
         parts = parts if datum is item else max(parts, len(item))
-        rows.append(_row(datum))
+        rows.append(_kept(_row(datum)))
     if parts > 1:
         warnings.warn(
             f"only the first of the {parts} parts of each datum is used: the rest, such as labels, is left out",
@@ -570,22 +593,29 @@ def _datum(item: Any) -> Any:
     """Return what counts of an item: the first of a pair such as (image, label), but all of a list of numbers."""
     if not isinstance(item, tuple | list) or not item or (isinstance(item, list) and _is_numbers(item)):
         return item
-    shapes = {getattr(each, "shape", ()) for each in item} if isinstance(item, list) else set()
+    shapes = {_size(each) for each in item} if isinstance(item, list) else set()
     if len(item) > 1 and len(shapes) == 1 and len(shapes.pop()):
         reason = f"an item is a list of {len(item)} arrays of one shape"
         raise TypeError(f"{reason}: stack them into one, or give a tuple (datum, label), of which the first counts")
     return item[0]
 
 
+def _size(item: Any) -> tuple[int, ...]:
+    """Return the shape of an array, the size of an image, or the length of a list of numbers."""
+    return (len(item),) if isinstance(item, tuple | list) else tuple(getattr(item, "shape", getattr(item, "size", ())))
+
+
 def _is_numbers(item: Any) -> bool:
-    return all(map(_is_numbers, item)) if isinstance(item, list) else isinstance(item, int | float | np.number)
+    return (
+        all(map(_is_numbers, item)) if isinstance(item, list) else isinstance(item, int | float | np.number | np.bool_)
+    )
 
 
 def _is_array(data: Any) -> bool:
     """Whether data are an array, or a frame, a sparse matrix or another library's array, which can become one."""
     if isinstance(data, Tensor) or hasattr(data, "getbands"):  # an image of Pillow's is no array of data
         return False
-    return isinstance(data, np.ndarray) or hasattr(data, "toarray") or hasattr(data, "__array__")
+    return isinstance(data, np.ndarray | memoryview) or hasattr(data, "toarray") or hasattr(data, "__array__")
 
 
 def _as_array(data: Any) -> np.ndarray:
@@ -624,6 +654,8 @@ def _from_numpy(array: np.ndarray) -> Tensor:
         array = np.ma.filled(array.astype(floating), np.nan)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"data must hold real numbers, not {array.dtype}")
+    if array.dtype.kind == "u" and array.size and array.max() >= 2**63:
+        raise ValueError(f"data hold {array.max()}, beyond whole numbers of 64 bits with a sign: scale them")
     wide = {"u2": "i8", "u4": "i8", "u8": "i8", "f16": "f8"}
     kind = f"{array.dtype.kind}{array.dtype.itemsize}"
     return torch.from_numpy(np.array(array, dtype=wide.get(kind, kind.replace("b1", "?")), order="C"))
@@ -711,6 +743,10 @@ def _numpy(path: Path) -> Data:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+            if isinstance(loaded, np.ndarray) and file.read(1):
+                raise ValueError("more follows its array: save one array a file, or several as .npz")
+            if others := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{others[0]} in it is no array")
     except FileNotFoundError as error:
         near = difflib.get_close_matches(str(path), _neighbours(path), 1)
         raise ValueError(f"no file {path}" + (f"; did you mean {near[0]!r}?" if near else "")) from error
@@ -742,7 +778,7 @@ def _numpy(path: Path) -> Data:
 
 def _check_one_scale(path: Path, train: Tensor, test: Tensor) -> None:
     """Refuse parts of which one has been brought to [0, 1] and the other still holds whole numbers."""
-    largest = [part.max().item() for part in (train, test)]
+    largest = [part[~part.isnan()].max().item() if not part.isnan().all() else 1 for part in (train, test)]
     if train.is_floating_point() != test.is_floating_point() and min(largest) <= 1 < max(largest):
         found = [
             f"{name} of {part.dtype} up to {most:g}"

@@ -250,11 +250,11 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
     def on_step(step: int, loss: Any) -> None:
         bar.initial = bar.initial or step - bar.n  # of a run that goes on
         if bar.update(step + 1 - bar.n):  # shown: only then a GPU is waited for
-            text = f"epoch {step // batches + 1}/{run.config.epochs}, {loss.item():.2f} nats per image"
+            text = f"epoch {step // batches + 1}/{run.config.epochs}, {loss.item():.2f} nats per datum"
             bar.set_description(text, refresh=False)
 
     def on_epoch(row: dict[str, float]) -> None:
-        text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per image"
+        text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per datum"
         bar.set_description(f"epoch {row['epoch']:.0f}/{run.config.epochs}, {text}", refresh=False)
 
     with _stopping_at_signals(run.checkpoints.stop, folder, ranks.rank), bar, warnings.catch_warnings():

@@ -280,6 +280,8 @@ def check_folder(folder: Path) -> None:
     """
     if "\0" in str(folder):
         raise ValueError(f"no folder can be named {str(folder)!r}; give --out another one")
+    if not folder.exists():
+        check_no_link(folder)
     if (folder / "config.yaml").exists():
         raise ValueError(f"{folder} already holds a run; give --out another folder")
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):

@@ -70,7 +70,7 @@ def test_a_run_holds_config_metrics_weights_pictures_and_report(capsys):
     assert [row["epoch"] for row in metrics(run)] == ["0", "1", "2"]
     output = capsys.readouterr()
     assert str(run) in output.out
-    assert "nats per image" in output.err
+    assert "nats per datum" in output.err
     for name in PICTURES:
         with Image.open(run / f"{name}.png") as image:
             assert min(image.size) > 100

@@ -2,6 +2,7 @@ import os
 import pickle
 import struct
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -893,6 +894,66 @@ def test_a_masked_array_is_scored_where_it_is_observed():
 @pytest.mark.parametrize("values", [[[1, 2, 3], [4, 5, 6]], [[[1.5, 2], [3, 4]], [[5, 6], [7, 8]]], [[True, False]]])
 def test_nested_lists_keep_all_their_numbers(values):
     assert as_tensor(values).tolist() == np.array(values).tolist()
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, list], ids=["array", "tensor", "list"])
+def test_whole_numbers_that_would_be_rounded_are_refused(tmp_path, kind):
+    """2^24 + 1 is the first whole number that 32 bits do not hold; 2^24 + 2 is an even one, which they do."""
+    assert as_tensor(kind([[2**24, 2**24 + 2, 1]])).tolist() == [[2**24, 2**24 + 2, 1]]
+    for number in (2**24 + 1, -(2**24) - 1, 2**53 + 1):
+        with pytest.raises(ValueError, match=f"hold the whole number {number}, which torch.float32 would round"):
+            as_tensor(kind([[number, 1]]))
+    np.savez(tmp_path / "x.npz", x=[[2**24 + 1, 1], [0, 1]])
+    with pytest.raises(ValueError, match="16777217"):
+        load(tmp_path / "x.npz")
+
+
+def test_whole_numbers_among_others_keep_their_values():
+    rows = [torch.tensor([2**24 + 1, 2]), torch.tensor([0.5, 0.2])]
+    with pytest.raises(ValueError, match="16777217"):
+        as_tensor(rows)
+    with pytest.raises(ValueError, match="9223372036854775809"):  # which would become negative
+        as_tensor(np.array([[2**63 + 1, 1]], np.uint64))
+    assert as_tensor(torch.tensor([[2**24 + 1, 1]]).double())[0, 0] == 2**24 + 1
+
+
+@pytest.mark.parametrize(
+    "item",
+    [[(1.0, 2.0), (3.0, 4.0)], [[1.0, 2.0], (3.0, 4.0)], [Image.new("L", (2, 2)), Image.new("L", (2, 2))]],
+    ids=["tuples", "a list and a tuple", "images"],
+)
+def test_parts_of_one_size_in_a_list_are_not_left_out(item):
+    with pytest.raises(TypeError, match="a list of 2 arrays of one shape"):
+        as_tensor([item, item])
+
+
+def test_batches_of_a_loader_are_not_taken_for_data():
+    with pytest.raises(TypeError, match="must not be a DataLoader"):
+        as_tensor(iter(DataLoader(TensorDataset(torch.zeros(4, 2)), batch_size=2)))
+
+
+def test_a_view_of_memory_is_its_array():
+    values = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    assert as_tensor(memoryview(values)).tolist() == values.tolist()
+
+
+def test_parts_of_which_one_alone_has_been_scaled_are_refused_also_where_entries_are_missing(tmp_path):
+    np.savez(tmp_path / "x.npz", x_train=np.uint8([[0, 255]]), x_test=[[np.nan, 0.5]])
+    with pytest.raises(ValueError, match="bring both to one scale"):
+        load(tmp_path / "x.npz")
+
+
+def test_what_would_be_left_out_of_a_file_is_refused(tmp_path):
+    with open(tmp_path / "two.npy", "wb") as file:
+        np.save(file, np.zeros((3, 2)))
+        np.save(file, np.ones((3, 2)))
+    with pytest.raises(ValueError, match="more follows its array"):
+        load(tmp_path / "two.npy")
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 2)))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr("notes.txt", "zeros")
+    with pytest.raises(ValueError, match=r"notes\.txt in it is no array"):
+        load(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize(

@@ -445,6 +445,7 @@ def test_files_that_are_missing_damaged_or_stale_are_made_anew(small, tmp_path):
     ("flags", "words"),
     [
         (["--out=a\0b"], r"no folder can be named 'a\x00b'; give --out another one"),
+        (["--out=link"], "link is a link to nowhere, and is not followed: remove it"),
         (["--out=x.npy/y"], "x.npy/y cannot be written: x.npy is not a folder that you can write to"),
         (["--config=nested.yaml"], "prior takes one value, or whole numbers where it is a list, not ['a']"),
     ],
@@ -453,6 +454,7 @@ def test_what_cannot_be_is_refused_in_a_line_before_any_work(flags, words, tmp_p
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.zeros((20, 3), np.float32))
     (tmp_path / "nested.yaml").write_text("prior: [a]\n")
+    (tmp_path / "link").symlink_to("nowhere")
     assert main(["train", "--data=x.npy", "--batch-size=7", *flags]) == 2
     said = capsys.readouterr()
     assert words in said.err

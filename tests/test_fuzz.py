@@ -279,6 +279,7 @@ def main_code(argv):
     [
         ("data_root: /elsewhere", "--data-root=/elsewhere"),
         ("data-root: /elsewhere", "--data-root=/elsewhere"),
+        ("data_root: 0", "--data-root=0"),
         ("download: true", "--download"),
     ],
 )
@@ -303,6 +304,26 @@ def test_a_config_file_does_not_say_what_this_machine_reads_or_fetches(line, fla
     Path("run/config.yaml").write_text("download: false\ndata_root:\n")
     assert main(["train", "--config=run/config.yaml", "--out=other"]) == 2
     assert "loaded" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("download: []", "add --download"),  # no flag of a user's own
+        ("data: false", "data takes a value, not False"),  # and not the digits
+        ("decoder: off", "decoder takes a value, not False"),  # YAML's word for false
+        ("scale: no", "scale takes a value, not False"),
+        ("latent_dim: true", "latent_dim takes a value, not True"),
+        ("hidden: []", "hidden takes one value, or whole numbers where it is a list, not []"),
+        ("lr: [true]", "lr takes one value, or whole numbers where it is a list, not [True]"),
+        ("device: meta", "no device 'meta' on this machine"),
+    ],
+)
+def test_a_value_of_a_config_file_is_taken_as_it_is_or_refused(line, words, capsys):
+    Path("config.yaml").write_text(line)
+    assert main(["train", "--config=config.yaml", "--out=other"]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")

@@ -234,10 +234,32 @@ class Pairs(IterableDataset):
         return iter([(torch.full((2,), 51 * i, dtype=torch.uint8), i) for i in range(3)])
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [[-1], [3], [True, False, True], [0.0, 1.0], [[0, 1]], []],
+    ids=["negative", "beyond", "mask", "floating", "two dimensions", "none"],
+)
+def test_rows_that_a_file_does_not_have_are_refused(tmp_path, rows):
+    """Row -1 would be read from the file's head."""
+    np.save(tmp_path / "x.npy", np.arange(6.0).reshape(3, 2))
+    with pytest.raises(ValueError, match=r"rows must be whole numbers from 0 to 2, shape \(n,\)"):
+        MemoryMapped(tmp_path / "x.npy", torch.tensor(rows))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int32, torch.uint8])
+def test_rows_are_found_whatever_the_type_of_their_numbers(tmp_path, kind):
+    """The place of row 100 in the file is beyond what 8 bits hold."""
+    values = np.arange(6000.0).reshape(600, 10)
+    np.save(tmp_path / "x.npy", values)
+    assert MemoryMapped(tmp_path / "x.npy", torch.tensor([100, 3], dtype=kind))[:].tolist() == values[[100, 3]].tolist()
+
+
 def test_a_stream_of_labelled_8_bit_values_keeps_the_values():
-    stream = Stream(Pairs())
+    with pytest.warns(UserWarning, match="only the first of the 2 parts"):
+        stream = Stream(Pairs())
     assert stream.shape == (3, 2)
-    assert stream[:].tolist() == [[0.0, 0.0], [51.0, 51.0], [102.0, 102.0]]
+    with pytest.warns(UserWarning, match="only the first of the 2 parts"):
+        assert stream[:].tolist() == [[0.0, 0.0], [51.0, 51.0], [102.0, 102.0]]
 
 
 @pytest.mark.parametrize(
