@@ -26,6 +26,7 @@ WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 
 TRUSTED = {"pyro_vae", "torch", "pyro", "zuko", "functools", "collections", "builtins"}  # do the same at every step
 MANY = 1000  # elements: of a longer list or array, only the length is watched
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, types.ModuleType)
+HOOKS = [each for name, each in vars(torch.nn.modules.module).items() if name.startswith("_global_")]  # on all modules
 CHANGED = "what the programs hold in Python changes from step to step"
 Outputs = Sequence[Any]  # tensors, or None for the gradient of a parameter that has none
 Step = Callable[..., Outputs]
@@ -59,7 +60,7 @@ class Held:
         self._reads: list[tuple[Callable[[Any], Any], Any, Any]] = []
         self._empty: list[Any] = []  # what is empty, as most dictionaries of a module are: looked at together
         self._tensors: list[Tensor] = []
-        waiting = list(roots)
+        waiting = [*roots, *HOOKS]
         while waiting:
             value = waiting.pop()
             if not isinstance(value, PLAIN) and id(value) not in self._seen:
@@ -118,6 +119,18 @@ class Held:
         if not self.foreign and root_of(described) not in TRUSTED:
             kind = "function" if isinstance(value, types.FunctionType) else "class"
             self.foreign = f"the {kind} {described.__qualname__} of {described.__module__}"
+
+
+def slots_of(value: Any) -> list[str]:
+    """Return the names of an object's slots.
+
+    Example:
+        >>> slots_of(1), slots_of(type("Point", (), {"__slots__": ("x", "y")})())
+        ([], ['x', 'y'])
+    """
+    slots = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+    names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+    return [name for name in names if not name.startswith("__")]
 
 
 def root_of(described: Any) -> str:

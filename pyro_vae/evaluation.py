@@ -131,8 +131,9 @@ def _at_sample(
     recorder, traces = recording(loss)
     try:
         value = float(recorder.loss(model, guide, batch))
-    except NotImplementedError as error:
-        raise ValueError(f"{type(loss).__name__} does not take these programs: {error}") from error
+    except (KeyError, NotImplementedError) as error:
+        reason = f"only one of them draws site {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{type(loss).__name__} does not take these programs: {reason}") from error
     pairs = traces or [paired_traces(model, guide, batch)]
     reconstruction, kl = terms_of(recorder, pairs, value=value)
     share = share_of(pairs, len(batch), plates)

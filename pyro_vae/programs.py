@@ -30,6 +30,7 @@ from torch.utils.data import IterableDataset
 from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
 from pyro_vae.distributions.relaxed import KeptLogarithms
 from pyro_vae.distributions.wrappers import layers
+from pyro_vae.engine import slots_of
 from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.networks import as_function
 from pyro_vae.objectives import DataPlates, data_plates
@@ -114,7 +115,8 @@ def _held(value: Any) -> list[Any]:
     if isinstance(value, type):
         return list(vars(value).values())
     if isinstance(value, nn.Module) or not _is_library(type(value)):
-        return [*getattr(value, "__dict__", {}).values(), *type(value).__mro__]
+        slots = [getattr(value, name, None) for name in slots_of(value)]
+        return [*getattr(value, "__dict__", {}).values(), *slots, *type(value).__mro__]
     return []
 
 
@@ -161,9 +163,10 @@ def _reached(*programs: Program) -> Iterator[None]:
 
 def _changes(module: nn.Module) -> bool:
     """Whether a module may do something else in training than in evaluation, or keeps buffers."""
-    names = getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
+    methods = [each for cls in type(module).__mro__ if cls is not nn.Module for each in vars(cls).values()]
+    reads = any("training" in method.__code__.co_names for method in methods if isinstance(method, FunctionType))
     buffers = next(module.buffers(recurse=False), None) is not None
-    return buffers or bool(getattr(module, "dropout", 0)) or "training" in names
+    return buffers or bool(getattr(module, "dropout", 0)) or reads
 
 
 def as_input(data: Any, *programs: Program) -> Rows:
@@ -186,7 +189,8 @@ def as_input(data: Any, *programs: Program) -> Rows:
         x = as_stored(x)
         x = EightBit(x, scale=1) if x.dtype == torch.uint8 else x
     parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
-    return x.to(parameters[0].device, parameters[0].dtype) if parameters else x
+    dtypes = [parameter.dtype for parameter in parameters if parameter.is_floating_point()]
+    return x.to(parameters[0].device, (dtypes or [torch.get_default_dtype()])[0]) if parameters else x
 
 
 @contextmanager
@@ -549,6 +553,7 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         raise ValueError("the model observes nothing: give one of its sample sites obs=x")
     for site in observed:
         _check_observed_shape(site)
+    _check_both_draw(model_trace, guide_trace)
     for name in guide_trace.stochastic_nodes:
         if name in model_trace.nodes:
             prior, posterior = model_trace.nodes[name]["fn"], guide_trace.nodes[name]["fn"]
@@ -560,6 +565,25 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                 _check_values(name, prior, guide_trace.nodes[name]["value"])
             else:
                 _check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
+
+
+def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse sites of one program whose density the other does not answer: the KL of them would be no KL."""
+    for site in _observed(guide_trace):
+        if not site["infer"].get("_deterministic"):
+            raise ValueError(
+                f"the guide observes site {site['name']!r}, whose density is of no latent site: let the model have it"
+                " (a pyro.factor of the guide with the opposite sign)"
+            )
+    for name in model_trace.stochastic_nodes:
+        site, drawn = model_trace.nodes[name], guide_trace.nodes.get(name)
+        if drawn is None and site["mask"] is not False and not site["infer"].get("enumerate"):
+            raise ValueError(f"the model draws site {name!r}, and the guide does not: let the guide draw it, too")
+        masks = [each["mask"] for each in (site, drawn) if each and isinstance(each["mask"], Tensor)]
+        if drawn and masks and not (len(masks) == 2 and torch.equal(*torch.broadcast_tensors(*masks))):
+            raise ValueError(
+                f"site {name!r} has another mask in the model than in the guide: put poutine.mask around it in both"
+            )
 
 
 def _is_point(distribution: Any) -> bool:

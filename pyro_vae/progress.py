@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tensors, checked_state
 from pyro_vae.data import Rows, Stream, digest_of
 from pyro_vae.distributed import Ranks
-from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of
+from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 
 BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
 
@@ -316,46 +317,70 @@ def described(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     digest = hashlib.sha256()
-    _feed(digest, value, set())
+    _feed(digest, value, {})
     inner = value.func if isinstance(value, partial) else value
     named = inner if hasattr(inner, "__name__") else type(inner)
     name = named.__qualname__ if isinstance(named, FunctionType | type) else named.__name__
     return f"{name} ({digest.hexdigest()[:12]})"
 
 
-def _feed(digest: Any, value: Any, seen: set[int]) -> None:
+def _feed(digest: Any, value: Any, seen: dict[int, tuple[int, Any]]) -> None:
+    """Digest a value; ``seen`` numbers what has been met, and keeps it, so that no other object takes its identity."""
     if isinstance(value, Tensor | np.ndarray):
         array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else np.ascontiguousarray(value)
         digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
         flat = array.reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array.reshape(-1)
         digest.update(flat.tobytes())
         return
-    inside: list[Any] = []
-    if isinstance(value, PLAIN) or id(value) in seen:
+    if isinstance(value, PLAIN):
         digest.update(repr(value).encode() if not isinstance(value, ModuleType) else value.__name__.encode())
         return
-    seen.add(id(value))
-    if isinstance(value, dict):
-        inside = [*value, *value.values()]
-    elif isinstance(value, set | frozenset):
-        inside = sorted(map(repr, value))
-    elif isinstance(value, list | tuple):
-        inside = list(value)
-    elif isinstance(value, CodeType):
-        inside = [value.co_code, value.co_consts, value.co_names]
-    elif isinstance(value, FunctionType):
-        inside = [value.__code__, value.__defaults__, value.__kwdefaults__, *map(held_in, value.__closure__ or ())]
-        inside += read_globals(value) if root_of(value) not in TRUSTED else []
-    elif isinstance(value, MethodType):
-        inside = [value.__func__, value.__self__]
-    elif isinstance(value, partial):
-        inside = [value.func, value.args, value.keywords]
-    elif not isinstance(value, type):
-        inside = [vars(value)] if hasattr(value, "__dict__") else []
+    if id(value) in seen:
+        digest.update(f"the same as number {seen[id(value)][0]}".encode())
+        return
+    seen[id(value)] = len(seen), value
+    inside = _inside(value)
     named = value if hasattr(value, "__qualname__") else type(value)
-    digest.update(f"{type(value).__name__} {named.__module__}.{named.__qualname__} {len(inside)}".encode())
+    module = getattr(named, "__module__", None)  # which methods of builtin types have not
+    digest.update(f"{type(value).__name__} {module}.{named.__qualname__} {len(inside)}".encode())
     for each in inside:
         _feed(digest, each, seen)
+
+
+def _inside(value: Any) -> list[Any]:
+    """Return what a value consists of, for a digest of it."""
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, CodeType):
+        return [value.co_code, value.co_consts, value.co_names]
+    if isinstance(value, FunctionType):
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, *map(held_in, value.__closure__ or ())]
+        return parts + (read_globals(value) if root_of(value) not in TRUSTED else [])
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, type):
+        own = [] if root_of(value) in TRUSTED else vars(value).values()
+        return [*[each for each in own if isinstance(each, FunctionType)], *value.__bases__]
+    return _state_of(value)
+
+
+def _state_of(value: Any) -> list[Any]:
+    """Return the attributes and the class of an object, or what it would be pickled as where it has none."""
+    held = [getattr(value, name, None) for name in slots_of(value)]
+    if hasattr(value, "__dict__"):
+        held.append(vars(value))
+    if isinstance(value, BuiltinFunctionType):
+        return [value.__self__]
+    if not held:
+        with suppress(Exception):  # what cannot be pickled has no state that could be told
+            held = list(value.__reduce_ex__(2)[1:3])
+    return [*held, type(value)]
 
 
 def described_data(x: Rows | None) -> str | None:

@@ -13,6 +13,7 @@ from all_cases import CASES
 from partners import vae_around
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_elbo
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
 from pyro_vae import engine as engines
@@ -375,6 +376,24 @@ def test_what_is_not_of_this_package_runs_eagerly_under_auto(name):
     assert line.startswith("eager: the ")
     assert torch.equal(rows.nan_to_num(), auto_rows.nan_to_num())
     assert all(map(torch.equal, state, auto_state))
+
+
+@pytest.mark.usefixtures("early")
+def test_a_hook_on_all_modules_runs_eagerly_under_auto():
+    def run(engine):
+        torch.manual_seed(0)
+        vae, calls = small_vae(), itertools.count()
+        hook = register_module_forward_hook(
+            lambda module, _, out: out * (2 if next(calls) > 20 else 1) if isinstance(module, nn.Linear) else None
+        )
+        try:
+            return trained(lambda: (vae.model, vae.guide, vae.parameters), engine, validation=None)
+        finally:
+            hook.remove()
+
+    (rows, _, _), (auto_rows, _, line) = run("eager"), run("auto")
+    assert line.startswith("eager: the function ")
+    assert torch.equal(rows.nan_to_num(), auto_rows.nan_to_num())
 
 
 def set_rate(vae):

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal
@@ -311,3 +312,31 @@ def test_an_autoguide_of_a_global_site_ends_at_its_exact_posterior():
     optimizer = lambda ps: torch.optim.Adam(ps, lr=0.01)  # noqa: E731
     fit(model, guide, x, epochs=60, batch_size=30, optimizer=optimizer, engine="eager")
     assert guide.median()["mean"].item() == pytest.approx(x.sum().item() / (N + 1 / PRIOR**2), abs=0.03)
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("scale", [lambda x: N / len(x), lambda x: torch.tensor(1 / len(x))], ids=["up", "down"])
+def test_a_scale_that_hangs_on_the_batch_is_refused_but_not_for_all_data_at_a_time(scale, both):
+    pair, x = Local(), torch.ones(N, 5)
+
+    def scaled(program):
+        return lambda x: poutine.scale(program, scale=scale(x))(x)
+
+    model, guide = scaled(pair.model), scaled(pair.guide) if both else pair.guide
+    with pytest.raises(ValueError, match=r"site '[xz]' has a scale of its own of .* take pyro.plate\(\.\.\., 60, subs"):
+        evaluate(model, guide, x, batch_size=20)
+    whole = evaluate(model, guide, x, batch_size=N).loss
+    half = [evaluate(poutine.scale(pair.model, scale=0.5), pair.guide, x, batch_size=size).loss for size in (20, N)]
+    assert half[0] == pytest.approx(half[1], rel=1e-5)
+    assert half[0] == pytest.approx(pair.bound(x).item() / 2, rel=1e-5)
+    assert whole == pytest.approx(pair.bound(x).item() * float(scale(x)), rel=1e-5)
+
+
+def test_a_schedule_of_a_programs_own_is_no_scale_of_the_batch():
+    pair, steps = Local(), iter(range(5, 1000))
+
+    def warm(x):
+        with poutine.scale(scale=next(steps) / 1000):
+            pair.guide(x)
+
+    evaluate(pair.model, warm, torch.ones(N, 5), batch_size=20)

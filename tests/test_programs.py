@@ -703,10 +703,46 @@ def test_a_module_that_is_called_but_not_found_is_refused_if_it_has_a_mode_or_bu
     check_programs(model, through(lambda: nn.Softplus()), grey())
 
 
+class Slotted:
+    """An object without a dictionary."""
+
+    __slots__ = ("net",)
+
+    def __init__(self, net):
+        self.net = net
+
+
+class Drops(nn.Module):
+    """A module whose mode is read by another method than the one that is called."""
+
+    def forward(self, x):
+        return self.drop(x)
+
+    def drop(self, x):
+        return nn.functional.dropout(x, 0.9, self.training)
+
+
+def test_modules_in_slots_are_found_and_a_mode_is_seen_in_any_method():
+    held, hidden = Slotted(Drops()), {Drops(): 0}
+    assert modules_of(lambda x: held.net(x)) == [held.net]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(next(iter(hidden))(x), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(TypeError, match=r"the programs call a module, Drops, that is not found from them"):
+        check_programs(model, lambda _: None, torch.zeros(4, 3))
+
+
 def test_data_follow_the_device_and_the_precision_of_the_modules():
     one, x = vae(), torch.zeros(2, 3)
     assert as_input(x, one.double().model, one.guide).dtype == torch.float64
     assert as_input(x, lambda x: x) is x
+    whole = nn.ParameterList(
+        [nn.Parameter(torch.tensor(3), requires_grad=False), nn.Parameter(torch.zeros(1).double())]
+    )
+    assert as_input(x + 0.5, whole).tolist() == (x + 0.5).tolist()  # not rounded to the whole numbers of the first
+    assert as_input(x, whole).dtype == torch.float64
     assert as_input(x, vae().to("meta").model).device == torch.device("meta")
 
 

@@ -1,5 +1,7 @@
+import operator
 import warnings
 from functools import partial
+from types import FunctionType
 
 import pyro
 import pyro.distributions as dist
@@ -10,6 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialL
 
 from pyro_vae import VAE, decoders, encoders, fit, networks, objectives, priors
 from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors
+from pyro_vae.progress import described
 from pyro_vae.training import COLUMNS
 
 SHAPE, COUNT, BATCH, EPOCHS = (1, 8, 8), 70, 16, 4  # 5 steps to an epoch, the last of 6 data
@@ -391,6 +394,53 @@ def test_all_that_changes_the_numbers_is_compared(name, tmp_path):
         ValueError, match=f"^cannot resume: the checkpoint has {message}" if "=" in message[:12] else message
     ):
         train_store(Store(), resume=tmp_path, **change)
+
+
+class Slots:
+    """A transform without a dictionary."""
+
+    __slots__ = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, x):
+        return self.scale * x
+
+
+def called(call):
+    """An object whose class has this code."""
+    return type("Transform", (), {"__call__": call, "__module__": "theirs"})()
+
+
+def again(x):
+    return again(x) if x is None else x
+
+
+MADE = {
+    "slots": (lambda: Slots(1.0), lambda: Slots(2.0)),
+    "method of a builtin type": (lambda: torch.ones(3).mul, lambda: torch.full((3,), 2.0).mul),
+    "class": (lambda: called(lambda _, x: x), lambda: called(lambda _, x: 2 * x)),
+    "pickled": (lambda: operator.itemgetter(slice(1)), lambda: operator.itemgetter(slice(2))),
+    "no module": (lambda: partial(torch.Tensor.mul, other=1.0), lambda: partial(torch.Tensor.mul, other=2.0)),
+    "several": (lambda: [noisy(k) for k in range(50)], lambda: [noisy(min(k, 48)) for k in range(50)]),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_objects_of_one_class_are_told_apart_by_what_they_hold(name):
+    one, other = MADE[name]
+    assert described(one()) == described(one())
+    assert described(one()) != described(other())
+
+
+def test_a_description_names_no_address():
+    known = described([again, again]), described(again)
+    code = again.__code__
+    globals_of_another = {"again": None}
+    another = FunctionType(code, globals_of_another, "again")
+    another.__module__, globals_of_another["again"] = again.__module__, another
+    assert (described([another, another]), described(another)) == known
 
 
 def test_functions_of_one_name_are_told_apart_by_their_code_and_what_they_close_over(tmp_path):

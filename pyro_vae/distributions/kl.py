@@ -1,6 +1,7 @@
 """Closed forms of KL divergences that neither torch nor Pyro has, registered with torch, so that Pyro finds them."""
 
 import torch
+from pyro.distributions import Delta, Distribution
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import register_kl
@@ -16,6 +17,12 @@ def kl_or_none(q: td.Distribution, p: td.Distribution) -> Tensor | None:
         return td.kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+@register_kl(Delta, Distribution)
+def _kl_of_point(p: Delta, q: td.Distribution) -> Tensor:
+    """Count the density that a point carries, such as the Jacobian of an automatic guide, which Pyro 1.9 leaves out."""
+    return p.log_density - q.log_prob(p.v)
 
 
 @register_kl(td.MultivariateNormal, td.Independent)

@@ -200,9 +200,10 @@ class Objective(ELBO):
                 f" the data, of dim -1; site {name!r} stands in {len(plates)}: take Trace_ELBO for such programs"
             )
         if not self.weighs_kl and not unscaled(site):
+            scale = _in_a_line(site["scale"])
             raise ValueError(
-                f"{type(self).__name__} has no KL to weigh: a scale of {site['scale']} at site {name!r} would change"
-                " the bound without a word; leave beta at 1, or take Trace_ELBO"
+                f"{type(self).__name__} has no KL to weigh: a scale of {scale} at site {name!r} would change the bound"
+                " without a word; leave beta at 1, or take Trace_ELBO"
             )
 
     def _check_same_sites(self, model_trace: Trace, guide_trace: Trace) -> None:
@@ -289,6 +290,10 @@ def log_prob(trace: Trace, names: list[str]) -> Tensor:
 def unscaled(site: dict[str, Any]) -> bool:
     """Whether a site stands under no scale: neither a weight, nor a plate that takes a part of its data."""
     return isinstance(site["scale"], float | int) and site["scale"] == 1
+
+
+def _in_a_line(scale: Tensor | float) -> str:
+    return f"shape {tuple(scale.shape)}" if isinstance(scale, Tensor) and scale.dim() else f"{float(scale):g}"
 
 
 def unweighed(trace: Trace) -> Tensor:

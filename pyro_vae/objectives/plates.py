@@ -1,5 +1,6 @@
 """The plates over the data of a pair of programs, and what stands outside them."""
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -88,8 +89,8 @@ def data_plates(pair: Pair, count: int, other: Pair | None, other_count: int, to
         The plates, and the sites outside that do not grow with the batch.
 
     Raises:
-        ValueError: where the plates have several sizes; for sites that would count once per batch, and sites outside a
-            scaled plate that hold the batch.
+        ValueError: where the plates have several sizes; for sites that would count once per batch, sites outside a
+            scaled plate that hold the batch, and scales of a program's own that hang on the size of the batch.
     """
     sites, others = _with_density(pair), _with_density(other or pair)
     alone = _of_length(sites, count)
@@ -115,7 +116,30 @@ def data_plates(pair: Pair, count: int, other: Pair | None, other_count: int, to
             f" of {count}, not once for all {total} data: take pyro.plate({min(names, default='data')!r}, {total},"
             " subsample_size=len(x)) in both programs"
         )
+    if count < total:
+        _check_scales(sites, count, others, other_count, total)
     return DataPlates(frozenset(names), size, tuple(constant))
+
+
+def _check_scales(
+    sites: dict[tuple[int, str], Any], count: int, others: dict[tuple[int, str], Any], other_count: int, total: int
+) -> None:
+    """Refuse scales that a program takes from the size of the batch; a schedule of its own may change them."""
+    for key in sorted(sites.keys() & others.keys()):
+        here, there = _own_scale(sites[key]), _own_scale(others[key])
+        if here != there and math.isclose(here * count, there * other_count, rel_tol=1e-5):
+            raise ValueError(
+                f"site {key[1]!r} has a scale of its own of {here:g} in a batch of {count}, and of {there:g} in one of"
+                f" {other_count}, so that the bound would depend on the batch size: take pyro.plate(..., {total},"
+                " subsample_size=len(x)) in both programs"
+            )
+
+
+def _own_scale(site: dict[str, Any]) -> float:
+    """Return the number by which a program scales a site beside what its plates do; NaN where it has one per datum."""
+    scale = torch.as_tensor(site["scale"])
+    by_plates = math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"])
+    return scale.item() / by_plates if scale.numel() == 1 else math.nan
 
 
 def _with_density(pair: Pair) -> dict[tuple[int, str], dict[str, Any]]:

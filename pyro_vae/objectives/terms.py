@@ -404,6 +404,11 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> 
             total = total + _log_prob_at_1(posterior) - (_log_prob_at_1(prior) if prior else 0)
         else:
             total = total + _at_1(divergence, posterior)
+    for name, prior in priors.items():
+        if prior["infer"].get("enumerate"):
+            raise ValueError(
+                f"the model has site {name!r} summed out, and this loss sums nothing: take TraceEnum_ELBO()"
+            )
     return total - sum(_log_prob_at_1(prior) for prior in priors.values())
 
 
