@@ -90,6 +90,7 @@ def test_a_training_in_bfloat16_comes_to_a_bound_like_the_one_in_32_bits():
     assert exact[-1]["test_loss"] < exact[0]["test_loss"] - 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bfloat16")
 def test_recorded_in_bfloat16_is_eager_in_bfloat16_to_the_last_bit():
     _, eager = trained(precision="bf16-mixed", engine="eager")
@@ -98,6 +99,7 @@ def test_recorded_in_bfloat16_is_eager_in_bfloat16_to_the_last_bit():
     assert all(map(torch.equal, eager, recorded))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bfloat16")
 def test_compiled_in_bfloat16_is_kept():
     history, _ = trained(precision="bf16-mixed", engine="compiled")
@@ -122,6 +124,7 @@ def subnormal(adam):
     return int(((moments != 0) & (moments.abs() < torch.finfo(moments.dtype).tiny)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_flushing_moments_changes_no_parameter_and_leaves_none_subnormal(dtype):
     """The gradient of one weight is 0 after the first step; 10,000 steps take even a double below 1e-308."""
