@@ -107,9 +107,9 @@ def test_two_processes_go_on_to_the_last_bit(tmp_path):
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory):
-    """A command that trains two processes for 600 steps an epoch, and the weights that it ends with."""
+    """A command that trains two processes for 300 steps an epoch, and the weights that it ends with."""
     folder = tmp_path_factory.mktemp("long")
-    np.save(folder / "x.npy", np.random.default_rng(0).random((1_510, 6), np.float32))
+    np.save(folder / "x.npy", np.random.default_rng(0).random((760, 6), np.float32))
     command = [sys.executable, "-m", "pyro_vae", *SMALL, "--batch-size=1", "--devices=2"]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
