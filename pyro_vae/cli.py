@@ -443,8 +443,6 @@ def _with_named_data(config: Config, arguments: argparse.Namespace) -> Config:
 
 def _check_file(path: Path | None, flag: str, suffixes: Collection[str] = ()) -> None:
     """Refuse a file that could not be written, before the work whose result it is to hold."""
-    if path and suffixes and path.suffix.lower() not in suffixes:
-        raise ValueError(f"{flag} {path} must end in {', '.join(suffixes)}, which says what is written")
     if path and path.exists() and not path.is_file():
         raise ValueError(
             f"{flag} {path} cannot be written: it is {'a folder' if path.is_dir() else 'no ordinary file'}"
@@ -453,6 +451,8 @@ def _check_file(path: Path | None, flag: str, suffixes: Collection[str] = ()) ->
         raise ValueError(f"{flag} {path} cannot be written: its folder does not exist")
     if path:
         check_no_link(path)
+    if path and suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{flag} {path} must end in {', '.join(suffixes)}, which says what is written")
 
 
 def _sample(arguments: argparse.Namespace) -> None:
