@@ -456,6 +456,7 @@ def test_a_number_that_changes_in_sight_is_seen_at_the_next_call():
         assert recorded(torch.ones(1))[0] == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [
@@ -655,6 +656,7 @@ def test_the_terms_of_a_sum_are_compared_at_the_size_of_the_largest():
     assert not _same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.1000001)))
 
 
+@pytest.mark.slow
 @needs_a_compiler
 def test_places_of_a_mask_are_compiled_and_those_of_data_are_not():
     """How many there are hangs on values: of a constant they are found once."""
@@ -673,6 +675,7 @@ def test_places_of_a_mask_are_compiled_and_those_of_data_are_not():
     assert all(value == x[x > 0].sum() for value, x in zip(found, inputs, strict=True))
 
 
+@pytest.mark.slow
 def test_a_compiled_step_that_is_not_the_eager_one_is_caught(monkeypatch):
     def spoiled(recording, *_, **__):
         return lambda *inputs: [value * (1 + 1e-4) for value in recording(*inputs)]
@@ -684,6 +687,7 @@ def test_a_compiled_step_that_is_not_the_eager_one_is_caught(monkeypatch):
     assert all(torch.equal(value, torch.full((3,), 2.0)) for value in found)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_leads_to_eager_steps_with_one_warning(monkeypatch):
     def without_compiler(*_, **__):
         def fail(*_):

@@ -540,6 +540,7 @@ def test_a_recorded_training_is_the_eager_one(name):
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "recorded", "compiled"])
 def test_a_training_in_chunks_is_not_recorded_and_says_why(engine):
     """A recording would hold all chunks at once."""
