@@ -74,7 +74,7 @@ def numbers(shape=(N, 5)):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20, N])
-@pytest.mark.parametrize("size", [None, N, 3 * N])
+@pytest.mark.parametrize("size", [3 * N, N, None])
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO])
 def test_a_bound_is_per_datum_whatever_the_batch_and_the_size_of_the_plate(elbo, size, batch_size):
     local, x = Local(size), numbers()
