@@ -9,6 +9,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than about five seconds; runs with --everything alone")
+    config.addinivalue_line("markers", "pictures: looks at the pictures of a run, which are blank in other tests")
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen

@@ -26,7 +26,7 @@ setup(
         "matplotlib>=3.9",
         "scikit-learn>=1.4",
         "scipy>=1.11",
-        "safetensors>=0.4",
+        "safetensors>=0.4.4",
         "filelock>=3.12",
         "pyyaml>=6",
         "tqdm>=4.66",

@@ -3,8 +3,9 @@
 import pyro
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from pyro_vae import precision
+from pyro_vae import plots, precision
 
 torch.set_num_threads(1)  # tensors here are small: more threads would only wait for each other
 
@@ -31,3 +32,11 @@ def float64():
 def bfloat16(monkeypatch):
     """Let every machine compute in bfloat16: one without such products gives the same results, slowly."""
     monkeypatch.setattr(precision, "_has_bfloat16", lambda _: True)
+
+
+@pytest.fixture
+def blank_pictures(request, monkeypatch):
+    """Leave the pictures of a run blank, since drawing is slow, but in tests marked "pictures"."""
+    if not request.node.get_closest_marker("pictures"):
+        as_file = plots.as_file
+        monkeypatch.setattr(plots, "as_file", lambda _, *how: as_file(Figure(), *how))

@@ -25,6 +25,7 @@ from pyro_vae.config import Config
 from pyro_vae.pictures import grid_figure
 from pyro_vae.training import COLUMNS
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 QUICK = ["--epochs", "2", "--latent-dim", "3", "--hidden", "16"]
 PICTURES = [
     "curves",
@@ -58,6 +59,7 @@ def without_seconds(run):
     return [{**row, "seconds": None} for row in metrics(run)]
 
 
+@pytest.mark.pictures
 def test_a_run_holds_config_metrics_weights_pictures_and_report(capsys):
     run = train()
     assert sorted(path.name for path in run.iterdir()) == sorted(
@@ -307,6 +309,7 @@ def test_sequences_are_read_by_a_recurrent_network_of_its_own_parameters():
     assert main(["sample", str(run), "--n", "4"]) == 0
 
 
+@pytest.mark.pictures
 def test_the_report_holds_every_picture_and_the_last_numbers_and_refers_to_nothing_outside():
     run = train()
     html = (run / "report.html").read_text()
@@ -315,6 +318,7 @@ def test_the_report_holds_every_picture_and_the_last_numbers_and_refers_to_nothi
     assert not re.search(r'(src|href)="(?!data:)', html)
 
 
+@pytest.mark.pictures
 def test_sample_writes_as_many_pictures_as_asked_and_follows_its_seed(capsys):
     run = train()
     for seed in ("0", "1"):
@@ -330,6 +334,7 @@ STARTS = {"png": b"\x89PNG", "jpg": b"\xff\xd8", "PDF": b"%PDF", "svg": b"<?xml"
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_out_is_written_as_what_its_name_says(capsys):
     run = train()
     for suffix, start in STARTS.items():

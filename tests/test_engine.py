@@ -625,6 +625,7 @@ needs_a_compiler = pytest.mark.skipif(
 
 
 @needs_a_compiler
+@pytest.mark.slow
 def test_a_compiled_training_draws_the_same_noise_and_agrees_with_the_eager_one():
     settings = {"beta": linear_warm_up(20), "transform": data.dynamic}
     rows, state, _ = trained(of_vae(learned=True), "eager", **settings)

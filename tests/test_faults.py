@@ -19,6 +19,7 @@ from pyro_vae.cli import main
 from pyro_vae.runs import Run
 from pyro_vae.settings import PARTS, Config
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 FLAGS = ["--hidden=8", "--latent-dim=2", "--batch-size=4", "--latent-map=first", "--data=digits"]
 FAST = [*FLAGS, "--batch-size=64"]
 

@@ -26,11 +26,15 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@settings(max_examples=100, derandomize=True, **fuzz.QUIET)
-@given(fuzz.CASES)
-def test_bad_input_is_refused_in_words_of_its_own(case):
-    found = fuzz.outcome(case)
-    assert not found.failed, f"{found.verdict}: {case}\n{found.words}"
+@pytest.mark.parametrize("examples", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_bad_input_is_refused_in_words_of_its_own(examples):
+    @settings(max_examples=examples, derandomize=True, **fuzz.QUIET)
+    @given(fuzz.CASES)
+    def check(case):
+        found = fuzz.outcome(case)
+        assert not found.failed, f"{found.verdict}: {case}\n{found.words}"
+
+    check()
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_the_exact_gradient_is_that_of_finite_differences():
 # What theory says
 
 
-@pytest.mark.parametrize("model", ["linear", "discrete"])
+@pytest.mark.parametrize("model", ["discrete", pytest.param("linear", marks=pytest.mark.slow)])
 def test_unbiased_estimators_stay_within_4_standard_errors_of_the_exact_gradient(request, model):
     """Over 10,000 draws of each."""
     found = request.getfixturevalue(model)
@@ -178,6 +178,7 @@ def test_a_baseline_and_leaving_one_out_lower_the_variance_of_the_score_function
     assert rows(linear)["pathwise, sampled KL"].variance < rows(linear)["score function"].variance / 5
 
 
+@pytest.mark.slow
 def test_sticking_the_landing_has_no_variance_at_the_exact_posterior_and_the_others_have():
     variances = []
     for distance in (1.0, 0.3, 0.0):
@@ -188,12 +189,14 @@ def test_sticking_the_landing_has_no_variance_at_the_exact_posterior_and_the_oth
     assert found["pathwise, sampled KL"].variance > 0.1
 
 
+@pytest.mark.slow
 def test_the_signal_to_noise_ratio_of_dreg_grows_with_the_particles_where_that_of_iwae_falls(linear):
     iwae, dreg = ([rows(linear)[f"{name} {k}"].snr for k in (2, 8, 64)] for name in ("IWAE", "DReG"))
     assert iwae[0] > iwae[1] > iwae[2]
     assert dreg[0] < dreg[1] < dreg[2]
 
 
+@pytest.mark.slow
 def test_better_noise_lowers_the_variance_on_a_smooth_model(linear):
     plain = rows(linear)["pathwise, 8 particles"].variance
     sticking = rows(linear)["sticking the landing, 8 particles"].variance
@@ -202,6 +205,7 @@ def test_better_noise_lowers_the_variance_on_a_smooth_model(linear):
         assert rows(linear)[f"pathwise, 8 particles, {kind}"].variance < plain / 1.5
 
 
+@pytest.mark.slow
 def test_the_closed_form_kl_changes_the_variance_and_not_the_mean(linear):
     one, other = rows(linear)["pathwise, closed-form KL"], rows(linear)["pathwise, sampled KL"]
     assert one.variance != pytest.approx(other.variance, rel=0.05)
