@@ -35,7 +35,7 @@ COLUMNS = (
 )  # of the history that a checkpoint holds
 KINDS = {
     **{"epoch": int, "step": int, "batches": int, "seconds": float, "best": float},
-    **{"history": list, "settings": dict, "optimizer": dict, "constraints": dict, "frozen": list},
+    **{"history": list, "settings": dict, "optimizer": dict, "constraints": dict, "frozen": list, "programs": list},
 }  # of what a checkpoint says in plain values
 Tensors = Mapping[str, Tensor]
 
@@ -310,6 +310,8 @@ def _check_about(about: Mapping[str, Any]) -> None:
         numbers = isinstance(row, dict) and set(row) == set(COLUMNS) and all(_is(each, float) for each in row.values())
         if not numbers or row["epoch"] != number or not 0 <= row["seconds"] < math.inf:
             _refuse(f"row {number} of the history", row)
+    if len(about["programs"]) != 4:
+        _refuse("programs", about["programs"])
     state, groups = (about["optimizer"].get(name) for name in ("state", "groups"))
     if not (isinstance(state, dict) and all(isinstance(values, dict) for values in state.values())):
         _refuse("optimizer state", state)

@@ -3,22 +3,35 @@
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from inspect import getattr_static
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Protocol
+from weakref import ReferenceType
 
 import numpy as np
 import pyro
 import torch
+from pyro.params.param_store import ParamStoreDict
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
 
 from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tensors, checked_state
 from pyro_vae.data import Rows, Stream, digest_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 
+OPAQUE = (ReferenceType, Trace, ParamStoreDict)  # a run makes and changes them, and they change no number
+MODULES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+CHANGES = (
+    "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
+    "depend on it, the resumed training is another one; keep it in a buffer of a module"
+)
 BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
 
 
@@ -51,6 +64,7 @@ class Progress:
         device: where the programs are.
         ranks: the processes of the training, each with a random state of its own.
         settings: plain values that a checkpoint must have been made with to be continued.
+        programs: the model and the guide, which must be those of the checkpoint.
     """
 
     def __init__(
@@ -62,9 +76,12 @@ class Progress:
         device: torch.device,
         ranks: Ranks,
         settings: dict[str, Any],
+        programs: Sequence[Any],
     ) -> None:
         self.history, self.modules, self.local, self.order, self.device = history, modules, local, order, device
-        self.ranks, self.settings = ranks, settings
+        self.ranks, self.settings, self.programs = ranks, settings, programs
+        self.as_given: list[str] = []  # the programs as `fit` was called with them
+        self.as_begun: list[str] = []  # and as they were behind its checks, which complete what is made lazily
         self.epoch, self.step, self.batches, self.seconds = 1, 0, 0, 0.0
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)  # of three terms and of the data
         self.order_state = order.get_state()
@@ -152,6 +169,7 @@ class Progress:
             "optimizer": {"state": plain, "groups": groups},
             "constraints": self.local.constraints | {name: there for name, (_, there) in self.local.saved.items()},
             "frozen": self.frozen(),
+            "programs": [*self.as_begun, *described_programs(self.programs, values)],
         }
         return tensors, about
 
@@ -176,6 +194,7 @@ class Progress:
         check_settings_of(about["settings"], self.settings)
         values = self.values()
         self._check_values(tensors, about, values)
+        self._check_programs(about["programs"][:2], about["programs"][2:])
         if strange := [name for name in about["frozen"] if not (isinstance(name, str) and name in tensors)]:
             raise ValueError(f"cannot resume: the checkpoint has frozen={strange}, which are none of its parameters")
         random = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
@@ -222,6 +241,18 @@ class Progress:
             if name in met and about["constraints"].get(name) != here:
                 both = f"{about['constraints'].get(name)} there, and {here} here"
                 raise ValueError(f"cannot resume: parameter {name!r} has constraint {both}")
+
+    def _check_programs(self, first: list[str], last: list[str]) -> None:
+        for number, name in enumerate(("model", "guide")):
+            if self.as_given[number] == last[number]:  # such as the same objects, which hold what they held
+                continue
+            if self.as_begun[number] not in (first[number], last[number]):
+                raise ValueError(
+                    f"cannot resume: the {name} is not the checkpoint's: its code, or a value that it holds, differs"
+                )
+            if first[number] != last[number]:
+                warnings.warn(CHANGES.format(name), RuntimeWarning, stacklevel=4)
+        self.as_begun = first
 
     def _load_optimizer(
         self, tensors: Tensors, saved: dict[str, Any], values: dict[str, Tensor], optim: torch.optim.Optimizer
@@ -316,35 +347,78 @@ def described(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    digest = hashlib.sha256()
-    _feed(digest, value, {})
     inner = value.func if isinstance(value, partial) else value
     named = inner if hasattr(inner, "__name__") else type(inner)
     name = named.__qualname__ if isinstance(named, FunctionType | type) else named.__name__
-    return f"{name} ({digest.hexdigest()[:12]})"
+    return f"{name} ({_Digest()(value)})"
 
 
-def _feed(digest: Any, value: Any, seen: dict[int, tuple[int, Any]]) -> None:
-    """Digest a value; ``seen`` numbers what has been met, and keeps it, so that no other object takes its identity."""
-    if isinstance(value, Tensor | np.ndarray):
+def described_programs(programs: Sequence[Any], values: Tensors) -> list[str]:
+    """Return a digest of all that each program computes with, but not of the values that training changes.
+
+    Arguments:
+        programs: Pyro programs.
+        values: the tensors that training changes, by name, of which the names count alone.
+
+    Returns:
+        One text for each program.
+
+    Example:
+        >>> def program(scale):
+        ...     return lambda x: scale * x
+        >>> weight = torch.zeros(1)
+        >>> first, = described_programs([program(weight)], {"weight": weight})
+        >>> weight += 1
+        >>> described_programs([program(weight)], {"weight": weight}) == [first]
+        True
+        >>> described_programs([program(2.0)], {}) == described_programs([program(3.0)], {})
+        False
+    """
+    return [_Digest(values)(program) for program in programs]
+
+
+class _Digest:
+    """A digest of Python objects: their classes, code and all that they hold; of ``values``, only the names."""
+
+    def __init__(self, values: Tensors | None = None) -> None:
+        self._sum = hashlib.sha256()
+        self._seen = {id(value): (name, value) for name, value in (values or {}).items()}  # which keeps them alive
+        self._count = 0
+
+    def __call__(self, value: Any) -> str:
+        self._feed(value)
+        return self._sum.hexdigest()[:12]
+
+    def _feed(self, value: Any) -> None:
+        if isinstance(value, PLAIN):
+            self._add(repr(value) if not isinstance(value, ModuleType) else value.__name__)
+        elif id(value) in self._seen:
+            self._add(f"the same as {self._seen[id(value)][0]}")
+        else:
+            self._seen[id(value)] = f"number {self._count}", value  # so that no other object takes its identity
+            self._count += 1
+            if isinstance(value, Tensor | np.ndarray):
+                self._feed_array(value)
+            elif not isinstance(value, OPAQUE):
+                self._feed_object(value)
+
+    def _feed_array(self, value: Tensor | np.ndarray) -> None:
         array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else np.ascontiguousarray(value)
-        digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
-        flat = array.reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array.reshape(-1)
-        digest.update(flat.tobytes())
-        return
-    if isinstance(value, PLAIN):
-        digest.update(repr(value).encode() if not isinstance(value, ModuleType) else value.__name__.encode())
-        return
-    if id(value) in seen:
-        digest.update(f"the same as number {seen[id(value)][0]}".encode())
-        return
-    seen[id(value)] = len(seen), value
-    inside = _inside(value)
-    named = value if hasattr(value, "__qualname__") else type(value)
-    module = getattr(named, "__module__", None)  # which methods of builtin types have not
-    digest.update(f"{type(value).__name__} {module}.{named.__qualname__} {len(inside)}".encode())
-    for each in inside:
-        _feed(digest, each, seen)
+        self._add(f"{array.dtype} {tuple(array.shape)}")
+        if not (isinstance(value, Tensor) and value.requires_grad and value.is_leaf):  # a parameter, which is trained
+            flat = array.reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array.reshape(-1)
+            self._sum.update(flat.tobytes())
+
+    def _feed_object(self, value: Any) -> None:
+        inside = _inside(value)
+        named = value if hasattr(value, "__qualname__") else type(value)
+        module = getattr(named, "__module__", None)  # which methods of builtin types have not
+        self._add(f"{type(value).__name__} {module}.{named.__qualname__} {len(inside)}")
+        for each in inside:
+            self._feed(each)
+
+    def _add(self, text: str) -> None:
+        self._sum.update(text.encode())
 
 
 def _inside(value: Any) -> list[Any]:
@@ -372,15 +446,30 @@ def _inside(value: Any) -> list[Any]:
 
 def _state_of(value: Any) -> list[Any]:
     """Return the attributes and the class of an object, or what it would be pickled as where it has none."""
-    held = [getattr(value, name, None) for name in slots_of(value)]
-    if hasattr(value, "__dict__"):
-        held.append(vars(value))
     if isinstance(value, BuiltinFunctionType):
         return [value.__self__]
+    if isinstance(value, torch.Generator):
+        return [value.get_state()]
+    held = [getattr(value, name, None) for name in slots_of(value)]
+    if hasattr(value, "__dict__"):
+        held.append({name: each for name, each in vars(value).items() if _tells(value, name)})
     if not held:
         with suppress(Exception):  # what cannot be pickled has no state that could be told
             held = list(value.__reduce_ex__(2)[1:3])
     return [*held, type(value)]
+
+
+def _tells(value: Any, name: str) -> bool:
+    """Whether an attribute says what an object computes: others of a library's are made on the way, or set by `fit`."""
+    if isinstance(value, nn.Module) and (name == "training" or name.startswith("_pyro")):
+        return False
+    if root_of(type(value)) not in TRUSTED or (isinstance(value, nn.Module) and name in MODULES):
+        return True
+    if isinstance(value, Distribution):
+        whole = any(other.startswith(("_param", "_unbroadcasted", "_categorical")) for other in vars(value))
+        lazy = isinstance(getattr_static(type(value), name, None), lazy_property)
+        return not (name.startswith(("_cached", "__")) or (whole and lazy))
+    return not name.startswith("_")
 
 
 def described_data(x: Rows | None) -> str | None:

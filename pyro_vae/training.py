@@ -52,7 +52,7 @@ from pyro_vae.programs import (
     paired_traces,
     seeded,
 )
-from pyro_vae.progress import Progress, described, described_data, settings_of
+from pyro_vae.progress import Progress, described, described_data, described_programs, settings_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -246,7 +246,9 @@ def fit(
         "precision": precision,
         "processes": ranks.size,
     }
-    progress = Progress(history, modules_of(model, guide), local, order, x.device, ranks, same)
+    progress = Progress(history, modules_of(model, guide), local, order, x.device, ranks, same, programs)
+    if keeper:
+        progress.as_given = described_programs(programs, progress.values())
 
     with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide):
         settings = {"loss": loss, "seed": seed, "transform": transform, "ranks": ranks}
@@ -279,6 +281,8 @@ def fit(
                 paired_traces(model, guide, first)  # which meets the parameters
                 bounded = check_points(*programs, first)
             ranks.broadcast([*local.parameters, *buffers])
+            if keeper:
+                progress.as_begun = described_programs(programs, progress.values())
             if saved is None:
                 history.append(_row(0, mean_bound(model, guide, x, **settings), measure(), 0.0))
         if on_epoch and saved is None:
