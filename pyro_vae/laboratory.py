@@ -91,9 +91,10 @@ class Gradients:
 
     def table(self) -> str:
         """Return the rows as text, in columns."""
-        head = f"{'estimator':<40}{'block':<9}{'bias z':>9}{'variance':>11}{'SNR':>9}{'ms':>7}  unbiased expected"
+        width = 2 + max(map(len, ["estimator", *(row.estimator for row in self.rows)]))
+        head = f"{'estimator':<{width}}{'block':<9}{'bias z':>9}{'variance':>11}{'SNR':>9}{'ms':>7}  unbiased expected"
         lines = [
-            f"{row.estimator:<40}{row.block:<9}{row.bias_z:>9.2f}{row.variance:>11.3g}{row.snr:>9.3g}"
+            f"{row.estimator:<{width}}{row.block:<9}{row.bias_z:>9.2f}{row.variance:>11.3g}{row.snr:>9.3g}"
             f"{row.ms_per_step:>7.2f}  {'yes' if row.unbiased_expected else 'no'}"
             for row in self.rows
         ]

@@ -225,6 +225,14 @@ def test_a_biased_estimator_would_be_seen():
 # As a command
 
 
+@pytest.mark.parametrize("names", [["plain", "n" * 60], []], ids=len)
+def test_the_columns_of_the_table_stand_apart_whatever_the_names(names):
+    rows = [laboratory.Row(name, "encoder", 1.0, 2.0, 3.0, 4.0, True) for name in names]
+    _, head, *lines = laboratory.Gradients("linear", 10, rows).table().splitlines()
+    assert [line.split()[:3] for line in lines] == [[name, "encoder", "1.00"] for name in names]
+    assert {line.index("encoder") for line in lines} <= {head.index("block")}
+
+
 def test_the_command_prints_writes_and_draws(tmp_path, capsys):
     argv = ["gradients", "--model", "discrete", "--draws", "1000", "--json", str(tmp_path / "g.json")]
     assert main([*argv, "--out", str(tmp_path / "g.png")]) == 0
