@@ -1,5 +1,6 @@
 """How a step is computed: by running the Pyro programs, or by replaying a recording of their arithmetic."""
 
+import dis
 import functools
 import types
 import warnings
@@ -155,13 +156,25 @@ def held_in(cell: Any) -> list[Any]:
 
 
 def read_globals(function: types.FunctionType) -> list[Any]:
-    """Return the values that a function reads from the names of its module."""
-    codes, names = [function.__code__], set[str]()
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return [function.__globals__[name] for name in sorted(names & function.__globals__.keys())]
+    """Return the values that a function reads from the names of its module.
+
+    Example:
+        >>> def area(circle):
+        ...     return pi * circle.radius**2
+        >>> pi, radius = 3.0, 1.0
+        >>> read_globals(area)  # radius is an attribute
+        [3.0]
+    """
+    values = function.__globals__
+    return [values[name] for name in _global_names(function.__code__) if name in values]
+
+
+@functools.lru_cache(10_000)  # a recording asks at every step
+def _global_names(code: types.CodeType) -> list[str]:
+    """Return the names that a function's code, and the code within it, looks up in its module."""
+    names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    within = [_global_names(each) for each in code.co_consts if isinstance(each, types.CodeType)]
+    return sorted(names.union(*within))
 
 
 class Changes(TorchDispatchMode):

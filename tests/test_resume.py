@@ -685,6 +685,18 @@ def test_guides_that_are_made_on_the_way_are_resumed(name, tmp_path):
     assert fit_programs(programs, 3, resume=tmp_path, clear=False)[3]["train_loss"] == whole[3]["train_loss"]
 
 
+def test_a_name_that_is_only_an_attributes_is_none_of_the_module(monkeypatch):
+    class Part:
+        history = 1.0
+
+        def __call__(self, x):
+            return self.history * x
+
+    known = described(Part())
+    monkeypatch.setitem(globals(), "history", [1, 2, 3])
+    assert described(Part()) == known
+
+
 def test_what_a_program_counts_in_python_is_said_to_be_lost(tmp_path):
     def counted():
         count = []
