@@ -9,15 +9,17 @@ import copy
 import difflib
 import hashlib
 import math
+import mimetypes
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMN
 NAMES = ("digits", *TORCHVISION)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of images; others of Pillow's start other programs
 COLOURS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "F")  # and greys of 16 bits
+MORE = "more follows its array: save one array a file, or several as .npz"
 MOST_OTHERS = 100_000  # files that are no images, in a folder of images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
@@ -136,6 +139,8 @@ class MemoryMapped(_Rows):
             self.stamp = _stamp(os.stat(self.path))
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)  # for its header
             whole, self.kind, self.start = array.shape, array.dtype, array.offset
+            if self.stamp[0] > array.offset + array.nbytes:
+                raise ValueError(MORE)
         except Exception as error:  # numpy has a dozen ways to fail on a damaged file
             raise ValueError(f"{self.path} cannot be read as a .npy file: {error}") from error
         as_tensor(np.zeros([min(1, size) for size in whole], self.kind))  # which refuses what is no data
@@ -254,9 +259,10 @@ def load(
     Arguments:
         source: "digits" (1,797 handwritten digits of 8x8 pixels, part of scikit-learn), "mnist", "fashion-mnist",
             "kmnist"; or the path of a ``.npy`` or ``.npz`` file, or of a folder of images. An ``.npz`` file holds
-            ``x_train`` and ``x_test`` (and, if known, ``y_train`` and ``y_test``), or one array ``x`` (and ``y``);
-            in a folder, the names of sub-folders are the labels, the pictures of a TIFF stack are data each, and those
-            that do not follow from the file are refused: transparent pixels, CMYK, 32-bit integers, floating-point
+            ``x_train`` and ``x_test`` (and, if known, ``y_train`` and ``y_test``), or one array ``x`` (and ``y``), and
+            nothing else; in a folder, the names of sub-folders are the labels, the pictures of a TIFF stack are data
+            each, images of other formats, hidden ones and links to folders are refused, and so are pictures that do not
+            follow from the file: transparent pixels, CMYK, 32-bit integers, floating-point
             values outside [0, 1]; colours of 16 bits are read in 8. What comes in one part is split 4 to 1, always in
             the same way.
         root: the folder that holds torchvision's data sets; else the environment variable ``PYRO_VAE_DATA``, else
@@ -317,7 +323,7 @@ def digest_of(*parts: Any) -> str:
         count = min(len(part), max(2, HASHED // size))
         index = torch.linspace(0, len(part) - 1, count, dtype=torch.float64).round().long()
         for chunk in index.split(max(1, 2**20 // size)):
-            digest.update(rows[chunk].cpu().numpy().tobytes())
+            digest.update(rows[chunk].cpu().contiguous().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()[:16]
 
 
@@ -572,11 +578,15 @@ def _as_many_as_it_says(data: Any) -> list[Any]:
 
 
 def _stack(items: Iterable[Any]) -> Tensor:
-    rows, parts = [], 1
+    rows, parts, images = [], 1, 0
     for item in items:
         datum = _datum(item)
         parts = parts if datum is item else max(parts, len(item))
+        images += _is_image(datum)
         rows.append(_kept(_row(datum)))
+    if 0 < images < len(rows):
+        reason = f"{images} of {len(rows)} data are images, whose values go from 0 to 1, and the others keep theirs"
+        raise TypeError(f"{reason}: give all as images, or all as arrays")
     if parts > 1:
         warnings.warn(
             f"only the first of the {parts} parts of each datum is used: the rest, such as labels, is left out",
@@ -613,9 +623,13 @@ def _is_numbers(item: Any) -> bool:
 
 def _is_array(data: Any) -> bool:
     """Whether data are an array, or a frame, a sparse matrix or another library's array, which can become one."""
-    if isinstance(data, Tensor) or hasattr(data, "getbands"):  # an image of Pillow's is no array of data
+    if isinstance(data, Tensor) or _is_image(data):  # which is no array of data
         return False
     return isinstance(data, np.ndarray | memoryview) or hasattr(data, "toarray") or hasattr(data, "__array__")
+
+
+def _is_image(item: Any) -> bool:
+    return hasattr(item, "getbands")  # of Pillow's images alone
 
 
 def _as_array(data: Any) -> np.ndarray:
@@ -632,7 +646,7 @@ def _as_array(data: Any) -> np.ndarray:
 def _row(item: Any) -> Tensor:
     if isinstance(item, Tensor):
         return item
-    if hasattr(item, "getbands"):  # an image of Pillow's
+    if _is_image(item):
         if getattr(item, "n_frames", 1) > 1:
             raise ValueError(f"an image holds {item.n_frames} pictures: give each frame as frame.copy()")
         pixels = _pixels(item)
@@ -649,11 +663,12 @@ def _row(item: Any) -> Tensor:
 
 def _from_numpy(array: np.ndarray) -> Tensor:
     """Return a copy of an array of numbers, whatever its layout, byte order and width; what is masked becomes NaN."""
-    if isinstance(array, np.ma.MaskedArray) and np.ma.getmaskarray(array).any() and array.dtype.kind in "biuf":
-        floating = array.dtype if array.dtype.kind == "f" else np.dtype(str(torch.get_default_dtype())[6:])
-        array = np.ma.filled(array.astype(floating), np.nan)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"data must hold real numbers, not {array.dtype}")
+    if isinstance(array, np.ma.MaskedArray) and np.ma.getmaskarray(array).any():
+        known = _kept(_from_numpy(np.ma.filled(array, 0)))
+        floats = known if known.is_floating_point() else known.to(torch.get_default_dtype())
+        return floats.masked_fill(torch.from_numpy(np.ma.getmaskarray(array).copy()), torch.nan)
     if array.dtype.kind == "u" and array.size and array.max() >= 2**63:
         raise ValueError(f"data hold {array.max()}, beyond whole numbers of 64 bits with a sign: scale them")
     wide = {"u2": "i8", "u4": "i8", "u8": "i8", "f16": "f8"}
@@ -741,12 +756,9 @@ def _numpy(path: Path) -> Data:
         return Data(MemoryMapped(path, train), MemoryMapped(path, test))
     try:
         with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-            if isinstance(loaded, np.ndarray) and file.read(1):
-                raise ValueError("more follows its array: save one array a file, or several as .npz")
-            if others := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
-                raise ValueError(f"{others[0]} in it is no array")
+            zipped = file.read(2) == b"PK"
+            file.seek(0)
+            arrays = _zipped(file) if zipped else {"x": _array(file)}
     except FileNotFoundError as error:
         near = difflib.get_close_matches(str(path), _neighbours(path), 1)
         raise ValueError(f"no file {path}" + (f"; did you mean {near[0]!r}?" if near else "")) from error
@@ -761,6 +773,9 @@ def _numpy(path: Path) -> Data:
         raise ValueError(
             f"{path} needs arrays x_train and x_test, or x, but holds {', '.join(sorted(tensors)) or 'none'}"
         )
+    if others := sorted(set(tensors) - {f"{name}{part}" for name in "xy" for part in parts}):
+        wanted = ", ".join(f"{name}{part}" for name in "xy" for part in parts)
+        raise ValueError(f"{path} holds {', '.join(others)}, too, which would be left out: save {wanted} alone")
     data = [as_stored(tensors[f"x{part}"]) for part in parts]
     labels = [tensors.get(f"y{part}") for part in parts]
     for part, x, y in zip(parts, data, labels, strict=True):
@@ -774,6 +789,26 @@ def _numpy(path: Path) -> Data:
         raise ValueError(f"x_train and x_test in {path} differ in shape: {_shape(data[0])} and {_shape(data[1])}")
     _check_one_scale(path, tensors["x_train"], tensors["x_test"])
     return Data(*data, *labels)
+
+
+def _zipped(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """Read the arrays of a .npz file by name, and refuse what else it holds."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        if strange := [name for name in names if not name.endswith(".npy") or names.count(name) > 1]:
+            raise ValueError(f"{strange[0]} in it is {'there twice' if names.count(strange[0]) > 1 else 'no array'}")
+        found = {}
+        for name in names:
+            with archive.open(name) as member:
+                found[name.removesuffix(".npy")] = _array(member)
+        return found
+
+
+def _array(file: IO[bytes]) -> np.ndarray:
+    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    if file.read(1):
+        raise ValueError(MORE)
+    return array
 
 
 def _check_one_scale(path: Path, train: Tensor, test: Tensor) -> None:
@@ -797,11 +832,15 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
 
 def _images_in(path: Path) -> list[Path]:
     """Find the images in a folder; one that holds much else, such as a whole disk, is refused before it is searched."""
-    images, others = [], 0
+    images: list[Path] = []
+    others = 0
     if path.resolve() == Path(path.resolve().anchor):
         raise ValueError(f"{path} is the whole disk: name the folder of the images")
-    for folder, _, names in os.walk(path):
+    for folder, folders, names in os.walk(path, onerror=_refuse_unread):
         found = [Path(folder, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        _check_none_left_out(folder, folders, {*names} - {file.name for file in found})
+        if hidden := [file for file in found if any(part.startswith(".") for part in file.relative_to(path).parts)]:
+            raise ValueError(f"{hidden[0]} is hidden, perhaps a copy of another image: remove it, or rename it")
         images += found
         others += len(names) - len(found)
         if others > MOST_OTHERS:
@@ -809,6 +848,21 @@ def _images_in(path: Path) -> list[Path]:
                 f"{path} holds over {MOST_OTHERS:,} files that are no images: name the folder of the images"
             )
     return sorted(images)
+
+
+def _refuse_unread(error: OSError) -> NoReturn:
+    raise ValueError(f"{error.filename} cannot be searched for images: {error.strerror}")
+
+
+def _check_none_left_out(folder: str, folders: Iterable[str], others: Iterable[str]) -> None:
+    """Refuse a folder whose images would not all be read: some behind a link, or in another format."""
+    for name in sorted(folders):
+        if os.path.islink(os.path.join(folder, name)):
+            raise ValueError(f"{os.path.join(folder, name)} is a link to a folder, and is not followed: copy it there")
+    for name in sorted(others):
+        if (mimetypes.guess_type(name)[0] or "").startswith("image/"):
+            fix = "save it as PNG, or take it out of the folder"
+            raise ValueError(f"{os.path.join(folder, name)} is an image of a format that is not read: {fix}")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from torch.distributions.utils import lazy_property
 
 from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tensors, checked_state
-from pyro_vae.data import Rows, Stream, digest_of
+from pyro_vae.data import EightBit, Rows, Stream, digest_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 
@@ -481,7 +481,7 @@ def described_data(x: Rows | None) -> str | None:
     """
     if x is None:
         return None
-    size = f"{len(x)} x {tuple(x.shape[1:])}"
+    size = f"{len(x)} x {tuple(x.shape[1:])}" + (f" / {x.scale}" if isinstance(x, EightBit) and x.scale != 1 else "")
     return size if isinstance(x, Stream) else f"{size}, sha256 {digest_of(x)}"
 
 

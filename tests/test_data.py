@@ -1011,3 +1011,97 @@ def test_other_containers_are_refused_with_the_way_to_give_them(name):
 def test_a_stream_is_of_data_and_not_of_batches():
     with pytest.raises(TypeError, match="give its data set"):
         data.Stream(DataLoader(TensorDataset(X), batch_size=3))
+
+
+# What would be left out, or counted twice
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["x", "mask"], "holds mask, too, which would be left out: save x, y alone"),
+        (["x", "x_test", "y_test"], "holds x_test, y_test, too"),
+        (["x_train", "x_test", "x_val"], "holds x_val, too, .* save x_train, x_test, y_train, y_test alone"),
+        (["x_train", "x_test", "y"], "holds y, too"),
+    ],
+)
+def test_arrays_beside_the_data_are_not_left_out(tmp_path, names, words):
+    arrays = {name: np.zeros(4) if name.startswith("y") else np.zeros((4, 2)) for name in names}
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path / "x.npz")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("contents", "words"), [(["a", "b"], "x.npy in it is there twice"), (["ab"], "more follows")])
+def test_an_archive_holds_each_array_once_and_nothing_behind_it(tmp_path, contents, words):
+    written = {}
+    for number, name in enumerate("ab"):
+        np.save(tmp_path / name, np.full((3, 2), number))
+        written[name] = (tmp_path / f"{name}.npy").read_bytes()
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for names in contents:
+            archive.writestr("x.npy", b"".join(written[name] for name in names))
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", ["c.heic", "c.jp2", "c.ppm", "sub/c.JFIF"])
+def test_images_of_other_formats_are_not_left_out(tmp_path, name):
+    for path in ("a.png", "b.png", "sub/d.png"):
+        write(tmp_path / path, np.zeros((2, 2)))
+    (tmp_path / name).write_bytes(b"pixels")
+    with pytest.raises(ValueError, match=f"{name} is an image of a format that is not read: save it as PNG"):
+        load(tmp_path)
+
+
+def test_images_behind_a_link_to_a_folder_are_not_left_out(tmp_path):
+    for path in ("images/a.png", "images/b.png", "cats/c.png"):
+        write(tmp_path / path, np.zeros((2, 2)))
+    (tmp_path / "images" / "c.png").symlink_to(tmp_path / "cats" / "c.png")
+    assert sum(map(len, load(tmp_path / "images")[:2])) == 3
+    (tmp_path / "images" / "cats").symlink_to(tmp_path / "cats")
+    with pytest.raises(ValueError, match="images/cats is a link to a folder, and is not followed"):
+        load(tmp_path / "images")
+
+
+def test_images_in_a_folder_that_cannot_be_searched_are_not_left_out(tmp_path, monkeypatch):
+    for path in ("a.png", "b.png", "sub/c.png"):
+        write(tmp_path / path, np.zeros((2, 2)))
+    scandir = os.scandir
+
+    def refusing(folder):
+        if str(folder).endswith("sub"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ValueError, match="sub cannot be searched for images: Permission denied"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints/a-checkpoint.png", "._a.png", "sub/.thumbnails/a.png"])
+def test_hidden_copies_are_no_data(tmp_path, name):
+    for path in ("a.png", "b.png", name):
+        write(tmp_path / ".cache" / path, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=f"{name} is hidden, perhaps a copy of another image"):
+        load(tmp_path / ".cache")
+    (tmp_path / ".cache" / name).unlink()
+    assert sum(map(len, load(tmp_path / ".cache")[:2])) == 2
+
+
+@pytest.mark.parametrize("other", [np.full((1, 2, 2), 255, "u1"), torch.rand(1, 2, 2), [[[0.0, 1.0], [1.0, 0.0]]]])
+def test_images_beside_arrays_are_refused_as_their_values_have_two_scales(other):
+    image = Image.new("L", (2, 2), 255)
+    for items in ([image, other], [other, image, image]):
+        with pytest.raises(TypeError, match="whose values go from 0 to 1, and the others keep theirs"):
+            as_tensor(items)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, list], ids=["array", "rows"])
+@pytest.mark.parametrize(("kind", "number"), [("i8", 2**24 + 1), ("i4", -(2**24) - 1), ("u8", 2**63 + 5)])
+def test_whole_numbers_beside_masked_ones_keep_their_values(form, kind, number):
+    with pytest.raises(ValueError, match=str(number)):
+        as_tensor(form(np.ma.masked_array(np.array([[number, 2], [3, 4]], kind), mask=[[0, 1], [0, 1]])))
+    hidden = np.ma.masked_array(np.array([[number, 2], [3, 4]], kind), mask=[[1, 0], [0, 1]])
+    assert as_tensor(form(hidden)).nan_to_num(-1).tolist() == [[-1, 2], [3, -1]]

@@ -317,3 +317,18 @@ def test_a_fingerprint_sees_every_value_of_a_small_part_and_the_ends_of_a_large_
         assert (data.fingerprint(mapped[0]) != data.fingerprint(mapped[1])) is seen
         in_memory = [data.Data(part.train[:], part.test) for part in mapped]
         assert [*map(data.fingerprint, in_memory)] == [*map(data.fingerprint, mapped)]
+
+
+def test_a_second_array_in_a_file_is_not_left_out(tmp_path, monkeypatch):
+    with open(tmp_path / "two.npy", "wb") as file:
+        np.save(file, np.zeros((3, 2)))
+        np.save(file, np.ones((3, 2)))
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    for read in (MemoryMapped, load):
+        with pytest.raises(ValueError, match="more follows its array"):
+            read(tmp_path / "two.npy")
+
+
+def test_numbers_of_16_bits_without_a_type_of_numpys_have_a_fingerprint():
+    halves = torch.arange(6).reshape(3, 2).bfloat16()
+    assert data.digest_of(halves) == data.digest_of(halves.view(torch.int16)) != data.digest_of(halves + 1)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialL
 
 from pyro_vae import VAE, decoders, encoders, fit, networks, noise, objectives, priors, progress, training
 from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors
+from pyro_vae.data import EightBit
 from pyro_vae.progress import described
 from pyro_vae.training import COLUMNS
 
@@ -707,3 +708,10 @@ def test_what_a_program_counts_in_python_is_said_to_be_lost(tmp_path):
     fit_programs(programs, 2, resume=tmp_path)  # which hold what they held
     with pytest.warns(RuntimeWarning, match="the model changes what it holds in Python, such as a count"):
         fit_programs(counted(), 3, resume=tmp_path)
+def test_another_scale_of_the_same_bytes_is_refused(tmp_path):
+    values = torch.arange(60, dtype=torch.uint8).reshape(20, 3)
+    vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
+    fit(vae.model, vae.guide, EightBit(values), epochs=1, batch_size=20, checkpoints=tmp_path)
+    for other in (EightBit(values, 254.5), values):
+        with pytest.raises(ValueError, match=r"data='20 x \(3,\) / 255.0, sha256 (\w+)', this call has data=.* \1'"):
+            fit(vae.model, vae.guide, other, epochs=2, batch_size=20, resume=tmp_path)
