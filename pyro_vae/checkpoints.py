@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from pyro_vae.files import check_no_link, check_regular, write_whole
@@ -92,9 +92,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} is a link to {path.resolve()}, out of its folder, and is not followed")
     check_regular(path)
     try:
-        with safe_open(path, "pt") as file:
-            head = json.loads((file.metadata() or {})["pyro_vae"])
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        content = path.read_bytes()  # no memory map, which would end the process by a signal if the file shrank
+        tensors = load(content)
+        head = json.loads(_header(content)["__metadata__"]["pyro_vae"])
         found, written_by = head["format"], head.get("pyro_vae")
         expected = head.pop("sha256") if found == FORMAT else ""
         same = found != FORMAT or expected == _digest(tensors, head)
@@ -109,6 +109,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not same:
         raise ValueError(f"{path} is damaged: its checksum is not that of its content")
     return tensors, head
+
+
+def _header(content: bytes) -> Any:
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # as safetensors lays it out
 
 
 def _short(value: Any, form: Callable[[Any], str] = repr) -> str:

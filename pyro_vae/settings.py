@@ -104,18 +104,29 @@ class Config:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, by which a few lines become more values than fit into memory, and without huge numbers."""
+    """YAML without aliases, by which a few lines become more values than fit into memory, huge numbers and twins."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise ValueError(f"it has an alias, *{self.peek_event().anchor}: write the value out")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            _refuse_twice([str(key.value) for key, _ in node.value])
+        return mapping
+
     def construct_yaml_int(self, node: Any) -> int:
         value = super().construct_yaml_int(node)
         if abs(value) >= 2**64:
             raise ValueError(f"it has a number of more than 64 bits, {node.value[:20]}...")
         return value
+
+
+def _refuse_twice(names: list[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"it says {twice[0]} twice: leave one of them out")
 
 
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
@@ -147,6 +158,8 @@ def read_flags(path: Path) -> dict[str, Any]:
         if len(content) > LARGEST_CONFIG:
             raise ValueError(f"it is larger than {LARGEST_CONFIG} bytes")
         flags = plain_yaml(content.decode())
+        if isinstance(flags, dict):
+            _refuse_twice([str(name).replace("-", "_") for name in flags])  # in two spellings
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"the config {path} cannot be read: {error}") from error
     if not isinstance(flags, dict) or not all(isinstance(name, str) for name in flags):

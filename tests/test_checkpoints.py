@@ -165,6 +165,27 @@ def test_a_checkpoint_of_something_else_is_refused(there, here, words, tmp_path)
         Checkpoints(tmp_path, of=here).read()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the signal is that of another process")
+def test_a_file_that_shrinks_while_it_is_read_ends_no_process(path, monkeypatch):
+    """A memory map would have it ended by SIGBUS."""
+    save_tensors(path, {"x": torch.arange(10_000)}, {})
+    loads = json.loads
+
+    def shrink_first(text):
+        os.truncate(path, 100)
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", shrink_first)
+    child = os.fork()
+    if not child:
+        same = False
+        try:
+            same = torch.equal(read_tensors(path)[0]["x"], torch.arange(10_000))
+        finally:
+            os._exit(0 if same else 1)  # and not on with pytest
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*last\.safetensors"):
         Checkpoints(tmp_path).read()

@@ -331,6 +331,23 @@ def test_a_value_of_a_config_file_is_taken_as_it_is_or_refused(line, words, caps
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("epochs: 1\nepochs: 2", "epochs"),
+        ("batch-size: 4\nbatch_size: 8", "batch_size"),
+        ("{lr: 1, seed: 1, 'lr': 2}", "lr"),
+        ("decoder.per-dimension: true\ndecoder.per_dimension: false", "decoder.per_dimension"),
+        ("epochs: 2\n<<: {epochs: 1}", "epochs"),
+    ],
+)
+def test_a_flag_that_a_config_file_says_twice_is_refused(text, name, capsys):
+    Path("config.yaml").write_text(text)
+    assert main(["train", "--config=config.yaml", "--out=other"]) == 2
+    assert f"config.yaml cannot be read: it says {name} twice: leave one of them out" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
 def test_what_this_machine_reads_is_not_written_into_a_config():
     Config(data="mnist", data_root="/here", download=True).save(Path("c.yaml"))
     assert not {"data_root", "download"} & set(yaml.safe_load(Path("c.yaml").read_text()))
