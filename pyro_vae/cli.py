@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 import yaml
 
-from pyro_vae.files import check_no_link, printable, write_whole
+from pyro_vae.files import check_no_link, printable, takes_files, write_whole
 from pyro_vae.launch import lasting_streams, one_line, say, train
 from pyro_vae.settings import LOCAL, PARTS, TRUSTED, Config, plain_yaml, read_flags
 
@@ -451,6 +451,8 @@ def _check_file(path: Path | None, flag: str, suffixes: Collection[str] = ()) ->
         raise ValueError(f"{flag} {path} cannot be written: its folder does not exist")
     if path:
         check_no_link(path)
+    if path and not takes_files(path.absolute().parent):
+        raise ValueError(f"{flag} {path} cannot be written: its folder takes no files")
     if path and suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(f"{flag} {path} must end in {', '.join(suffixes)}, which says what is written")
 

@@ -3,6 +3,7 @@
 import os
 import stat
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -65,6 +66,20 @@ def append(path: Path, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     with open(os.open(path, flags, 0o666), "ab") as file:
         file.write(content)
+
+
+def takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder: it is tried, as permissions know nothing of full disks and of ``/proc``.
+
+    Example:
+        >>> takes_files(Path("no-such-folder"))
+        False
+    """
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def check_no_link(path: Path) -> None:

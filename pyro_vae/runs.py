@@ -1,6 +1,5 @@
 """Runs: a config trained into a folder of its own, and read back from it."""
 
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,12 +18,13 @@ from pyro_vae.checkpoints import LOCK, Checkpoints, check_same, read_tensors, sa
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
 from pyro_vae.data import Data, are_images, fingerprint, located, range_of
 from pyro_vae.distributed import Ranks
-from pyro_vae.files import append, check_no_link, write_whole
+from pyro_vae.files import append, check_no_link, takes_files, write_whole
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import Shape
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, Moments, draw, posterior_moments, snapshot_epochs
 from pyro_vae.programs import check_programs, mode, seeded
 from pyro_vae.report import write_report
+from pyro_vae.settings import read_flags
 from pyro_vae.training import COLUMNS, History, Row, check_settings, fit
 from pyro_vae.vae import VAE
 
@@ -134,6 +134,8 @@ class Run:
             self._hold_folder()
             _, about = self.checkpoints.read() if self.resumed else ({}, {"history": []})
             write_metrics(self.folder / "metrics.csv", about["history"])
+            if read_flags(self.folder / "config.yaml").get("data") != config.data:  # which has moved
+                config.save(self.folder / "config.yaml")
             if self.resumed and self._read_snapshot(0) is None:  # of the weights from the seed, which stand here still
                 self._save_snapshot(0)
 
@@ -287,7 +289,7 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; give --out another one")
     parent = next(path for path in (folder, *folder.parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not takes_files(parent):
         raise ValueError(
             f"{folder} cannot be written: {parent} is not a folder that you can write to; give --out another one"
         )

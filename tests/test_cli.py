@@ -420,6 +420,7 @@ def test_other_data_in_the_place_of_those_of_a_run_are_refused(change, capsys):
     assert "is of another run" not in refused(capsys, "train", "--resume", "run", "--data", "rows.npy")
     assert main(["train", "--resume", "run", "--data", "moved.npy"]) == 0
     assert len(metrics(run)) == 4
+    assert main(["evaluate", "run", "--samples=2"]) == 0  # which finds them where they are now
 
 
 def test_named_data_of_another_shape_are_refused_and_take_a_scale_of_their_own(capsys):

@@ -462,3 +462,21 @@ def test_what_cannot_be_is_refused_in_a_line_before_any_work(flags, words, tmp_p
     assert words in said.err
     assert not said.out
     assert len(said.err.splitlines()) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that says it can be written, and cannot")
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["train", "--data=x.npy", "--batch-size=7", "--out=/proc/run"], "/proc is not a folder that you can write to"),
+        (["sample", "run", "--out=/proc/x.png"], "--out /proc/x.png cannot be written: its folder takes no files"),
+        (["evaluate", "run", "--json=/proc/x.json"], "--json /proc/x.json cannot be written: its folder takes no"),
+    ],
+)
+def test_a_folder_that_takes_no_files_is_refused_before_any_work(command, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((20, 3), np.float32))
+    assert main(command) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert not said.out
