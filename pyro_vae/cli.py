@@ -351,11 +351,13 @@ def _unknown_flag(flag: str, names: Iterable[str]) -> str:
 
 
 def _new_folder(out: Path | None, name: str) -> Path:
+    if out:
+        return out
     stem = Path("runs") / f"{Path(name).stem or 'data'}-{time.strftime('%Y%m%d-%H%M%S')}"
     count, folder = 1, stem
     while folder.exists():
         count, folder = count + 1, stem.with_name(f"{stem.name}-{count}")
-    return out or folder
+    return folder
 
 
 def _train(arguments: argparse.Namespace) -> None:

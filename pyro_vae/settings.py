@@ -1,5 +1,6 @@
 """What a run is made of, in plain values. Knows no torch, so that the command line shows its help at once."""
 
+import re
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -118,7 +119,7 @@ class _PlainLoader(yaml.SafeLoader):
         return mapping
 
     def construct_yaml_int(self, node: Any) -> int:
-        value = super().construct_yaml_int(node)
+        value = int(node.value)
         if abs(value) >= 2**64:
             raise ValueError(f"it has a number of more than 64 bits, {node.value[:20]}...")
         return value
@@ -129,6 +130,17 @@ def _refuse_twice(names: list[str]) -> None:
         raise ValueError(f"it says {twice[0]} twice: leave one of them out")
 
 
+# Those of flags, and of YAML 1.2. In YAML 1.1, which PyYAML reads, 010 is 8, 1:30 is 90 and 1e-3 is a text.
+_NUMBERS = {
+    "int": r"[-+]?[0-9]+$",
+    "float": r"(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+}
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag.rpartition(":")[2] not in _NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _form in _NUMBERS.items():
+    _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), list("-+.0123456789"))
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
 
 

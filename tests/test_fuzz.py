@@ -17,8 +17,8 @@ from torch.utils.data import IterableDataset
 
 from benchmarks import fuzz
 from pyro_vae import data, runs
-from pyro_vae.cli import main
-from pyro_vae.settings import Config
+from pyro_vae.cli import _parse, main
+from pyro_vae.settings import Config, plain_yaml
 
 
 @pytest.fixture
@@ -252,10 +252,11 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("# \n" * 2**15, "it is larger than 65536 bytes"),
         ("[" * 2**14, "cannot be read"),
         (f"epochs: {'1' * 10_000}", "cannot be read"),
-        ("epochs: " + "1:" * 10_000 + "1", "a number of more than 64 bits"),
-        ("decoder: Normal\ndecoder.scale: " + "1:" * 10_000 + "1", "a number of more than 64 bits"),
+        (f"epochs: {2**64}", "a number of more than 64 bits"),
+        (f"decoder: Normal\ndecoder.scale: {2**64}", "a number of more than 64 bits"),
+        ("epochs: " + "1:" * 10_000 + "1", "invalid int value: '1:1:"),
     ],
-    ids=["bomb", "itself", "merge", "size", "depth", "digits", "base 60", "of a part"],
+    ids=["bomb", "itself", "merge", "size", "depth", "digits", "64 bits", "of a part", "base 60"],
 )
 def test_a_config_that_would_grow_is_refused(text, words, capsys):
     Path("c.yaml").write_text(text)
@@ -345,6 +346,27 @@ def test_a_flag_that_a_config_file_says_twice_is_refused(text, name, capsys):
     Path("config.yaml").write_text(text)
     assert main(["train", "--config=config.yaml", "--out=other"]) == 2
     assert f"config.yaml cannot be read: it says {name} twice: leave one of them out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("010", 10), ("-010", -10), ("0", 0), ("+3", 3), ("1:30", "1:30"), ("1_0", "1_0"), ("0x10", "0x10")],
+        *[("1e-3", 0.001), ("1E3", 1000.0), ("-2.5e+3", -2500.0), ("1.", 1.0), (".5", 0.5), ("1.5:30.1", "1.5:30.1")],
+        *[(".inf", float("inf")), ("-.INF", -float("inf")), ("1e", "1e"), (".", "."), ("1.2.3", "1.2.3")],
+    ],
+)
+def test_numbers_of_a_config_file_are_those_of_the_flags(text, value):
+    """In YAML 1.1, which PyYAML reads, 010 is 8, 1:30 is 90 and 1e-3 is a text."""
+    found = plain_yaml(f"x: {text}")["x"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.usefixtures("_in_an_empty_folder")
+def test_a_number_of_a_part_may_have_an_exponent():
+    Path("config.yaml").write_text("decoder: Normal\ndecoder.scale: 1e-2\ndata: none.npy\n")
+    for flags in (["--config=config.yaml"], ["--decoder=Normal", "--decoder.scale=1e-2", "--data=none.npy"]):
+        assert _parse(["train", *flags]).config.options["decoder"] == {"scale": 0.01}
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")

@@ -332,3 +332,31 @@ def test_a_second_array_in_a_file_is_not_left_out(tmp_path, monkeypatch):
 def test_numbers_of_16_bits_without_a_type_of_numpys_have_a_fingerprint():
     halves = torch.arange(6).reshape(3, 2).bfloat16()
     assert data.digest_of(halves) == data.digest_of(halves.view(torch.int16)) != data.digest_of(halves + 1)
+
+
+@pytest.mark.parametrize("shape", [(50, 3), (50, 2, 3), (50, 1), (1, 4), (2, 3, 1, 2)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_are_those_of_the_array_however_they_lie_in_the_file(tmp_path, shape, order, monkeypatch):
+    generator = np.random.default_rng(0)
+    x = generator.random(shape)
+    np.save(tmp_path / "x.npy", np.asarray(x, order=order))
+    mapped = MemoryMapped(tmp_path / "x.npy", torch.from_numpy(generator.permutation(shape[0])))
+    for page in (0, 16, 2**12):
+        monkeypatch.setattr(data, "PAGE", page)
+        for size in (1, 7, 60):
+            index = torch.from_numpy(generator.integers(0, shape[0], size))
+            assert torch.equal(mapped[index], torch.from_numpy(x).float()[mapped.rows[index]])
+
+
+@pytest.mark.parametrize(("order", "reads"), [("C", 1), ("F", 12)])
+def test_rows_that_follow_one_another_are_read_at_once(tmp_path, order, reads, monkeypatch):
+    np.save(tmp_path / "x.npy", np.asarray(np.zeros((5000, 3, 4)), order=order))
+    read, sizes = data._read_at, []
+
+    def counted(file, start, size):
+        sizes.append(size)
+        return read(file, start, size)
+
+    monkeypatch.setattr(data, "_read_at", counted)
+    assert MemoryMapped(tmp_path / "x.npy")[1000:2000].shape == (1000, 3, 4)
+    assert sizes == [8 * 12 * 1000 // reads] * reads
