@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,8 +89,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ...
         ValueError: ...x.safetensors is damaged: its checksum is not that of its content
     """
-    if path.resolve().parent != path.parent.resolve():
-        raise ValueError(f"{path} is a link to {path.resolve()}, out of its folder, and is not followed")
+    if os.path.dirname(real := os.path.realpath(path)) != os.path.realpath(path.parent):
+        raise ValueError(f"{path} is a link to {real}, out of its folder, and is not followed")
     check_regular(path)
     try:
         content = path.read_bytes()  # no memory map, which would end the process by a signal if the file shrank

@@ -8,11 +8,14 @@ import difflib
 import inspect
 import io
 import json
+import math
 import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
@@ -459,6 +462,20 @@ def _check_file(path: Path | None, flag: str, suffixes: Collection[str] = ()) ->
         raise ValueError(f"{flag} {path} must end in {', '.join(suffixes)}, which says what is written")
 
 
+@contextmanager
+def _without_warnings_of_nan() -> Iterator[None]:
+    """Leave out Pyro's warnings of NaN, which is refused."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered")
+        yield
+
+
+def _check_results(found: dict[str, float]) -> None:
+    """Refuse results that are no numbers, as of weights so large that they overflow."""
+    if wrong := [name for name, value in found.items() if math.isnan(value)]:
+        raise ValueError(f"the weights of this run give {wrong[0]} as NaN: take --best, or train anew")
+
+
 def _sample(arguments: argparse.Namespace) -> None:
     import torch
 
@@ -472,6 +489,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     vae, config = _read_run(arguments)
     with seeded(arguments.seed, torch.device(config.device)):
         x = vae.sample(arguments.n)
+    _check_results({"a sample": x.sum().item()})
     kind = path.suffix.lower()
     title = "Samples from the prior, decoded"
     write_whole(path, plots.as_file(plots.samples(x, title), kind) if kind in plots.KINDS else _numbers(x, kind))
@@ -512,7 +530,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)
     loss = build_loss(config, len(data.train))
     settings = {"loss": loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
-    bound = evaluate(vae.model, vae.guide, data.test, **settings)
+    with _without_warnings_of_nan():
+        bound = evaluate(vae.model, vae.guide, data.test, **settings)
+    _check_results(bound._asdict())
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
     write_whole(path, plots.as_file(figure, path.suffix.lower()))
     what = "a bound" if arguments.evaluate == "sample" else "no bound"
@@ -537,14 +557,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     data = load_data_of(arguments.run, config, named=bool(arguments.data))
     x, pair = as_seen(config, data.test[:].to(device_named(config.device))), (vae.model, vae.guide)
     loss, seed = build_loss(config, len(data.train)), arguments.seed
-    bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))
-    found = {
-        "bound": -bound.loss,
-        "reconstruction": -bound.reconstruction,
-        "kl": bound.kl,
-        "bound_at_mean": -at_mean.loss,
-        "log_p": log_likelihood(*pair, x, samples=arguments.samples, memory=arguments.memory, seed=seed),
-    }
+    with _without_warnings_of_nan():
+        bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))
+        log_p = log_likelihood(*pair, x, samples=arguments.samples, memory=arguments.memory, seed=seed)
+    terms = {"bound": -bound.loss, "reconstruction": -bound.reconstruction, "kl": bound.kl}
+    found = {**terms, "bound_at_mean": -at_mean.loss, "log_p": log_p}
+    _check_results(found)
     if arguments.json:
         about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
         write_whole(arguments.json, (json.dumps({**found, **about}, indent=2) + "\n").encode())

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SHOWN = 1000  # test data in the pictures
 WEIGHTS = "model.safetensors"
+MOST_DIMENSIONS = 60  # of a datum; torch takes 64, those of particles and data among them
 
 
 class Run:
@@ -359,11 +360,11 @@ def load_data_of(folder: Path, config: Config, *, named: bool = False) -> Data:
 
 
 def _check_data(folder: Path, config: Config, found: Data, *, only_shape: bool = False) -> None:
-    about = read_tensors(folder / WEIGHTS)[1]["about"]
-    shape, of = list(found.train.shape[1:]), about.get("of")
-    if shape != about.get("shape"):
-        raise ValueError(f"{config.data} has data of shape {shape}, but {folder} was trained on {about.get('shape')}")
-    there, here = of.get("data") if isinstance(of, dict) else None, fingerprint(found)
+    _, trained_on, of = _read_weights(folder / WEIGHTS)
+    shape = list(found.train.shape[1:])
+    if shape != trained_on:
+        raise ValueError(f"{config.data} has data of shape {shape}, but {folder} was trained on {trained_on}")
+    there, here = of.get("data"), fingerprint(found)
     if not only_shape and here != there:
         reason = f"{folder} was trained on {there}, but {config.data} holds {here}"
         raise ValueError(f"{reason}: name the right file with --data FILE")
@@ -384,12 +385,7 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
         ValueError: for weights that are missing, damaged or of another config.
     """
     path = folder / WEIGHTS
-    weights, head = read_tensors(path)
-    about = head["about"] if isinstance(head.get("about"), dict) else {}
-    shape = about.get("shape")
-    if not (isinstance(shape, list) and shape and all(type(size) is int and size >= 1 for size in shape)):
-        raise ValueError(f"{path} holds no weights of a VAE")
-    of = about["of"] if isinstance(about.get("of"), dict) else {}
+    weights, shape, of = _read_weights(path)
     check_same(path, of, config.identity() | {"data": of.get("data")})  # the data need not be there
     vae = seeded_vae(config, tuple(shape))
     if best:
@@ -404,6 +400,17 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
     _check_weights(path, weights, vae)
     vae.load_state_dict(weights)
     return vae.to(device_named(config.device))
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
+    """Read weights, the shape of a datum, and the plain values that say what they are of."""
+    weights, head = read_tensors(path)
+    about = head["about"] if isinstance(head.get("about"), dict) else {}
+    shape = about.get("shape")
+    sizes = shape if isinstance(shape, list) and len(shape) < MOST_DIMENSIONS else []
+    if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
+        raise ValueError(f"{path} holds no weights of a VAE")
+    return weights, sizes, about["of"] if isinstance(about.get("of"), dict) else {}
 
 
 def _check_weights(path: Path, weights: Mapping[str, Tensor], vae: VAE) -> None:

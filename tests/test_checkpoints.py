@@ -18,7 +18,7 @@ from pyro_vae import VAE, checkpoints, decoders, encoders, files, fit, networks,
 from pyro_vae.checkpoints import COLUMNS, Checkpoints, check_random, checked_state, read_tensors, save_tensors
 from pyro_vae.config import Config
 from pyro_vae.files import write_whole
-from pyro_vae.runs import load_vae, read_moments
+from pyro_vae.runs import load_data_of, load_vae, read_moments
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7), "none": torch.empty(0, 2)}
 ABOUT = {"epoch": 3, "loss": float("inf"), "rows": [{"train": 0.1}]}
@@ -519,12 +519,32 @@ def test_the_state_of_every_optimizer_is_taken_and_of_another_shape_refused(opti
 
 
 @pytest.mark.parametrize(
-    "about", [None, [], "x", {}, {"shape": 3}, {"shape": []}, {"shape": [0]}, {"shape": [8.5]}, {"shape": "8"}]
+    "about",
+    [
+        None,
+        [],
+        "x",
+        {},
+        {"shape": 3},
+        {"shape": []},
+        {"shape": [0]},
+        {"shape": [8.5]},
+        {"shape": "8"},
+        {"shape": [1] * 70},
+    ],
 )
 def test_crafted_weights_are_refused(about, tmp_path):
     save_tensors(tmp_path / "model.safetensors", {}, about)
-    with pytest.raises(ValueError, match="holds no weights of a VAE"):
-        load_vae(tmp_path, Config())
+    for read in (load_vae, load_data_of):
+        with pytest.raises(ValueError, match="holds no weights of a VAE"):
+            read(tmp_path, Config())
+
+
+def test_a_link_to_itself_is_refused(path):
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(ValueError, match=r"x\.safetensors is damaged, or none of pyro_vae's files: .* symbolic links"):
+        read_tensors(path)
 
 
 @pytest.mark.parametrize("number", ["1" * 5000, "[" * 990 + "]" * 990, '{"format": 2}', '"x"', '{"format": {}}', "NaN"])

@@ -717,6 +717,23 @@ def test_weights_of_another_type_or_that_are_not_finite_are_refused(capsys):
     assert "more is of torch.float32" in refused(capsys, "sample", "run")
 
 
+@pytest.mark.filterwarnings("error:Encountered")  # Pyro's of NaN
+def test_results_that_are_no_numbers_are_refused(capsys):
+    """Finite weights may be so large that what they give is not."""
+    np.save("rows.npy", np.random.default_rng(0).random((9, 3)))
+    path = train("--data", "rows.npy", "--batch-size", "4", "--epochs", "0") / "model.safetensors"
+    tensors, head = read_tensors(path)
+    save_tensors(path, {name: torch.full_like(tensor, -1e38) for name, tensor in tensors.items()}, head["about"])
+    capsys.readouterr()
+    for argv, name in (
+        (["evaluate", "run", "--samples=2", "--json=x.json"], "bound"),
+        (["reconstruct", "run"], "loss"),
+    ):
+        assert f"the weights of this run give {name} as NaN: take --best, or train anew" in refused(capsys, *argv)
+    assert not Path("x.json").exists()
+    assert not Path("run/reconstruct-mean.png").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_written(capsys):
     assert main(["train", *QUICK, "--lr", "1e12", "--out", "run"]) == 2
     assert "lower the learning rate" in capsys.readouterr().err.splitlines()[-1]
