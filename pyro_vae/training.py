@@ -294,9 +294,11 @@ def fit(
         verify = compute.verify if isinstance(compute, Recorded) else lambda: None
         if keeper:
             stack.enter_context(_held(keeper, ranks))
+            _keeper(checkpoints, resume)  # once more, as another training may have ended there meanwhile
             same |= {"data": described_data(x), "validation": described_data(test), "frozen": progress.frozen()}
             same |= _described_optimizer(optim, scheduler)
-        if saved is not None:
+        if saved is not None and resume is not None:
+            saved = Checkpoints(resume).read()  # once more, as above
             _step_by_epoch(scheduler, saved[1]["epoch"] - 1)
             progress.load(*saved, optim)
         if isinstance(compute, Recorded):
