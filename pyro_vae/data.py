@@ -961,6 +961,8 @@ def _pixels(image: Any) -> Tensor:
 
 def _check_colours(image: Any) -> None:
     mode, tags = image.mode, getattr(image, "tag_v2", {})
+    if mode == "L" and 2 in tags.get(339, ()):  # the sample format; Pillow takes -1 for 255
+        raise ValueError("its whole numbers have a sign: save it in 8 or 16 bits without one, 0 for black")
     if mode == "I" and image.format != "PNG":  # Pillow has had PNG files of 16 bits as those of 32
         raise ValueError("it holds 32-bit integers, whose largest value is not known: save it in 8 or 16 bits")
     if mode not in COLOURS and not mode.startswith("I"):

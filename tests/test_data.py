@@ -773,6 +773,7 @@ def of_each_kind():
         "index.gif": (gif, {"transparency": int(np.asarray(gif)[0, 0])}, "transparent pixels"),
         "colour-key.png": (colour, {"transparency": tuple(map(int, np.asarray(colour)[0, 0]))}, "transparent pixels"),
         "integers.tif": (Image.fromarray(grey.astype(np.int32)), {}, "32-bit integers"),
+        "signed.tif": (Image.fromarray(grey), {"tiffinfo": {339: 2}}, "its whole numbers have a sign"),
         "inverted.tif": (Image.fromarray(grey.astype(np.uint16)), {"tiffinfo": {262: 0}}, "inverted"),
         "wide.tif": (Image.fromarray(grey.astype(np.float32)), {}, "its values go from"),
         "negative.tif": (Image.fromarray(grey.astype(np.float32) / 255 - 0.5), {}, "its values go from -"),
