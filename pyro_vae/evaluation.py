@@ -292,6 +292,9 @@ class _LogLikelihood(Objective):
         return batch_size, min(samples, rows // batch_size)
 
 
+_LogLikelihood.__name__ = log_likelihood.__name__  # what the errors of an objective call it
+
+
 def kl_parts(posterior: Any, prior: Any) -> tuple[Tensor, Tensor] | None:
     r"""Split the mean KL of normal posteriors from a normal prior by dimension, into mean and variance.
 
