@@ -165,7 +165,8 @@ def _rank_code(fabric: Any, config: Config, folder: Path, debug: bool, resume: b
 
     code = 0
     if parent_process():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent passes it on, as SIGTERM
+        for number in _of_a_terminal():  # which sends it to all: the parent passes it on, as SIGTERM
+            signal.signal(number, signal.SIG_IGN)
     try:
         _train_run(config, folder, fabric, resume=resume)
     except SystemExit as error:
@@ -183,10 +184,22 @@ def _rank_code(fabric: Any, config: Config, folder: Path, debug: bool, resume: b
     return code
 
 
+def _of_a_terminal() -> set[signal.Signals]:
+    """Return the signals that a terminal sends to all its processes: Ctrl-C, and its end, but not under nohup."""
+    end = getattr(signal, "SIGHUP", signal.SIGINT)  # which Windows has not
+    return {signal.SIGINT} | ({end} if signal.getsignal(end) != signal.SIG_IGN else set())
+
+
 @contextmanager
 def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    numbers = [signal.SIGTERM] if parent_process() else [signal.SIGINT, signal.SIGTERM]
-    before = {number: signal.signal(number, handler) for number in numbers}
+    numbers = {signal.SIGTERM} | (set() if parent_process() else _of_a_terminal())
+
+    def handle(number: int, frame: Any) -> None:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the shell and the system both tell of a terminal's end
+        handler(number, frame)
+
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -196,7 +209,7 @@ def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 @contextmanager
 def _stopping_at_signals(stop: Callable[[], None], folder: Path, rank: int) -> Iterator[None]:
-    """Have SIGINT and SIGTERM stop a training by its checkpoint, and say how to go on; a second one leaves at once."""
+    """Have a signal stop a training by its checkpoint, and say how to go on; a second one leaves at once."""
     from pyro_vae.checkpoints import Stopped
     from pyro_vae.runs import what_stands
 

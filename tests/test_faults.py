@@ -16,6 +16,7 @@ from benchmarks import faults
 from pyro_vae import runs
 from pyro_vae.checkpoints import Checkpoints, Stopped
 from pyro_vae.cli import main
+from pyro_vae.launch import _handling_signals
 from pyro_vae.runs import Run
 from pyro_vae.settings import PARTS, Config
 
@@ -29,6 +30,26 @@ def start(*flags):
     command = [sys.executable, "-m", "pyro_vae", "train", *flags]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def hangup():
+    """What this process, and those that it starts, do at the end of their terminal."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_a_terminal_stops_a_training_by_its_checkpoint_but_not_under_nohup(hangup):
+    """The shell and the system may both tell of it; a second signal of another kind leaves at once."""
+    received = []
+    for before in (signal.SIG_DFL, signal.SIG_IGN):
+        hangup(before)
+        with _handling_signals(lambda number, _: received.append(number)):
+            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(signal.SIGHUP) == before
+    assert received == [signal.SIGHUP, signal.SIGTERM, signal.SIGTERM]
 
 
 def wait_for(path, process, seconds=120):
@@ -48,9 +69,15 @@ def test_five_killed_runs_end_as_the_one_that_was_not(seed):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
-def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
+def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path, hangup):
+    hangup(signal.SIG_DFL)
     folder = tmp_path / "a run"
     process = start(*FLAGS, "--epochs=500", f"--out={folder}")
     wait_for(folder / "metrics.csv", process)
