@@ -38,8 +38,9 @@ def write_whole(path: Path, content: bytes) -> None:
         if temporary.read_bytes() != content:
             raise OSError(f"{temporary} does not hold what was written to it")
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        _name(error, path)
         raise
     if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -64,8 +65,18 @@ def append(path: Path, content: bytes) -> None:
         b'one two'
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(path, flags, 0o666), "ab") as file:
-        file.write(content)
+    try:
+        with open(os.open(path, flags, 0o666), "ab") as file:
+            file.write(content)
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def _name(error: OSError, path: Path) -> None:
+    """Have an error of the system name the file, which that of a write does not."""
+    if error.errno and not error.filename:
+        error.filename = str(path)
 
 
 def takes_files(folder: Path) -> bool:

@@ -202,11 +202,17 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(call, path, monkey
         monkeypatch.setattr(files, "open", fail, raising=False)
     else:
         monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*x\.safetensors'"):
         save_tensors(path, {"weight": torch.zeros(3)}, {})
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_failing_append_names_its_file():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        files.append(Path("/dev/full"), b"a row")
 
 
 def test_what_does_not_read_as_it_was_written_is_not_put_in_place(path, monkeypatch):
