@@ -525,7 +525,8 @@ def _kept(data: Tensor) -> Tensor:
     floats, whole = data.to(torch.get_default_dtype()), data.to(torch.int64)
     if (changed := floats.to(torch.int64) != whole).any():
         fix = "give them as floating-point numbers, divided by their size, where rounding does no harm"
-        raise ValueError(f"data hold the whole number {whole[changed][0]}, which {floats.dtype} would round: {fix}")
+        number = data.flatten()[int(changed.flatten().nonzero()[0])].item()
+        raise ValueError(f"data hold the whole number {number}, which {floats.dtype} would round: {fix}")
     return floats
 
 

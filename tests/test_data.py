@@ -915,6 +915,8 @@ def test_whole_numbers_among_others_keep_their_values():
         as_tensor(rows)
     with pytest.raises(ValueError, match="9223372036854775809"):  # which would become negative
         as_tensor(np.array([[2**63 + 1, 1]], np.uint64))
+    with pytest.raises(ValueError, match="hold the whole number 9223372036854775809"):
+        as_tensor(torch.from_numpy(np.array([[1, 2**63 + 1]], np.uint64)))
     assert as_tensor(torch.tensor([[2**24 + 1, 1]]).double())[0, 0] == 2**24 + 1
 
 
