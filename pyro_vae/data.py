@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, NoReturn, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from pyro_vae.files import check_regular
@@ -230,7 +230,8 @@ class Stream(_Rows):
         super().__init__()
         _check_no_loader(dataset)
         self.dataset = dataset
-        count = len(dataset) if isinstance(dataset, Sized) else sum(1 for _ in dataset)
+        length = _length(dataset)
+        count = sum(1 for _ in dataset) if length is None else length
         self.shape = torch.Size((count, *self[:1].shape[1:]))
 
     def __getitem__(self, first: slice) -> Tensor:
@@ -573,7 +574,7 @@ def _shape(data: Any) -> tuple[int, ...]:
 
 def _items(data: Any) -> Iterable[Any]:
     """Iterate over a data set, also over one that has only a length and an index."""
-    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         return (data[index] for index in range(len(data)))
     _check_no_loader(data)
     if isinstance(data, tuple | dict):
@@ -583,7 +584,15 @@ def _items(data: Any) -> Iterable[Any]:
         )
     if isinstance(data, str) or not isinstance(data, Iterable):
         raise TypeError(f"data must be a tensor, an array or a data set, not {type(data).__name__}")
-    return _as_many_as_it_says(data) if isinstance(data, Sized) else data
+    return data if _length(data) is None else _as_many_as_it_says(data)
+
+
+def _length(data: Any) -> int | None:
+    """Return the length of data, or None where they have none, as a chain of streams finds when it is asked."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:
+        return None
 
 
 def _check_no_loader(data: Any) -> None:
@@ -603,6 +612,9 @@ def _stack(items: Iterable[Any]) -> Tensor:
     rows, parts, images = [], 1, 0
     for item in items:
         datum = _datum(item)
+        if isinstance(datum, tuple | dict):
+            fix = "give one tensor or array for each, in which the parts are joined"
+            raise TypeError(f"a datum is a {type(datum).__name__} of {len(datum)}: {fix}")
         parts = parts if datum is item else max(parts, len(item))
         images += _is_image(datum)
         rows.append(_kept(_row(datum)))

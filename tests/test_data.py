@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import sparse
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import ChainDataset, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
 from pyro_vae.data import Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
@@ -1108,3 +1108,24 @@ def test_whole_numbers_beside_masked_ones_keep_their_values(form, kind, number):
         as_tensor(form(np.ma.masked_array(np.array([[number, 2], [3, 4]], kind), mask=[[0, 1], [0, 1]])))
     hidden = np.ma.masked_array(np.array([[number, 2], [3, 4]], kind), mask=[[1, 0], [0, 1]])
     assert as_tensor(form(hidden)).nan_to_num(-1).tolist() == [[-1, 2], [3, -1]]
+
+
+@pytest.mark.parametrize("kind", [Items, Stream, list])
+@pytest.mark.parametrize("parts", [(X[0], X[1]), (X[0], 7), (X[0],), {"x": X[0]}], ids=["two", "pair", "one", "dict"])
+def test_a_datum_of_several_parts_is_refused_and_never_stacked(kind, parts):
+    """Such as two views of an image and its label."""
+    items = [(parts, 7), (parts, 8)]
+    with pytest.raises(TypeError, match=rf"a datum is a {type(parts).__name__} of {len(parts)}: give one tensor"):
+        as_tensor(kind(items))
+
+
+class Counted(Stream):
+    def __len__(self):
+        return len(self.items)
+
+
+def test_streams_are_read_with_a_length_without_one_and_in_a_chain():
+    """A chain has a length that fails where a part of it has none."""
+    for source in (Counted(X), ChainDataset([Stream(X[:1]), Counted(X[1:])]), ChainDataset([Counted(X)])):
+        assert torch.equal(as_tensor(source), X)
+        assert torch.equal(data.Stream(source)[:], X)
