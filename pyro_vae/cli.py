@@ -517,7 +517,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pyro_vae.networks import as_size
     from pyro_vae.pictures import EVALUATE, reconstruction_figure
     from pyro_vae.programs import seeded
-    from pyro_vae.runs import load_data_of
+    from pyro_vae.runs import load_data_of, values_of
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
     as_size(arguments.n, "--n")
@@ -535,6 +535,8 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     _check_results(bound._asdict())
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
     write_whole(path, plots.as_file(figure, path.suffix.lower()))
+    if arguments.data:
+        say(f"values: {values_of(config, data)}")
     what = "a bound" if arguments.evaluate == "sample" else "no bound"
     say(
         f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"
@@ -548,7 +550,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from pyro_vae.evaluation import evaluate, log_likelihood
     from pyro_vae.memory import as_bytes
     from pyro_vae.networks import as_size
-    from pyro_vae.runs import as_seen, load_data_of
+    from pyro_vae.runs import as_seen, load_data_of, values_of
 
     as_size(arguments.samples, "--samples")
     as_bytes(arguments.memory)
@@ -567,6 +569,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
         write_whole(arguments.json, (json.dumps({**found, **about}, indent=2) + "\n").encode())
     say(f"{printable(config.data)}: {len(x)} test data, nats per datum; larger is better, but for the KL")
+    if arguments.data:
+        say(f"values: {values_of(config, data)}")
     texts = {
         "bound": f"bound ({config.loss})",
         "reconstruction": "reconstruction, E log p(x|z)",

@@ -220,7 +220,7 @@ class Run:
         seen = {"none": "not binarized", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
         return {
             "data": f"{self.config.data}: {len(self.data.train)} train, {len(self.data.test)} test, {shape}",
-            "values": f"{range_of(self.data)}{_scaling(self.config)}; {seen[self.config.binarize]}"
+            "values": f"{values_of(self.config, self.data)}; {seen[self.config.binarize]}"
             f" (--binarize {self.config.binarize}){grey}",
             "prior": str(self.vae.prior).splitlines()[0].rstrip("("),
             "encoder": _name(self.vae.encoder),
@@ -233,11 +233,10 @@ class Run:
         }
 
 
-def _scaling(config: Config) -> str:
-    """Say what has been done to the values of the data, the same to all of them."""
-    if are_images(config.data):
-        return "pixels in [0, 1]"
-    return "as the file has them" if config.scale is None else f"divided by {config.scale:g} (--scale)"
+def values_of(config: Config, data: Data) -> str:
+    """Say from where to where the values of data go, and what has been done to them, the same to all."""
+    divided = "as the file has them" if config.scale is None else f"divided by {config.scale:g} (--scale)"
+    return range_of(data) + ("pixels in [0, 1]" if are_images(config.data) else divided)
 
 
 def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None) -> Moments:

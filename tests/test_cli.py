@@ -437,6 +437,21 @@ def test_named_data_of_another_shape_are_refused_and_take_a_scale_of_their_own(c
     assert main(["reconstruct", "run", "--data", "bytes.npy", "--scale", "255"]) == 0
 
 
+def test_what_is_done_to_the_values_of_named_data_is_said(capsys):
+    """Pixels from 0 to 255 for a run on those from 0 to 1 are no fault of a file's, so that nothing is refused."""
+    np.save("rows.npy", ROWS)
+    np.save("bytes.npy", (255 * ROWS).astype(np.uint8))
+    train("--data", "rows.npy", "--batch-size", "20", "--decoder", "Normal", "--epochs", "0")
+    for argv in (["evaluate", "run", "--samples=2"], ["reconstruct", "run"]):
+        capsys.readouterr()
+        assert main([*argv, "--data", "bytes.npy"]) == 0
+        assert re.search(r"^values: \d to 25\d .*as the file has them$", capsys.readouterr().out, re.MULTILINE)
+        assert main([*argv, "--data", "bytes.npy", "--scale", "255"]) == 0
+        assert "divided by 255 (--scale)" in capsys.readouterr().out
+        assert main(argv) == 0
+        assert "values:" not in capsys.readouterr().out
+
+
 def test_a_run_on_scaled_data_scales_those_that_take_their_place(capsys):
     np.save("bytes.npy", (255 * ROWS).astype(np.uint8))
     train("--data", "bytes.npy", "--scale", "255", "--batch-size", "20")

@@ -12,7 +12,6 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanFie
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
 
 from pyro_vae import VAE, decoders, encoders, fit, networks, noise, objectives, priors, progress, training
-from pyro_vae import VAE, decoders, encoders, fit, networks, objectives, priors, training
 from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors
 from pyro_vae.data import EightBit
 from pyro_vae.progress import described
@@ -589,6 +588,38 @@ def test_modules_in_closures_are_resumed_with_their_buffers(tmp_path):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_another_scale_of_the_same_bytes_is_refused(tmp_path):
+    values = torch.arange(60, dtype=torch.uint8).reshape(20, 3)
+    vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
+    fit(vae.model, vae.guide, EightBit(values), epochs=1, batch_size=20, checkpoints=tmp_path)
+    for other in (EightBit(values, 254.5), values):
+        with pytest.raises(ValueError, match=r"data='20 x \(3,\) / 255.0, sha256 (\w+)', this call has data=.* \1'"):
+            fit(vae.model, vae.guide, other, epochs=2, batch_size=20, resume=tmp_path)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_training_that_ends_while_another_begins_is_not_overwritten(resume, tmp_path, monkeypatch):
+    """Between a training's first look at a folder and its lock there is all that it checks."""
+    held, x = training._held, torch.zeros(8, 3)
+    vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
+    how = {"batch_size": 4, "engine": "eager"}
+    if resume:
+        fit(vae.model, vae.guide, x, epochs=1, checkpoints=tmp_path, **how)
+
+    def after_another(*given):
+        monkeypatch.setattr(training, "_held", held)
+        fit(vae.model, vae.guide, x, epochs=5, **{"resume" if resume else "checkpoints": tmp_path}, **how)
+        return held(*given)
+
+    monkeypatch.setattr(training, "_held", after_another)
+    if resume:
+        assert len(fit(vae.model, vae.guide, x, epochs=2, resume=tmp_path, **how)) == 6
+    else:
+        with pytest.raises(ValueError, match="already holds the checkpoint of a training"):
+            fit(vae.model, vae.guide, x, epochs=2, checkpoints=tmp_path, **how)
+    assert read_tensors(tmp_path / "last.safetensors")[1]["about"]["epoch"] == 6
+
+
 # Programs that compute something else
 
 
@@ -709,33 +740,3 @@ def test_what_a_program_counts_in_python_is_said_to_be_lost(tmp_path):
     fit_programs(programs, 2, resume=tmp_path)  # which hold what they held
     with pytest.warns(RuntimeWarning, match="the model changes what it holds in Python, such as a count"):
         fit_programs(counted(), 3, resume=tmp_path)
-def test_another_scale_of_the_same_bytes_is_refused(tmp_path):
-    values = torch.arange(60, dtype=torch.uint8).reshape(20, 3)
-    vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
-    fit(vae.model, vae.guide, EightBit(values), epochs=1, batch_size=20, checkpoints=tmp_path)
-    for other in (EightBit(values, 254.5), values):
-        with pytest.raises(ValueError, match=r"data='20 x \(3,\) / 255.0, sha256 (\w+)', this call has data=.* \1'"):
-            fit(vae.model, vae.guide, other, epochs=2, batch_size=20, resume=tmp_path)
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_training_that_ends_while_another_begins_is_not_overwritten(resume, tmp_path, monkeypatch):
-    """Between a training's first look at a folder and its lock there is all that it checks."""
-    held, x = training._held, torch.zeros(8, 3)
-    vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
-    how = {"batch_size": 4, "engine": "eager"}
-    if resume:
-        fit(vae.model, vae.guide, x, epochs=1, checkpoints=tmp_path, **how)
-
-    def after_another(*given):
-        monkeypatch.setattr(training, "_held", held)
-        fit(vae.model, vae.guide, x, epochs=5, **{"resume" if resume else "checkpoints": tmp_path}, **how)
-        return held(*given)
-
-    monkeypatch.setattr(training, "_held", after_another)
-    if resume:
-        assert len(fit(vae.model, vae.guide, x, epochs=2, resume=tmp_path, **how)) == 6
-    else:
-        with pytest.raises(ValueError, match="already holds the checkpoint of a training"):
-            fit(vae.model, vae.guide, x, epochs=2, checkpoints=tmp_path, **how)
-    assert read_tensors(tmp_path / "last.safetensors")[1]["about"]["epoch"] == 6
