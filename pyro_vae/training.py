@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceTMC_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -207,8 +207,10 @@ def fit(
     beta_at = beta if callable(beta) else lambda _: beta
     x = as_input(data, model, guide)
     test = None if validation is None else as_input(validation, model, guide)
-    if isinstance(loss, Objective) and not loss.weighs_kl and (callable(beta) or beta != 1):
-        raise ValueError(f"{loss!r} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
+    # TraceTMC_ELBO would sum weights to the power of beta, which is another bound.
+    weighs_kl = loss.weighs_kl if isinstance(loss, Objective) else not isinstance(loss, TraceTMC_ELBO)
+    if not weighs_kl and (callable(beta) or beta != 1):
+        raise ValueError(f"{type(loss).__name__} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
     fixed = 1.0 if callable(beta) else beta
     check_settings(
         len(x),

@@ -16,6 +16,7 @@ from pyro.infer import (
     TraceEnum_ELBO,
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
 )
 from scipy import stats
 from torch import nn
@@ -414,3 +415,10 @@ def test_an_objective_that_takes_a_batch_for_one_datum_is_refused_by_name(vae, x
     for run in (fit, partial(fit, beta=0.5), evaluate):
         with pytest.raises(TypeError, match=rf"takes the data of a batch for one datum.*: take objectives\.{instead}"):
             run(vae.model, vae.guide, x, loss=make())
+
+
+@pytest.mark.parametrize("beta", [0.5, linear_warm_up(3)])
+def test_a_sum_of_weights_has_no_kl_to_weigh(vae, x, beta):
+    """Pyro's tensor Monte Carlo would sum them to the power of beta."""
+    with pytest.raises(ValueError, match=r"^TraceTMC_ELBO has no KL to weigh: leave beta at 1, or take Trace_ELBO$"):
+        fit(vae.model, vae.guide, x, loss=TraceTMC_ELBO(), epochs=1, batch_size=len(x), beta=beta)

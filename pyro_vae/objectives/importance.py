@@ -140,9 +140,11 @@ class Renyi(Objective):
             return draws.log_weights.max(0).values
         if self.alpha == 1:
             return draws.log_weights.mean(0)
-        # In 64 bits: what rounding leaves of a logarithm near 0 is divided by a number as small.
+        # In 64 bits and by expm1: what rounding leaves of a logarithm near 0 is divided by a number as small.
         powers = (1 - self.alpha) * draws.log_weights.double()
-        return (log_mean_exp(powers) / (1 - self.alpha)).to(draws.log_weights.dtype)
+        top = powers.detach().max(0).values.nan_to_num(posinf=0, neginf=0)
+        below = (powers - top).expm1().mean(0)
+        return ((top + below.log1p()) / (1 - self.alpha)).to(draws.log_weights.dtype)
 
 
 class CIWAE(Objective):
