@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.distributions import Delta
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vae.data import Rows
 from pyro_vae.distributed import Ranks
+from pyro_vae.distributions.wrappers import layers
 from pyro_vae.engine import WORTHWHILE, Held, Recorded
 from pyro_vae.handlers import AtMean, LocalModules, NoMeanError
 from pyro_vae.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak_of
@@ -196,8 +198,8 @@ def log_likelihood(
 
     Raises:
         TypeError, ValueError: as `evaluate`; for fewer than one sample; for a memory that is no amount, or too small
-            for the samples of one datum; for sites that do not stand in one plate over the data, are scaled, or that
-            one program alone draws.
+            for the samples of one datum; for sites that do not stand in one plate over the data, are scaled, that one
+            program alone draws, or that the guide gives as points.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
@@ -248,6 +250,13 @@ class _LogLikelihood(Objective):
         self.drawn = self.guide_trace(guide, datum, particles=1)  # the guide's sites, whatever their values
         self.model_trace(model, self.drawn, datum, particles=1)  # which refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes
+        sites = [self.drawn.nodes[name] for name in self.latents]
+        points = [site["name"] for site in sites if any(isinstance(layer, Delta) for layer in layers(site["fn"]))]
+        if points and not any(site["infer"].get("is_auxiliary") for site in sites):  # of which a point is a function
+            raise ValueError(
+                f"log_likelihood weighs draws by their density, which a Delta at site {points[0]!r} has not: take an"
+                " encoder that has one, or evaluate"
+            )
 
     def draw(self, rows: Tensor, count: int) -> list[Tensor]:
         """Draw particles of some data: their log q, of shape (K, B), and the values of the sites, (K, B, ...)."""

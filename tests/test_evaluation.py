@@ -473,6 +473,13 @@ def test_a_site_that_one_program_alone_draws_is_refused_by_the_log_likelihood():
         log_likelihood(vae.model, lambda _: None, x)
 
 
+def test_an_encoder_of_points_is_refused_by_the_log_likelihood():
+    """It has no density to divide by: log p(x, z) at the point would be taken for log p(x)."""
+    vae = VAE(priors.Normal(2), encoders.Delta(5, 2), decoders.Normal(2, 5))
+    with pytest.raises(ValueError, match="weighs draws by their density, which a Delta at site 'z' has not"):
+        log_likelihood(vae.model, vae.guide, torch.randn(4, 5), samples=3)
+
+
 def test_a_scale_in_the_programs_is_refused_by_the_log_likelihood():
     vae, x = linear_gaussian()
     model, guide = (pyro.poutine.scale(program, 0.5) for program in programs(vae))
