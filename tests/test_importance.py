@@ -138,7 +138,7 @@ def test_an_objective_is_its_formula_of_the_log_weights(name):
     assert ALL[name].differentiable_loss(programs.model, programs.guide, x).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("alpha", [1 - 1e-7, 1 + 1e-7])
+@pytest.mark.parametrize("alpha", [1 + 1e-14, 1 - 2**-53, 1 - 1e-7, 1 + 1e-7])
 def test_the_renyi_bound_tends_to_the_elbo_in_float32_too(alpha):
     programs, x = LinearGaussian().float(), points().float()
     torch.set_default_dtype(torch.float32)
@@ -635,6 +635,32 @@ def test_reconstruction_and_kl_are_reported_without_the_weight(name):
         assert weighed[1:] == plain[1:]
         assert weighed.loss != plain.loss
         fit(vae.model, vae.guide, x, loss=loss, epochs=1, batch_size=4, beta=0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if ALL[name].weighs_kl])
+@pytest.mark.parametrize("size", [100, None])
+def test_a_scale_of_the_programs_own_counts_in_the_kl_that_is_reported(name, size):
+    loss, vae, x = ALL[name], small_vae(), points()
+
+    def programs(scale):
+        def model(x):
+            with pyro.plate("data", size or len(x), subsample_size=len(x)):
+                with poutine.scale(scale=scale):
+                    z = pyro.sample("z", vae.prior())
+                pyro.sample("x", vae.decoder(z), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", size or len(x), subsample_size=len(x)), poutine.scale(scale=scale):
+                pyro.sample("z", vae.encoder(x))
+
+        return model, guide
+
+    torch.manual_seed(0)
+    plain = loss.terms(*programs(1.0), x)
+    torch.manual_seed(0)
+    terms = loss.terms(*weigh_kl(0.5, *programs(3.0)), x)
+    assert terms.kl.item() == pytest.approx(3 * plain.kl.item(), rel=1e-12)
+    assert terms.negative_bound.item() == pytest.approx(plain.reconstruction.item() + 3 * plain.kl.item(), rel=1e-12)
 
 
 # Refused

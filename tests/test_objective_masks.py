@@ -2,6 +2,7 @@
 
 import math
 
+import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -71,3 +72,15 @@ def test_an_objective_that_holds_the_data_of_a_batch_together_takes_no_scale(los
     programs = (poutine.scale(program, 0.5) for program in (vae.model, vae.guide))
     with pytest.raises(ValueError, match=f"{type(loss).__name__} .* scale of 0\\.5 at site 'x'"):
         loss.loss(*programs, torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("loss", BY_BATCH, ids=lambda loss: type(loss).__name__)
+def test_it_takes_no_scale_of_each_datum_for_the_codes(loss, vae):
+    """As many data as dimensions of a code, so that the scales would broadcast along the wrong ones."""
+
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.scale(scale=torch.tensor([1.0, 2.0])):
+            pyro.sample("z", vae.encoder(x))
+
+    with pytest.raises(ValueError, match=rf"{type(loss).__name__} .* scale of shape \(2,\) at site 'z'"):
+        loss.loss(vae.model, guide, torch.randn(2, 4))

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 
 from pyro_vae import VAE, decoders, encoders, fit, objectives, priors
@@ -290,6 +291,29 @@ def test_a_support_that_moves_with_parameters_is_refused_where_the_score_is_left
             getattr(objectives, name)().differentiable_loss(*seen(torch.ones(3), fn, len(fn().event_shape)))
     fixed = seen(torch.ones(3), lambda: dist.Pareto(1.5, 2 * width))
     assert getattr(objectives, name)().differentiable_loss(*fixed).isfinite()
+
+
+class Together(dist.Independent):
+    """A vector whose entries have a support each."""
+
+    parts = constraints.stack
+
+    @property
+    def support(self):
+        one = constraints.greater_than(self.base_dist.scale)
+        return type(self).parts([one] * 2)
+
+
+class InARow(Together):
+    parts = constraints.cat
+
+
+@pytest.mark.parametrize("kind", [InARow, Together])
+def test_a_support_of_several_parts_that_move_is_refused_too(kind):
+    width = torch.full((2,), 1.5, requires_grad=True)
+    programs = seen(torch.ones(3), lambda: kind(dist.Pareto(width, 3.0), 1), 1)
+    with pytest.raises(ValueError, match="StickingTheLanding leaves out the score"):
+        objectives.StickingTheLanding().differentiable_loss(*programs)
 
 
 @pytest.mark.parametrize("name", ["StickingTheLanding", "DReG", "PIWAE"])

@@ -200,7 +200,7 @@ class Objective(ELBO):
                 f" the data, of dim -1; site {name!r} stands in {len(plates)}: take Trace_ELBO for such programs"
             )
         if not self.weighs_kl and not unscaled(site):
-            scale = _in_a_line(site["scale"])
+            scale = in_a_line(site["scale"])
             raise ValueError(
                 f"{type(self).__name__} has no KL to weigh: a scale of {scale} at site {name!r} would change the bound"
                 " without a word; leave beta at 1, or take Trace_ELBO"
@@ -237,9 +237,9 @@ class _OfTheBatch(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         for frame in msg["cond_indep_stack"]:
-            if frame.full_size != frame.size:
-                scale = msg["scale"] / (frame.full_size / frame.size)
-                msg["scale"] = 1.0 if isinstance(scale, float) and math.isclose(scale, 1) else scale
+            for name in {"scale", "unweighed_scale"} & msg.keys() if frame.full_size != frame.size else ():
+                scale = msg[name] / (frame.full_size / frame.size)
+                msg[name] = 1.0 if isinstance(scale, float) and math.isclose(scale, 1) else scale
 
 
 class _Draws(Messenger):
@@ -292,15 +292,26 @@ def unscaled(site: dict[str, Any]) -> bool:
     return isinstance(site["scale"], float | int) and site["scale"] == 1
 
 
-def _in_a_line(scale: Tensor | float) -> str:
+def in_a_line(scale: Tensor | float) -> str:
     return f"shape {tuple(scale.shape)}" if isinstance(scale, Tensor) and scale.dim() else f"{float(scale):g}"
 
 
 def unweighed(trace: Trace) -> Tensor:
-    """Sum the log-probabilities of a trace's latent sites without a scale or a gradient, shape (K, B)."""
+    """Sum the log-probabilities of a trace's latent sites at KL weight 1 and without a gradient, shape (K, B)."""
     trace.compute_log_prob(lambda name, _: name in trace.stochastic_nodes)  # where that is yet to be done
     sites = [trace.nodes[name] for name in trace.stochastic_nodes]
-    return sum((masked(site["unscaled_log_prob"].detach(), site) for site in sites), torch.zeros(()))
+    return sum((at_weight_1(site["unscaled_log_prob"], site) for site in sites), torch.zeros(())).detach()
+
+
+def at_weight_1(value: Tensor, site: dict[str, Any]) -> Tensor:
+    """Scale and mask log-probabilities as a program does, without a `pyro_vae.handlers.KLWeight`."""
+    return scale_and_mask(value, scale_at_1(site), site["mask"])
+
+
+def scale_at_1(site: dict[str, Any]) -> Tensor | float:
+    """Return the scale that a site has without a `pyro_vae.handlers.KLWeight`."""
+    scale: Tensor | float = site.get("unweighed_scale", site["scale"])
+    return scale
 
 
 def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
@@ -359,12 +370,13 @@ def _support(site: dict[str, Any]) -> Constraint:
         return real
 
 
-def _bounds(constraint: Constraint) -> Iterator[Tensor]:
-    for value in vars(constraint).values():
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Constraint):
-            yield from _bounds(value)
+def _bounds(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors that a constraint holds, and those of the constraints that it is made of."""
+    if isinstance(value, Tensor):
+        yield value
+    parts = vars(value).values() if isinstance(value, Constraint) else value if isinstance(value, list) else ()
+    for part in parts:
+        yield from _bounds(part)
 
 
 def masked(log_prob: Tensor, site: dict[str, Any]) -> Tensor:

@@ -18,6 +18,7 @@ from pyro_vae.objectives._objective import (
     Program,
     Terms,
     check_support,
+    in_a_line,
     path_only,
     reported,
     the_latent_site,
@@ -140,6 +141,7 @@ class _Penalized(Objective):
         if hidden or not (site["mask"] is None or site["mask"] is True):
             name = f"{type(self).__name__} holds the data of a batch together"
             raise ValueError(f"{name}, and takes no mask at site {site['name']!r}: leave the masked data out")
+        self._check_whole(trace)
         return *super().of_guide(trace), self.of_site(site)
 
     def of_model(self, trace: Trace) -> tuple[Tensor, ...]:
@@ -152,14 +154,16 @@ class _Penalized(Objective):
         loss = -draws.likelihood.mean(0).sum() + self.penalty(draws)
         return Terms(loss, reconstruction + kl, reconstruction, kl)
 
-    def _check_whole(self, model_trace: Trace) -> None:
+    def _check_whole(self, trace: Trace) -> None:
         """Refuse what the sum over data would respect, and a penalty on a whole batch cannot."""
-        name = f"{type(self).__name__} holds the data of a batch together"
-        for observed in model_trace.observation_nodes:
-            if not unscaled(model_trace.nodes[observed]):
+        weighed = trace.stochastic_nodes  # by one number, that of the KL
+        for site in (trace.nodes[name] for name in [*weighed, *trace.observation_nodes]):
+            one = torch.as_tensor(site["scale"]).numel() == 1
+            if not (unscaled(site) or site["infer"].get("_deterministic") or (one and site["name"] in weighed)):
                 raise ValueError(
-                    f"{name}, and takes no scale of {model_trace.nodes[observed]['scale']} at site {observed!r}:"
-                    " scale the loss or the learning rate, and take the part of the data before the programs"
+                    f"{type(self).__name__} holds the data of a batch together, and takes no scale of"
+                    f" {in_a_line(site['scale'])} at site {site['name']!r}: scale the loss or the learning rate, and"
+                    " take the part of the data before the programs"
                 )
 
 

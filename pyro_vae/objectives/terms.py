@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import (
     ELBO,
     ReweightedWakeSleep,
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.networks import as_number
-from pyro_vae.objectives._objective import Objective, Program, Terms
+from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, scale_at_1
 from pyro_vae.objectives.plates import share_of
 
 Beta = float | Callable[[int], float]
@@ -360,7 +359,7 @@ def _latent_at_1(trace: Trace, plate_to_symbol: dict[str, str]) -> Trace:
     computed = ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts", "packed")
     for name in trace.stochastic_nodes:
         site = {key: value for key, value in trace.nodes[name].items() if key not in computed}
-        latent.add_node(name, **site | {"scale": _scale_at_1(site)})
+        latent.add_node(name, **site | {"scale": scale_at_1(site)})
     latent.compute_score_parts()
     latent.pack_tensors(plate_to_symbol)
     return latent
@@ -403,7 +402,7 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> 
         if divergence is None:
             total = total + _log_prob_at_1(posterior) - (_log_prob_at_1(prior) if prior else 0)
         else:
-            total = total + _at_1(divergence, posterior)
+            total = total + at_weight_1(divergence, posterior).sum()
     for name, prior in priors.items():
         if prior["infer"].get("enumerate"):
             raise ValueError(
@@ -413,13 +412,5 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> 
 
 
 def _log_prob_at_1(site: dict[str, Any]) -> Tensor:
-    return _at_1(site["unscaled_log_prob"], site) if "unweighed_scale" in site else site["log_prob_sum"]
-
-
-def _at_1(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
-    return scale_and_mask(log_prob, _scale_at_1(site), site["mask"]).sum()
-
-
-def _scale_at_1(site: dict[str, Any]) -> Tensor | float:
-    """Return the scale that a site has without a `pyro_vae.handlers.KLWeight`."""
-    return site.get("unweighed_scale", site["scale"])
+    unscaled = "unweighed_scale" in site
+    return at_weight_1(site["unscaled_log_prob"], site).sum() if unscaled else site["log_prob_sum"]
