@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -134,6 +135,23 @@ def test_a_training_within_a_memory_is_that_without_one_but_for_rounding():
     _, within = trained(asked, memory="1MB")
     assert torch.equal(within, chunked)
     assert asked.chunk == 60  # a copy was changed
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [objectives.Thermodynamic(200, partitions=40), objectives.InfoVAE(num_particles=20)],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_what_an_objective_takes_itself_is_counted(loss):
+    """Less than a step takes in small chunks is refused."""
+    vae, x = VAE(priors.Normal(1), encoders.Normal(4, 1), decoders.Normal(1, 4)), torch.randn(100, 4)
+    in_tens = copy.copy(loss)
+    in_tens.chunk = 10
+    parameters = list(vae.parameters())
+    peak = peak_of(lambda: torch.autograd.grad(in_tens.terms(vae.model, vae.guide, x).loss, parameters))
+    assert loss.chunk_within(2 * peak, vae.model, vae.guide, x) >= 1
+    with pytest.raises(ValueError, match="is too small: one particle of 100 data takes"):
+        loss.chunk_within(peak // 2 - 1, vae.model, vae.guide, x)  # peak_of has twice what was seen
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,10 @@ class Objective(ELBO):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return the loss, the negative bound, the reconstruction and the KL of a pair of programs."""
-        draws = self.draws(model, guide, *args, **kwargs)
+        return self.of_draws(self.draws(model, guide, *args, **kwargs))
+
+    def of_draws(self, draws: Draws) -> Terms:
+        """Return the same of draws that have been made."""
         loss = -self.estimate(draws).sum()
         reconstruction, kl = reported(draws)
         return Terms(loss, reconstruction + kl if self.weighs_kl else loss.detach(), reconstruction, kl)
@@ -121,7 +124,7 @@ class Objective(ELBO):
         """Return how many particles of a batch the model may be run on at a time, their gradients with them.
 
         Arguments:
-            memory: in bytes, what the guide takes for all particles among them.
+            memory: in bytes, what the guide and the objective itself take for all particles among them.
             model: the Pyro program of p(x, z).
             guide: the Pyro program of q(z|x).
             batch: what both are called with.
@@ -130,7 +133,7 @@ class Objective(ELBO):
             From 1 to ``chunk``.
 
         Raises:
-            ValueError: where the memory is too small for one, or for the guide.
+            ValueError: where the memory is too small for one, or for what takes all.
         """
 
         def of_guide(count: int) -> int:
@@ -140,12 +143,27 @@ class Objective(ELBO):
             drawn = self.guide_trace(guide, batch, particles=count)
             return peak_of(lambda: self.of_model(self.model_trace(model, drawn, batch, particles=count)))
 
-        fits = most_within(memory, of_guide, self.num_particles) == self.num_particles
-        size = most_within(memory - of_guide(self.num_particles), of_model, self.chunk) if fits else 0
+        left = 0
+        if most_within(memory, of_guide, self.num_particles) == self.num_particles:
+            left = memory - of_guide(self.num_particles) - self._peak_of_estimate(model, guide, batch)
+        size = most_within(left, of_model, self.chunk) if left > 0 else 0
         if not size:
-            need = f"one particle of {len(batch)} data takes {of_model(1):,} bytes beside those of the guide"
+            need = f"one particle of {len(batch)} data takes {of_model(1):,} bytes beside what takes all at a time"
             raise ValueError(f"a memory of {memory:,} bytes is too small: {need}; give more, or lower the batch size")
         return size
+
+    def _peak_of_estimate(self, model: Program, guide: Program, batch: Tensor) -> int:
+        """Return how many bytes the objective itself takes for all particles, which the model need not be run on."""
+        count = self.num_particles
+        one = self.guide_trace(guide, batch, particles=1)
+        of_one = self.of_model(self.model_trace(model, one, batch, particles=1))
+        posterior, *own = self.of_guide(self.guide_trace(guide, batch, particles=count))
+
+        def run() -> None:
+            likelihood, prior, _, *models = (value.expand(count, *value.shape[1:]).clone() for value in of_one)
+            self.of_draws(Draws(likelihood, prior, posterior, posterior - prior, (*own, *models)))
+
+        return peak_of(run)
 
     def traces(self, model: Program, guide: Program, *args: Any, particles: int, **kwargs: Any) -> tuple[Trace, Trace]:
         """Run the guide and then the model on several particles, and check that they are made for it."""

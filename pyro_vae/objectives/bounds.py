@@ -15,7 +15,6 @@ from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,
-    Program,
     Terms,
     check_support,
     in_a_line,
@@ -148,8 +147,7 @@ class _Penalized(Objective):
         self._check_whole(trace)
         return *super().of_model(trace), *self.of_prior(the_latent_site(self, trace))
 
-    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        draws = self.draws(model, guide, *args, **kwargs)
+    def of_draws(self, draws: Draws) -> Terms:
         reconstruction, kl = reported(draws)
         loss = -draws.likelihood.mean(0).sum() + self.penalty(draws)
         return Terms(loss, reconstruction + kl, reconstruction, kl)
