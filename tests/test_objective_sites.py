@@ -14,8 +14,10 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
+from pyro.infer import Trace_ELBO
 
 from pyro_vae import VAE, decoders, encoders, fit, objectives, priors
+from pyro_vae.distributions.wrappers import _Wrapper
 
 pytestmark = pytest.mark.usefixtures("float64")
 K = 4
@@ -293,15 +295,21 @@ def test_a_support_that_moves_with_parameters_is_refused_where_the_score_is_left
     assert getattr(objectives, name)().differentiable_loss(*fixed).isfinite()
 
 
-class Together(dist.Independent):
+class Together(_Wrapper):
     """A vector whose entries have a support each."""
 
+    has_rsample = True
     parts = constraints.stack
 
     @property
     def support(self):
-        one = constraints.greater_than(self.base_dist.scale)
-        return type(self).parts([one] * 2)
+        return type(self).parts([constraints.greater_than(self.base_dist.base_dist.scale)] * 2)
+
+    def rsample(self, sample_shape=()):
+        return self.base_dist.rsample(torch.Size(sample_shape))
+
+    def log_prob(self, value):
+        return self.base_dist.log_prob(value)
 
 
 class InARow(Together):
@@ -311,9 +319,27 @@ class InARow(Together):
 @pytest.mark.parametrize("kind", [InARow, Together])
 def test_a_support_of_several_parts_that_move_is_refused_too(kind):
     width = torch.full((2,), 1.5, requires_grad=True)
-    programs = seen(torch.ones(3), lambda: kind(dist.Pareto(width, 3.0), 1), 1)
+    programs = seen(torch.ones(3), lambda: kind(dist.Pareto(width, 3.0).to_event(1)), 1)
     with pytest.raises(ValueError, match="StickingTheLanding leaves out the score"):
         objectives.StickingTheLanding().differentiable_loss(*programs)
+
+
+def test_a_support_that_a_transform_moves_is_refused_and_one_that_it_scales_is_not():
+    """Torch takes both for the real line. The score of the shift has the mean of the rate, that of the scale 0."""
+    shift, scale = (torch.tensor(v, requires_grad=True) for v in (0.3, 0.8))
+
+    def code(loc):
+        return dist.TransformedDistribution(dist.Exponential(2.0), [dist.transforms.AffineTransform(loc, scale)])
+
+    for fn in (lambda: code(shift), lambda: code(shift.expand(2)).to_event(1)):
+        with pytest.raises(ValueError, match=r"leaves out the score.*TransformedDistribution at site 'z' moves"):
+            objectives.StickingTheLanding().differentiable_loss(*seen(torch.ones(3), fn, len(fn().event_shape)))
+    gradients = []
+    for loss in (Trace_ELBO(), objectives.StickingTheLanding()):
+        torch.manual_seed(0)
+        value = loss.differentiable_loss(*seen(torch.full((40_000,), 0.5), lambda: code(0.1))) / 40_000
+        gradients.append(torch.autograd.grad(value, scale)[0].item())
+    assert gradients[1] == pytest.approx(gradients[0], abs=0.05)  # 5 standard errors
 
 
 @pytest.mark.parametrize("name", ["StickingTheLanding", "DReG", "PIWAE"])

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions import Independent, TransformedDistribution
 from torch.distributions.constraints import Constraint, real
 from torch.utils.checkpoint import checkpoint
 
@@ -350,7 +352,7 @@ def path_only(objective: Objective, site: dict[str, Any]) -> Tensor:
     """
     distribution, value = site["fn"], site["value"]
     log_q: Tensor
-    if _support(site).is_discrete:  # of codes that are rounded, whose gradient is that of other ones
+    if _support(site["fn"]).is_discrete:  # of codes that are rounded, whose gradient is that of other ones
         raise _without_slope(objective, site)
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
@@ -374,27 +376,45 @@ def _without_slope(objective: Objective, site: dict[str, Any]) -> ValueError:
 
 def check_support(objective: Objective, site: dict[str, Any]) -> None:
     """Refuse a site whose support moves with parameters: the mean of its score is then not 0."""
-    if any(bound.requires_grad for bound in _bounds(_support(site))):
+    if _moves(site["fn"]):
         raise ValueError(
             f"{type(objective).__name__} leaves out the score, whose mean is 0 on a fixed support alone, and that of"
             f" {family(site['fn'])} at site {site['name']!r} moves: take IWAE or Trace_ELBO"
         )
 
 
-def _support(site: dict[str, Any]) -> Constraint:
+def _moves(distribution: Any) -> bool:
+    """Whether parameters move the ends of a support, or the transforms of one do, which torch takes for fixed."""
+    wrapped = Independent | ExpandedDistribution | MaskedDistribution
+    inner = next(layer for layer in layers(distribution) if not isinstance(layer, wrapped))
+    if type(inner).support is not TransformedDistribution.support:
+        return any(end.requires_grad for end in _bounds(_support(inner)))
+    by_number = not any(transform.domain.event_dim for transform in inner.transforms)
+    tensors = [value for transform in inner.transforms for value in vars(transform).values()]
+    moving = [value for value in tensors if isinstance(value, Tensor) and value.requires_grad]
+    for end in _bounds(_support(inner.base_dist)) if moving and by_number else ():
+        image = reduce(lambda value, transform: transform(value), inner.transforms, end)
+        slopes = torch.autograd.grad(image.sum(), moving, allow_unused=True)
+        if any(slope is not None and slope.any() for slope in slopes):
+            return True
+    return _moves(inner.base_dist)
+
+
+def _support(distribution: Any) -> Constraint:
     try:
-        return site["fn"].support
+        return distribution.support
     except NotImplementedError:  # which flows of zuko do not name
         return real
 
 
-def _bounds(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors that a constraint holds, and those of the constraints that it is made of."""
-    if isinstance(value, Tensor):
-        yield value
-    parts = vars(value).values() if isinstance(value, Constraint) else value if isinstance(value, list) else ()
-    for part in parts:
-        yield from _bounds(part)
+def _bounds(constraint: Any) -> Iterator[Tensor]:
+    """Yield the ends that a constraint holds, and those of the constraints that it is made of."""
+    for name, value in vars(constraint).items():
+        if isinstance(value, Tensor) or name.endswith("_bound"):
+            yield torch.as_tensor(value)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Constraint):
+                yield from _bounds(part)
 
 
 def masked(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
