@@ -90,9 +90,10 @@ def evaluate(
     x = as_input(data, model, guide)
     with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
         with seeded(seed, x.device), mode(False, model, guide):
-            plates = check_programs(model, guide, x, transform, batch_size).names
+            plates = check_programs(model, guide, x, transform, batch_size)
+            plates.check_objective(loss)
         settings = {"loss": loss, "at": at, "batch_size": batch_size, "seed": seed, "transform": transform}
-        return mean_bound(model, guide, x, plates=plates, **settings)
+        return mean_bound(model, guide, x, plates=plates.names, **settings)
 
 
 @torch.no_grad()

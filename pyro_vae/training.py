@@ -260,6 +260,7 @@ def fit(
             with seeded(seed, x.device), mode(False, model, guide):
                 plates = check_programs(*programs, x, transform, max(1, min(batch_size, len(x) // ranks.size)))
                 plates.check_size(len(x))
+                plates.check_objective(loss)
                 if test is not None:
                     check_programs(*programs, test, transform, settings["batch_size"])
             settings["plates"] = plates.names

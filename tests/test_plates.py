@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -340,3 +341,21 @@ def test_a_schedule_of_a_programs_own_is_no_scale_of_the_batch():
             pair.guide(x)
 
     evaluate(pair.model, warm, torch.ones(N, 5), batch_size=20)
+
+
+@pytest.mark.parametrize("call", [evaluate, partial(fit, epochs=1, batch_size=20)])
+def test_an_objective_of_each_datum_refuses_programs_that_take_a_part_of_the_batch(call):
+    """Its value would be that of the part, divided by the number of all data."""
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=min(5, len(x))) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows, 0])
+
+    def guide(x):
+        points = pyro.param("points", torch.zeros(20))
+        with pyro.plate("data", len(x), subsample_size=min(5, len(x))) as rows:
+            pyro.sample("z", dist.Normal(points[rows], 0.5))
+
+    with pytest.raises(ValueError, match=r"^IWAE weighs each datum of a batch, but no plate .* take pyro\.plate"):
+        call(model, guide, numbers()[:20], loss=IWAE(2))

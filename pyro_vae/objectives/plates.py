@@ -5,7 +5,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from pyro.infer import ELBO
 from pyro.poutine.trace_struct import Trace
+
+from pyro_vae.objectives._objective import Objective
 
 Pair = tuple[Trace, Trace]
 
@@ -30,6 +33,22 @@ class DataPlates(NamedTuple):
             raise ValueError(
                 f"the plate over the data has size {self.size}, but there are {total} data, and site"
                 f" {self.outside[0]!r} outside it counts once for all of them: give the plate the size {total}"
+            )
+
+    def check_objective(self, loss: ELBO) -> None:
+        """Refuse an objective that weighs each datum of a batch where the programs themselves take a part of them.
+
+        Raises:
+            ValueError: with the plate to take.
+
+        Example:
+            >>> from pyro.infer import Trace_ELBO
+            >>> DataPlates(frozenset(), 1000, ()).check_objective(Trace_ELBO())
+        """
+        if isinstance(loss, Objective) and not self.names:
+            raise ValueError(
+                f"{type(loss).__name__} weighs each datum of a batch, but no plate of the programs holds them all: take"
+                " pyro.plate('data', N, subsample_size=len(x)) in both programs, and batches of fit's (batch_size)"
             )
 
 
