@@ -154,6 +154,16 @@ def test_what_an_objective_takes_itself_is_counted(loss):
         loss.chunk_within(peak // 2 - 1, vae.model, vae.guide, x)  # peak_of has twice what was seen
 
 
+def test_an_objective_with_terms_of_its_own_trains_within_a_memory():
+    class Own(objectives.Objective):
+        def terms(self, *args):
+            return objectives.IWAE(self.num_particles, self.chunk).terms(*args)
+
+    vae = VAE(priors.Normal(1), encoders.Normal(4, 1), decoders.Normal(1, 4))
+    history = fit(vae.model, vae.guide, torch.randn(20, 4), loss=Own(3), memory="1GB", epochs=1, batch_size=20)
+    assert history[1]["train_loss"] > 0
+
+
 @pytest.mark.parametrize(
     ("loss", "memory", "message"),
     [
