@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.distributions import Delta
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,6 +23,7 @@ from pyro_vae.objectives import Objective, check_per_datum, is_theirs, kl, recon
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
 
+SUMS_OF_WEIGHTS = {RenyiELBO: "objectives.Renyi, or IWAE", TraceTMC_ELBO: "TraceEnum_ELBO, or a plate of len(x)"}
 MANY = 10_000  # chunks: compiling takes as long as about 4,000 of them save
 
 
@@ -140,8 +141,9 @@ def _at_sample(
     pairs = traces or [paired_traces(model, guide, batch)]
     reconstruction, kl = terms_of(recorder, pairs, value=value)
     share = share_of(pairs, len(batch), plates)
-    if share != 1 and isinstance(loss, RenyiELBO):
-        raise ValueError("RenyiELBO has another bound where a plate is scaled: take objectives.Renyi, or IWAE")
+    for kind, instead in SUMS_OF_WEIGHTS.items():
+        if share != 1 and isinstance(loss, kind):
+            raise ValueError(f"{kind.__name__} has another bound where a plate is scaled: take {instead}")
     traces.clear()  # the recorder refers to itself, and would keep them until Python looks for such
     return value * share, reconstruction.item() * share, kl.item() * share
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
@@ -242,10 +242,15 @@ def test_the_log_likelihood_under_a_scaled_plate_is_that_under_one_of_the_batch(
     assert found[1] == pytest.approx(found[0], abs=0.05)
 
 
-def test_pyros_renyi_bound_is_refused_under_a_scaled_plate():
+@pytest.mark.filterwarnings("ignore:Found no sample sites")  # Pyro's, of what is not summed out
+@pytest.mark.parametrize(
+    ("loss", "instead"), [(RenyiELBO(num_particles=2), r"objectives\.Renyi"), (TraceTMC_ELBO(), "TraceEnum_ELBO")]
+)
+def test_pyros_sums_of_weights_are_refused_under_a_scaled_plate(loss, instead):
+    """The scale would be a power of the weights."""
     own = Drawn(N)
-    with pytest.raises(ValueError, match=r"take objectives\.Renyi"):
-        evaluate(own.model, own.guide, numbers(), loss=RenyiELBO(num_particles=2), batch_size=20)
+    with pytest.raises(ValueError, match=f"has another bound where a plate is scaled: take {instead}"):
+        evaluate(own.model, own.guide, numbers(), loss=loss, batch_size=20)
 
 
 # Parameters for each datum
