@@ -264,7 +264,9 @@ class _LogLikelihood(Objective):
     def draw(self, rows: Tensor, count: int) -> list[Tensor]:
         """Draw particles of some data: their log q, of shape (K, B), and the values of the sites, (K, B, ...)."""
         trace = self.guide_trace(self.guide, rows, particles=count)
-        return [log_prob(trace, self.latents), *(trace.nodes[name]["value"] for name in self.latents)]
+        log_q = log_prob(trace, self.latents)
+        self._check_count(log_q.shape[-1], (rows,))
+        return [log_q, *(trace.nodes[name]["value"] for name in self.latents)]
 
     def log_of_sum(self, log_q: Tensor, *values_and_rows: Tensor) -> tuple[Tensor]:
         """Return the logarithm of the sum of the weights of particles, for each datum."""

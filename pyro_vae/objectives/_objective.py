@@ -111,6 +111,7 @@ class Objective(ELBO):
         whole = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         likelihood, prior, unweighed_prior, *models_own = whole
         posterior, *own = self.of_guide(guide_trace)
+        self._check_count(likelihood.shape[-1], args)
         kl = unweighed(guide_trace) - unweighed_prior
         return Draws(likelihood, prior, posterior, kl, (*own, *models_own))
 
@@ -226,6 +227,14 @@ class Objective(ELBO):
             raise ValueError(
                 f"{type(self).__name__} has no KL to weigh: a scale of {scale} at site {name!r} would change the bound"
                 " without a word; leave beta at 1, or take Trace_ELBO"
+            )
+
+    def _check_count(self, count: int, args: tuple[Any, ...]) -> None:
+        """Refuse programs that themselves take a part of the batch: the sum of that part is none over the batch."""
+        if args and isinstance(args[0], Tensor) and args[0].dim() and count != len(args[0]):
+            raise ValueError(
+                f"{type(self).__name__} weighs each datum of a batch, but the programs take {count} of {len(args[0])}:"
+                " let them take all (pyro.plate('data', N, subsample_size=len(x)), by batches of fit's batch_size)"
             )
 
     def _check_same_sites(self, model_trace: Trace, guide_trace: Trace) -> None:
