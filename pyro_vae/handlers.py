@@ -13,6 +13,7 @@ from torch.distributions.constraints import real
 from pyro_vae.distributions import centre_of
 
 Program = Callable[..., Any]
+STORE_HOLDS = "Pyro's parameter store holds"
 
 
 class KLWeight(Messenger):
@@ -146,8 +147,11 @@ class LocalModules(Messenger):
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         if id(msg["value"]) not in self._met:
-            self._meet(msg["value"].unconstrained(), msg["name"])
-            self.constraints.setdefault(msg["name"], str(msg["kwargs"].get("constraint", real)))
+            unconstrained = getattr(msg["value"], "unconstrained", lambda: msg["value"])  # none if local to a module
+            self._meet(unconstrained(), msg["name"])
+            if msg["name"] not in self.constraints:
+                self.constraints[msg["name"]] = str(msg["kwargs"].get("constraint", real))
+                _check_as_asked(msg)
 
     @torch.no_grad()
     def _restore(self, name: str, parameter: Tensor, constraint: str) -> None:
@@ -164,3 +168,22 @@ class LocalModules(Messenger):
         if id(parameter) not in self._met:
             self._met[id(parameter)] = parameter
             self._names[id(parameter)] = name
+
+
+def _check_as_asked(msg: dict[str, Any]) -> None:
+    """Refuse a parameter that stands in Pyro's store already, but as another one than the program asks for."""
+    store, name = get_param_store(), msg["name"]
+    if len(msg["args"]) < 2 or name not in store:
+        return
+    asked = msg["args"][1]
+    pairs: dict[str, tuple[Any, Any]] = {
+        "constraint": (str(store._constraints[name]), str(msg["kwargs"].get("constraint", real)))
+    }
+    if isinstance(asked, Tensor):
+        pairs["shape"] = tuple(msg["value"].shape), tuple(asked.shape)
+    for what, (there, here) in pairs.items():
+        if there != here:
+            raise ValueError(
+                f"{STORE_HOLDS} {name!r} with {what} {there}, but the program asks for {here}: call"
+                " pyro.clear_param_store() first"
+            )

@@ -18,6 +18,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_struct import Trace
@@ -31,7 +32,7 @@ from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
 from pyro_vae.distributions.relaxed import KeptLogarithms
 from pyro_vae.distributions.wrappers import layers
 from pyro_vae.engine import slots_of
-from pyro_vae.handlers import LocalModules, Program
+from pyro_vae.handlers import STORE_HOLDS, LocalModules, Program
 from pyro_vae.networks import as_function
 from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.vae import VAE
@@ -305,8 +306,10 @@ def check_programs(
     for module in modules_of(model, guide):
         if isinstance(module, VAE):
             _check_parts(module, batch[:2])
+    _check_names(model, guide)
     with pyro.validation_enabled(), _PyroDistributions(), _reached(model, guide):
         pair = _first_traces(model, guide, batch)
+        _check_names(model, guide)  # also of parameters that have just been made
         _check_sites(*pair)
         other = batch[:-1] if len(batch) > 1 else torch.cat([batch, batch])
         other_pair = _on_another_size(model, guide, other, len(batch), len(x))
@@ -321,10 +324,39 @@ def check_programs(
     return plates
 
 
+def _check_names(*programs: Program) -> None:
+    """Refuse parameters of a ``PyroModule`` whose names another one has, as Pyro joins them.
+
+    The module would take over the other one's value, and train it, or never train its own.
+    """
+    if pyro.settings.get("module_local_params"):  # then they are not joined
+        return
+    held = {name: value.unconstrained() for name, value in pyro.get_param_store().items()}
+    for module in [module for owner in modules_of(*programs) for module in owner.modules()]:
+        for name, parameter in module._parameters.items() if isinstance(module, PyroModule) else ():
+            full_name = f"{module._pyro_name}.{name}".removeprefix(".").removesuffix("_unconstrained")
+            if held.setdefault(full_name, parameter) is not parameter:
+                kind = type(module).__name__
+                stored = full_name in pyro.get_param_store()
+                fix = "call pyro.clear_param_store() first" if stored else "name each, super().__init__('the name')"
+                where = "in Pyro's parameter store, of another module or training" if stored else "in another module"
+                raise ValueError(f"Pyro would join the parameter {full_name!r} of {kind} with that {where}: {fix}")
+
+
 def _probe(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]:
-    """Run a pair of programs on a copy of the parameter store: what they add to it is sized for this batch."""
+    """Run a pair of programs on a copy of the parameter store: what they add to it is sized for this batch.
+
+    A guide that makes its parameters now is to make its own, and not to find those of another module.
+    """
     store, local = pyro.get_param_store(), LocalModules()
-    with store.scope(store.get_state()):
+    own = {id(parameter) for module in modules_of(model, guide) for parameter in module.parameters()}
+    state = store.get_state()
+    state["params"] = {
+        name: value
+        for name, value in state["params"].items()
+        if not isinstance(value, nn.Parameter) or id(value) in own
+    }
+    with store.scope(state):
         return paired_traces(local(model), local(guide), batch)
 
 
@@ -332,12 +364,15 @@ def _first_traces(model: Program, guide: Program, batch: Tensor) -> tuple[Trace,
     try:
         return _probe(model, guide, batch)
     except ValueError as error:
-        if "subsample_size does not match" not in str(error):
+        reason = str(error).partition("\n")[0]  # behind which Pyro lists the shapes of the trace
+        if "subsample_size does not match" in reason:
+            reason = (
+                f"a plate of the programs has another size than the batch of {len(batch)} that it is to hold: give it"
+                " the number of all data and subsample_size=len(x) in both programs, or lower the batch size"
+            )
+        elif not reason.startswith(STORE_HOLDS):
             raise
-        raise ValueError(
-            f"a plate of the programs has another size than the batch of {len(batch)} that it is to hold: give it the"
-            " number of all data and subsample_size=len(x) in both programs, or lower the batch size"
-        ) from error
+        raise ValueError(reason) from error
 
 
 def _on_another_size(

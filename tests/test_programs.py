@@ -10,10 +10,11 @@ from pyro import poutine
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vae import VAE, data, decoders, encoders, evaluate, log_likelihood, priors
+from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, log_likelihood, priors
 from pyro_vae.handlers import LocalModules
 from pyro_vae.networks import FillMissing
 from pyro_vae.programs import as_input, check_programs, mode, modules_of, paired_traces, seeded
@@ -596,6 +597,96 @@ def test_missing_entries_that_a_program_leaves_out_itself_are_accepted():
     assert evaluate(*leaving_out(True), x).reconstruction == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"hold nan at index \(9, 0, 1, 2\).*decoders\.Masked"):
         check_programs(*leaving_out(False), x)
+
+
+def mean_of(x, start=torch.zeros(3), constraint=constraints.real):  # noqa: B008 (never changed)
+    mean = pyro.param("mean", start, constraint=constraint)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+
+CALLS = {
+    "fit": partial(fit, epochs=1, batch_size=20),
+    "evaluate": evaluate,
+    "log_likelihood": partial(log_likelihood, samples=2),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"start": torch.zeros(())}, r"holds 'mean' with shape \(3,\), but the program asks for \(\): call pyro.clear"),
+        ({"constraint": constraints.positive}, r"with constraint Real\(\), but the program asks for GreaterThan"),
+    ],
+    ids=["shape", "constraint"],
+)
+def test_a_parameter_of_the_store_is_the_one_that_the_program_asks_for(other, message, call):
+    x = torch.randn(40, 3)
+    evaluate(mean_of, lambda _: None, x)
+    fit(mean_of, lambda _: None, x, epochs=1, batch_size=20)
+    fit(mean_of, lambda _: None, x, epochs=0, batch_size=20)
+    with pytest.raises(ValueError, match=message) as error:
+        CALLS[call](partial(mean_of, **other), lambda _: None, x)
+    assert "\n" not in str(error.value)
+
+
+class PyroCode(PyroModule):
+    """A model and a guide in modules of Pyro's, with parameters of both its kinds."""
+
+    def __init__(self, name, is_guide=False):
+        super().__init__(name)
+        self.layer, self.is_guide = PyroModule[nn.Linear](3, 3), is_guide
+        self.scale = PyroParam(torch.ones(3), constraint=constraints.positive)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            if self.is_guide:
+                return pyro.sample("z", dist.Normal(self.layer(x), self.scale).to_event(1))
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(self.layer(z), self.scale).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_every_parameter_of_pyros_modules_is_trained_or_the_module_refused(local):
+    """Pyro joins them by name, so that the layers of the second module of a name would stay as they are."""
+    x, refused = torch.randn(40, 3), []
+    with pyro.settings.context(module_local_params=local):
+        for names in (("model", "guide"), ("model", "guide"), ("", "")):
+            torch.manual_seed(0)
+            pair = PyroCode(names[0]), PyroCode(names[1], is_guide=True)
+            before = [parameter.clone() for module in pair for parameter in module.parameters()]
+            try:
+                fit(*pair, x, epochs=1, batch_size=40)
+            except ValueError as error:
+                refused.append(str(error))
+                continue
+            after = [parameter for module in pair for parameter in module.parameters()]
+            assert not any(torch.equal(*values) for values in zip(before, after, strict=True))
+    assert [message.partition(" of PyroCode with that in ")[2].partition(":")[0] for message in refused] == (
+        [] if local else ["Pyro's parameter store, of another module or training", "another module"]
+    )
+
+
+@pytest.mark.parametrize("kind", [AutoDelta, AutoNormal, AutoLowRankMultivariateNormal])
+def test_a_second_autoguide_neither_takes_over_the_first_nor_changes_it(kind):
+    x = torch.randn(20, 3)
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+        with pyro.plate("data", 20, subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    first, second = kind(model), kind(model)
+    fit(model, first, x + 9, epochs=1, batch_size=20)
+    for call in CALLS.values():
+        with pytest.raises(ValueError, match=r"Pyro's parameter store.*: call pyro\.clear_param_store\(\) first"):
+            call(model, second, x)
+    pyro.clear_param_store()
+    before = [parameter.clone() for parameter in first.parameters()]
+    fit(model, second, x, epochs=3, batch_size=20)
+    assert all(torch.equal(*values) for values in zip(before, first.parameters(), strict=True))
+    assert not any(torch.equal(*values) for values in zip(before, second.parameters(), strict=True))
 
 
 def test_the_check_leaves_no_parameter_behind_and_changes_none():
