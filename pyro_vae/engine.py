@@ -210,7 +210,10 @@ class Changes(TorchDispatchMode):
     def undo(self) -> None:
         """Put back what they were."""
         for value, before in reversed(self._before.values()):
-            value.copy_(before)
+            if value.shape == before.shape:
+                value.copy_(before)
+            else:  # it was transposed in place, or given another size
+                value.set_(before)
 
 
 class Recorded:

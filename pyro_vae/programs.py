@@ -19,6 +19,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_struct import Trace
@@ -298,6 +299,11 @@ def check_programs(
     for program in (model, guide):
         if isinstance(poutine.unwrap(program), VAE):
             raise TypeError("a VAE is two programs: take vae.model and vae.guide of it")
+        if isinstance(poutine.unwrap(program), GuideMessenger):
+            kind = type(poutine.unwrap(program)).__name__
+            raise TypeError(
+                f"{kind} runs the model itself, and is no program beside it: take AutoNormal or another guide"
+            )
     first = x[:batch_size]
     _refuse(first, first.isinf(), FINITE)
     first = first.nan_to_num(0.5)  # a number that every network can take; what is missing comes below

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
 from pyro_vae import engine as engines
 from pyro_vae.checkpoints import Checkpoints
-from pyro_vae.engine import ENGINES, Recorded, WholeStep, _same, chosen
+from pyro_vae.engine import ENGINES, Changes, Recorded, WholeStep, _same, chosen
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import IWAE, linear_warm_up
 
@@ -535,6 +535,17 @@ def test_recorded_by_name_does_not_end_with_steps_that_were_not_checked():
 
 
 # Recordings that fail
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3)])
+def test_what_is_transposed_or_resized_in_place_is_put_back(shape):
+    value = torch.rand(shape)
+    before = value.clone()
+    for change in (torch.Tensor.t_, lambda x: x.resize_(7).zero_(), lambda x: torch.ones(9, out=x.resize_(9))):
+        with Changes() as changes:
+            change(value)
+        changes.undo()
+        assert torch.equal(value, before)
 
 
 def test_tensors_that_a_failed_recording_has_changed_are_put_back():

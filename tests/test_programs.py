@@ -9,7 +9,13 @@ import zuko
 from pyro import poutine
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+)
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
@@ -535,6 +541,12 @@ def test_autoguides_of_a_positive_site_are_accepted(kind):
             pyro.sample("x", dist.Poisson(rate), obs=x[:, 0])
 
     assert math.isfinite(evaluate(model, kind(model), torch.ones(10, 1), batch_size=4).loss)
+
+
+def test_an_autoguide_that_runs_the_model_itself_is_refused_with_another():
+    model = own(normal, normal, pixels)[0]
+    with pytest.raises(TypeError, match="AutoNormalMessenger runs the model itself.*: take AutoNormal"):
+        evaluate(model, AutoNormalMessenger(model), grey())
 
 
 def test_a_flow_of_zukos_is_accepted_as_it_is():

@@ -992,6 +992,27 @@ def test_a_site_that_the_model_sums_out_has_its_terms_at_any_weight():
     assert rows[0] == pytest.approx(rows[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_a_site_that_is_summed_out_one_value_after_another_has_the_terms_of_all_at_a_time(beta):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(3) / 3))
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.arange(3.0))[c], 1.0), obs=x[:, 0])
+
+    def guide(x, how):
+        with pyro.plate("data", len(x)):
+            logits = pyro.param("slope", torch.arange(3.0)) * x[:, :1]
+            pyro.sample("c", dist.Categorical(logits=logits), infer={"enumerate": how})
+
+    rows = []
+    for how in ("parallel", "sequential"):
+        pyro.clear_param_store()
+        loss = TraceEnum_ELBO(max_plate_nesting=1)
+        row = fit(model, partial(guide, how=how), points(20), loss=loss, beta=beta, epochs=2, batch_size=7)[2]
+        rows.append([row[name] for name in ("train_loss", "train_reconstruction", "train_kl")])
+    assert rows[1] == pytest.approx(rows[0], rel=1e-4)
+
+
 def test_a_weight_beside_a_likelihood_that_hangs_on_a_summed_site_is_refused():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -242,8 +242,9 @@ def _weighed(loss: Callable[..., Tensor], *args: Any) -> Tensor:
 
 
 def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor, share: float) -> Terms:
-    if len(traces) != (1 if loss.vectorize_particles else loss.num_particles):  # a user's ELBO made its own
-        traces.clear()
+    several = any(_summed_out(trace) for pair in traces for trace in pair)  # one for each value, if one after another
+    if not several and len(traces) != (1 if loss.vectorize_particles else loss.num_particles):
+        traces.clear()  # a user's ELBO made its own
         unknown = torch.full_like(value.detach(), math.nan)
         is_at_1 = isinstance(beta, float | int) and beta == 1
         value = value * share
