@@ -213,7 +213,7 @@ class Changes(TorchDispatchMode):
             if value.shape == before.shape:
                 value.copy_(before)
             else:  # it was transposed in place, or given another size
-                value.set_(before)
+                value.data = before
 
 
 class Recorded:

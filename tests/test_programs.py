@@ -545,7 +545,7 @@ def test_autoguides_of_a_positive_site_are_accepted(kind):
 
 def test_an_autoguide_that_runs_the_model_itself_is_refused_with_another():
     model = own(normal, normal, pixels)[0]
-    with pytest.raises(TypeError, match="AutoNormalMessenger runs the model itself.*: take AutoNormal"):
+    with pytest.raises(TypeError, match=r"AutoNormalMessenger runs the model itself.*: take AutoNormal"):
         evaluate(model, AutoNormalMessenger(model), grey())
 
 
