@@ -24,7 +24,16 @@ PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in 
 NOISE = "noise"  # in a site's "infer": the handler of `pyro_vae.noise` that has drawn it, and which of these it lacks
 INDEPENDENT, FRESH = "independent particles", "new noise at every step"
 WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 steps save
-TRUSTED = {"pyro_vae", "torch", "pyro", "zuko", "functools", "collections", "builtins"}  # do the same at every step
+TRUSTED = {
+    "pyro_vae",
+    "torch",
+    "pyro",
+    "zuko",
+    "functools",
+    "collections",
+    "enum",
+    "builtins",
+}  # do the same at every step
 MANY = 1000  # elements: of a longer list or array, only the length is watched
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, types.ModuleType)
 HOOKS = [each for name, each in vars(torch.nn.modules.module).items() if name.startswith("_global_")]  # on all modules
@@ -117,9 +126,10 @@ class Held:
 
     def _look_for_foreign(self, value: Any) -> None:
         described = value if isinstance(value, type | types.FunctionType) else type(value)
-        if not self.foreign and root_of(described) not in TRUSTED:
-            kind = "function" if isinstance(value, types.FunctionType) else "class"
-            self.foreign = f"the {kind} {described.__qualname__} of {described.__module__}"
+        for each in (described, *_methods_of(described)):  # a method may have been put on a class of torch
+            if not self.foreign and root_of(each) not in TRUSTED:
+                kind = "function" if isinstance(each, types.FunctionType) else "class"
+                self.foreign = f"the {kind} {each.__qualname__} of {each.__module__}"
 
 
 def slots_of(value: Any) -> list[str]:
@@ -132,6 +142,11 @@ def slots_of(value: Any) -> list[str]:
     slots = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
     names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
     return [name for name in names if not name.startswith("__")]
+
+
+def _methods_of(described: Any) -> list[types.FunctionType]:
+    classes = [cls for cls in getattr(described, "__mro__", ()) if root_of(cls) in TRUSTED]
+    return [each for cls in classes for each in vars(cls).values() if isinstance(each, types.FunctionType)]
 
 
 def root_of(described: Any) -> str:

@@ -379,6 +379,14 @@ def test_what_is_not_of_this_package_runs_eagerly_under_auto(name):
 
 
 @pytest.mark.usefixtures("early")
+@pytest.mark.parametrize("cls", [nn.Linear, nn.Module, encoders.Normal])
+def test_a_method_that_is_put_on_a_class_of_others_runs_eagerly_under_auto(cls, monkeypatch):
+    monkeypatch.setattr(cls, "of_my_own", lambda self: self, raising=False)
+    *_, line = trained(of_vae(), "auto")
+    assert line.startswith("eager: the function ")
+
+
+@pytest.mark.usefixtures("early")
 def test_a_hook_on_all_modules_runs_eagerly_under_auto():
     def run(engine):
         torch.manual_seed(0)
