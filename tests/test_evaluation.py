@@ -330,7 +330,11 @@ def sizes(monkeypatch):
     """Fix for how many data log_likelihood draws, and how many particles it weighs, at a time."""
 
     def fix(batch_size, chunk):
-        monkeypatch.setattr(evaluation._LogLikelihood, "sizes", lambda *_: (batch_size, chunk))
+        def fixed(*_):
+            return batch_size, chunk
+
+        fixed.__module__ = evaluation.__name__  # with what is no part of this package nothing is replayed
+        monkeypatch.setattr(evaluation._LogLikelihood, "sizes", fixed)
 
     return fix
 
@@ -373,7 +377,7 @@ def test_a_replayed_chunk_changes_nothing(sizes, monkeypatch):
         seen.append(1)
         return forward(self, z)
 
-    counted.__module__ = kind.__module__  # with what is no part of this package nothing is replayed
+    counted.__module__ = kind.__module__
     monkeypatch.setattr(kind, "forward", counted)
     run()
     assert len(seen) < 30  # of 500 chunks: the others are replayed
