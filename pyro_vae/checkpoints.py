@@ -394,7 +394,8 @@ def check_group(found: Mapping[str, Any], like: Mapping[str, Any]) -> None:
     if found.keys() != like.keys():
         _refuse("optimizer groups", found)
     for name, value in like.items():
-        if not _alike(found[name], value, exactly=name == "params") and name != "capturable":
+        alike = _alike(found[name], value, exactly=name == "params") or name == "capturable"
+        if not alike or (name == "betas" and max(found[name]) >= 1):  # no weights of a running mean
             _refuse(f"optimizer setting {name}", found[name])
 
 

@@ -1,9 +1,10 @@
 """Where a training stands: all that its next step hangs on, as tensors and plain values, and back."""
 
+import copy
 import hashlib
 import json
 import math
-import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -294,11 +295,12 @@ class Progress:
         for parameter in parameters:
             settings, state = self.late.pop(names[id(parameter)], ({}, {}))
             optim.add_param_group({**settings, "params": [parameter]})
-            check_tensors(
-                {name: value for name, value in state.items() if isinstance(value, Tensor) and value.dim()},
-                {name: parameter for name, value in state.items() if isinstance(value, Tensor) and value.dim()},
-            )
             if state:
+                alone = copy.copy(optim)  # an optimizer of this parameter
+                alone.param_groups, alone.state = optim.param_groups[-1:], defaultdict(dict)
+                checked_state(
+                    alone, {"state": {0: state}, "param_groups": [settings_of(*alone.param_groups, params=[0])]}
+                )
                 optim.state[parameter] = {name: _moved(value, parameter) for name, value in state.items()}
 
 

@@ -411,6 +411,14 @@ def test_optimizer_state_of_another_shape_is_refused(small, tmp_path):
         assert is_own(refusal(tmp_path, short, about))
 
 
+@pytest.mark.parametrize("betas", [[0.9, 1.0], [2.0, 0.999], [0.9, 1e308]])
+def test_weights_of_a_running_mean_stay_below_1(betas, small, tmp_path):
+    tensors, about = small
+    about = copy.deepcopy(about)
+    about["optimizer"]["groups"][0]["betas"] = betas
+    assert is_own(refusal(tmp_path, tensors, about))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the (model|guide) changes what it holds in Python")
 @pytest.mark.usefixtures("_without_waiting_for_the_disk")

@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialL
 from pyro_vae import VAE, decoders, encoders, fit, networks, noise, objectives, priors, progress, training
 from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors
 from pyro_vae.data import EightBit
+from pyro_vae import VAE, decoders, encoders, fit, networks, objectives, priors
+from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors, save_tensors
 from pyro_vae.progress import described
 from pyro_vae.training import COLUMNS
 
@@ -282,6 +284,26 @@ def test_a_parameter_that_is_met_late_is_in_its_own_checkpoint(tmp_path):
     assert about["constraints"]["late"] == "Real()"
     train_store(Store(more=lambda _: pyro.param("late", torch.ones(3))), resume=tmp_path, epochs=3)
     assert torch.equal(pyro.param("late"), values["late"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("exp_avg", torch.zeros(())), ("exp_avg_sq", torch.zeros(1)), ("step", torch.zeros(3)), ("step", None)],
+    ids=["no dimension", "one number", "a number for each", "missing"],
+)
+def test_the_state_of_a_parameter_that_is_met_late_is_held_against_it(name, value, tmp_path):
+    """A fused optimizer would read and write outside of its memory."""
+    optimizer = partial(torch.optim.Adam, lr=0.1, fused=True)
+    train_store(Store(more=conditional), checkpoints=tmp_path, optimizer=optimizer)
+    tensors, about = Checkpoints(tmp_path).read()
+    crafted = tensors | {f"optimizer/param/late/{name}": value}
+    save_tensors(Checkpoints(tmp_path).last, {key: each for key, each in crafted.items() if each is not None}, about)
+
+    def late(_):
+        return pyro.param("late", torch.zeros(3)) if torch.is_grad_enabled() else 0.0
+
+    with pytest.raises(ValueError, match=r"the checkpoint's optimizer/0(/.*)? cannot be resumed from"):
+        train_store(Store(more=late), resume=tmp_path, epochs=4, optimizer=optimizer)
 
 
 def test_another_constraint_is_refused(tmp_path):
