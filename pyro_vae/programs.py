@@ -27,6 +27,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset
 
 from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
@@ -314,7 +315,8 @@ def check_programs(
             _check_parts(module, batch[:2])
     _check_names(model, guide)
     with pyro.validation_enabled(), _PyroDistributions(), _reached(model, guide):
-        pair = _first_traces(model, guide, batch)
+        with _Indices() as indices:
+            pair = _first_traces(model, guide, batch)
         _check_names(model, guide)  # also of parameters that have just been made
         _check_sites(*pair)
         other = batch[:-1] if len(batch) > 1 else torch.cat([batch, batch])
@@ -322,6 +324,7 @@ def check_programs(
         plates = data_plates(pair, len(batch), other_pair, len(other), len(x))
         if len(batch) < len(x):
             _check_parameters(pair, other_pair or pair, plates.size if plates.size > len(batch) else 0, len(x))
+            indices.check(plates, len(batch), len(x))
         holds = _holds(pair[0], batch)
         most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // first[0].numel()))
         if not holds and (other_pair is None or plates.size > len(batch)):
@@ -406,6 +409,45 @@ def _check_parameters(pair: tuple[Trace, Trace], other: tuple[Trace, Trace], siz
                 raise ValueError(
                     f"the parameter {name!r} of shape {tuple(shapes[0])} has an entry for each datum, but each batch"
                     f" holds other data, in any order: take all of them (batch_size={total}), or compute it from x"
+                )
+
+
+class _Index(Tensor):
+    """The indices of a plate, which call ``note`` with the lengths of what is looked up by them."""
+
+    note: Callable[[set[tuple[int, ...]]], None]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func.__name__ not in ("__len__", "__get__", "size", "numel"):  # which tell no index
+                tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+                indices = [each for each in tensors if isinstance(each, _Index)]
+                for each in indices:
+                    each.note({tuple(other.shape[:1]) for other in tensors} - {tuple(each.shape)})
+            return func(*args, **(kwargs or {}))
+
+
+class _Indices(Messenger):
+    """Notes the lengths of what programs look up by the indices of their plates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[str, set[tuple[int, ...]]] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if type(msg["fn"]).__name__ == "_Subsample" and isinstance(msg["value"], Tensor) and not msg["is_observed"]:
+            name, index = msg["name"], msg["value"].as_subclass(_Index)
+            index.note = lambda lengths: self.read.setdefault(name, set()).update(lengths)
+            msg["value"] = index
+
+    def check(self, plates: DataPlates, count: int, total: int) -> None:
+        """Refuse programs that look up more by these numbers than what the batch holds: it would be of other data."""
+        for name in plates.names & self.read.keys():
+            if plates.size > count or self.read[name] - {()}:
+                raise ValueError(
+                    f"the programs read the indices of the plate {name!r}, which are not the numbers of the data in a"
+                    f" batch: let x hold all that belongs to a datum, or take all data at a time (batch_size={total})"
                 )
 
 

@@ -302,6 +302,43 @@ def test_parameters_for_each_datum_of_a_scaled_plate_are_refused(subsampled):
     assert math.isfinite(evaluate(model, guide, numbers((N, 1)), batch_size=N).loss)
 
 
+LABELS, LAYER = torch.arange(float(N)), nn.Embedding(N, 1)
+LOOK_UPS = {
+    "labels": lambda index: LABELS[index, None],
+    "an embedding": lambda index: LAYER(index),
+}
+
+
+def looking_up(x, size, look_up):
+    """A model whose mean is another number for each datum, at first times 0."""
+    slope = pyro.param("slope", torch.zeros(()))
+    with plate(size, x) as index:
+        pyro.sample("x", dist.Normal(slope * look_up(index), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("call", [evaluate, fit])
+@pytest.mark.parametrize("size", [N, None])
+@pytest.mark.parametrize("look_up", ["labels", "an embedding"])
+def test_what_is_looked_up_by_the_indices_of_a_plate_is_refused_but_not_for_all_data_at_a_time(look_up, size, call):
+    """They are not those of the batch: the label of another datum would stand beside each."""
+    pair = partial(looking_up, size=size, look_up=LOOK_UPS[look_up]), lambda _: None
+    with pytest.raises(ValueError, match=r"read the indices of the plate 'data'.*or take all data .*\(batch_size=60\)"):
+        call(*pair, numbers((N, 1)), batch_size=20)
+    call(*pair, numbers((N, 1)), batch_size=N)
+
+
+def test_the_batch_itself_may_be_looked_up_by_the_indices_of_its_plate():
+    def model(x):
+        with pyro.plate("data", len(x)) as index:
+            assert index.shape == (len(x),)
+            pyro.sample("x", dist.Normal(pyro.param("mean", torch.zeros(1)), 1.0).to_event(1), obs=x[index])
+
+    x = numbers((N, 1))
+    assert evaluate(model, lambda _: None, x, batch_size=7).loss == pytest.approx(
+        -dist.Normal(0.0, 1.0).log_prob(x).mean().item(), rel=1e-5
+    )
+
+
 def test_a_plate_that_keeps_one_size_is_refused_where_the_batches_are_smaller():
     guide = AutoNormal(model_of_rows)
     with pytest.raises(ValueError, match=r"plate 'data' has size 20 also on 19 data.*\(batch_size=60\)"):
