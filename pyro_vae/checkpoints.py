@@ -57,6 +57,12 @@ def save_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None
         OSError: as `write_whole`.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    places: set[int] = set()
+    for name, tensor in kept.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in places:  # of another tensor, too: a file does not hold one place in memory twice
+            kept[name] = tensor.clone()
+        places.add(place)
     head = {"format": FORMAT, **versions(), "about": about}
     head["sha256"] = _digest(kept, head)
     write_whole(path, save(kept, {"pyro_vae": json.dumps(head)}))

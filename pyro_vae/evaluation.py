@@ -135,8 +135,9 @@ def _at_sample(
     recorder, traces = recording(loss)
     try:
         value = float(recorder.loss(model, guide, batch))
-    except (KeyError, NotImplementedError) as error:
-        reason = f"only one of them draws site {error}" if isinstance(error, KeyError) else error
+    except (AssertionError, KeyError, NotImplementedError) as error:
+        reason = str(error) or "the guide has a site that the model has not (take Trace_ELBO)"  # by TraceMeanField_ELBO
+        reason = f"only one of them draws site {error}" if isinstance(error, KeyError) else reason
         raise ValueError(f"{type(loss).__name__} does not take these programs: {reason}") from error
     pairs = traces or [paired_traces(model, guide, batch)]
     reconstruction, kl = terms_of(recorder, pairs, value=value)

@@ -28,7 +28,8 @@ from pyro_vae.distributed import Ranks
 from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 
 OPAQUE = (ReferenceType, Trace, ParamStoreDict)  # a run makes and changes them, and they change no number
-MODULES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # by numbers that count all hooks of the process
+MODULES = ("_parameters", "_buffers", "_modules", *HOOKS)
 CHANGES = (
     "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
     "depend on it, the resumed training is another one; keep it in a buffer of a module"
@@ -454,7 +455,8 @@ def _state_of(value: Any) -> list[Any]:
         return [value.get_state()]
     held = [getattr(value, name, None) for name in slots_of(value)]
     if hasattr(value, "__dict__"):
-        held.append({name: each for name, each in vars(value).items() if _tells(value, name)})
+        told = {name: each for name, each in vars(value).items() if _tells(value, name)}
+        held.append({name: [*each.values()] if name in HOOKS else each for name, each in told.items()})
     if not held:
         with suppress(Exception):  # what cannot be pickled has no state that could be told
             held = list(value.__reduce_ex__(2)[1:3])

@@ -41,6 +41,14 @@ def test_what_is_written_is_read(path):
     assert [other.name for other in path.parent.iterdir()] == [path.name]
 
 
+def test_tensors_that_share_their_memory_are_each_kept(tmp_path):
+    whole = torch.arange(6.0)
+    tensors = {"whole": whole, "same": whole.view(2, 3), "part": whole[2:], "again": whole.detach()}
+    save_tensors(tmp_path / "x", tensors, {})
+    found, _ = read_tensors(tmp_path / "x")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 def test_every_truncation_is_refused(path):
     content = path.read_bytes()
     for length in range(len(content)):

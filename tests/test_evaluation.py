@@ -602,6 +602,22 @@ def test_a_scale_of_each_datum_is_refused_in_one_line():
         evaluate(model, guide, torch.zeros(40, 1), loss=IWAE(2))
 
 
+@pytest.mark.filterwarnings("ignore:Found non-auxiliary vars")
+def test_what_an_elbo_of_pyros_asserts_is_refused_in_words():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.deterministic("half", x / 2, event_dim=1), 1.0).to_event(1))
+
+    assert math.isfinite(evaluate(model, guide, torch.ones(3, 1)).loss)
+    with pytest.raises(ValueError, match=r"TraceMeanField_ELBO does not take .* site that the model has not \(take Tr"):
+        evaluate(model, guide, torch.ones(3, 1), loss=TraceMeanField_ELBO())
+
+
 def test_masks_of_one_site_must_be_those_of_the_other_program():
     model, guide = normal_pair()
     x = torch.tensor([[1.0], [-1.0], [2.0]])

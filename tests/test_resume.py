@@ -464,6 +464,20 @@ def test_objects_of_one_class_are_told_apart_by_what_they_hold(name):
     assert described(one()) != described(other())
 
 
+def test_a_module_with_a_hook_is_the_same_whatever_the_number_of_hooks_before():
+    def hooked():
+        layer = torch.nn.Linear(2, 2)
+        layer.register_forward_hook(again)
+        layer.register_forward_pre_hook(again)
+        return layer
+
+    def digest():
+        torch.manual_seed(0)
+        return described(hooked())
+
+    assert digest() == digest()
+
+
 def test_a_description_names_no_address():
     known = described([again, again]), described(again)
     code = again.__code__
