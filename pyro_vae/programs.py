@@ -309,7 +309,8 @@ def check_programs(
     _refuse(first, first.isinf(), FINITE)
     first = first.nan_to_num(0.5)  # a number that every network can take; what is missing comes below
     transform = (lambda x: x) if transform is None else as_function(transform, "transform")
-    batch = transform(first)
+    with _unchanged(first, "the transform changes"):
+        batch = transform(first)
     for module in modules_of(model, guide):
         if isinstance(module, VAE):
             _check_parts(module, batch[:2])
@@ -365,8 +366,20 @@ def _probe(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]
         for name, value in state["params"].items()
         if not isinstance(value, nn.Parameter) or id(value) in own
     }
-    with store.scope(state):
+    with _unchanged(batch, "the programs change"), store.scope(state):
         return paired_traces(local(model), local(guide), batch)
+
+
+@contextmanager
+def _unchanged(batch: Tensor, words: str) -> Iterator[None]:
+    """Refuse what changes a batch in place, as it may be a part of the user's own tensor."""
+    before = 0 if batch.is_inference() else batch._version
+    yield
+    if not batch.is_inference() and batch._version != before:
+        raise ValueError(
+            f"{words} the batch in place, and so the data: begin with x = x.clone(), and take no layer with"
+            " inplace=True"
+        )
 
 
 def _first_traces(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]:

@@ -469,6 +469,16 @@ def test_the_log_likelihood_leaves_no_trace():
     assert log_likelihood(*programs(vae), x, samples=3, seed=1) != first
 
 
+def test_the_log_likelihood_of_a_model_without_latent_sites_is_exact():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(1.0, 2.0).expand([3]).to_event(1), obs=x)
+
+    x = torch.randn(7, 3)
+    expected = stats.norm(1, 2).logpdf(x.numpy()).sum(1).mean()
+    assert log_likelihood(model, lambda _: None, x, samples=5) == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_log_likelihood_of_no_samples_or_memory_is_refused():
     vae, x = linear_gaussian()
     with pytest.raises(ValueError, match="samples must be at least 1, not 0"):
@@ -616,6 +626,23 @@ def test_what_an_elbo_of_pyros_asserts_is_refused_in_words():
     assert math.isfinite(evaluate(model, guide, torch.ones(3, 1)).loss)
     with pytest.raises(ValueError, match=r"TraceMeanField_ELBO does not take .* site that the model has not \(take Tr"):
         evaluate(model, guide, torch.ones(3, 1), loss=TraceMeanField_ELBO())
+
+
+def test_a_plate_where_the_particles_of_an_objective_stand_is_refused_in_words():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", x.shape[1], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", x.shape[1], dim=-1):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    x = torch.ones(3, 4)
+    assert math.isfinite(evaluate(model, guide, x).loss)
+    with pytest.raises(ValueError, match=r"IWAE weighs each datum by itself, .* has dim -2: take Trace_ELBO") as error:
+        evaluate(model, guide, x, loss=IWAE(2))
+    assert "\n" not in str(error.value)
 
 
 def test_masks_of_one_site_must_be_those_of_the_other_program():

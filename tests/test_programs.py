@@ -701,6 +701,35 @@ def test_a_second_autoguide_neither_takes_over_the_first_nor_changes_it(kind):
     assert not any(torch.equal(*values) for values in zip(before, second.parameters(), strict=True))
 
 
+def halving(x):
+    mean_of(x.mul_(0.5))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("model", "guide"),
+    [(halving, lambda _: None), (mean_of, lambda x: x.relu_()), (mean_of, nn.ReLU(inplace=True))],
+    ids=["model", "guide", "layer"],
+)
+def test_programs_that_change_the_data_in_place_are_refused_and_the_data_stay(model, guide, call):
+    x = torch.randn(40, 3)
+    before = x.clone()
+    with pytest.raises(ValueError, match=r"the programs change the batch in place, .*: begin with x = x\.clone"):
+        CALLS[call](model, guide, x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate"])
+def test_a_transform_that_changes_the_data_in_place_is_refused_and_the_data_stay(call):
+    x = torch.randn(40, 3)
+    before = x.clone()
+    with pytest.raises(ValueError, match=r"the transform changes the batch in place, .*: begin with x = x\.clone"):
+        CALLS[call](mean_of, lambda _: None, x, transform=lambda x: x.add_(torch.rand_like(x)))
+    assert torch.equal(x, before)
+    CALLS[call](mean_of, lambda _: None, x, transform=lambda x: x.clone().add_(1))
+    assert torch.equal(x, before)
+
+
 def test_the_check_leaves_no_parameter_behind_and_changes_none():
     kept = pyro.param("kept", torch.tensor([1.0]))
 

@@ -191,7 +191,15 @@ class Objective(ELBO):
         return trace
 
     def _checked(self, program: Program, *args: Any, **kwargs: Any) -> Trace:
-        trace = prune_subsample_sites(poutine.trace(_OfTheBatch()(program)).get_trace(*args, **kwargs))
+        try:
+            trace = prune_subsample_sites(poutine.trace(_OfTheBatch()(program)).get_trace(*args, **kwargs))
+        except ValueError as error:
+            if f'"{PARTICLES}", collide' not in str(error):
+                raise
+            raise ValueError(
+                f"{type(self).__name__} weighs each datum by itself, so that every site must stand in one plate, over"
+                " the data, of dim -1, but one has dim -2: take Trace_ELBO for such programs"
+            ) from error
         for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
             if not trace.nodes[name]["infer"].get("_deterministic"):  # Pyro's mark of a value without a density
                 self._check_site(name, trace.nodes[name])
