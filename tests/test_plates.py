@@ -385,44 +385,45 @@ def test_a_schedule_of_a_programs_own_is_no_scale_of_the_batch():
     evaluate(pair.model, warm, torch.ones(N, 5), batch_size=20)
 
 
-@pytest.mark.parametrize("call", [evaluate, partial(fit, epochs=1, batch_size=20)])
-def test_an_objective_of_each_datum_refuses_programs_that_take_a_part_of_the_batch(call):
-    """Its value would be that of the part, divided by the number of all data."""
+def loadings(x, size, how):
+    """Factor analysis whose loadings are latent, and once for all data."""
+    loading = pyro.sample("w", dist.Normal(torch.zeros(2, 5), 1.0).to_event(2))
+    with plate(size, x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = pyro.deterministic("mean", (z.unsqueeze(-2) @ loading).squeeze(-2) if how == "right" else z @ loading)
+        pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=x)
 
+
+def loadings_guide(x, size):
+    pyro.sample("w", dist.Delta(torch.ones(2, 5), event_dim=2))
+    with plate(size, x):
+        pyro.sample("z", dist.Delta(x[:, :2], event_dim=1))
+
+
+SIDE_BY_SIDE = {"num_particles": 3, "vectorize_particles": True}
+
+
+@pytest.mark.parametrize("call", [evaluate, fit])
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO])
+def test_a_site_that_would_count_for_every_pair_of_particles_is_refused(elbo, call):
+    x, guide = numbers(), partial(loadings_guide, size=N)
+    expected = evaluate(partial(loadings, size=N, how="left"), guide, x).loss
+    fitting = partial(loadings, size=N, how="right")
+    assert evaluate(fitting, guide, x, loss=elbo(**SIDE_BY_SIDE)).loss == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"site 'x' has shape \(3, 3, 60\) where particles run side by side"):
+        call(partial(loadings, size=N, how="left"), guide, x, loss=elbo(**SIDE_BY_SIDE), batch_size=N)
+
+
+@pytest.mark.parametrize("measure", [partial(evaluate, loss=IWAE(3)), partial(log_likelihood, samples=3)])
+def test_a_site_with_a_dimension_left_of_the_particles_is_refused(measure):
     def model(x):
-        with pyro.plate("data", len(x), subsample_size=min(5, len(x))) as rows:
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows, 0])
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.unsqueeze(0), 1.0).to_event(1), obs=x)
 
     def guide(x):
-        points = pyro.param("points", torch.zeros(20))
-        with pyro.plate("data", len(x), subsample_size=min(5, len(x))) as rows:
-            pyro.sample("z", dist.Normal(points[rows], 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match=r"^IWAE weighs each datum of a batch, but no plate .* take pyro\.plate"):
-        call(model, guide, numbers()[:20], loss=IWAE(2))
-
-
-@pytest.mark.parametrize("loss", [IWAE(2), FreeBits()], ids=lambda loss: type(loss).__name__)
-@pytest.mark.parametrize("call", ["fit", "log_likelihood", "loss"])
-def test_programs_that_take_a_part_of_some_batches_alone_are_refused_there(call, loss):
-    """A batch of a step has 10 data, which they take whole; an evaluation has 20."""
-
-    def model(x):
-        with pyro.plate("data", len(x), subsample_size=min(12, len(x))) as rows:
-            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[rows])
-
-    def guide(x):
-        scale = pyro.param("scale", torch.tensor(0.5))
-        with pyro.plate("data", len(x), subsample_size=min(12, len(x))) as rows:
-            pyro.sample("z", dist.Normal(x[rows], scale).to_event(1))
-
-    x = numbers()[:20, :1]
-    calls = {
-        "fit": lambda: fit(model, guide, x, loss=loss, epochs=1, batch_size=10),
-        "log_likelihood": lambda: log_likelihood(model, guide, x, samples=10),
-        "loss": lambda: loss.loss(model, guide, x),
-    }
-    with pytest.raises(ValueError, match="weighs each datum of a batch, but the programs take 12 of 20"):
-        calls[call]()
+    with pytest.raises(ValueError, match=r"site 'x' has shape \(1, 3?1?, \d+\) where particles run side by side"):
+        measure(model, guide, numbers())

@@ -230,6 +230,7 @@ class Objective(ELBO):
                 f"{type(self).__name__} weighs each datum by itself, so that every site must stand in one plate, over"
                 f" the data, of dim -1; site {name!r} stands in {len(plates)}: take Trace_ELBO for such programs"
             )
+        check_dims(name, site, 2)
         if not self.weighs_kl and not unscaled(site):
             scale = in_a_line(site["scale"])
             raise ValueError(
@@ -324,6 +325,27 @@ def log_prob(trace: Trace, names: list[str]) -> Tensor:
     """Sum the log-probabilities of some sites of a trace, shape (K, B)."""
     trace.compute_log_prob(lambda name, _: name in names)
     return sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
+
+
+def check_dims(name: str, site: dict[str, Any], most: float) -> None:
+    """Refuse a site with more dimensions than the plates of a program and of its particles: it would count repeatedly.
+
+    Arguments:
+        name: the site's.
+        site: the site of a trace.
+        most: dimensions of the plates, that of the particles among them.
+
+    Raises:
+        ValueError: with the shape and the fix.
+    """
+    fn, value = site["fn"], torch.as_tensor(site["value"])
+    of_value = value.shape[: value.dim() - fn.event_dim]
+    shape = tuple(of_value if len(of_value) > len(fn.batch_shape) else fn.batch_shape)
+    if len(shape) > most:
+        raise ValueError(
+            f"site {name!r} has shape {shape} where particles run side by side, more than its plates: let the programs"
+            " count dimensions from the right (z.unsqueeze(-2) @ w), or take Trace_ELBO(num_particles)"
+        )
 
 
 def unscaled(site: dict[str, Any]) -> bool:

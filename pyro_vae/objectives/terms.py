@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.networks import as_number
-from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, scale_at_1
+from pyro_vae.objectives._objective import Objective, Program, Terms, check_dims
 from pyro_vae.objectives.plates import share_of
 
 Beta = float | Callable[[int], float]
@@ -306,6 +306,11 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
 
     def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
         for pair in type(loss)._get_traces(recorder, *args):
+            if recorder.max_plate_nesting < math.inf and not isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
+                for name, site in [each for trace in pair for each in trace.nodes.items()]:
+                    # Pyro adds up dimensions beside those of the plates; values without a density may have any.
+                    if site["type"] == "sample" and not site["infer"].get("_deterministic"):
+                        check_dims(name, site, recorder.max_plate_nesting)
             traces.append(pair)
             yield pair
 
