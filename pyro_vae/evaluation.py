@@ -265,7 +265,10 @@ class _LogLikelihood(Objective):
     def draw(self, rows: Tensor, count: int) -> list[Tensor]:
         """Draw particles of some data: their log q, of shape (K, B), and the values of the sites, (K, B, ...)."""
         trace = self.guide_trace(self.guide, rows, particles=count)
-        log_q = log_prob(trace, self.latents).expand(count, len(rows))  # one number, if there is no site
+        log_q = log_prob(trace, self.latents)
+        if self.latents:
+            self._check_count(log_q.shape[-1], (rows,))
+        log_q = log_q.expand(count, len(rows))  # one number, if there is no site
         return [log_q, *(trace.nodes[name]["value"] for name in self.latents)]
 
     def log_of_sum(self, log_q: Tensor, *values_and_rows: Tensor) -> tuple[Tensor]:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress

@@ -427,3 +427,46 @@ def test_a_site_with_a_dimension_left_of_the_particles_is_refused(measure):
 
     with pytest.raises(ValueError, match=r"site 'x' has shape \(1, 3?1?, \d+\) where particles run side by side"):
         measure(model, guide, numbers())
+
+
+@pytest.mark.parametrize("call", [evaluate, partial(fit, epochs=1, batch_size=20)])
+def test_an_objective_of_each_datum_refuses_programs_that_take_a_part_of_the_batch(call):
+    """Its value would be that of the part, divided by the number of all data."""
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=min(5, len(x))) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows, 0])
+
+    def guide(x):
+        points = pyro.param("points", torch.zeros(20))
+        with pyro.plate("data", len(x), subsample_size=min(5, len(x))) as rows:
+            pyro.sample("z", dist.Normal(points[rows], 0.5))
+
+    with pytest.raises(ValueError, match=r"^IWAE weighs each datum of a batch, but no plate .* take pyro\.plate"):
+        call(model, guide, numbers()[:20], loss=IWAE(2))
+
+
+@pytest.mark.parametrize("loss", [IWAE(2), FreeBits()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("call", ["fit", "log_likelihood", "loss"])
+def test_programs_that_take_a_part_of_some_batches_alone_are_refused_there(call, loss):
+    """A batch of a step has 10 data, which they take whole; an evaluation has 20."""
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=min(12, len(x))) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[rows])
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(0.5))
+        with pyro.plate("data", len(x), subsample_size=min(12, len(x))) as rows:
+            pyro.sample("z", dist.Normal(x[rows], scale).to_event(1))
+
+    x = numbers()[:20, :1]
+    calls = {
+        "fit": lambda: fit(model, guide, x, loss=loss, epochs=1, batch_size=10),
+        "log_likelihood": lambda: log_likelihood(model, guide, x, samples=10),
+        "loss": lambda: loss.loss(model, guide, x),
+    }
+    with pytest.raises(ValueError, match="weighs each datum of a batch, but the programs take 12 of 20"):
+        calls[call]()

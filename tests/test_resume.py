@@ -12,10 +12,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanFie
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
 
 from pyro_vae import VAE, decoders, encoders, fit, networks, noise, objectives, priors, progress, training
-from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors
-from pyro_vae.data import EightBit
-from pyro_vae import VAE, decoders, encoders, fit, networks, objectives, priors
 from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors, save_tensors
+from pyro_vae.data import EightBit
 from pyro_vae.progress import described
 from pyro_vae.training import COLUMNS
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.networks import as_number
-from pyro_vae.objectives._objective import Objective, Program, Terms, check_dims
+from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, check_dims, scale_at_1
 from pyro_vae.objectives.plates import share_of
 
 Beta = float | Callable[[int], float]
