@@ -321,7 +321,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
         numbers = isinstance(row, dict) and set(row) == set(COLUMNS) and all(_is(each, float) for each in row.values())
         if not numbers or row["epoch"] != number or not 0 <= row["seconds"] < math.inf:
             _refuse(f"row {number} of the history", row)
-    if len(about["programs"]) != 4:
+    if len(about["programs"]) != 8:
         _refuse("programs", about["programs"])
     state, groups = (about["optimizer"].get(name) for name in ("state", "groups"))
     if not (isinstance(state, dict) and all(isinstance(values, dict) for values in state.values())):

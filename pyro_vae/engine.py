@@ -2,6 +2,7 @@
 
 import dis
 import functools
+import sys
 import types
 import warnings
 from collections import deque
@@ -34,6 +35,8 @@ TRUSTED = {
     "enum",
     "builtins",
 }  # do the same at every step
+LIBRARIES = {*sys.stdlib_module_names, "pyro", "pyro_vae", "torch"} - {"__main__"}
+GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")  # operations of Python
 MANY = 1000  # elements: of a longer list or array, only the length is watched
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, types.ModuleType)
 HOOKS = [each for name, each in vars(torch.nn.modules.module).items() if name.startswith("_global_")]  # on all modules
@@ -171,7 +174,7 @@ def held_in(cell: Any) -> list[Any]:
 
 
 def read_globals(function: types.FunctionType) -> list[Any]:
-    """Return the values that a function reads from the names of its module.
+    """Return the values that a function reads from the names of its module, and from modules of the user's own.
 
     Example:
         >>> def area(circle):
@@ -180,15 +183,36 @@ def read_globals(function: types.FunctionType) -> list[Any]:
         >>> read_globals(area)  # radius is an attribute
         [3.0]
     """
-    values = function.__globals__
-    return [values[name] for name in _global_names(function.__code__) if name in values]
+    values, code = function.__globals__, function.__code__
+    read = [values[name] for name in _names(code, GLOBAL) if name in values]
+    modules = _own_modules(read)
+    for module in modules:  # which grows by the modules within modules
+        held = [vars(module)[name] for name in _names(code, ATTRIBUTE) if name in vars(module)]
+        read += held
+        modules += [each for each in _own_modules(held) if each not in modules]
+    return read
+
+
+def _own_modules(values: list[Any]) -> list[types.ModuleType]:
+    return [each for each in values if isinstance(each, types.ModuleType) and not of_library(each.__name__)]
+
+
+def of_library(module: str) -> bool:
+    """Whether a module, by name, is none of the user's, but of Python or of an installed package.
+
+    Example:
+        >>> of_library("math"), of_library("torch.nn"), of_library("theirs")
+        (True, True, False)
+    """
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return module.partition(".")[0] in LIBRARIES or "site-packages" in file or "dist-packages" in file
 
 
 @functools.lru_cache(10_000)  # a recording asks at every step
-def _global_names(code: types.CodeType) -> list[str]:
-    """Return the names that a function's code, and the code within it, looks up in its module."""
-    names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    within = [_global_names(each) for each in code.co_consts if isinstance(each, types.CodeType)]
+def _names(code: types.CodeType, operations: tuple[str, ...]) -> list[str]:
+    """Return the names that a function's code, and the code within it, looks up by some operations."""
+    names = {each.argval for each in dis.get_instructions(code) if each.opname in operations}
+    within = [_names(each, operations) for each in code.co_consts if isinstance(each, types.CodeType)]
     return sorted(names.union(*within))
 
 

@@ -33,7 +33,7 @@ from torch.utils.data import IterableDataset
 from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
 from pyro_vae.distributions.relaxed import KeptLogarithms
 from pyro_vae.distributions.wrappers import layers
-from pyro_vae.engine import slots_of
+from pyro_vae.engine import of_library, slots_of
 from pyro_vae.handlers import STORE_HOLDS, LocalModules, Program
 from pyro_vae.networks import as_function
 from pyro_vae.objectives import DataPlates, data_plates
@@ -41,7 +41,6 @@ from pyro_vae.vae import VAE
 
 Transform = Callable[[Tensor], Tensor]
 FINITE = "remove or fill what is not finite"
-LIBRARIES = {*sys.stdlib_module_names, "pyro", "pyro_vae", "torch"} - {"__main__"}
 PLAIN = int | float | complex | str | bytes | Tensor | np.ndarray | None  # hold nothing
 _TURN = threading.RLock()
 LARGEST_CHUNK = 2**20  # numbers that are checked together
@@ -125,9 +124,7 @@ def _held(value: Any) -> list[Any]:
 
 def _is_library(value: Any) -> bool:
     """Whether a function or a class was written elsewhere, where it names no module of the user's."""
-    name = str(getattr(value, "__module__", ""))
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
-    return name.partition(".")[0] in LIBRARIES or "site-packages" in file or "dist-packages" in file
+    return of_library(str(getattr(value, "__module__", "")))
 
 
 def _closure(function: FunctionType) -> list[Any]:

@@ -6,11 +6,18 @@ import json
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import getattr_static
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, Protocol
 from weakref import ReferenceType
 
@@ -18,19 +25,27 @@ import numpy as np
 import pyro
 import torch
 from pyro.params.param_store import ParamStoreDict
-from pyro.poutine.trace_struct import Trace
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
+from torch.fx import GraphModule
 
 from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tensors, checked_state
 from pyro_vae.data import EightBit, Rows, Stream, digest_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 
-OPAQUE = (ReferenceType, Trace, ParamStoreDict)  # a run makes and changes them, and they change no number
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # by numbers that count all hooks of the process
-MODULES = ("_parameters", "_buffers", "_modules", *HOOKS)
+OPAQUE = (ReferenceType, ParamStoreDict)  # a run makes and changes them, and they change no number
+MADE = ("_cached", "_last", "_drawn", "_used", "_indices", "_intervener_id")  # what a library's objects note begins so
+# What classes have that says nothing of what they compute; copies of an object leave the names of its slots.
+ABOUT = (
+    *("__doc__", "__annotations__", "__dict__", "__weakref__"),
+    *("__slotnames__", "__firstlineno__", "__static_attributes__"),
+)
+GIVEN = ("_pyro_samples", "_pyro_params")  # to a module of Pyro's, which notes other things under "_pyro"
+PROGRAMS = ("model", "guide", "transform", "beta")  # what a step calls that may hold, and change, things in Python
 CHANGES = (
     "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
     "depend on it, the resumed training is another one; keep it in a buffer of a module"
@@ -67,7 +82,7 @@ class Progress:
         device: where the programs are.
         ranks: the processes of the training, each with a random state of its own.
         settings: plain values that a checkpoint must have been made with to be continued.
-        programs: the model and the guide, which must be those of the checkpoint.
+        programs: what `PROGRAMS` names, which must be those of the checkpoint.
     """
 
     def __init__(
@@ -197,7 +212,8 @@ class Progress:
         check_settings_of(about["settings"], self.settings)
         values = self.values()
         self._check_values(tensors, about, values)
-        self._check_programs(about["programs"][:2], about["programs"][2:])
+        count = len(self.programs)
+        self._check_programs(about["programs"][:count], about["programs"][count:])
         if strange := [name for name in about["frozen"] if not (isinstance(name, str) and name in tensors)]:
             raise ValueError(f"cannot resume: the checkpoint has frozen={strange}, which are none of its parameters")
         random = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
@@ -246,7 +262,7 @@ class Progress:
                 raise ValueError(f"cannot resume: parameter {name!r} has constraint {both}")
 
     def _check_programs(self, first: list[str], last: list[str]) -> None:
-        for number, name in enumerate(("model", "guide")):
+        for number, name in enumerate(PROGRAMS):
             if self.as_given[number] == last[number]:  # such as the same objects, which hold what they held
                 continue
             if self.as_begun[number] not in (first[number], last[number]):
@@ -394,62 +410,82 @@ class _Digest:
         return self._sum.hexdigest()[:12]
 
     def _feed(self, value: Any) -> None:
+        value = None if isinstance(value, OPAQUE) else value
         if isinstance(value, PLAIN):
-            self._add(repr(value) if not isinstance(value, ModuleType) else value.__name__)
+            self._add((repr(value) if not isinstance(value, ModuleType) else value.__name__).encode())
         elif id(value) in self._seen:
-            self._add(f"the same as {self._seen[id(value)][0]}")
+            self._add(f"the same as {self._seen[id(value)][0]}".encode())
         else:
             self._seen[id(value)] = f"number {self._count}", value  # so that no other object takes its identity
             self._count += 1
             if isinstance(value, Tensor | np.ndarray):
                 self._feed_array(value)
-            elif not isinstance(value, OPAQUE):
+            else:
                 self._feed_object(value)
 
     def _feed_array(self, value: Tensor | np.ndarray) -> None:
-        array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else np.ascontiguousarray(value)
-        self._add(f"{array.dtype} {tuple(array.shape)}")
-        if not (isinstance(value, Tensor) and value.requires_grad and value.is_leaf):  # a parameter, which is trained
-            flat = array.reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array.reshape(-1)
-            self._sum.update(flat.tobytes())
+        self._add(f"{value.dtype} {tuple(value.shape)}".encode())
+        if isinstance(value, np.ndarray):
+            self._add(np.ascontiguousarray(value).tobytes())
+        elif value.layout is torch.strided:
+            self._add(value.detach().cpu().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:  # sparse
+            entries = value.detach().to_sparse_coo().coalesce()
+            self._feed([entries.indices(), entries.values()])
 
     def _feed_object(self, value: Any) -> None:
         inside = _inside(value)
         named = value if hasattr(value, "__qualname__") else type(value)
         module = getattr(named, "__module__", None)  # which methods of builtin types have not
-        self._add(f"{type(value).__name__} {module}.{named.__qualname__} {len(inside)}")
+        self._add(f"{type(value).__name__} {module}.{named.__qualname__} {len(inside)}".encode())
         for each in inside:
             self._feed(each)
 
-    def _add(self, text: str) -> None:
-        self._sum.update(text.encode())
+    def _add(self, data: bytes) -> None:
+        self._sum.update(f"{len(data)} ".encode() + data)  # so that 1 and 23 are not 12 and 3
 
 
 def _inside(value: Any) -> list[Any]:
     """Return what a value consists of, for a digest of it."""
-    if isinstance(value, dict):
+    if isinstance(value, FunctionType | nn.Module):  # perhaps of torch.compile, which changes no number
+        for name, held in (("_torchdynamo_orig_callable", vars(value)), ("_orig_mod", vars(value).get("_modules", ()))):
+            if name in held:
+                return [held[name]]
+    if type(value) in (dict, MappingProxyType):
         return [*value, *value.values()]
-    if isinstance(value, set | frozenset):
+    if type(value) in (set, frozenset):
         return sorted(map(repr, value))
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return list(value)
     if isinstance(value, CodeType):
-        return [value.co_code, value.co_consts, value.co_names]
+        names = value.co_varnames[: value.co_argcount + value.co_kwonlyargcount]
+        return [value.co_code, value.co_consts, value.co_names, names]
     if isinstance(value, FunctionType):
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, *map(held_in, value.__closure__ or ())]
-        return parts + (read_globals(value) if root_of(value) not in TRUSTED else [])
+        return [*parts, vars(value), *(read_globals(value) if root_of(value) not in TRUSTED else [])]
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
+    if isinstance(value, staticmethod | classmethod):
+        return [value.__func__]
+    if isinstance(value, property):
+        return [value.fget]
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, type):
-        own = [] if root_of(value) in TRUSTED else vars(value).values()
-        return [*[each for each in own if isinstance(each, FunctionType)], *value.__bases__]
+        return [*_of_class(value), *value.__bases__]
     return _state_of(value)
 
 
+def _of_class(value: type) -> list[Any]:
+    """Return what stands in a class; in a library's, the methods that others have put there."""
+    own = [each for name, each in vars(value).items() if name not in ABOUT]
+    if root_of(value) in TRUSTED:
+        return [each for each in own if isinstance(each, FunctionType) and root_of(each) not in TRUSTED]
+    return own
+
+
 def _state_of(value: Any) -> list[Any]:
-    """Return the attributes and the class of an object, or what it would be pickled as where it has none."""
+    """Return the attributes and the class of an object, or what it would be pickled as where these do not tell it."""
     if isinstance(value, BuiltinFunctionType):
         return [value.__self__]
     if isinstance(value, torch.Generator):
@@ -457,24 +493,40 @@ def _state_of(value: Any) -> list[Any]:
     held = [getattr(value, name, None) for name in slots_of(value)]
     if hasattr(value, "__dict__"):
         told = {name: each for name, each in vars(value).items() if _tells(value, name)}
-        held.append({name: [*each.values()] if name in HOOKS else each for name, each in told.items()})
-    if not held:
+        # Hooks are known by numbers that count all hooks of the process.
+        numbered = {name for name, each in told.items() if name.endswith("_hooks") and isinstance(each, dict)}
+        held.append({name: [*each.values()] if name in numbered else each for name, each in told.items()})
+    if not held or type(value).__reduce__ is not object.__reduce__ or isinstance(value, list | tuple | set | frozenset):
         with suppress(Exception):  # what cannot be pickled has no state that could be told
-            held = list(value.__reduce_ex__(2)[1:3])
+            _, *parts = value.__reduce_ex__(2)
+            held += [list(each) if isinstance(each, Iterator) else each for each in parts]
+    if isinstance(value, torch.jit.ScriptModule):
+        held += _of_script(value)
+    if isinstance(value, GraphModule):
+        held.append(value.code)
     return [*held, type(value)]
+
+
+def _of_script(module: torch.jit.ScriptModule) -> list[Any]:
+    """Return what a scripted module has out of Python's sight: code, constants and attributes."""
+    names = module._concrete_type.get_attributes() if "_concrete_type" in vars(module) else ()
+    values = {name: getattr(module, name) for name in names if name != "training"}
+    code, constants = module.code_with_constants if hasattr(module, "forward") else ("", None)
+    return [code, constants and constants.const_mapping, values]
 
 
 def _tells(value: Any, name: str) -> bool:
     """Whether an attribute says what an object computes: others of a library's are made on the way, or set by `fit`."""
-    if isinstance(value, nn.Module) and (name == "training" or name.startswith("_pyro")):
-        return False
-    if root_of(type(value)) not in TRUSTED or (isinstance(value, nn.Module) and name in MODULES):
+    if isinstance(value, nn.Module) and (name in ("training", "prototype_trace") or name.startswith("_pyro")):
+        return name in GIVEN
+    if root_of(type(value)) not in TRUSTED:
         return True
-    if isinstance(value, Distribution):
+    if isinstance(value, Distribution) and isinstance(getattr_static(type(value), name, None), lazy_property):
         whole = any(other.startswith(("_param", "_unbroadcasted", "_categorical")) for other in vars(value))
-        lazy = isinstance(getattr_static(type(value), name, None), lazy_property)
-        return not (name.startswith(("_cached", "__")) or (whole and lazy))
-    return not name.startswith("_")
+        return not whole or vars(value)[name] is vars(value).get("_param")  # such as the probabilities, if given
+    if name == "_inv" or (isinstance(value, TraceMessenger) and name == "trace"):
+        return isinstance(value, _InverseTransform)  # others note there what has been made of them, or their last run
+    return not name.startswith(MADE)
 
 
 def described_data(x: Rows | None) -> str | None:

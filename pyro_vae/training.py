@@ -24,7 +24,17 @@ from torch.utils.data import Dataset
 from pyro_vae.checkpoints import COLUMNS, Checkpoints, Stopped
 from pyro_vae.data import Rows, shuffled_batches
 from pyro_vae.distributed import Ranks
-from pyro_vae.engine import ENGINES, Changes, Outputs, Recorded, WholeStep, chosen, import_tracers
+from pyro_vae.engine import (
+    ENGINES,
+    TRUSTED,
+    Changes,
+    Outputs,
+    Recorded,
+    WholeStep,
+    chosen,
+    import_tracers,
+    root_of,
+)
 from pyro_vae.evaluation import Bound, mean_bound
 from pyro_vae.finite import ON_NAN, Guard, norm_of
 from pyro_vae.handlers import LocalModules, NoMeanError, weigh_kl
@@ -248,9 +258,10 @@ def fit(
         "precision": precision,
         "processes": ranks.size,
     }
-    progress = Progress(history, modules_of(model, guide), local, order, x.device, ranks, same, programs)
+    called = *programs, transform, beta
+    progress = Progress(history, modules_of(model, guide), local, order, x.device, ranks, same, called)
     if keeper:
-        progress.as_given = described_programs(programs, progress.values())
+        progress.as_given = described_programs(called, progress.values())
 
     with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide):
         settings = {"loss": loss, "seed": seed, "transform": transform, "ranks": ranks}
@@ -285,7 +296,7 @@ def fit(
                 bounded = check_points(*programs, first)
             ranks.broadcast([*local.parameters, *buffers])
             if keeper:
-                progress.as_begun = described_programs(programs, progress.values())
+                progress.as_begun = described_programs(called, progress.values())
             if saved is None:
                 history.append(_row(0, mean_bound(model, guide, x, **settings), measure(), 0.0))
         if on_epoch and saved is None:
@@ -497,9 +508,10 @@ def _step_by_epoch(scheduler: LRScheduler | None, epochs: int) -> None:
 
 
 def _described_loss(loss: ELBO) -> str:
-    if isinstance(loss, Objective):
+    name = type(loss).__name__
+    if isinstance(loss, Objective) and root_of(type(loss)) in TRUSTED:
         return repr(loss)
-    return f"{type(loss).__name__}({loss.num_particles}) {described(vars(loss)).removeprefix('dict ')}"
+    return f"{name}({loss.num_particles}) {described(loss).removeprefix(f'{type(loss).__qualname__} ')}"
 
 
 def _described_optimizer(optim: torch.optim.Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
@@ -507,9 +519,15 @@ def _described_optimizer(optim: torch.optim.Optimizer, scheduler: LRScheduler | 
     groups = [settings_of(group) for group in optim.param_groups]
     values = {f"optimizer {name}": [group.get(name) for group in groups] for name in groups[0]}
     same = {name: value[0] if len(value) == 1 else value for name, value in values.items()}
-    state = (scheduler.state_dict(), getattr(scheduler, "lr_lambdas", None)) if scheduler else None
-    schedule = described(state).replace("tuple", type(scheduler).__name__) if state else None
-    return {"optimizer": type(optim).__name__, "scheduler": schedule, **same}
+    schedule = described(_schedule(scheduler)).replace("list", type(scheduler).__name__) if scheduler else None
+    kind = type(optim).__name__ if root_of(type(optim)) in TRUSTED else described(type(optim))
+    return {"optimizer": kind, "scheduler": schedule, **same}
+
+
+def _schedule(scheduler: LRScheduler) -> list[Any]:
+    """Return what a scheduler computes with, and what those that it is made of do."""
+    parts = map(_schedule, getattr(scheduler, "_schedulers", ()))
+    return [type(scheduler), scheduler.state_dict(), getattr(scheduler, "lr_lambdas", None), *parts]
 
 
 def _test_columns(

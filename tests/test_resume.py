@@ -771,3 +771,69 @@ def test_what_a_program_counts_in_python_is_said_to_be_lost(tmp_path):
     fit_programs(programs, 2, resume=tmp_path)  # which hold what they held
     with pytest.warns(RuntimeWarning, match="the model changes what it holds in Python, such as a count"):
         fit_programs(counted(), 3, resume=tmp_path)
+
+
+class Doubled(Trace_ELBO):
+    def loss_and_grads(self, *args):
+        return super().loss_and_grads(*args)
+
+
+class Halved(objectives.IWAE):
+    def estimate(self, draws):
+        return super().estimate(draws)
+
+
+class Descent(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def in_turns(k):
+    def make(parameters):
+        optim = torch.optim.SGD(parameters, lr=1e-3)
+        return SequentialLR(optim, [LambdaLR(optim, lambda epoch: k * epoch), LambdaLR(optim, lambda _: 1.0)], [2])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "setting"),
+    [
+        (Doubled, "loss_and_grads", lambda: {"loss": Doubled()}),
+        (Halved, "estimate", lambda: {"loss": Halved(2)}),
+        (Descent, "step", lambda: {"optimizer": partial(Descent, lr=1e-3)}),
+    ],
+    ids=["an ELBO", "an objective", "an optimizer"],
+)
+def test_code_of_ones_own_is_compared(cls, name, setting, tmp_path, monkeypatch):
+    fit_programs(program(), 1, checkpoints=tmp_path, **setting())
+    fit_programs(program(), 1, resume=tmp_path, **setting())
+    before = getattr(cls, name)
+    monkeypatch.setattr(cls, name, lambda self, *args, **kwargs: before(self, *args, **kwargs))
+    with pytest.raises(ValueError, match=f"cannot resume: the checkpoint has (loss|optimizer)='{cls.__name__}"):
+        fit_programs(program(), 2, resume=tmp_path, **setting())
+
+
+def test_schedules_within_a_schedule_are_compared(tmp_path):
+    fit_programs(program(), 1, checkpoints=tmp_path, optimizer=in_turns(1))
+    with pytest.raises(ValueError, match="cannot resume: the checkpoint has scheduler='SequentialLR"):
+        fit_programs(program(), 2, resume=tmp_path, optimizer=in_turns(2))
+
+
+def counting():
+    """A schedule that counts its steps itself."""
+    count = []
+    return lambda _: count.append(1) or 0.1 * len(count)
+
+
+def noisy_by_itself():
+    """A transform that draws from a source of its own."""
+    source = torch.Generator().manual_seed(0)
+    return lambda x: x + torch.randn(x.shape, generator=source)
+
+
+@pytest.mark.parametrize(("name", "make"), [("beta", counting), ("transform", noisy_by_itself)])
+def test_what_a_schedule_or_a_transform_counts_in_python_is_said_to_be_lost(name, make, tmp_path):
+    fit_programs(program(), 1, checkpoints=tmp_path, **{name: make()})
+    with pytest.warns(RuntimeWarning, match=f"the {name} changes what it holds in Python, such as a count"):
+        fit_programs(program(), 2, resume=tmp_path, **{name: make()})
