@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from torch import Tensor
+from torch.distributions import Independent
 from torch.utils.data import Dataset
 
 from pyro_vae.data import Rows
@@ -338,7 +340,11 @@ def kl_parts(posterior: Any, prior: Any) -> tuple[Tensor, Tensor] | None:
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, appendix B.
     """
-    q, p = (getattr(distribution, "base_dist", distribution) for distribution in (posterior, prior))
+    shapes = Independent | ExpandedDistribution
+    q, p = (
+        next(layer for layer in layers(distribution) if not isinstance(layer, shapes))
+        for distribution in (posterior, prior)
+    )
     if not all(isinstance(base, torch.distributions.Normal) for base in (q, p)):
         return None
     mean, variance = (q.loc - p.loc) / p.scale, (q.scale / p.scale) ** 2

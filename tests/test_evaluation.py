@@ -296,6 +296,9 @@ def test_kl_parts_are_for_normal_distributions_alone(linear):
     prior = priors.Normal(2)()
     assert kl_parts(encoders.Delta(4, 2)(linear.x), prior) is None
     assert kl_parts(prior, dist.Laplace(torch.zeros(2), 1.0).to_event(1)) is None
+    moved = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [dist.transforms.AffineTransform(5.0, 2.0)])
+    for made_of_a_normal in (moved, dist.LogNormal(torch.zeros(2), 1.0), prior.base_dist.mask(False)):
+        assert kl_parts(prior, made_of_a_normal) is None
 
 
 def test_at_the_mean_a_kl_without_a_closed_form_is_the_kl_all_the_same():
