@@ -73,7 +73,7 @@ class Run:
         passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision", "on_nan", "memory")
         self.settings = {name: getattr(config, name) for name in passed_on}
         checked = {name: value for name, value in self.settings.items() if name != "memory"}
-        check_settings(len(self.data.train), beta=config.beta, lr=config.lr, device=self.device, **checked)
+        check_settings(beta=config.beta, lr=config.lr, device=self.device, **checked)
         if config.memory is not None:
             as_bytes(config.memory)
         beta_of(config, steps_per_epoch=1)

@@ -141,7 +141,8 @@ def fit(
         loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
         optimizer: makes a torch optimizer from the parameters, or a scheduler of one, which steps after each epoch.
         epochs: passes over the data, at least 0.
-        batch_size: data per step and process, from 1 to their number; the last batch of an epoch may be smaller.
+        batch_size: data per step and process, at least 1; the last batch of an epoch may be smaller, and fewer data are
+            one batch.
         seed: of the order of the data and of all noise.
         validation: data for the test columns.
         beta: the KL weight, at least 0, or a function from the step to it, such as
@@ -223,7 +224,6 @@ def fit(
         raise ValueError(f"{type(loss).__name__} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
     fixed = 1.0 if callable(beta) else beta
     check_settings(
-        len(x),
         epochs=epochs,
         batch_size=batch_size,
         beta=fixed,
@@ -233,6 +233,7 @@ def fit(
         on_nan=on_nan,
         device=x.device,
     )
+    batch_size = min(batch_size, len(x))
     if memory is not None:
         if not isinstance(loss, Objective):
             raise ValueError(f"memory is for the particles of objectives such as IWAE, not {type(loss).__name__}'s")
@@ -547,7 +548,6 @@ def _row(epoch: int, train: Bound, test: tuple[float, float, float, float], seco
 
 
 def check_settings(
-    count: int,
     *,
     epochs: int,
     batch_size: int,
@@ -562,9 +562,8 @@ def check_settings(
     """Refuse numbers of a training that are out of range.
 
     Arguments:
-        count: how many data there are.
         epochs: at least 0.
-        batch_size: from 1 to ``count``.
+        batch_size: at least 1.
         beta: at least 0 and finite.
         clip_norm: above 0, or None.
         lr: above 0 and finite.
@@ -577,14 +576,13 @@ def check_settings(
         ValueError: with the value received.
 
     Example:
-        >>> check_settings(100, epochs=1, batch_size=128)
+        >>> check_settings(epochs=1, batch_size=0)
         Traceback (most recent call last):
         ...
-        ValueError: batch_size must be from 1 to 100, the number of data, not 128
+        ValueError: batch_size must be at least 1, not 0
     """
     as_size(epochs, "epochs", least=0)
-    if not 1 <= as_size(batch_size, "batch_size", least=-math.inf) <= count:
-        raise ValueError(f"batch_size must be from 1 to {count}, the number of data, not {batch_size!r}")
+    as_size(batch_size, "batch_size")
     if clip_norm is not None and not as_number(clip_norm, "clip_norm") > 0:
         raise ValueError(f"clip_norm must be above 0, not {clip_norm!r}")
     above(lr, 0, "lr")
