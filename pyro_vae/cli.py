@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _import_nothing_from_here()
     argv = list(sys.argv[1:] if argv is None else argv)
-    with lasting_streams() as lost:
+    with lasting_streams() as lost, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(f"pyro-vae: {message}", error=True)
         code = _run(argv)
         return code or (2 if lost() and argv[0] != "train" else 0)
 

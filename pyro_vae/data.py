@@ -32,9 +32,10 @@ TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMN
 NAMES = ("digits", *TORCHVISION)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of images; others of Pillow's start other programs
 COLOURS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "F")  # and greys of 16 bits
+ARRAYS = {f"{name}{part}" for name in "xy" for part in ("", "_train", "_test")}  # of a .npz file
 MORE = "more follows its array: save one array a file, or several as .npz"
 MOST_OTHERS = 100_000  # files that are no images, in a folder of images
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 PAGE = 2**12  # bytes of a file that the system reads in any case
@@ -282,11 +283,11 @@ def load(
         source: "digits" (1,797 handwritten digits of 8x8 pixels, part of scikit-learn), "mnist", "fashion-mnist",
             "kmnist"; or the path of a ``.npy`` or ``.npz`` file, or of a folder of images. An ``.npz`` file holds
             ``x_train`` and ``x_test`` (and, if known, ``y_train`` and ``y_test``), or one array ``x`` (and ``y``), and
-            nothing else; in a folder, the names of sub-folders are the labels, the pictures of a TIFF stack are data
-            each, images of other formats, hidden ones and links to folders are refused, and so are pictures that do not
-            follow from the file: transparent pixels, CMYK, 32-bit integers, floating-point
-            values outside [0, 1]; colours of 16 bits are read in 8. What comes in one part is split 4 to 1, always in
-            the same way.
+            nothing else of numbers; labels that are text are numbered in alphabetical order. In a folder, the names of
+            sub-folders are the labels, the pictures of a TIFF stack are data each, hidden images are left out, as a
+            warning says, images of other formats and links to folders are refused, and so are pictures that do not
+            follow from the file: transparent pixels, CMYK, 32-bit integers, floating-point values outside [0, 1];
+            colours of 16 bits are read in 8. What comes in one part is split 4 to 1, always in the same way.
         root: the folder that holds torchvision's data sets; else the environment variable ``PYRO_VAE_DATA``, else
             ``data``.
         download: fetch one of torchvision's data sets where it is missing.
@@ -416,6 +417,11 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
     if path.suffix in (".npy", ".npz"):
         check_regular(path)
         return _numpy(path)
+    if os.path.exists(name):
+        raise ValueError(
+            f"{name} is no file that is read: give a .npy or .npz file (of a table, its numbers without the header, by"
+            " numpy.save), or the folder of the images"
+        )
     near = difflib.get_close_matches(name.lower(), [*NAMES, *_neighbours(path)], 1)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"
     raise ValueError(f"no data set or file {name!r}; {hint} are {', '.join(NAMES)}, .npy and .npz files, image folders")
@@ -513,7 +519,9 @@ def as_stored(data: Any) -> Tensor:
         fix = "" if data.is_meta or data.is_nested else "; give data.to_dense()"
         raise TypeError(f"data must be a dense tensor that holds its values, not {kind}{fix}")
     if data.dim() < 2 or not data.numel():
-        raise ValueError(f"data must have shape (N, ...) with N at least 1 and one dimension more, not {_shape(data)}")
+        fix = "; data[:, None] makes each number a datum" if data.dim() == 1 and data.numel() else ""
+        shape = f"shape (N, ...) with N at least 1 and one dimension more, not {_shape(data)}"
+        raise ValueError(f"data must have {shape}{fix}")
     if data.is_complex():
         raise TypeError(f"data must hold real numbers, not {data.dtype}")
     return _kept(data)
@@ -799,6 +807,7 @@ def _numpy(path: Path) -> Data:
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a damaged file
         reason = "" if "pickle" in str(error) else f": {error}"  # numpy would advise to unpickle what it cannot read
         raise ValueError(f"{path} is damaged, or holds Python objects, which are not read{reason}") from error
+    arrays = _numbered(_without_words(path, arrays))
     tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
     if len(tensors) == 1:
         tensors = {"x": next(iter(tensors.values()))}
@@ -812,6 +821,7 @@ def _numpy(path: Path) -> Data:
         raise ValueError(f"{path} holds {', '.join(others)}, too, which would be left out: save {wanted} alone")
     data = [as_stored(tensors[f"x{part}"]) for part in parts]
     labels = [tensors.get(f"y{part}") for part in parts]
+    labels = [y if y is None or y.shape[1:] != (1,) else y[:, 0] for y in labels]  # a column has one per datum, too
     for part, x, y in zip(parts, data, labels, strict=True):
         if y is not None and y.dim() != 1:
             raise ValueError(f"y{part} in {path} must hold one label per datum, not shape {_shape(y)}")
@@ -825,21 +835,44 @@ def _numpy(path: Path) -> Data:
     return Data(*data, *labels)
 
 
+def _without_words(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Leave out names of features and the like, which are neither data nor labels, and say so."""
+    words = sorted(key for key, array in arrays.items() if array.dtype.kind in "OSU" and key not in ARRAYS)
+    numbers = {key: array for key, array in arrays.items() if key not in words}
+    if words and numbers:
+        warnings.warn(f"{path}: {', '.join(words)} hold no numbers, and are left out", UserWarning, stacklevel=2)
+    return numbers or arrays
+
+
+def _numbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Number labels that are text in alphabetical order, those of both parts alike."""
+    labels = {key: array for key, array in arrays.items() if key in ARRAYS and key[0] == "y"}
+    if not labels or any(array.dtype.kind not in "SU" for array in labels.values()):
+        return arrays
+    names = np.unique(np.concatenate([array.ravel() for array in labels.values()]))
+    return arrays | {key: np.searchsorted(names, array) for key, array in labels.items()}
+
+
 def _zipped(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """Read the arrays of a .npz file by name, and refuse what else it holds."""
+    """Read the arrays of a .npz file by name in lower case, and refuse what else it holds."""
     with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
+        names = [name.lower() for name in archive.namelist()]
         if strange := [name for name in names if not name.endswith(".npy") or names.count(name) > 1]:
             raise ValueError(f"{strange[0]} in it is {'there twice' if names.count(strange[0]) > 1 else 'no array'}")
         found = {}
-        for name in names:
-            with archive.open(name) as member:
+        for name, entry in zip(names, archive.infolist(), strict=True):
+            with archive.open(entry) as member:
                 found[name.removesuffix(".npy")] = _array(member)
         return found
 
 
 def _array(file: IO[bytes]) -> np.ndarray:
-    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    try:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        return np.empty(0, object)  # whose objects stay where they are
     if file.read(1):
         raise ValueError(MORE)
     return array
@@ -860,27 +893,33 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
     try:
         tensor = _from_numpy(array)
     except TypeError as error:
-        raise ValueError(f"{name} must hold numbers, not {array.dtype}") from error
+        kind = "Python objects, which are not read" if array.dtype == object else array.dtype
+        raise ValueError(f"{name} must hold numbers, not {kind}") from error
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _images_in(path: Path) -> list[Path]:
     """Find the images in a folder; one that holds much else, such as a whole disk, is refused before it is searched."""
     images: list[Path] = []
+    hidden: list[str] = []
     others = 0
     if path.resolve() == Path(path.resolve().anchor):
         raise ValueError(f"{path} is the whole disk: name the folder of the images")
     for folder, folders, names in os.walk(path, onerror=_refuse_unread):
-        found = [Path(folder, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        _check_none_left_out(folder, folders, {*names} - {file.name for file in found})
-        if hidden := [file for file in found if any(part.startswith(".") for part in file.relative_to(path).parts)]:
-            raise ValueError(f"{hidden[0]} is hidden, perhaps a copy of another image: remove it, or rename it")
+        pictures = {name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+        hidden += [os.path.join(folder, name) for name in {*folders, *pictures} if name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found = [Path(folder, name) for name in pictures if not name.startswith(".")]
+        _check_none_left_out(folder, folders, {name for name in names if not name.startswith(".")} - pictures)
         images += found
         others += len(names) - len(found)
         if others > MOST_OTHERS:
             raise ValueError(
                 f"{path} holds over {MOST_OTHERS:,} files that are no images: name the folder of the images"
             )
+    if hidden:
+        text = f"{len(hidden)} hidden images or folders are left out, such as {min(hidden)}"
+        warnings.warn(text if len(hidden) > 1 else f"{hidden[0]} is hidden, and left out", UserWarning, stacklevel=2)
     return sorted(images)
 
 
@@ -919,6 +958,7 @@ def open_image(path: Path) -> Iterator[Any]:
 
 def _folder(path: Path) -> Data:
     files, rows, parents = _images_in(path), [], []
+    _check_one_part(path, files)
     for file in files:
         try:
             with open_image(file) as image:
@@ -940,6 +980,17 @@ def _folder(path: Path) -> Data:
     if any(row.dtype != torch.uint8 for row in rows):
         rows = [row / 255 if row.dtype == torch.uint8 else row for row in rows]
     return _split(torch.stack(rows), labels)
+
+
+def _check_one_part(path: Path, files: list[Path]) -> None:
+    """Refuse a folder whose parts would be mixed, and split anew."""
+    folders = {file.relative_to(path).parts[0] for file in files}
+    others = [name for name in sorted(folders) if name.lower() in ("test", "val", "valid", "validation")]
+    if others and "train" in map(str.lower, folders):
+        raise ValueError(
+            f"{path} holds folders named train and {others[0]}, whose images would be mixed: name the folder of one"
+            " part, or save both as x_train and x_test of a .npz file"
+        )
 
 
 def _frames(image: Any) -> list[Tensor]:

@@ -1049,7 +1049,7 @@ def test_an_archive_holds_each_array_once_and_nothing_behind_it(tmp_path, conten
         load(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("name", ["c.heic", "c.jp2", "c.ppm", "sub/c.JFIF"])
+@pytest.mark.parametrize("name", ["c.heic", "c.jp2", "c.ppm", "sub/c.PGM"])
 def test_images_of_other_formats_are_not_left_out(tmp_path, name):
     for path in ("a.png", "b.png", "sub/d.png"):
         write(tmp_path / path, np.zeros((2, 2)))
@@ -1083,14 +1083,89 @@ def test_images_in_a_folder_that_cannot_be_searched_are_not_left_out(tmp_path, m
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", [".ipynb_checkpoints/a-checkpoint.png", "._a.png", "sub/.thumbnails/a.png"])
-def test_hidden_copies_are_no_data(tmp_path, name):
-    for path in ("a.png", "b.png", name):
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([".ipynb_checkpoints/a-checkpoint.png"], r"\.ipynb_checkpoints is hidden, and left out"),
+        (["._a.png"], r"\._a\.png is hidden"),
+        (["sub/.thumbnails/a.png"], r"sub/\.thumbnails is hidden"),
+        (["__MACOSX/._a.png", "__MACOSX/._b.png"], r"2 hidden images .* are left out, such as .*MACOSX/\._a\.png"),
+    ],
+)
+def test_hidden_copies_are_no_data_and_this_is_said(tmp_path, names, words):
+    for path in ("a.png", "b.png", *names):
         write(tmp_path / ".cache" / path, np.zeros((2, 2)))
-    with pytest.raises(ValueError, match=f"{name} is hidden, perhaps a copy of another image"):
-        load(tmp_path / ".cache")
-    (tmp_path / ".cache" / name).unlink()
-    assert sum(map(len, load(tmp_path / ".cache")[:2])) == 2
+    with pytest.warns(UserWarning, match=words):
+        loaded = load(tmp_path / ".cache")
+    assert sum(map(len, loaded[:2])) == 2
+
+
+def test_stray_files_beside_images_change_nothing(tmp_path):
+    for name in (".DS_Store", "._.DS_Store", "Thumbs.db", "desktop.ini", "README.txt", "labels.csv", "._logo.svg"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    for name in ("a.jfif", "b.jpe"):  # as some browsers name JPEG files
+        write(tmp_path / name, np.zeros((2, 2)), format="JPEG")
+    assert sum(map(len, load(tmp_path)[:2])) == 2
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Train", "Val")])
+def test_parts_in_folders_are_not_mixed(tmp_path, train, test):
+    for name in (f"{train}/cat/a.png", f"{train}/cat/b.png", f"{test}/cat/a.png"):
+        write(tmp_path / name, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=f"folders named train and {test}, whose images would be mixed: name"):
+        load(tmp_path)
+    assert sum(map(len, load(tmp_path / train)[:2])) == 2
+
+
+@pytest.mark.parametrize("kind", ["U", object])
+@pytest.mark.parametrize("name", ["x", "features"])
+def test_names_beside_the_data_of_a_file_are_left_out_and_this_is_said(tmp_path, kind, name):
+    np.savez(tmp_path / "x.npz", **{name: np.eye(4)}, feature_names=np.array(["a", "b", "c", "d"], kind))
+    with pytest.warns(UserWarning, match=r"x\.npz: feature_names hold no numbers, and are left out"):
+        loaded = load(tmp_path / "x.npz")
+    assert rows(torch.cat(loaded[:2])) == rows(torch.eye(4))
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_data_and_labels_of_objects_are_refused_by_name(tmp_path, name):
+    np.savez(tmp_path / "x.npz", **{"x": np.eye(2), "y": np.zeros(2)} | {name: np.array([{}, None])})
+    with pytest.raises(ValueError, match=f"{name} in .*x.npz must hold numbers, not Python objects"):
+        load(tmp_path / "x.npz")
+
+
+def test_labels_that_are_text_are_numbered_in_both_parts_alike(tmp_path):
+    x = np.arange(4.0)[:, None]
+    np.savez(tmp_path / "x.npz", X_train=x, X_test=x[:2], y_train=["dog", "cat", "emu", "cat"], y_test=["emu", "cat"])
+    loaded = load(tmp_path / "x.npz")
+    assert loaded.train_labels.tolist() == [1, 0, 2, 0]
+    assert loaded.test_labels.tolist() == [2, 0]
+
+
+def test_labels_may_stand_in_a_column(tmp_path):
+    np.savez(tmp_path / "x.npz", X=np.arange(10.0)[:, None], y=np.arange(10)[:, None])
+    loaded = load(tmp_path / "x.npz")
+    assert torch.equal(loaded.train_labels, loaded.train[:, 0].long())
+
+
+def test_names_that_differ_in_case_alone_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.eye(2), X=np.eye(3))
+    with pytest.raises(ValueError, match=r"x\.npy in it is there twice"):
+        load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.pt", "a.png"])
+def test_a_file_that_is_not_read_is_not_called_missing(tmp_path, name):
+    (tmp_path / name).write_text("a,b")
+    with pytest.raises(
+        ValueError, match=rf"{name} is no file that is read: give a \.npy or \.npz file .*, or the folder"
+    ):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("numbers", [torch.zeros(3), np.zeros(3), [0.0, 1.0]])
+def test_a_row_of_numbers_is_refused_with_the_way_to_make_each_a_datum(numbers):
+    with pytest.raises(ValueError, match=r"not \([23],\); data\[:, None\] makes each number a datum"):
+        as_tensor(numbers)
 
 
 @pytest.mark.parametrize("other", [np.full((1, 2, 2), 255, "u1"), torch.rand(1, 2, 2), [[[0.0, 1.0], [1.0, 0.0]]]])
