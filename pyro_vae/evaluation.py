@@ -1,7 +1,8 @@
 """What a pair of programs is worth on data: the bound and its terms, in nats per datum."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -123,9 +124,26 @@ def mean_bound(
         for rows in filter(len, map(ranks.part, x.split(batch_size))):
             batch = transform(rows) if transform else rows
             pair = local(model), local(guide)
-            terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, loss, plates)
+            with _on_particles(type(loss).__name__, isinstance(loss, Objective) or loss.vectorize_particles):
+                terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, loss, plates)
             total += torch.tensor(terms, dtype=torch.float64)
     return Bound(*(ranks.sum(total) / len(x)).tolist())
+
+
+@contextmanager
+def _on_particles(name: str, vectorized: bool = True) -> Iterator[None]:
+    """Say what programs must take that fail on the dimension of the particles: without it they have been run."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        memory = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in ("alloc", "overflow"))
+        if memory or isinstance(error, NotImplementedError) or not vectorized:
+            raise
+        raise ValueError(
+            f"{name} runs the programs on particles, a dimension to the left of that of the data, and they fail there"
+            f" ({str(error).partition(chr(10))[0]}): let them count dimensions from the right (z[..., 0], not z[:, 0]),"
+            " or evaluate by Trace_ELBO()"
+        ) from error
 
 
 def _at_sample(
@@ -223,7 +241,7 @@ def log_likelihood(
     keep_freed_memory()
     with seeded(seed, x.device), mode(False, model, guide):
         check_programs(model, guide, x)
-        with pyro.validation_enabled(False):  # all data have been checked
+        with pyro.validation_enabled(False), _on_particles(log_likelihood.__name__):  # all data have been checked
             weights = _LogLikelihood(local(model), local(guide), x[:1])
             with seeded(seed, x.device):
                 batch_size, chunk = weights.sizes(x, samples, budget)

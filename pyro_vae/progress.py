@@ -268,6 +268,7 @@ class Progress:
             if self.as_begun[number] not in (first[number], last[number]):
                 raise ValueError(
                     f"cannot resume: the {name} is not the checkpoint's: its code, or a value that it holds, differs"
+                    " (all methods of its classes count, comments and layout do not): take back what has changed"
                 )
             if first[number] != last[number]:
                 warnings.warn(CHANGES.format(name), RuntimeWarning, stacklevel=4)

@@ -21,6 +21,7 @@ from pyro_vae.distributed import Ranks
 from pyro_vae.files import append, check_no_link, takes_files, write_whole
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import Shape
+from pyro_vae.objectives import Objective
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, Moments, draw, posterior_moments, snapshot_epochs
 from pyro_vae.programs import check_programs, mode, seeded
 from pyro_vae.report import write_report
@@ -217,20 +218,30 @@ class Run:
         count = sum(parameter.numel() for parameter in self.vae.parameters())
         shape = "x".join(map(str, self.shape))
         grey = ", grey pixels scored by cross-entropy" if getattr(self.vae.decoder, "grey", False) else ""
+        epochs = "1 epoch" if self.config.epochs == 1 else f"{self.config.epochs} epochs"
         seen = {"none": "not binarized", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
         return {
             "data": f"{self.config.data}: {len(self.data.train)} train, {len(self.data.test)} test, {shape}",
             "values": f"{values_of(self.config, self.data)}; {seen[self.config.binarize]}"
             f" (--binarize {self.config.binarize}){grey}",
-            "prior": str(self.vae.prior).splitlines()[0].rstrip("("),
+            "prior": _name(self.vae.prior),
             "encoder": _name(self.vae.encoder),
             "decoder": _name(self.vae.decoder),
             "latent dimensions": str(self.config.latent_dim),
             "parameters": f"{count:,}",
-            "objective": f"{self.config.loss}, beta {self.config.beta:g}",
-            "training": f"{self.config.epochs} epochs, batch {self.config.batch_size}, Adam {self.config.lr:g},"
+            "objective": self._objective(),
+            "training": f"{epochs}, batch {self.config.batch_size}, Adam {self.config.lr:g},"
             f" seed {self.config.seed}, {self.device}{f', {self.ranks.size} processes' if self.ranks.size > 1 else ''}",
         }
+
+    def _objective(self) -> str:
+        """Name the objective, with its parameters, and the weight of the KL where there is one."""
+        ours, config = isinstance(self.loss, Objective), self.config
+        given = ", ".join(f"{name}={value}" for name, value in config.options.get("loss", {}).items())
+        name = repr(self.loss) if ours else config.loss + f"({given})" * bool(given)
+        if ours and not self.loss.weighs_kl:
+            return name
+        return f"{name}, beta {config.beta:g}" + f", from 0 over {config.warm_up} epochs" * bool(config.warm_up)
 
 
 def values_of(config: Config, data: Data) -> str:

@@ -647,6 +647,21 @@ def test_wrong_data_get_one_line(array, words, capsys):
     assert words in refused(capsys, "train", "--data", "bad.npy", "--batch-size", "2")
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Config(prior="Flow", options={"prior": {"transform": "MAF"}}), "Flow(latent_dim=10, transform='MAF')"),
+        (Config(loss="IWAE", options={"loss": {"num_particles": 5}}), "IWAE(num_particles=5)"),
+        (Config(options={"loss": {"num_particles": 2}}), "Trace_ELBO(num_particles=2), beta 1"),
+        (Config(beta=4, warm_up=10), "Trace_ELBO, beta 4, from 0 over 10 epochs"),
+        (Config(epochs=1), "1 epoch, batch 64, Adam 0.001, seed 0, cpu"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_first_lines_say_what_was_asked_for(config, words):
+    assert words in runs.Run(config, Path("run")).facts().values()
+
+
 @pytest.mark.filterwarnings("default:.*hold no numbers")
 def test_fewer_data_than_a_batch_are_trained_and_what_is_left_out_of_a_file_is_said_in_a_line(capsys):
     np.savez("x.npz", X=np.random.default_rng(0).normal(size=(20, 3)), y=["a", "b"] * 10, names=["p", "q", "r"])

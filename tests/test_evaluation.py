@@ -18,6 +18,7 @@ from pyro_vae.evaluation import Bound, evaluate, kl_parts, log_likelihood
 from pyro_vae.laboratory import discrete, exact_bound, linear_gaussian
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import IWAE
+from pyro_vae.training import fit
 
 SCALE = 0.5
 LINEAR = partial(MLP, hidden=())
@@ -675,3 +676,39 @@ def test_the_kl_of_an_autoguide_on_a_positive_site_has_the_density_of_its_points
     guide(x)
     exact = -math.log(0.5) + (0.5**2 + 2.0**2 - 1) / 2  # of N(2, 0.5) to N(0, 1), before the exponential
     assert evaluate(model, guide, x, **how).kl == pytest.approx(exact, abs=0.5)  # 200 draws: sd 0.07
+
+
+@pytest.mark.parametrize("kind", ["view", "index", "cat"])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        log_likelihood,
+        partial(evaluate, loss=IWAE(2)),
+        partial(evaluate, loss=Trace_ELBO(2, vectorize_particles=True, max_plate_nesting=1)),
+        partial(fit, loss=IWAE(2), epochs=0),
+    ],
+)
+def test_programs_that_fail_on_particles_alone_are_refused_in_a_line_with_the_fix(measure, kind):
+    decoder = nn.Linear(2, 5)
+    means = {
+        "view": lambda z, x: decoder(z.view(len(x), 2)),
+        "index": lambda z, _: decoder(z) * z[:, :1],
+        "cat": lambda z, x: decoder(torch.cat([z[..., :1], x[:, :1]], -1)),
+    }
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(means[kind](z, x), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[..., :2], 1.0).to_event(1))
+
+    x = torch.ones(6, 5)
+    evaluate(model, guide, x)
+    with pytest.raises(
+        ValueError, match=r"runs the programs on particles.* from the right \(z\[\.\.\., 0\], not z\[:, 0\]\)"
+    ):
+        measure(model, guide, x)
