@@ -24,7 +24,7 @@ from pyro_vae.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak
 from pyro_vae.networks import as_size
 from pyro_vae.objectives import Objective, check_per_datum, is_theirs, kl, reconstruction, recording, share_of, terms_of
 from pyro_vae.objectives._objective import log_prob
-from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded
+from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded, transformed
 
 SUMS_OF_WEIGHTS = {RenyiELBO: "objectives.Renyi, or IWAE", TraceTMC_ELBO: "TraceEnum_ELBO, or a plate of len(x)"}
 MANY = 10_000  # chunks: compiling takes as long as about 4,000 of them save
@@ -122,7 +122,7 @@ def mean_bound(
     local = LocalModules()
     with seeded(ranks.seed(seed), x.device), mode(False, model, guide):
         for rows in filter(len, map(ranks.part, x.split(batch_size))):
-            batch = transform(rows) if transform else rows
+            batch = transformed(rows, transform)
             pair = local(model), local(guide)
             with _on_particles(type(loss).__name__, isinstance(loss, Objective) or loss.vectorize_particles):
                 terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, loss, plates)

@@ -193,6 +193,34 @@ def as_input(data: Any, *programs: Program) -> Rows:
     return x.to(parameters[0].device, (dtypes or [torch.get_default_dtype()])[0]) if parameters else x
 
 
+def transformed(rows: Tensor, transform: Transform | None) -> Tensor:
+    """Return what the programs see of some data.
+
+    Arguments:
+        rows: the data, of any number.
+        transform: what is done to them before, if anything.
+
+    Returns:
+        As many data.
+
+    Raises:
+        ValueError: where the transform makes more or fewer data of them, as what is reported is per datum.
+
+    Example:
+        >>> transformed(torch.ones(2, 1), lambda rows: rows[:1])
+        Traceback (most recent call last):
+        ...
+        ValueError: the transform makes (1, 1) of data of shape (2, 1): it must return as many data
+    """
+    batch = rows if transform is None else transform(rows)
+    if not isinstance(batch, Tensor) or batch.shape[:1] != rows.shape[:1]:
+        made = tuple(batch.shape) if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"the transform makes {made} of data of shape {tuple(rows.shape)}: it must return as many data"
+        )
+    return batch
+
+
 @contextmanager
 def mode(training: bool, *programs: Program) -> Iterator[None]:
     """Put the programs' modules (dropout, batch normalization) in training or evaluation mode, and back."""
@@ -305,9 +333,10 @@ def check_programs(
     first = x[:batch_size]
     _refuse(first, first.isinf(), FINITE)
     first = first.nan_to_num(0.5)  # a number that every network can take; what is missing comes below
-    transform = (lambda x: x) if transform is None else as_function(transform, "transform")
+    if transform is not None:
+        as_function(transform, "transform")
     with _unchanged(first, "the transform changes"):
-        batch = transform(first)
+        batch = transformed(first, transform)
     for module in modules_of(model, guide):
         if isinstance(module, VAE):
             _check_parts(module, batch[:2])
@@ -471,7 +500,7 @@ def _holds(model_trace: Trace, batch: Tensor) -> dict[str, Any] | None:
 
 
 def _check_data(
-    model: Program, guide: Program, chunks: Iterable[Tensor], transform: Transform, holds: dict[str, Any] | None
+    model: Program, guide: Program, chunks: Iterable[Tensor], transform: Transform | None, holds: dict[str, Any] | None
 ) -> None:
     """Refuse data that are not finite, or outside the support of a site that observes them.
 
@@ -488,11 +517,11 @@ def _check_data(
         missing = rows.isnan()
         if complete and missing.any():
             complete = False
-            incomplete = transform(rows[missing.flatten(1).any(1)][:2])
+            incomplete = transformed(rows[missing.flatten(1).any(1)][:2], transform)
             if not _takes_missing(model, guide, incomplete):
                 _refuse(rows, missing, f"{FINITE}, or score only the rest (decoders.Masked)", start)
             _check_guide_of_missing(guide, incomplete)
-        value = transform(rows)
+        value = transformed(rows, transform)
         if holds:
             _check_support(holds, value)
         else:

@@ -61,6 +61,7 @@ from pyro_vae.programs import (
     modules_of,
     paired_traces,
     seeded,
+    transformed,
 )
 from pyro_vae.progress import Progress, described, described_data, described_programs, settings_of
 
@@ -283,7 +284,7 @@ def fit(
             if memory is not None:
                 rows = x[:batch_size]
                 with seeded(seed, x.device):
-                    batch = transform(rows) if transform else rows
+                    batch = transformed(rows, transform)
                     loss.chunk = loss.chunk_within(as_bytes(memory), model, guide, batch)
             in_chunks = isinstance(loss, Objective) and loss.chunk < loss.num_particles
             unless = "the particles come in chunks, and a recording would hold them all" if in_chunks else ""
@@ -292,7 +293,7 @@ def fit(
             tolerance = 1e-2 if precision != "32" else 1e-3 if weighs else 1e-5
             compute, how = chosen(compute_eagerly, engine, steps, tolerance=tolerance, unless=unless)
             with seeded(seed, x.device), mode(False, model, guide), torch.no_grad():
-                first = transform(x[:batch_size]) if transform else x[:batch_size]
+                first = transformed(x[:batch_size], transform)
                 paired_traces(model, guide, first)  # which meets the parameters
                 bounded = check_points(*programs, first)
             ranks.broadcast([*local.parameters, *buffers])
@@ -362,7 +363,7 @@ def fit(
                 for rows in islice(batches, progress.batches, None):
                     count = len(rows)
                     rows = rows if count else any_row  # a step like those of the other ranks, which counts for nothing
-                    batch = transform(rows) if transform else rows
+                    batch = transformed(rows, transform)
                     weight = check_beta(beta_at(progress.step))
                     input_weight = torch.full((), weight, dtype=x.dtype, device=x.device) if callable(beta) else weight
                     guard.begin_step()
@@ -440,7 +441,7 @@ def check_last_batch(
         return
     with seeded(0, x.device), torch.no_grad(), Changes() as changes:
         try:
-            paired_traces(model, guide, transform(x[:1]) if transform else x[:1])
+            paired_traces(model, guide, transformed(x[:1], transform))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

@@ -719,6 +719,21 @@ def test_programs_that_change_the_data_in_place_are_refused_and_the_data_stay(mo
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [lambda x: x[::2], lambda x: torch.cat([x, x]), lambda x: (x, x), torch.sum],
+    ids=["fewer", "more", "a tuple", "a number"],
+)
+def test_a_transform_that_returns_another_number_of_data_is_refused(transform):
+    """What is reported is per datum."""
+    vae, x = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3)), torch.zeros(7, 3)
+    message = r"the transform makes .* of data of shape \(7, 3\): it must return as many data"
+    with pytest.raises(ValueError, match=message):
+        evaluate(vae.model, vae.guide, x, transform=transform)
+    with pytest.raises(ValueError, match=message):
+        fit(vae.model, vae.guide, x, transform=transform, batch_size=7, epochs=1)
+
+
 @pytest.mark.parametrize("call", ["fit", "evaluate"])
 def test_a_transform_that_changes_the_data_in_place_is_refused_and_the_data_stay(call):
     x = torch.randn(40, 3)

@@ -260,7 +260,7 @@ def test_programs_with_parameters_of_the_store_are_resumed_to_the_last_bit(more,
 def any_programs(monkeypatch):
     """Programs are not compared."""
     for module in (training, progress):
-        monkeypatch.setattr(module, "described_programs", lambda *_: [""] * 4)
+        monkeypatch.setattr(module, "described_programs", lambda programs, _: [""] * len(programs))
 
 
 @pytest.mark.usefixtures("any_programs")
