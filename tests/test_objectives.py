@@ -1,3 +1,4 @@
+import inspect
 import math
 from functools import partial
 
@@ -21,7 +22,7 @@ from pyro.infer import (
 from scipy import stats
 from torch import nn
 
-from pyro_vae import VAE, decoders, encoders, evaluate, fit, priors
+from pyro_vae import VAE, decoders, encoders, evaluate, fit, objectives, priors
 from pyro_vae.handlers import weigh_kl
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import check_beta, kl, linear_warm_up, reconstruction, recording, terms_of
@@ -422,3 +423,15 @@ def test_a_sum_of_weights_has_no_kl_to_weigh(vae, x, beta):
     """Pyro's tensor Monte Carlo would sum them to the power of beta."""
     with pytest.raises(ValueError, match=r"^TraceTMC_ELBO has no KL to weigh: leave beta at 1, or take Trace_ELBO$"):
         fit(vae.model, vae.guide, x, loss=TraceTMC_ELBO(), epochs=1, batch_size=len(x), beta=beta)
+
+
+def of_the_package():
+    classes = [cls for cls in vars(objectives).values() if isinstance(cls, type)]
+    return [cls for cls in classes if issubclass(cls, objectives.Objective) and cls is not objectives.Objective]
+
+
+@pytest.mark.parametrize("cls", of_the_package())
+def test_an_objective_shows_all_that_it_computes_with(cls):
+    """By this a checkpoint knows it."""
+    defaults = {each.name: each.default for each in inspect.signature(cls).parameters.values() if each.name != "chunk"}
+    assert repr(cls()) == f"{cls.__name__}({', '.join(f'{name}={value!r}' for name, value in defaults.items())})"

@@ -100,6 +100,7 @@ class Thermodynamic(Objective):
             received = f"num_particles={num_particles!r}, partitions={partitions!r}, first={first!r}"
             raise ValueError(f"Thermodynamic takes 2 particles or more, 1 partition or more, 0 < first < 1: {received}")
         inner = [first ** (1 - j / (partitions - 1)) for j in range(partitions - 1)] if partitions > 1 else []
+        self.partitions, self.first = partitions, first
         self.steps = [0.0, *inner, 1.0]
 
     def estimate(self, draws: Draws) -> Tensor:
