@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from io import FileIO
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
@@ -104,8 +105,8 @@ class EightBit(_Rows):
         moved.values = self.values.to(device)
         return moved
 
-    def __getitem__(self, index: Tensor | slice) -> Tensor:
-        rows = self.values[index] if isinstance(index, slice) else self.values.index_select(0, index)
+    def __getitem__(self, index: Tensor | slice | int) -> Tensor:
+        rows = self.values.index_select(0, index) if isinstance(index, Tensor) else self.values[index]
         return self._moved(rows / self.scale)
 
 
@@ -149,7 +150,9 @@ class MemoryMapped(_Rows):
         self.rows = torch.arange(whole[0]) if rows is None else _as_rows(rows, whole[0])
         self.shape = torch.Size((len(self.rows), *whole[1:]))
 
-    def __getitem__(self, index: Tensor | slice) -> Tensor:
+    def __getitem__(self, index: Tensor | slice | int) -> Tensor:
+        if isinstance(index, Integral):  # of a torch.utils.data.Subset
+            return self[torch.tensor([index])][0]
         rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
         if not len(rows):  # the part of a rank for which a batch had no data left
             return torch.empty(0, *self.shape[1:], device=self.device, dtype=self.dtype)

@@ -9,7 +9,7 @@ import pytest
 import ranks
 import torch
 from peak_memory import WIDTH
-from torch.utils.data import IterableDataset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from pyro_vae import VAE, data, decoders, encoders, fit, priors, runs
 from pyro_vae.cli import main
@@ -360,3 +360,12 @@ def test_rows_that_follow_one_another_are_read_at_once(tmp_path, order, reads, m
     monkeypatch.setattr(data, "_read_at", counted)
     assert MemoryMapped(tmp_path / "x.npy")[1000:2000].shape == (1000, 3, 4)
     assert sizes == [8 * 12 * 1000 // reads] * reads
+
+
+def test_parts_of_data_in_8_bits_and_in_a_file_are_parts_of_their_rows(tmp_path):
+    values = torch.arange(10, dtype=torch.uint8).reshape(5, 2)
+    np.save(tmp_path / "x.npy", values.numpy())
+    for x in (EightBit(values, 2.0), MemoryMapped(tmp_path / "x.npy", scale=2.0)):
+        assert torch.equal(as_tensor(Subset(x, [3, 1, -1])), values[[3, 1, -1]] / 2)
+        both = ConcatDataset([Subset(x, [3]), Subset(x, [0, 1])])
+        assert torch.equal(as_tensor(both), values[[3, 0, 1]] / 2)
