@@ -173,7 +173,8 @@ def _check_resume(arguments: argparse.Namespace, rest: list[str]) -> None:
     given = [name for name in flags if getattr(arguments, name) is not None]
     if given or rest:
         flag = f"--{given[0].replace('_', '-')}" if given else rest[0]
-        raise ValueError(f"--resume goes on with the flags of the run's config.yaml: leave out {flag}")
+        fix = f"leave out {flag}" + ", and write the number there" * (flag == "--epochs")
+        raise ValueError(f"--resume goes on with the flags of the run's config.yaml: {fix}")
 
 
 def _check_classes(flags: dict[str, Any], arguments: argparse.Namespace) -> None:

@@ -662,6 +662,11 @@ def test_the_first_lines_say_what_was_asked_for(config, words):
     assert words in runs.Run(config, Path("run")).facts().values()
 
 
+def test_more_epochs_beside_resume_are_refused_with_the_place_to_say_so(capsys):
+    words = "leave out --epochs, and write the number there"
+    assert words in refused(capsys, "train", "--resume", "run", "--epochs", "5")
+
+
 @pytest.mark.filterwarnings("default:.*hold no numbers")
 def test_fewer_data_than_a_batch_are_trained_and_what_is_left_out_of_a_file_is_said_in_a_line(capsys):
     np.savez("x.npz", X=np.random.default_rng(0).normal(size=(20, 3)), y=["a", "b"] * 10, names=["p", "q", "r"])

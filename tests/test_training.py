@@ -599,6 +599,12 @@ def test_what_is_out_of_range_is_refused_with_what_was_given(kwargs, message):
         train(small_vae(), **kwargs)
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_training_without_gradients_is_refused_with_the_fix(context):
+    with context(), pytest.raises(ValueError, match=r"no parameter that is trained: train outside torch\.no_grad\(\)"):
+        train(small_vae())
+
+
 def test_fewer_data_than_a_batch_are_one_batch():
     all_at_once = train(small_vae(), batch_size=50)
     for kwargs in ({"batch_size": 51}, {"batch_size": 2**62}):

@@ -266,7 +266,8 @@ def _with_gradients(terms: Terms, batch: Tensor, parameters: list[Tensor]) -> tu
     gradients: list[Tensor | None] = []
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not (trained and terms.loss.requires_grad):
-        raise ValueError("the loss depends on no parameter that is trained: leave requires_grad of some of them True")
+        fix = "leave requires_grad of some of them True" if torch.is_grad_enabled() else "train outside torch.no_grad()"
+        raise ValueError(f"the loss depends on no parameter that is trained: {fix}")
     found = iter(torch.autograd.grad(terms.loss / len(batch), trained, allow_unused=True))
     for gradient in (next(found) if parameter.requires_grad else None for parameter in parameters):
         if gradient is not None:
