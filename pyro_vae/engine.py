@@ -560,7 +560,8 @@ def chosen(
             warnings.warn(f"the step is not recorded, and run eagerly ({unless})", RuntimeWarning, stacklevel=3)
         return step, lambda: f"eager: {unless}"
     if engine == "auto" and steps < WORTHWHILE:
-        return step, lambda: f"eager: {steps} steps are too few to gain from a recording"
+        count = "1 step is" if steps == 1 else f"{steps} steps are"
+        return step, lambda: f"eager: {count} too few to gain from a recording"
     if engine == "auto" and (foreign := Held(step).foreign):
         fix = "if it does not, engine='recorded' saves the time that Pyro takes in each step"
         return step, lambda: f"eager: {foreign} may do something else at each step; {fix}"

@@ -628,6 +628,9 @@ def _check_same_support(
     beyond = any((of_posterior.check(probe) & ~of_prior.check(probe)).any() for probe in probes)
     apart = len({isinstance(_inner(support), KeptLogarithms) for support in (of_prior, of_posterior)}) == 2
     if apart or beyond or not (of_prior.check(draws[0]).all() and of_posterior.check(draws[1]).all()):
+        if not draws[0].isfinite().all():
+            bad = draws[0][~draws[0].isfinite()][0].item()
+            raise ValueError(f"{prior_name} is given draws of {bad}, {posterior_name}: let it begin at a smaller scale")
         supports = f"{_support(of_prior)}, {posterior_name} on {_support(of_posterior)}"
         raise ValueError(f"{prior_name} lives on {supports}: choose a pair on one support")
 

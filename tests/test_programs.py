@@ -935,3 +935,21 @@ def test_a_real_encoder_is_refused_beside_a_positive_prior_also_where_its_draws_
     vae = VAE(priors.Exponential(2), encoder, decoders.Normal(2, 6))
     with pytest.raises(ValueError, match=r"the prior lives on .*choose a pair on one support"):
         check_programs(vae.model, vae.guide, torch.rand(4, 6))
+
+
+def test_a_guide_that_draws_what_is_not_finite_is_told_so():
+    overflow = [
+        dist.transforms.AffineTransform(loc, 1e38) for loc in (0.0, 0.0, math.inf)
+    ]  # inf - inf for half of them
+
+    def program(transforms, x, obs=None):
+        with pyro.plate("data", len(x)):
+            normal = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(normal, transforms))
+            if obs is not None:
+                pyro.sample("x", normal, obs=obs)
+
+    with pytest.raises(
+        ValueError, match=r"site 'z' of the model is given draws of (-?inf|nan), of the guide: let it begin at"
+    ):
+        check_programs(lambda x: program([], x, x), partial(program, overflow), torch.zeros(6, 2))
