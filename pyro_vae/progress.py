@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from inspect import getattr_static
+from logging import Logger
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -37,7 +38,7 @@ from pyro_vae.data import EightBit, Rows, Stream, digest_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 
-OPAQUE = (ReferenceType, ParamStoreDict)  # a run makes and changes them, and they change no number
+OPAQUE = (ReferenceType, ParamStoreDict, Logger)  # a run makes and changes them, and they change no number
 MADE = ("_cached", "_last", "_drawn", "_used", "_indices", "_intervener_id")  # what a library's objects note begins so
 # What classes have that says nothing of what they compute; copies of an object leave the names of its slots.
 ABOUT = (

@@ -1,5 +1,6 @@
 """What a checkpoint says of programs, so that others are not resumed in their place."""
 
+import logging
 from collections import defaultdict, deque
 from functools import cached_property, lru_cache, partial
 from random import Random
@@ -134,6 +135,14 @@ def test_what_looks_alike_and_computes_something_else_is_told_apart(kind):
     one, again, other = (described_programs([in_closure(ALIKE[kind](k))], {}) for k in (1, 1, 2))
     assert one == again
     assert one != other
+
+
+def test_a_logger_of_a_program_is_the_same_whatever_others_there_are():
+    logger = logging.getLogger("theirs")
+    known = described(in_closure(logger.debug))
+    logger.debug("this is noted in the logger")
+    logging.getLogger("another")
+    assert described(in_closure(logger.debug)) == known
 
 
 def test_a_method_that_is_put_on_a_class_of_torch_is_told_apart(monkeypatch):
