@@ -94,7 +94,7 @@ def _run(argv: list[str]) -> int:
         arguments = _parse(argv)
         arguments.command(arguments)
     except KeyboardInterrupt:
-        say("pyro-vae: stopped; what was written stands", error=True)
+        say("pyro-vae: stopped; progress is saved", error=True)
         return 130
     except Exception as error:
         if "--debug" in argv:

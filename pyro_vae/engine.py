@@ -258,12 +258,12 @@ class Changes(TorchDispatchMode):
 class Recorded:
     """A step that runs its programs a few times, and from then on replays the arithmetic that they did.
 
-    The first call runs the step itself, so that whatever is made lazily is made. The second one records every tensor
-    operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of calls has
-    doubled since, the recording is run beside the step, on the same random numbers, and must give the same outputs to
-    the last bit (compiled, or on a GPU, where sums have another order, to ``tolerance`` times their norm, that of the
-    largest for all numbers); all other calls run the recording alone. Parameters and buffers are the programs' own, not
-    copies, and noise is drawn anew at every call.
+    The first call runs the step itself, so that lazy initialization happens before recording. The second one records
+    every tensor operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of
+    calls has doubled since, the recording is run beside the step, on the same random numbers, and must give the same
+    outputs to the last bit (within a relative ``tolerance`` where it is compiled or runs on a GPU, whose sums have
+    another order; single numbers are compared with the largest of them); all other calls run the recording alone.
+    Parameters and buffers are the programs' own, not copies, and noise is drawn anew at every call.
 
     A batch of another shape than the first, such as the last one of an epoch, is left to the step. So is everything
     from where a step cannot be recorded (a branch of Python on data), differs from its recording at the first check, or
@@ -505,10 +505,10 @@ class WholeStep:
         output = self.step(batch, weight, count)
         with torch.no_grad():
             if not (self.reason or _same(self._state(), launched, self.recorded.tolerance)):
-                self.reason = "it does not do what the step does"
+                self.reason = "its result differs from the ordinary step"
         if self.reason:
             self._launch = None
-            warnings.warn(f"the step does not become a CUDA graph ({self.reason})", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"CUDA graph disabled: {self.reason}", RuntimeWarning, stacklevel=3)
         return output
 
     def _state(self) -> list[Tensor]:

@@ -630,9 +630,9 @@ def _check_same_support(
     if apart or beyond or not (of_prior.check(draws[0]).all() and of_posterior.check(draws[1]).all()):
         if not draws[0].isfinite().all():
             bad = draws[0][~draws[0].isfinite()][0].item()
-            raise ValueError(f"{prior_name} is given draws of {bad}, {posterior_name}: let it begin at a smaller scale")
-        supports = f"{_support(of_prior)}, {posterior_name} on {_support(of_posterior)}"
-        raise ValueError(f"{prior_name} lives on {supports}: choose a pair on one support")
+            raise ValueError(f"{prior_name} meets a draw of {bad} ({posterior_name}): start at a smaller scale")
+        supports = f"{_support(of_prior)}, {posterior_name} {_support(of_posterior)}"
+        raise ValueError(f"{prior_name} has support {supports}; they must match")
 
 
 def _check_values(name: str, prior: TorchDistributionMixin, value: Tensor) -> None:

@@ -337,7 +337,7 @@ def what_stands(folder: Path) -> str:
     """Say what a run that ended before its time has left."""
     if not (folder / "config.yaml").exists():
         return "nothing had been written"
-    return f"what was written stands; go on with: pyro-vae train --resume {shlex.quote(str(folder))}"
+    return f"progress is saved; continue with: pyro-vae train --resume {shlex.quote(str(folder))}"
 
 
 def _find_data(folder: Path, config: Config) -> Data:

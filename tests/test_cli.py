@@ -605,7 +605,7 @@ def refused(capsys, *argv):
         (["--network.hidden", "3"], "unknown parameter of the network MLP: 'hidden'"),
         (["--config", "none.yaml"], "none.yaml cannot be read"),
         (["--preset", "nope"], "invalid choice: 'nope'"),
-        (["--prior", "Exponential"], "choose a pair on one support"),
+        (["--prior", "Exponential"], "they must match"),
         (["--encoder", "ScoreFunction"], "build it in Python, not by a flag"),
         (["--decoder", "Masked"], "build it in Python, not by a flag"),
         (["--decoder", "Normal", "--decoder.per_dimension", "true"], "give learned=True as well"),
@@ -696,7 +696,7 @@ def test_parts_that_do_not_fit_are_named(capsys):
     )
     assert "a plain torch.distributions.normal.Normal" in refused(capsys, "train", "--prior", "misfits.Plain")
     assert "end it with .to_event(1)" in refused(capsys, "train", "--prior", "misfits.NoEvent")
-    assert "choose a pair on one support" in refused(capsys, "train", "--prior", "misfits.Positive")
+    assert "they must match" in refused(capsys, "train", "--prior", "misfits.Positive")
 
 
 def test_a_folder_that_holds_a_run_is_left_as_it_is(capsys):

@@ -130,7 +130,7 @@ def test_the_log_likelihood_by_a_straight_through_encoder_is_that_of_the_discret
 def test_straight_through_codes_and_a_relaxed_prior_are_refused():
     encoder = encoders.RelaxedOneHotCategorical(6, 2, Linear, categories=4, straight_through=True)
     vae = VAE(priors.RelaxedOneHotCategorical(2, 4), encoder, decoders.Bernoulli((2, 4), 6, network=Linear))
-    with pytest.raises(ValueError, match=r"the prior lives on the simplex .*, the encoder on OneHot"):
+    with pytest.raises(ValueError, match=r"the prior has support the simplex .*, the encoder OneHot"):
         fit(vae.model, vae.guide, torch.zeros(5, 6), epochs=1, batch_size=5)
 
 

@@ -84,7 +84,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path, hangup):
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
-    assert f"go on with: pyro-vae train --resume '{folder}'" in said.splitlines()[-1]  # below the progress
+    assert f"continue with: pyro-vae train --resume '{folder}'" in said.splitlines()[-1]  # below the progress
     assert "Traceback" not in said
     assert (folder / "checkpoints" / "last.safetensors").exists()
     assert (folder / "model.safetensors").exists()

@@ -82,7 +82,7 @@ def test_a_lost_rank_ends_the_run_and_the_last_weights_stand(tmp_path, monkeypat
     assert found.returncode == 2
     assert "Traceback" not in found.stderr
     assert re.search(words, errors(found)[0])
-    assert found.stderr.count("go on with: pyro-vae train --resume run") == 1
+    assert found.stderr.count("continue with: pyro-vae train --resume run") == 1
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
     monkeypatch.delitem(sys.modules, "own", raising=False)

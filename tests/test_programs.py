@@ -204,16 +204,20 @@ def exponential():
 @pytest.mark.parametrize(
     ("prior", "encoder", "message"),
     [
-        (exponential(), encoders.Normal(SHAPE, D), "the prior lives on GreaterThanEq.*0.*the encoder on Real"),
+        (
+            exponential(),
+            encoders.Normal(SHAPE, D),
+            "the prior has support GreaterThanEq.*0.*the encoder Real",
+        ),
         (
             priors.Normal(D),
             Part(lambda x: dist.Beta(torch.ones(len(x), D), 1.0).to_event(1)),
-            r"the prior lives on Real",
+            r"the prior has support Real",
         ),
         (
             Part(lambda: dist.Uniform(torch.zeros(D), 1.0).to_event(1)),
             Part(lambda x: dist.Gamma(torch.ones(len(x), D), 1.0).to_event(1)),
-            "choose a pair on one support",
+            "they must match",
         ),
     ],
 )
@@ -400,7 +404,7 @@ def test_sites_on_different_supports_are_refused_with_both():
     def positive(x):
         return dist.Exponential(torch.ones(len(x), D)).to_event(1)
 
-    with pytest.raises(ValueError, match=r"site 'z' of the model lives on GreaterThanEq.*of the guide on Real"):
+    with pytest.raises(ValueError, match=r"site 'z' of the model has support GreaterThanEq.*of the guide Real"):
         check_programs(*own(positive, normal, pixels), grey())
 
 
@@ -933,7 +937,7 @@ def test_a_real_encoder_is_refused_beside_a_positive_prior_also_where_its_draws_
     torch.nn.init.zeros_(encoder.network.layers[-1].weight)
     torch.nn.init.ones_(encoder.network.layers[-1].bias)
     vae = VAE(priors.Exponential(2), encoder, decoders.Normal(2, 6))
-    with pytest.raises(ValueError, match=r"the prior lives on .*choose a pair on one support"):
+    with pytest.raises(ValueError, match=r"the prior has support .*they must match"):
         check_programs(vae.model, vae.guide, torch.rand(4, 6))
 
 
@@ -950,6 +954,6 @@ def test_a_guide_that_draws_what_is_not_finite_is_told_so():
                 pyro.sample("x", normal, obs=obs)
 
     with pytest.raises(
-        ValueError, match=r"site 'z' of the model is given draws of (-?inf|nan), of the guide: let it begin at"
+        ValueError, match=r"site 'z' of the model meets a draw of (-?inf|nan) \(of the guide\): start at"
     ):
         check_programs(lambda x: program([], x, x), partial(program, overflow), torch.zeros(6, 2))

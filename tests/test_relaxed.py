@@ -208,5 +208,5 @@ def test_a_prior_that_would_misread_the_codes_is_refused(prior):
         with pyro.plate("data", len(x)):
             pyro.sample("z", RelaxedOneHotCategorical(torch.tensor(0.1), logits=torch.zeros(4)))
 
-    with pytest.raises(ValueError, match="of the guide on the simplex of pyro_vae"):
+    with pytest.raises(ValueError, match="of the guide the simplex of pyro_vae"):
         evaluate(model, guide, torch.zeros(10, 1), loss=Trace_ELBO())

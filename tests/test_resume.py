@@ -1,6 +1,7 @@
 import operator
 import warnings
 from functools import partial
+from importlib import import_module
 from types import FunctionType
 
 import pyro
@@ -11,11 +12,12 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, autoguide
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
 
-from pyro_vae import VAE, decoders, encoders, fit, networks, noise, objectives, priors, progress, training
+from pyro_vae import VAE, decoders, encoders, fit, networks, noise, objectives, priors
 from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors, save_tensors
 from pyro_vae.data import EightBit
-from pyro_vae.progress import described
 from pyro_vae.training import COLUMNS
+from pyro_vae.training.descriptions import described
+from pyro_vae.training.programs import Programs
 
 SHAPE, COUNT, BATCH, EPOCHS = (1, 8, 8), 70, 16, 4  # 5 steps to an epoch, the last of 6 data
 STEPS = 5 * EPOCHS
@@ -259,8 +261,7 @@ def test_programs_with_parameters_of_the_store_are_resumed_to_the_last_bit(more,
 @pytest.fixture
 def any_programs(monkeypatch):
     """Programs are not compared."""
-    for module in (training, progress):
-        monkeypatch.setattr(module, "described_programs", lambda programs, _: [""] * len(programs))
+    monkeypatch.setattr(Programs, "described", lambda _: [""] * 4)
 
 
 @pytest.mark.usefixtures("any_programs")
@@ -631,18 +632,19 @@ def test_another_scale_of_the_same_bytes_is_refused(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_training_that_ends_while_another_begins_is_not_overwritten(resume, tmp_path, monkeypatch):
     """Between a training's first look at a folder and its lock there is all that it checks."""
-    held, x = training._held, torch.zeros(8, 3)
+    module = import_module("pyro_vae.training.fit")
+    held, x = module.held, torch.zeros(8, 3)
     vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
     how = {"batch_size": 4, "engine": "eager"}
     if resume:
         fit(vae.model, vae.guide, x, epochs=1, checkpoints=tmp_path, **how)
 
     def after_another(*given):
-        monkeypatch.setattr(training, "_held", held)
+        monkeypatch.setattr(module, "held", held)
         fit(vae.model, vae.guide, x, epochs=5, **{"resume" if resume else "checkpoints": tmp_path}, **how)
         return held(*given)
 
-    monkeypatch.setattr(training, "_held", after_another)
+    monkeypatch.setattr(module, "held", after_another)
     if resume:
         assert len(fit(vae.model, vae.guide, x, epochs=2, resume=tmp_path, **how)) == 6
     else:

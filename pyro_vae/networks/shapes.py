@@ -40,7 +40,7 @@ def as_size(size: int, name: str = "size", least: float = 1) -> int:
     Arguments:
         size: an integer.
         name: what the size is called in the error.
-        least: the smallest that is none too small.
+        least: smallest allowed value.
 
     Returns:
         The size.

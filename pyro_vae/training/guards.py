@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -14,63 +14,38 @@ from torch import Tensor
 
 from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.programs import accepts_nan, modules_of, paired_traces
+from pyro_vae.training.programs import Programs
 from pyro_vae.vae import VAE
 
-ON_NAN = ("stop", "skip", "rollback")
 MANY_TIMES = 1000  # the median of the losses before, from which on one is said to explode
 LEAST = 1.0  # nats: near a loss of 0 any change is many times the median
+LOWER = "lower the learning rate, or give a clip_norm"
 Values = dict[str, Tensor]
 
 
 class Guard:
-    """Looks at each step's loss and gradient before they touch a parameter.
+    """Looks at each step's loss and gradient before they touch a parameter, and decides what happens.
 
-    "stop" raises an error at what is not finite, which names the first part that is not; "skip" leaves the batch out;
-    "rollback" goes back to the parameters from the start of the epoch, and on with the next batch. A loss of over 1,000
-    times the running median, and over 1,000 nats, warns, once.
-
-    On a GPU, "stop" with a fused optimizer does not wait for the device: the optimizer leaves the parameters alone from
-    the first such step on, and the error comes at the end of the epoch.
+    A loss of over 1,000 times the running median, and over 1,000 nats, warns, once.
 
     Arguments:
-        on_nan: one of `ON_NAN`.
-        model: the Pyro program of p(x, z).
-        guide: the Pyro program of q(z|x).
-        values: returns the tensors that training changes, by name.
-        optim: the optimizer.
-        device: where the programs are.
-
-    Attributes:
-        failed: on a GPU, whether a step has not been finite, on the device; None where each step waits for it.
+        programs: the model and the guide.
+        optim: the optimizer of their parameters.
     """
 
-    def __init__(
-        self,
-        on_nan: str,
-        model: Program,
-        guide: Program,
-        values: Callable[[], Values],
-        optim: torch.optim.Optimizer,
-        device: torch.device,
-    ) -> None:
-        self.on_nan, self.model, self.guide, self.values, self.optim = on_nan, model, guide, values, optim
-        leaves_alone = device.type == "cuda" and getattr(optim, "_step_supports_amp_scaling", False)
-        self.failed = torch.zeros((), device=device) if leaves_alone and on_nan == "stop" else None
+    def __init__(self, programs: Programs, optim: torch.optim.Optimizer) -> None:
+        self.programs, self.optim = programs, optim
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
-    def begin_epoch(self) -> None:
-        """Keep what a rollback goes back to."""
-        if self.on_nan == "rollback":
-            self._good = copy.deepcopy((self.values(), self.optim.state_dict()))
+    def start_epoch(self) -> None:
+        """Keep what is needed to go back to the start of the epoch."""
 
-    def begin_step(self) -> None:
-        """Keep the buffers, which the programs may change before it is known that the step is left out."""
-        if self.on_nan == "skip":
-            self._before = {name: value.clone() for name, value in self.values().items() if name.startswith("buffer/")}
+    def start_step(self) -> None:
+        """Keep what is needed to leave the step out."""
 
-    def passes(
-        self, loss: Tensor, norm: Tensor, count: float | Tensor, batch: Tensor, gradients: Sequence[Any], where: str
+    def allows(
+        self, loss: Tensor, norm: Tensor, count: int | Tensor, batch: Tensor, grads: Sequence[Any], where: str
     ) -> bool:
         """Whether the optimizer may take a step.
 
@@ -79,59 +54,128 @@ class Guard:
             norm: of all gradients together.
             count: how many data the batch has.
             batch: what the programs were called with.
-            gradients: one for each parameter, or None.
+            grads: one gradient for each parameter, or None.
             where: words for the step.
 
         Raises:
-            FloatingPointError: where it may not, and ``on_nan`` is "stop".
+            FloatingPointError: where it may not, and the training is to stop then.
         """
-        if self.failed is not None:
-            self.failed.copy_(torch.maximum(self.failed, 1 - torch.isfinite(loss + norm).float()))
-            self.optim.found_inf = self.failed  # type: ignore[attr-defined]
-            return True
         value = float(loss)
         if math.isfinite(value + float(norm)):
             self._look_for_explosion(value / float(count), where)
             return True
-        where = f"{where}: {first_not_finite(self.model, self.guide, batch, gradients)}"
-        what = f"the loss is {value / float(count):.4g}, the norm of its gradient {float(norm):.4g}, in {where}"
-        if self.on_nan == "stop":
-            fix = "lower the learning rate, give a clip_norm, or leave such batches out (on_nan skip)"
-            raise FloatingPointError(f"{what}; {fix}")
-        warnings.warn(f"a step is left out ({self.on_nan}): {what}", RuntimeWarning, stacklevel=3)
-        with torch.no_grad():
-            before, values = self._before if self.on_nan == "skip" else self._good[0], self.values()
-            for name, value_before in before.items():
-                values[name].copy_(value_before)
-        if self.on_nan == "rollback":
-            self.optim.load_state_dict(copy.deepcopy(self._good[1]))
+        where = f"{where}: {first_not_finite(self.programs.model, self.programs.guide, batch, grads)}"
+        self.refuse(f"the loss is {value / float(count):.4g}, the norm of its gradient {float(norm):.4g}, in {where}")
         return False
 
+    def refuse(self, what: str) -> None:
+        """Do what is to be done about a step that is not finite.
+
+        Arguments:
+            what: words for the loss, its gradient and the first part that is not finite.
+        """
+        raise NotImplementedError
+
     def end_epoch(self, epoch: int, counted: float | Tensor) -> None:
-        """Raise the error that a step could not.
+        """Refuse an epoch of which no step passed.
 
         Arguments:
             epoch: which one it was.
             counted: how many of its data were in steps that passed.
 
         Raises:
-            FloatingPointError: where a step of the epoch was not finite, and that was not waited for; where none was.
+            FloatingPointError: where none was.
         """
-        fix = "lower the learning rate, or give a clip_norm"
-        if self.failed is None and not counted:
-            raise FloatingPointError(f"all steps of epoch {epoch} were left out, as none was finite; {fix}")
-        if self.failed is not None and self.failed:
-            raise FloatingPointError(f"a loss or its gradient is not finite in epoch {epoch}; {fix}")
+        if not counted:
+            raise FloatingPointError(f"all steps of epoch {epoch} were left out, as none was finite; {LOWER}")
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
         if abs(loss) > self._limit:
             text = f"the loss is {loss:.4g} in {where}, over {MANY_TIMES:,} times its running median"
-            warnings.warn(f"{text}; lower the learning rate", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"{text}; lower the learning rate", RuntimeWarning, stacklevel=6)
             self._limit = math.nan  # once
         self._recent.append(abs(loss))
         if len(self._recent) == 25 and not math.isnan(self._limit):
             self._limit = MANY_TIMES * max(median(self._recent), LEAST)
             self._recent.clear()
+
+
+class Stop(Guard):
+    """Raises an error, which names the first part that is not finite; the parameters are those before the step."""
+
+    def refuse(self, what: str) -> None:
+        fix = "lower the learning rate, give a clip_norm, or leave such batches out (on_nan skip)"
+        raise FloatingPointError(f"{what}; {fix}")
+
+
+class StopAtEndOfEpoch(Guard):
+    """Raises an error at the end of the epoch, on a GPU, which no step then waits for.
+
+    A fused optimizer leaves the parameters alone from the first step on that is not finite.
+
+    Attributes:
+        failed: whether a step has not been finite, on the device.
+    """
+
+    def __init__(self, programs: Programs, optim: torch.optim.Optimizer) -> None:
+        super().__init__(programs, optim)
+        self.failed = torch.zeros((), device=programs.parameters[0].device)
+
+    def allows(self, loss: Tensor, norm: Tensor, *_: Any) -> bool:
+        self.failed.copy_(torch.maximum(self.failed, 1 - torch.isfinite(loss + norm).float()))
+        self.optim.found_inf = self.failed  # type: ignore[attr-defined]
+        return True
+
+    def end_epoch(self, epoch: int, _: float | Tensor) -> None:
+        if self.failed:
+            raise FloatingPointError(f"a loss or its gradient is not finite in epoch {epoch}; {LOWER}")
+
+
+class Skip(Guard):
+    """Leaves the batch out; the buffers, which the programs may have changed, are put back."""
+
+    def start_step(self) -> None:
+        values = self.programs.values().items()
+        self._before = {name: value.clone() for name, value in values if name.startswith("buffer/")}
+
+    def refuse(self, what: str) -> None:
+        warnings.warn(f"a step is left out (skip): {what}", RuntimeWarning, stacklevel=6)
+        _put_back(self.programs.values(), self._before)
+
+
+class Rollback(Guard):
+    """Goes back to the parameters from the start of the epoch, and on with the next batch."""
+
+    def start_epoch(self) -> None:
+        self._good = copy.deepcopy((self.programs.values(), self.optim.state_dict()))
+
+    def refuse(self, what: str) -> None:
+        warnings.warn(f"a step is left out (rollback): {what}", RuntimeWarning, stacklevel=6)
+        values, optim = self._good
+        _put_back(self.programs.values(), values)
+        self.optim.load_state_dict(copy.deepcopy(optim))
+
+
+GUARDS = {"stop": Stop, "skip": Skip, "rollback": Rollback}
+
+
+def guard_of(on_nan: str, programs: Programs, optim: torch.optim.Optimizer) -> Guard:
+    """Return the guard of a name.
+
+    Arguments:
+        on_nan: one of `GUARDS`.
+        programs: the model and the guide.
+        optim: the optimizer of their parameters.
+    """
+    on_device = programs.parameters[0].device.type == "cuda" and getattr(optim, "_step_supports_amp_scaling", False)
+    kind = StopAtEndOfEpoch if on_nan == "stop" and on_device else GUARDS[on_nan]
+    return kind(programs, optim)
+
+
+@torch.no_grad()
+def _put_back(values: Values, before: Values) -> None:
+    for name, value in before.items():
+        values[name].copy_(value)
 
 
 def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
@@ -149,7 +193,7 @@ def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
 
 @torch.no_grad()
 def first_not_finite(model: Program, guide: Program, batch: Tensor, gradients: Sequence[Tensor | None]) -> str:
-    """Say what is the first of all that makes a step's loss, or its gradient, to be not finite.
+    """Name the first quantity that is not finite in a step.
 
     Arguments:
         model: the Pyro program of p(x, z).

@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule, PyroSample
 
-from pyro_vae.progress import described, described_programs
+from pyro_vae.training.descriptions import described, described_programs
 
 helper = ModuleType("helper")  # of the user's own
 

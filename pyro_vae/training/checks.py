@@ -1,0 +1,197 @@
+"""What is checked, and what is found out of the programs, before the first step."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, RenyiELBO, TraceTMC_ELBO
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pyro_vae.engine import ENGINES, Changes
+from pyro_vae.memory import as_bytes
+from pyro_vae.networks import above, as_number, as_size
+from pyro_vae.objectives import Beta, DataPlates, Objective, check_beta, check_per_datum, trained_by, with_plates
+from pyro_vae.precision import check_precision
+from pyro_vae.programs import check_points, check_programs, mode, paired_traces, seeded
+from pyro_vae.training.batches import Batches
+from pyro_vae.training.guards import GUARDS
+from pyro_vae.training.history import Measure
+from pyro_vae.training.programs import Programs
+
+REFUSED_LOSSES = (
+    *[cls for name, cls in vars(pyro.infer).items() if name.startswith("JitTrace")],  # draw their traces only once
+    RenyiELBO,  # a KL weight changes its bound without a word: take objectives.Renyi
+)
+
+
+def check_loss(loss: ELBO, beta: Beta) -> None:
+    """Refuse what is no objective that `fit` can minimize, with this KL weight.
+
+    Raises:
+        TypeError, ValueError: with what was received and the fix.
+    """
+    if not isinstance(loss, ELBO) or isinstance(loss, REFUSED_LOSSES):
+        raise TypeError(
+            f"loss must be an ELBO such as Trace_ELBO(), objectives.IWAE(5) or objectives.Renyi(0.5), not {loss!r}"
+        )
+    check_per_datum(loss)
+    # TraceTMC_ELBO would sum weights to the power of beta, which is another bound.
+    weighs_kl = loss.weighs_kl if isinstance(loss, Objective) else not isinstance(loss, TraceTMC_ELBO)
+    if not weighs_kl and (callable(beta) or beta != 1):
+        raise ValueError(f"{type(loss).__name__} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
+    trained_by(loss)  # which refuses what cannot be trained
+
+
+def check_before(
+    programs: Programs, batches: Batches, measure: Measure, loss: ELBO, seed: int
+) -> tuple[DataPlates, ELBO]:
+    """Check that the programs fit each other and all data.
+
+    Arguments:
+        programs: the model and the guide.
+        batches: the data.
+        measure: with the test data, if any.
+        loss: the objective.
+        seed: of the noise of the checks.
+
+    Returns:
+        The programs' plates over the data, and the objective, which has found out how deep plates are nested.
+
+    Raises:
+        TypeError, ValueError: with what does not fit and the fix.
+    """
+    x, transform = batches.x, batches.transform
+    size = max(1, min(batches.size, len(x) // batches.ranks.size))
+    with _evaluating(programs, batches, seed):
+        plates = check_programs(*programs.given, x, transform, size)
+        plates.check_size(len(x))
+        plates.check_objective(loss)
+        if measure.test is not None:
+            check_programs(*programs.given, measure.test, transform, measure.settings["batch_size"])
+    with _evaluating(programs, batches, seed):
+        loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
+    check_last_batch(programs, batches)
+    return plates, loss
+
+
+def with_memory(loss: ELBO, memory: int | str | None) -> ELBO:
+    """Return an objective whose chunk `fit_to_memory` may change.
+
+    Raises:
+        ValueError: for an objective that has no particles to take in chunks.
+    """
+    if memory is None:
+        return loss
+    if not isinstance(loss, Objective):
+        raise ValueError(f"memory is for the particles of objectives such as IWAE, not {type(loss).__name__}'s")
+    return copy.copy(loss)
+
+
+def fit_to_memory(loss: Any, memory: int | str, programs: Programs, batches: Batches, seed: int) -> None:
+    """Have an objective take its particles in chunks that fit the memory."""
+    with seeded(seed, batches.x.device):
+        loss.chunk = loss.chunk_within(as_bytes(memory), programs.model, programs.guide, batches.first())
+
+
+def meet_parameters(programs: Programs, batches: Batches, seed: int) -> Callable[[], None]:
+    """Run the programs once, which meets their parameters, those of rank 0 on all ranks.
+
+    Returns:
+        What is to be called after each epoch: a check of the points that a guide draws, where there is one that may
+        leave the model's support.
+    """
+    with _evaluating(programs, batches, seed), torch.no_grad():
+        first = batches.first()
+        paired_traces(programs.model, programs.guide, first)
+        bounded = check_points(*programs.given, first)
+    batches.ranks.broadcast([*programs.parameters, *programs.buffers])
+
+    def check() -> None:
+        with _evaluating(programs, batches, seed):
+            check_points(*programs.given, first)
+
+    return check if bounded else lambda: None
+
+
+@contextmanager
+def _evaluating(programs: Programs, batches: Batches, seed: int) -> Iterator[None]:
+    """Draw noise of a seed, with the modules in evaluation mode."""
+    with seeded(seed, batches.x.device), mode(False, *programs.given):
+        yield
+
+
+def check_last_batch(programs: Programs, batches: Batches) -> None:
+    """Refuse a batch size that leaves a batch normalization a single datum, of which there is no variance.
+
+    Arguments:
+        programs: the model and the guide.
+        batches: the data.
+
+    Raises:
+        ValueError: with the sizes.
+    """
+    x, whole = batches.x, batches.size * batches.ranks.size
+    last = (len(x) - 1) % whole + 1
+    modules = [module for owner in programs.modules for module in owner.modules()]
+    if last // batches.ranks.size > 1 or not any(isinstance(module, _BatchNorm) for module in modules):
+        return
+    with seeded(0, x.device), torch.no_grad(), Changes() as changes:
+        try:
+            paired_traces(programs.model, programs.guide, batches.transformed(x[:1]))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            fix = f"{len(x)} data in batches of {whole} leave a last one of {last}: take another batch_size"
+            raise ValueError(f"a batch of one datum cannot be normalized (BatchNorm in training); {fix}") from error
+        finally:
+            changes.undo()
+
+
+def check_settings(
+    *,
+    epochs: int,
+    batch_size: int,
+    beta: float = 1.0,
+    clip_norm: float | None = None,
+    lr: float = 1e-3,
+    engine: str = "auto",
+    precision: str = "32",
+    on_nan: str = "stop",
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (never changed)
+) -> None:
+    """Refuse numbers of a training that are out of range.
+
+    Arguments:
+        epochs: at least 0.
+        batch_size: at least 1.
+        beta: at least 0 and finite.
+        clip_norm: above 0, or None.
+        lr: above 0 and finite.
+        engine: one of ``pyro_vae.engine.ENGINES``.
+        precision: one of ``pyro_vae.precision.PRECISIONS``, which the device has.
+        on_nan: one of `pyro_vae.training.guards.GUARDS`.
+        device: where the training will be.
+
+    Raises:
+        ValueError: with the value received.
+
+    Example:
+        >>> check_settings(epochs=1, batch_size=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: batch_size must be at least 1, not 0
+    """
+    as_size(epochs, "epochs", least=0)
+    as_size(batch_size, "batch_size")
+    if clip_norm is not None and not as_number(clip_norm, "clip_norm") > 0:
+        raise ValueError(f"clip_norm must be above 0, not {clip_norm!r}")
+    above(lr, 0, "lr")
+    check_beta(beta)
+    if engine not in ENGINES:
+        raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
+    if on_nan not in GUARDS:
+        raise ValueError(f"on_nan is one of {', '.join(GUARDS)}, not {on_nan!r}")
+    check_precision(precision, device)

@@ -1,0 +1,231 @@
+"""Words and digests for what a training depends on, by which a resumed one is compared with the one before."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from inspect import getattr_static
+from logging import Logger
+from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from typing import Any
+from weakref import ReferenceType
+
+import numpy as np
+import torch
+from pyro.infer import ELBO
+from pyro.params.param_store import ParamStoreDict
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.transforms import _InverseTransform
+from torch.distributions.utils import lazy_property
+from torch.fx import GraphModule
+
+from pyro_vae.checkpoints import Tensors
+from pyro_vae.data import EightBit, Rows, Stream, digest_of
+from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
+from pyro_vae.objectives import Objective
+
+OPAQUE = (ReferenceType, ParamStoreDict, Logger)  # a run makes and changes them, and they change no number
+MADE = ("_cached", "_last", "_drawn", "_used", "_indices", "_intervener_id")  # what a library's objects note begins so
+# What classes have that says nothing of what they compute; copies of an object leave the names of its slots.
+ABOUT = (
+    *("__doc__", "__annotations__", "__dict__", "__weakref__"),
+    *("__slotnames__", "__firstlineno__", "__static_attributes__"),
+)
+GIVEN = ("_pyro_samples", "_pyro_params")  # to a module of Pyro's, which notes other things under "_pyro"
+
+
+def described(value: Any) -> Any:
+    """Return a plain value as it is, and of anything else its name with a digest of all that it holds.
+
+    Functions of the same name are told apart by their code, and by the values that they close over or read from their
+    module.
+
+    Example:
+        >>> described(0.5), described(lambda x: 2 * x) == described(lambda x: 3 * x)
+        (0.5, False)
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    inner = value.func if isinstance(value, partial) else value
+    named = inner if hasattr(inner, "__name__") else type(inner)
+    name = named.__qualname__ if isinstance(named, FunctionType | type) else named.__name__
+    return f"{name} ({_Digest()(value)})"
+
+
+def described_programs(programs: Sequence[Any], values: Tensors) -> list[str]:
+    """Return a digest of all that each program computes with, but not of the values that training changes.
+
+    Arguments:
+        programs: Pyro programs.
+        values: the tensors that training changes, by name, of which the names count alone.
+
+    Returns:
+        One text for each program.
+
+    Example:
+        >>> def program(scale):
+        ...     return lambda x: scale * x
+        >>> weight = torch.zeros(1)
+        >>> first, = described_programs([program(weight)], {"weight": weight})
+        >>> weight += 1
+        >>> described_programs([program(weight)], {"weight": weight}) == [first]
+        True
+        >>> described_programs([program(2.0)], {}) == described_programs([program(3.0)], {})
+        False
+    """
+    return [_Digest(values)(program) for program in programs]
+
+
+class _Digest:
+    """A digest of Python objects: their classes, code and all that they hold; of ``values``, only the names."""
+
+    def __init__(self, values: Tensors | None = None) -> None:
+        self._sum = hashlib.sha256()
+        self._seen = {id(value): (name, value) for name, value in (values or {}).items()}  # which keeps them alive
+        self._count = 0
+
+    def __call__(self, value: Any) -> str:
+        self._feed(value)
+        return self._sum.hexdigest()[:12]
+
+    def _feed(self, value: Any) -> None:
+        value = None if isinstance(value, OPAQUE) else value
+        if isinstance(value, PLAIN):
+            self._add((repr(value) if not isinstance(value, ModuleType) else value.__name__).encode())
+        elif id(value) in self._seen:
+            self._add(f"the same as {self._seen[id(value)][0]}".encode())
+        else:
+            self._seen[id(value)] = f"number {self._count}", value  # so that no other object takes its identity
+            self._count += 1
+            if isinstance(value, Tensor | np.ndarray):
+                self._feed_array(value)
+            else:
+                self._feed_object(value)
+
+    def _feed_array(self, value: Tensor | np.ndarray) -> None:
+        self._add(f"{value.dtype} {tuple(value.shape)}".encode())
+        if isinstance(value, np.ndarray):
+            self._add(np.ascontiguousarray(value).tobytes())
+        elif value.layout is torch.strided:
+            self._add(value.detach().cpu().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:  # sparse
+            entries = value.detach().to_sparse_coo().coalesce()
+            self._feed([entries.indices(), entries.values()])
+
+    def _feed_object(self, value: Any) -> None:
+        inside = _inside(value)
+        named = value if hasattr(value, "__qualname__") else type(value)
+        module = getattr(named, "__module__", None)  # which methods of builtin types have not
+        self._add(f"{type(value).__name__} {module}.{named.__qualname__} {len(inside)}".encode())
+        for each in inside:
+            self._feed(each)
+
+    def _add(self, data: bytes) -> None:
+        self._sum.update(f"{len(data)} ".encode() + data)  # so that 1 and 23 are not 12 and 3
+
+
+def _inside(value: Any) -> list[Any]:
+    """Return what a value consists of, for a digest of it."""
+    if isinstance(value, FunctionType | nn.Module):  # perhaps of torch.compile, which changes no number
+        for name, held in (("_torchdynamo_orig_callable", vars(value)), ("_orig_mod", vars(value).get("_modules", ()))):
+            if name in held:
+                return [held[name]]
+    if type(value) in (dict, MappingProxyType):
+        return [*value, *value.values()]
+    if type(value) in (set, frozenset):
+        return sorted(map(repr, value))
+    if type(value) in (list, tuple):
+        return list(value)
+    if isinstance(value, CodeType):
+        names = value.co_varnames[: value.co_argcount + value.co_kwonlyargcount]
+        return [value.co_code, value.co_consts, value.co_names, names]
+    if isinstance(value, FunctionType):
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, *map(held_in, value.__closure__ or ())]
+        return [*parts, vars(value), *(read_globals(value) if root_of(value) not in TRUSTED else [])]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, staticmethod | classmethod):
+        return [value.__func__]
+    if isinstance(value, property):
+        return [value.fget]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, type):
+        return [*_of_class(value), *value.__bases__]
+    return _state_of(value)
+
+
+def _of_class(value: type) -> list[Any]:
+    """Return what stands in a class; in a library's, the methods that others have put there."""
+    own = [each for name, each in vars(value).items() if name not in ABOUT]
+    if root_of(value) in TRUSTED:
+        return [each for each in own if isinstance(each, FunctionType) and root_of(each) not in TRUSTED]
+    return own
+
+
+def _state_of(value: Any) -> list[Any]:
+    """Return the attributes and the class of an object, or what it would be pickled as where these do not tell it."""
+    if isinstance(value, BuiltinFunctionType):
+        return [value.__self__]
+    if isinstance(value, torch.Generator):
+        return [value.get_state()]
+    held = [getattr(value, name, None) for name in slots_of(value)]
+    if hasattr(value, "__dict__"):
+        told = {name: each for name, each in vars(value).items() if _tells(value, name)}
+        # Hooks are known by numbers that count all hooks of the process.
+        numbered = {name for name, each in told.items() if name.endswith("_hooks") and isinstance(each, dict)}
+        held.append({name: [*each.values()] if name in numbered else each for name, each in told.items()})
+    if not held or type(value).__reduce__ is not object.__reduce__ or isinstance(value, list | tuple | set | frozenset):
+        with suppress(Exception):  # what cannot be pickled has no state that could be told
+            _, *parts = value.__reduce_ex__(2)
+            held += [list(each) if isinstance(each, Iterator) else each for each in parts]
+    if isinstance(value, torch.jit.ScriptModule):
+        held += _of_script(value)
+    if isinstance(value, GraphModule):
+        held.append(value.code)
+    return [*held, type(value)]
+
+
+def _of_script(module: torch.jit.ScriptModule) -> list[Any]:
+    """Return what a scripted module has out of Python's sight: code, constants and attributes."""
+    names = module._concrete_type.get_attributes() if "_concrete_type" in vars(module) else ()
+    values = {name: getattr(module, name) for name in names if name != "training"}
+    code, constants = module.code_with_constants if hasattr(module, "forward") else ("", None)
+    return [code, constants and constants.const_mapping, values]
+
+
+def _tells(value: Any, name: str) -> bool:
+    """Whether an attribute says what an object computes: others of a library's are made on the way, or set by `fit`."""
+    if isinstance(value, nn.Module) and (name in ("training", "prototype_trace") or name.startswith("_pyro")):
+        return name in GIVEN
+    if root_of(type(value)) not in TRUSTED:
+        return True
+    if isinstance(value, Distribution) and isinstance(getattr_static(type(value), name, None), lazy_property):
+        whole = any(other.startswith(("_param", "_unbroadcasted", "_categorical")) for other in vars(value))
+        return not whole or vars(value)[name] is vars(value).get("_param")  # such as the probabilities, if given
+    if name == "_inv" or (isinstance(value, TraceMessenger) and name == "trace"):
+        return isinstance(value, _InverseTransform)  # others note there what has been made of them, or their last run
+    return not name.startswith(MADE)
+
+
+def described_data(x: Rows | None) -> str | None:
+    """Return the number, shape and digest of data; of a stream, which may change from pass to pass, no digest.
+
+    Example:
+        >>> described_data(torch.zeros(2, 3))
+        '2 x (3,), sha256 9d908ecfb6b256de'
+    """
+    if x is None:
+        return None
+    size = f"{len(x)} x {tuple(x.shape[1:])}" + (f" / {x.scale}" if isinstance(x, EightBit) and x.scale != 1 else "")
+    return size if isinstance(x, Stream) else f"{size}, sha256 {digest_of(x)}"
+
+
+def described_loss(loss: ELBO) -> str:
+    """Return the name of an objective, with its settings or a digest of them."""
+    name = type(loss).__name__
+    if isinstance(loss, Objective) and root_of(type(loss)) in TRUSTED:
+        return repr(loss)
+    return f"{name}({loss.num_particles}) {described(loss).removeprefix(f'{type(loss).__qualname__} ')}"

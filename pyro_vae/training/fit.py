@@ -1,0 +1,210 @@
+"""Stochastic variational inference on a pair of Pyro programs."""
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyro_vae.checkpoints import Checkpoints
+from pyro_vae.distributed import Ranks
+from pyro_vae.engine import chosen
+from pyro_vae.objectives import Beta
+from pyro_vae.programs import Program, Transform, as_input, as_seed, mode, seeded
+from pyro_vae.training.batches import Batches
+from pyro_vae.training.checks import (
+    check_before,
+    check_loss,
+    check_settings,
+    fit_to_memory,
+    meet_parameters,
+    with_memory,
+)
+from pyro_vae.training.descriptions import described, described_data, described_loss
+from pyro_vae.training.guards import guard_of
+from pyro_vae.training.history import History, Measure, OnEpoch, OnStep
+from pyro_vae.training.loop import train
+from pyro_vae.training.optimizers import Optimizer, check_factory, described_optimizer, made_by
+from pyro_vae.training.programs import Programs
+from pyro_vae.training.saving import NoSaver, Saver, held, keeper_of
+from pyro_vae.training.state import State
+from pyro_vae.training.step import Estimator, Step, as_graph, as_schedule, begin_at
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    data: Tensor | Dataset[Any],
+    *,
+    loss: ELBO = Trace_ELBO(),  # noqa: B008 (never changed)
+    optimizer: Optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True),  # noqa: B008
+    epochs: int = 10,
+    batch_size: int = 128,
+    seed: int = 0,
+    validation: Tensor | Dataset[Any] | None = None,
+    beta: Beta = 1.0,
+    clip_norm: float | None = None,
+    transform: Transform | None = None,
+    engine: str = "auto",
+    precision: str = "32",
+    memory: int | str | None = None,
+    fabric: "Fabric | None" = None,
+    on_nan: str = "stop",
+    checkpoints: Checkpoints | str | Path | None = None,
+    resume: str | Path | None = None,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> History:
+    r"""Train a pair of Pyro programs on data by stochastic variational inference.
+
+    .. math:: \min \; \frac{1}{N} \sum_n \mathbb{E}_{q(z|x_n)} [-\log p(x_n|z)]
+              + \beta \, \mathrm{KL}(q(z|x_n) \,\|\, p(z))
+
+    The parameters are those that the programs name by ``pyro.module`` and ``pyro.param``. A module keeps its own; those
+    of ``pyro.param`` are in Pyro's parameter store afterwards. Data move to the device of the programs' modules, and
+    stay there. Each step takes the mean over its batch, so that a learning rate does not depend on the batch size.
+    Torch's random state is as before when `fit` returns.
+
+    Arguments:
+        model: the Pyro program of p(x, z), called with a batch; for a ``VAE``, ``vae.model``.
+        guide: the Pyro program of q(z|x), called with a batch; for a ``VAE``, ``vae.guide``.
+        data: a tensor whose first dimension counts the data, or a data set, which is read into memory once. A
+            `pyro_vae.data.MemoryMapped` and an ``IterableDataset`` are read one batch at a time; the latter has its own
+            order, and is not shuffled.
+        loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
+        optimizer: makes a torch optimizer from the parameters, or a scheduler of one, which steps after each epoch.
+        epochs: passes over the data, at least 0.
+        batch_size: data per step and process, at least 1; the last batch of an epoch may be smaller, and fewer data are
+            one batch.
+        seed: random seed for shuffling and sampling.
+        validation: data for the test columns.
+        beta: the KL weight, at least 0, or a function from the step to it, such as
+            `pyro_vae.objectives.linear_warm_up`.
+
+    Other Arguments:
+        clip_norm: the largest norm of the gradient of all parameters together, above 0.
+        transform: a function that is applied to each batch before both programs see it, such as
+            `pyro_vae.data.dynamic`.
+        engine: "eager" runs the programs at every step. "recorded" runs them a few times and then replays their
+            arithmetic, with the same result to the last bit, as long as the programs do the same at every step (see
+            `pyro_vae.engine.Recorded`). A step that cannot be recorded runs eagerly, with a warning. "compiled" lets
+            ``torch.compile`` fuse the recorded operations, which takes some seconds once; results agree within
+            1e-5, or within 1e-3 for objectives that weigh particles, whose weights magnify rounding. "auto" records,
+            without a warning, where that saves time and the programs consist of parts of this package and of torch; it
+            never changes a digit. Programs and networks of your own may count or have schedules, so "auto" runs them
+            eagerly.
+        precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
+            and all else, evaluations included, in 32 bits (see `pyro_vae.precision.BFloat16Layers`).
+        memory: limit for the particles of a step, as a number of bytes or a text such as "2GB". Particles of the
+            objectives of this package are processed in chunks that fit; such steps run eagerly. This changes nothing
+            but rounding, and the noise of a model that draws noise of its own.
+        fabric: a launched ``lightning_fabric.Fabric``, for training on several processes: each calls `fit` with the
+            same arguments, its programs on its own device. R processes split each batch of R times ``batch_size`` among
+            them, draw noise of their own, and end with the same parameters and the same history as one process with
+            the whole batch. Buffers, such as the running means of a batch normalization, follow each process's part of
+            the data, and are those of rank 0 from the end of each epoch.
+        on_nan: what happens where a loss or a gradient is not finite, before it changes a parameter. "stop" raises an
+            error that names the step and the first part that is not finite; "skip" leaves the batch out; "rollback"
+            restores the parameters from the start of the epoch, and continues with the next batch.
+        checkpoints: a folder for checkpoints, or `pyro_vae.checkpoints.Checkpoints`, which says when one is written. A
+            folder that holds the checkpoint of a training is refused unless ``resume`` names it, and so is a folder
+            that another training writes to.
+        resume: a folder that holds a checkpoint of a training with the same programs, data and arguments. The training
+            continues as if it had never been stopped, to the last bit on the same machine unless the engine is
+            "compiled"; ``epochs`` may be larger. Checkpoints are written there, unless ``checkpoints`` names another
+            folder.
+        on_step: called after each step with its number and its loss, a tensor in nats per datum.
+        on_epoch: called with each row of the history as it is measured.
+
+    Returns:
+        The history, from epoch 0, evaluated before the first step, to the last.
+
+    Raises:
+        TypeError: for a loss that is no ELBO, or a program that samples from a plain torch distribution.
+        ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
+            programs whose sites do not fit each other or the data.
+        FloatingPointError: where a step's loss or gradient is not finite; the parameters are those before the step.
+            On a GPU this is found at the end of the epoch, if the optimizer is a fused one.
+        ValueError: also where engine "recorded" or "compiled" finds that steps since its last check may be wrong; the
+            checkpoint, if any, is from before these steps.
+        Stopped: after `Checkpoints.stop`.
+        ConnectionError: where another process has ended, or has not answered for 5 minutes.
+
+    Example:
+        >>> from pyro_vae import VAE, data, decoders, encoders, priors
+        >>> x = data.load("digits").train
+        >>> vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+        >>> history = fit(vae.model, vae.guide, x, epochs=2)
+        >>> history[2]["train_loss"] < history[0]["train_loss"]
+        True
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, algorithm 1.
+    """
+    check_loss(loss, beta)
+    check_factory(optimizer)
+    if resume is not None:
+        Checkpoints(resume).read()  # which refuses it before any work
+    keeper = keeper_of(checkpoints, resume)
+    programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
+    x = as_input(data, programs.model, programs.guide)
+    test = None if validation is None else as_input(validation, programs.model, programs.guide)
+    numbers: dict[str, Any] = {"batch_size": batch_size, "clip_norm": clip_norm, "precision": precision}
+    others: dict[str, Any] = {"engine": engine, "on_nan": on_nan, "beta": 1.0 if callable(beta) else beta}
+    check_settings(epochs=epochs, device=x.device, **numbers, **others)
+    numbers["batch_size"] = batch_size = min(batch_size, len(x))
+    loss = with_memory(loss, memory)
+    batches = Batches(x, batch_size, transform, ranks, torch.Generator().manual_seed(as_seed(seed)))
+    same = numbers | {"seed": seed, "loss": described_loss(loss), "beta": described(beta)}
+    same |= {"transform": described(transform), "processes": ranks.size}
+    as_given = programs.described() if keeper else []
+    history = History()
+
+    with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide):
+        with pyro.validation_enabled():  # of all data and every distribution, so that the steps below need none
+            settings: dict[str, Any] = {
+                "seed": seed,
+                "transform": transform,
+                "ranks": ranks,
+                "batch_size": max(1000, batch_size),
+            }
+            measure = Measure(programs.model, programs.guide, test, settings)
+            plates, loss = check_before(programs, batches, measure, loss, seed)
+            if memory is not None:
+                fit_to_memory(loss, memory, programs, batches, seed)
+            settings |= {"plates": plates.names, "loss": loss}
+            estimator, steps = Estimator(loss, programs, plates.names, precision), epochs * len(batches)
+            estimate, how = chosen(estimator, engine, steps, tolerance=estimator.tolerance, unless=estimator.unless)
+            measure.check = meet_parameters(programs, batches, seed)
+            described_first = programs.described() if keeper else []
+            if resume is None:
+                history.append(measure.row(0, measure.bound(x), 0.0))
+        if on_epoch and resume is None:
+            on_epoch(history[-1])
+        optim, scheduler = made_by(optimizer, programs.parameters)
+        if keeper:
+            stack.enter_context(held(keeper, ranks))
+            keeper_of(checkpoints, resume)  # once more, as another training may have ended there meanwhile
+            same |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
+            same |= described_optimizer(optim, scheduler)
+        state = State(programs, optim, batches, history, scheduler, same)
+        state.described = [as_given, described_first]
+        if resume is not None:
+            state.load(*Checkpoints(resume).read())
+        verify = begin_at(estimate, state.step)
+        guard = guard_of(on_nan, programs, optim)
+        step = as_graph(Step(estimate, state, guard, clip_norm))
+        saver = Saver(keeper, state, ranks, verify) if keeper else NoSaver()
+        weight_at = as_schedule(beta, x)
+        train(state, batches, step, guard, measure, epochs, weight_at, saver, on_step, on_epoch)
+        verify()
+    history.engine = how()
+    return history

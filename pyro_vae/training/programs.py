@@ -1,0 +1,74 @@
+"""The pair of programs that a training is of."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae.handlers import LocalModules, Program
+from pyro_vae.programs import modules_of
+from pyro_vae.training.descriptions import described_programs
+
+
+class Programs:
+    """A model and a guide, with their modules and all tensors that training changes, by name.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        others: what else a step calls that may hold, and change, things in Python: the transform and the KL weight.
+
+    Attributes:
+        given: the programs as they came.
+        called: these, and the others.
+        model: the model, whose parameters are met, and stay with their module.
+        guide: the guide, likewise.
+        local: what has met the parameters.
+        modules: the modules that the programs hold.
+    """
+
+    def __init__(self, model: Program, guide: Program, *others: Any) -> None:
+        self.given, self.called, self.local = (model, guide), (model, guide, *others), LocalModules()
+        self.model, self.guide = self.local(model), self.local(guide)
+        self.modules: Sequence[nn.Module] = modules_of(model, guide)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters met so far, unconstrained, in the order of their first use."""
+        return self.local.parameters
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The buffers of the modules."""
+        return [buffer for module in self.modules for buffer in module.buffers()]
+
+    def values(self, *, strict: bool = False) -> dict[str, Tensor]:
+        """Return the tensors that training changes, by name, no copies: buffers, too.
+
+        Arguments:
+            strict: refuse two parameters of one name; otherwise the one that was met last counts.
+
+        Raises:
+            ValueError: where two parameters have one name.
+        """
+        values: dict[str, Tensor] = {}
+        for number, module in enumerate(self.modules):
+            prefix = f"{number}." if len(self.modules) > 1 else ""
+            values |= {f"parameter/{prefix}{name}": parameter for name, parameter in module.named_parameters()}
+            values |= {f"buffer/{prefix}{name}": buffer for name, buffer in module.named_buffers()}
+        known = set(map(id, values.values()))
+        for name, parameter in zip(self.local.names, self.parameters, strict=True):
+            if id(parameter) not in known:
+                if strict and f"param/{name}" in values:
+                    raise ValueError(f"two parameters of the programs are called {name!r}: give each a name of its own")
+                values[f"param/{name}"] = parameter
+        return values
+
+    def frozen(self) -> list[str]:
+        """Return the names of the parameters that are not trained."""
+        values = self.values().items()
+        return [name for name, value in values if not (name.startswith("buffer/") or value.requires_grad)]
+
+    def described(self) -> list[str]:
+        """Return a digest of what each program, transform and KL weight computes with, trained values left out."""
+        return described_programs(self.called, self.values())

@@ -1,0 +1,89 @@
+"""When a checkpoint is written, and what becomes of a training that is asked to stop."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pyro_vae.checkpoints import Checkpoints, Stopped
+from pyro_vae.distributed import Ranks
+from pyro_vae.training.state import State
+
+BETWEEN_LOOKS = 100  # steps of several processes, until each hears whether another is to stop
+
+
+class NoSaver:
+    """Writes no checkpoints."""
+
+    def after_step(self) -> None:
+        """Do nothing."""
+
+    def after_epoch(self, *, last: bool) -> None:
+        """Do nothing."""
+
+
+class Saver:
+    """Writes a checkpoint where one is due, and ends a training that is to stop.
+
+    Arguments:
+        keeper: says when one is due, and writes it.
+        state: where the training stands.
+        ranks: the processes of the training; rank 0 writes.
+        verify: checks the steps since the last check, before a checkpoint is written behind them.
+    """
+
+    def __init__(self, keeper: Checkpoints, state: State, ranks: Ranks, verify: Callable[[], None]) -> None:
+        self.keeper, self.state, self.ranks, self.verify = keeper, state, ranks, verify
+
+    def after_step(self) -> None:
+        """Write a checkpoint where one is due.
+
+        Raises:
+            Stopped: behind its checkpoint, where the training was asked to stop.
+        """
+        if self.ranks.size == 1 or self.state.step % BETWEEN_LOOKS == 0:
+            self._save_if(self.ranks.rank == 0 and self.keeper.due(at_end_of_epoch=False))
+
+    def after_epoch(self, *, last: bool) -> None:
+        """Write a checkpoint where one is due, as it is after the last epoch.
+
+        Raises:
+            Stopped: behind its checkpoint, where the training was asked to stop.
+        """
+        self._save_if(last or (self.ranks.rank == 0 and self.keeper.due(at_end_of_epoch=True)))
+
+    def _save_if(self, due: bool) -> None:
+        if not self.ranks.any(due or self.keeper.stopping):
+            return
+        self.verify()
+        saved = self.state.save()
+        if self.ranks.rank == 0:
+            self.keeper.write(*saved, self.state.best)
+        if self.ranks.any(self.keeper.stopping):
+            where = f"in epoch {self.state.epoch}, before step {self.state.step}"
+            raise Stopped(f"stopped {where}; checkpoint: {self.keeper.last}")
+
+
+def keeper_of(checkpoints: Checkpoints | str | Path | None, resume: str | Path | None) -> Checkpoints | None:
+    """Return where checkpoints go, but refuse a folder that holds those of another training.
+
+    Arguments:
+        checkpoints: a folder, what says when to write, or None.
+        resume: the folder that is resumed from, or None.
+
+    Raises:
+        ValueError: with the fix.
+    """
+    given = resume if checkpoints is None else checkpoints
+    keeper = given if given is None or isinstance(given, Checkpoints) else Checkpoints(given)
+    if keeper and keeper.last.exists() and (resume is None or keeper.folder.resolve() != Path(resume).resolve()):
+        fix = f"continue it by resume={str(keeper.folder)!r}, or give another folder"
+        raise ValueError(f"{keeper.folder} already holds the checkpoint of a training: {fix}")
+    return keeper
+
+
+@contextmanager
+def held(keeper: Checkpoints, ranks: Ranks) -> Iterator[None]:
+    """Keep other trainings from the folder of the checkpoints, by rank 0."""
+    with ExitStack() as stack:
+        ranks.together(lambda: stack.enter_context(keeper.held()) if ranks.rank == 0 else None)
+        yield

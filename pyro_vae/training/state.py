@@ -1,0 +1,330 @@
+"""Where a training stands: all that its next step hangs on, as tensors and plain values, and back."""
+
+import copy
+import json
+import math
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tensors, checked_state
+from pyro_vae.evaluation import Bound
+from pyro_vae.precision import BETWEEN_FLUSHES, flush_subnormal
+from pyro_vae.training.batches import Batches
+from pyro_vae.training.history import History, Measure
+from pyro_vae.training.optimizers import as_plain, settings_of, step_by_epoch
+from pyro_vae.training.programs import Programs
+
+CHANGES = (
+    "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
+    "depend on it, the resumed training is another one; keep it in a buffer of a module"
+)
+CALLED = ("model", "guide", "transform", "beta")  # what `Programs` describes, in this order
+BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
+
+
+class State:
+    """Where a training stands: what it has done, and all that its next step depends on.
+
+    ``epoch`` counts from 1, ``step`` from 0 over all epochs, ``batches`` from 0 within the epoch; ``totals`` are of the
+    epoch under way, and ``order_state`` is from its start.
+
+    Arguments:
+        programs: the model and the guide.
+        optim: the optimizer of their parameters.
+        batches: the data, whose order is part of the state.
+        history: the rows measured so far.
+        scheduler: of the learning rate, or None.
+        settings: plain values that a checkpoint must have been made with to be continued.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        optim: torch.optim.Optimizer,
+        batches: Batches,
+        history: History,
+        scheduler: LRScheduler | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.programs, self.optim, self.scheduler, self.settings = programs, optim, scheduler, settings or {}
+        self.order, self.ranks, self.device = batches.order, batches.ranks, batches.x.device
+        self.history = history
+        self.epoch, self.step, self.batches, self.seconds = 1, 0, 0, 0.0
+        self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)  # of three terms and of the data
+        self.order_state = self.order.get_state()
+        self.best: tuple[float, Tensors] = math.inf, {}
+        self.described: list[list[str]] = []  # the programs as they came, and behind the checks of `fit`
+        self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
+        self._met = programs.parameters
+        self._started: float | None = None
+
+    def start_epoch(self) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter() - self.seconds
+
+    def end_step(self) -> None:
+        """Go on to the next step."""
+        self.step += 1
+        self.batches += 1
+        if self.step % BETWEEN_FLUSHES == 0:
+            flush_subnormal(self.optim)
+
+    def end_epoch(self, measure: Measure) -> None:
+        """Measure the epoch, and go on to the next one."""
+        measure.check()
+        self.ranks.broadcast(self.programs.buffers)
+        seconds = self._elapsed()
+        self.history.append(measure.row(self.epoch, Bound(*self.means()), seconds))
+        self._keep_best()
+        self.epoch += 1
+        self.batches, self.seconds, self._started = 0, 0.0, None
+        self.totals.zero_()
+        self.order_state = self.order.get_state()
+        step_by_epoch(self.scheduler, 1)
+
+    def count(self, terms: Sequence[Tensor], data: int | Tensor) -> None:
+        """Add a step's terms, summed over so many data, to those of the epoch."""
+        count = data.to(terms[0]) if isinstance(data, Tensor) else terms[0].new_full((), data)
+        self.totals += torch.stack([*terms, count])
+
+    def means(self) -> list[float]:
+        """Return the epoch's mean terms per datum, NaN where no step counted."""
+        return (self.totals[:3] / self.totals[3]).tolist()
+
+    def _keep_best(self) -> None:
+        """Keep a copy of the programs where the last row's test loss is the lowest."""
+        loss = self.history[-1]["test_loss"]
+        if loss < self.best[0]:
+            self.best = loss, {name: tensor.detach().clone() for name, tensor in self.programs.values().items()}
+
+    def _elapsed(self) -> float:
+        return self.seconds if self._started is None else time.perf_counter() - self._started
+
+    def save(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return where the training stands, on every rank alike.
+
+        Returns:
+            Tensors by name, and plain values.
+
+        Raises:
+            TypeError: for an optimizer whose state holds something else.
+            ValueError: for one that holds a parameter without a name.
+        """
+        self.seconds, optim, local = self._elapsed(), self.optim, self.programs.local
+        values = self.programs.values(strict=True)
+        names = {id(value): name for name, value in reversed(values.items())}
+        late = {f"param/{name}": value for name, (value, _) in local.saved.items()}
+        tensors = values | late | _baselines() | {"order": self.order_state, "totals": self.totals}
+        for rank, random in enumerate(self.ranks.gather(_random_state(self.device))):
+            tensors[f"random/{rank}"] = random
+        states = {_name(parameter, names): state for parameter, state in optim.state.items()}
+        states |= {name: state for name, (_, state) in self._late.items()}
+        plain: dict[str, dict[str, Any]] = {}
+        for name, state in states.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{name}/{key}"] = value
+                else:
+                    plain.setdefault(name, {})[key] = as_plain(value, f"state {key!r}")
+        groups = [settings_of(group, params=[_name(p, names) for p in group["params"]]) for group in optim.param_groups]
+        groups += [group | {"params": [name]} for name, (group, _) in self._late.items()]
+        about = {
+            **{name: getattr(self, name) for name in ("epoch", "step", "batches", "seconds", "settings")},
+            "history": list(self.history),
+            "best": self.best[0],
+            "optimizer": {"state": plain, "groups": groups},
+            "constraints": local.constraints | {name: there for name, (_, there) in local.saved.items()},
+            "frozen": self.programs.frozen(),
+            "programs": [*self.described[1], *self.programs.described()],
+        }
+        return tensors, about
+
+    def load(self, tensors: Tensors, about: dict[str, Any]) -> None:
+        """Take a checkpoint's place: programs, optimizer, scheduler, random states, position and history.
+
+        A parameter that the programs have not met yet takes its value, and its part of the optimizer, when they do.
+
+        Arguments:
+            tensors: what `save` returned.
+            about: what it returned beside them.
+
+        Raises:
+            ValueError: where the checkpoint is of another training, naming what differs.
+        """
+        step_by_epoch(self.scheduler, about["epoch"] - 1)
+        check_settings_of(about["settings"], self.settings)
+        values = self.programs.values()
+        self._check_values(tensors, about, values)
+        count = len(CALLED)
+        self._check_programs(about["programs"][:count], about["programs"][count:])
+        if strange := [name for name in about["frozen"] if not (isinstance(name, str) and name in tensors)]:
+            raise ValueError(f"cannot resume: the checkpoint has frozen={strange}, which are none of its parameters")
+        random = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
+        check_tensors(tensors, {"order": self.order_state, "totals": self.totals, **random})
+        check_random("order", tensors["order"], torch.device("cpu"))
+        for name in random:
+            check_random(name, tensors[name], self.device)
+        for name, value in tensors.items():
+            kind, _, own = name.partition("/")
+            if kind == "param" and name not in values:
+                self.programs.local.saved[own] = value, about["constraints"].get(own, "")
+            if kind == "baseline" and own.startswith(BASELINE):
+                pyro.get_param_store()[own] = value.to(self.device)
+        self._load_optimizer(tensors, about["optimizer"], values)
+        with torch.no_grad():
+            for name, tensor in values.items():
+                tensor.copy_(tensors[name])
+                if not name.startswith("buffer/"):
+                    tensor.requires_grad_(name not in about["frozen"])
+        for name in ("epoch", "step", "batches", "seconds"):
+            setattr(self, name, about[name])
+        self.history[:] = about["history"]
+        self.best = about["best"], {}
+        self.totals = tensors["totals"].to(self.device)
+        self.order_state = tensors["order"]
+        self.order.set_state(self.order_state)
+        _set_random_state(tensors[f"random/{self.ranks.rank}"], self.device)
+
+    def _check_values(self, tensors: Tensors, about: dict[str, Any], values: Tensors) -> None:
+        there = {name for name in tensors if name.partition("/")[0] in ("parameter", "buffer", "param")}
+        late = {name for name in there if name.startswith("param/")}
+        for names, holder, other in (
+            (there - late - set(values), "the checkpoint", "the programs do"),
+            (set(values) - there, "the programs", "the checkpoint does"),
+        ):
+            if names:
+                raise ValueError(f"cannot resume: {holder} hold{'s' * (names <= there)} {min(names)}, and {other} not")
+        for name, tensor in values.items():
+            if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+                sizes = " and ".join(f"{value.dtype} {tuple(value.shape)}" for value in (tensors[name], tensor))
+                raise ValueError(f"the checkpoint's {name} and the programs' differ: {sizes}")
+        met = {name.removeprefix("param/") for name in values}
+        for name, here in self.programs.local.constraints.items():
+            if name in met and about["constraints"].get(name) != here:
+                both = f"{about['constraints'].get(name)} there, and {here} here"
+                raise ValueError(f"cannot resume: parameter {name!r} has constraint {both}")
+
+    def _check_programs(self, first: list[str], last: list[str]) -> None:
+        for number, name in enumerate(CALLED):
+            given, begun = self.described[0][number], self.described[1][number]
+            if given == last[number]:  # such as the same objects, which hold what they held
+                continue
+            if begun not in (first[number], last[number]):
+                raise ValueError(
+                    f"cannot resume: the {name} is not the checkpoint's: its code, or a value that it holds, differs"
+                )
+            if first[number] != last[number]:
+                warnings.warn(CHANGES.format(name), RuntimeWarning, stacklevel=4)
+        self.described[1] = first
+
+    def _load_optimizer(self, tensors: Tensors, saved: dict[str, Any], values: dict[str, Tensor]) -> None:
+        optim = self.optim
+        states: dict[str, dict[str, Any]] = {name: dict(state) for name, state in saved["state"].items()}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer/"):
+                parameter_name, _, key = name.removeprefix("optimizer/").rpartition("/")
+                states.setdefault(parameter_name, {})[key] = tensor
+        names = {id(value): name for name, value in reversed(values.items())}
+        here = {_name(parameter, names): parameter for group in optim.param_groups for parameter in group["params"]}
+        there = [name for group in saved["groups"] for name in group["params"]]
+        if not all(isinstance(name, str) for name in there) or len(set(there)) < len(there):
+            raise ValueError("cannot resume: the checkpoint's optimizer names a parameter twice, or not by a text")
+        if new := set(here) - set(there):
+            raise ValueError(f"cannot resume: the checkpoint's optimizer does not train {min(new)}")
+        if unknown := (set(states) - set(there)) | (set(there) - set(tensors)):
+            raise ValueError(f"cannot resume: the checkpoint's optimizer/{min(unknown)} is of no parameter")
+        order: list[str] = []
+        groups: list[dict[str, Any]] = []
+        like = {name: value for name, value in optim.param_groups[0].items() if name != "params"}
+        optim.param_groups.clear()
+        for group in saved["groups"]:
+            met = [name for name in group["params"] if name in here]
+            settings = {name: value for name, value in group.items() if name != "params"}
+            own = {name: value for name, value in like.items() if name in settings or name != "initial_lr"}
+            check_group(settings, own)
+            self._late |= {name: (settings, states.get(name, {})) for name in group["params"] if name not in here}
+            if met:
+                groups.append(settings | {"params": list(range(len(order), len(order) + len(met)))})
+                optim.param_groups.append(own | {"params": [here[name] for name in met]})
+                order += met
+        state = {number: states[name] for number, name in enumerate(order) if name in states}
+        optim.load_state_dict(checked_state(optim, {"state": state, "param_groups": groups}))
+
+    def meet_new_parameters(self) -> None:
+        """Have the optimizer train the parameters that the programs have met since the step before."""
+        parameters = self.programs.parameters[len(self._met) :]
+        if not parameters:
+            return
+        self._met = self.programs.parameters
+        self.ranks.broadcast(parameters)
+        optim, names = self.optim, {id(value): name for name, value in reversed(self.programs.values().items())}
+        for parameter in parameters:
+            settings, state = self._late.pop(names[id(parameter)], ({}, {}))
+            optim.add_param_group({**settings, "params": [parameter]})
+            if state:
+                alone = copy.copy(optim)  # an optimizer of this parameter
+                alone.param_groups, alone.state = optim.param_groups[-1:], defaultdict(dict)
+                checked_state(
+                    alone, {"state": {0: state}, "param_groups": [settings_of(*alone.param_groups, params=[0])]}
+                )
+                optim.state[parameter] = {name: _moved(value, parameter) for name, value in state.items()}
+
+
+def check_settings_of(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another training.
+
+    Arguments:
+        there: the settings that it was made with.
+        here: those of the training that is to go on.
+
+    Raises:
+        ValueError: with the first one that differs.
+
+    Example:
+        >>> check_settings_of({"seed": 1}, {"seed": 0})
+        Traceback (most recent call last):
+        ...
+        ValueError: cannot resume: the checkpoint has seed=1, this call has seed=0
+    """
+    for name, value in json.loads(json.dumps(here)).items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"cannot resume: the checkpoint has {name}={there.get(name)!r}, this call has {name}={value!r}"
+            )
+
+
+def _baselines() -> dict[str, Tensor]:
+    """Return the running means that ``TraceGraph_ELBO`` keeps in Pyro's parameter store."""
+    store = pyro.get_param_store()
+    return {f"baseline/{name}": store[name] for name in store if name.startswith(BASELINE)}
+
+
+def _name(parameter: Tensor, names: dict[int, str]) -> str:
+    if id(parameter) not in names:
+        shape = tuple(parameter.shape)
+        raise ValueError(f"the optimizer holds a parameter of shape {shape} that the programs do not name")
+    return names[id(parameter)]
+
+
+def _moved(value: Any, parameter: Tensor) -> Any:
+    return value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
+
+
+def _random_state(device: torch.device) -> Tensor:
+    cpu = torch.get_rng_state()
+    return torch.cat([cpu, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else cpu
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[size:], device)

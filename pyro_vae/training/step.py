@@ -1,0 +1,123 @@
+"""One step of stochastic variational inference."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_vae.data import Rows
+from pyro_vae.engine import Outputs, Recorded, WholeStep
+from pyro_vae.handlers import weigh_kl
+from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
+from pyro_vae.precision import layers_in
+from pyro_vae.training.guards import Guard, StopAtEndOfEpoch, norm_of
+from pyro_vae.training.programs import Programs
+from pyro_vae.training.state import State
+
+
+class Estimator:
+    """The minibatch estimator of the bound and of its gradients.
+
+    Arguments:
+        loss: the objective.
+        programs: the model and the guide.
+        plates: names of their plates over the data, which `check_before` finds.
+        precision: one of ``pyro_vae.precision.PRECISIONS``.
+    """
+
+    def __init__(self, loss: ELBO, programs: Programs, plates: Collection[str] = (), precision: str = "32") -> None:
+        self.loss, self.programs, self.precision = loss, programs, precision
+        self.objective = terms_and_gradients(loss, plates)
+
+    def __call__(self, batch: Tensor, weight: Tensor | float) -> Outputs:
+        """Return the loss and the terms of the bound, summed over the batch, the gradients' norm, and the gradients."""
+        pair = weigh_kl(weight, self.programs.model, self.programs.guide)
+        with layers_in(self.precision):
+            terms, gradients = self.objective(*pair, batch, weight, lambda: self.programs.parameters)
+        return *terms, norm_of(gradients), *gradients
+
+    @property
+    def unless(self) -> str:
+        """Why the estimator cannot be recorded, or nothing."""
+        in_chunks = isinstance(self.loss, Objective) and self.loss.chunk < self.loss.num_particles
+        return "the particles come in chunks, and a recording would hold them all" if in_chunks else ""
+
+    @property
+    def tolerance(self) -> float:
+        """How far a compiled estimate may be from this one, relative to its norm."""
+        # Weights of particles magnify the rounding of their logarithms, which are of hundreds of nats.
+        weighs = isinstance(self.loss, Objective) and self.loss.num_particles > 1
+        return 1e-2 if self.precision != "32" else 1e-3 if weighs else 1e-5
+
+
+@dataclass
+class Step:
+    """A step: the gradient of a batch, and the update of the parameters of both programs.
+
+    Arguments:
+        estimate: an `Estimator`, or a recording of one.
+        state: where the training stands.
+        guard: decides what happens where a number is not finite.
+        clip_norm: the largest norm of the gradient, or None.
+    """
+
+    estimate: Callable[..., Outputs]
+    state: State
+    guard: Guard
+    clip_norm: float | None = None
+
+    def __call__(self, batch: Tensor, weight: Tensor | float, count: int) -> Tensor:
+        """Take the step, and return its loss in nats per datum."""
+        state = self.state
+        self.guard.start_step()
+        outputs = self.estimate(batch, weight)  # the loss, its three terms, the norm of the gradients, and these
+        parts = outputs[:5], outputs[5:]
+        (loss, *terms, norm), gradients, counted = state.ranks.combine(*parts, state.programs.parameters, count)
+        state.meet_new_parameters()
+        where = f"epoch {state.epoch}, step {state.step}"
+        if self.guard.allows(loss, norm, counted, batch, gradients, where):
+            self.update(gradients)
+            state.count(terms, counted)
+        return loss.detach() / counted
+
+    def update(self, gradients: Sequence[Tensor | None]) -> None:
+        """Have the optimizer change the parameters."""
+        parameters = self.state.programs.parameters
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self.state.optim.step()
+
+
+def as_graph(step: Step) -> Step | WholeStep:
+    """Return a step as one CUDA graph, where that is possible: compiled, on one GPU, and with a fused optimizer."""
+    recorded, guard, state = step.estimate, step.guard, step.state
+    if not (isinstance(recorded, Recorded) and recorded.compiled and state.ranks.size == 1):
+        return step
+    if not isinstance(guard, StopAtEndOfEpoch):
+        return step
+    changed = [state.totals, guard.failed]
+    return WholeStep(step, recorded, state.optim, lambda: [*state.programs.values().values(), *changed])
+
+
+def as_schedule(beta: Beta, like: Rows) -> Callable[[int], Tensor | float]:
+    """Return a function from the step to the KL weight; one that changes is a tensor, which a recording follows.
+
+    Arguments:
+        beta: the KL weight, or a function from the step to it.
+        like: the data, whose type and device it has.
+    """
+    if not callable(beta):
+        return lambda _: check_beta(beta)
+    return lambda step: torch.full((), check_beta(beta(step)), dtype=like.dtype, device=like.device)
+
+
+def begin_at(estimate: Callable[..., Outputs], step: int) -> Callable[[], None]:
+    """Tell a recording the number of its first step, and return what checks it: nothing where there is none."""
+    if not isinstance(estimate, Recorded):
+        return lambda: None
+    estimate.first = step
+    return estimate.verify
