@@ -32,7 +32,7 @@ from torch.utils.data import IterableDataset
 
 from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
 from pyro_vae.distributions.relaxed import KeptLogarithms
-from pyro_vae.distributions.wrappers import layers
+from pyro_vae.distributions.wrappers import layers, with_density
 from pyro_vae.engine import of_library, slots_of
 from pyro_vae.handlers import STORE_HOLDS, LocalModules, Program
 from pyro_vae.networks import as_function
@@ -690,6 +690,10 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                 _check_values(name, prior, guide_trace.nodes[name]["value"])
             else:
                 _check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
+    for site in [*observed, *(model_trace.nodes[name] for name in model_trace.stochastic_nodes)]:
+        if any(hasattr(layer, "transforms") for layer in layers(site["fn"])):
+            with torch.no_grad(), pyro.validation_enabled(False), with_density(site["name"], site["fn"]):
+                site["fn"].log_prob(site["value"])
 
 
 def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:

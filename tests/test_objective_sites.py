@@ -16,7 +16,7 @@ from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from pyro.infer import Trace_ELBO
 
-from pyro_vae import VAE, decoders, encoders, fit, objectives, priors
+from pyro_vae import VAE, decoders, encoders, evaluate, fit, log_likelihood, objectives, priors
 from pyro_vae.distributions.wrappers import _Wrapper
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -443,3 +443,52 @@ def test_info_vae_refuses_a_learned_prior_that_has_no_pathwise_draws():
         objectives.InfoVAE().differentiable_loss(vae.model, vae.guide, torch.rand(8, 3))
     without_discrepancy = objectives.InfoVAE(alpha=0.0, scale=1.0)
     assert without_discrepancy.differentiable_loss(vae.model, vae.guide, torch.rand(8, 3)).isfinite()
+
+
+class _OneWay(torch.nn.Module):
+    """A linear Gaussian model with a flow of Pyro's that has no inverse, in the guide or in the prior."""
+
+    def __init__(self, where):
+        super().__init__()
+        torch.manual_seed(0)
+        self.where, self.flow = where, pyro.distributions.transforms.planar(2)
+        self.encoder, self.decoder = torch.nn.Linear(3, 2), torch.nn.Linear(2, 3)
+        torch.nn.init.zeros_(self.encoder.weight)
+
+    def code(self, where, loc):
+        normal = dist.Normal(loc, 1.2 if where == "guide" else 1.0).expand([len(loc), 2]).to_event(1)
+        return dist.TransformedDistribution(normal, [self.flow]) if where == self.where else normal
+
+    def model(self, x):
+        pyro.module("programs", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.code("prior", torch.zeros(len(x), 1)))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("programs", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.code("guide", self.encoder(x)))
+
+
+def test_the_log_likelihood_of_a_guide_by_a_flow_without_an_inverse_is_right():
+    programs, x = _OneWay("guide"), torch.randn(4, 3)
+    weight = programs.decoder.weight.detach()
+    exact = dist.MultivariateNormal(programs.decoder.bias.detach(), weight @ weight.T + torch.eye(3)).log_prob(x).mean()
+    estimate = log_likelihood(programs.model, programs.guide, x, samples=20_000)
+    assert abs(estimate - exact) < 0.02  # its standard error is about 0.002
+
+
+@pytest.mark.parametrize("loss", ["StickingTheLanding", "DReG", "PIWAE", "VIMCO", "Thermodynamic"])
+def test_a_flow_without_an_inverse_is_refused_where_its_density_is_taken_anew(loss):
+    programs, x = _OneWay("guide"), torch.randn(4, 3)
+    with pytest.raises(ValueError, match=r"site 'z' is known at its own draws alone.*\(Planar\) has no inverse.*IWAE"):
+        fit(programs.model, programs.guide, x, loss=getattr(objectives, loss)(), epochs=1)
+    assert math.isfinite(fit(programs.model, programs.guide, x, loss=objectives.IWAE(3), epochs=1)[-1]["train_loss"])
+
+
+def test_a_prior_by_a_flow_without_an_inverse_is_refused():
+    programs, x = _OneWay("prior"), torch.randn(4, 3)
+    for run in (fit, evaluate, log_likelihood):
+        with pytest.raises(ValueError, match=r"site 'z' is known at its own draws alone.*priors\.Flow"):
+            run(programs.model, programs.guide, x)

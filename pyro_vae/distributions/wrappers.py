@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import pyro.distributions as dist
@@ -24,6 +25,22 @@ def family(distribution: Any) -> str:
     """Return the name of what a distribution is, whatever shape it was given."""
     shapes = Independent | ExpandedDistribution
     return next(type(layer).__name__ for layer in layers(distribution) if not isinstance(layer, shapes))
+
+
+@contextmanager
+def with_density(name: str, distribution: Any) -> Iterator[None]:
+    """Refuse a site whose density is known at its own draws alone, as a transform of it has no inverse."""
+    try:
+        yield
+    except (KeyError, NotImplementedError) as error:  # of Pyro's transforms, and of torch's
+        transforms = [t for layer in layers(distribution) for t in getattr(layer, "transforms", ())]
+        if not transforms:
+            raise
+        kinds = ", ".join(type(transform).__name__ for transform in transforms)
+        raise ValueError(
+            f"the density at site {name!r} is known at its own draws alone, as the transform ({kinds}) has no inverse:"
+            " take one that has (priors.Flow, encoders.Flow, an affine_coupling) or, for a guide, IWAE or Trace_ELBO"
+        ) from error
 
 
 def expanded(distribution: AnyDistribution, batch_shape: Sequence[int], **changed: Any) -> AnyDistribution:

@@ -20,7 +20,7 @@ from torch.distributions import Independent, TransformedDistribution
 from torch.distributions.constraints import Constraint, real
 from torch.utils.checkpoint import checkpoint
 
-from pyro_vae.distributions.wrappers import family, layers
+from pyro_vae.distributions.wrappers import family, layers, with_density
 from pyro_vae.engine import NOISE, PARTICLES
 from pyro_vae.memory import most_within, peak_of
 from pyro_vae.networks import as_size
@@ -304,8 +304,13 @@ class _Draws(Messenger):
                     f"{self.kind} trains a guide by its density, which a Delta at site {msg['name']!r} has not: take"
                     " IWAE or Trace_ELBO"
                 )
-            value = value.detach()
+            value = without_path(value)
         msg["value"], msg["done"] = value, True
+
+
+def without_path(value: Tensor) -> Tensor:
+    """Return a value without a gradient: itself if it has none, as a transform may know the origin of that tensor."""
+    return value.detach() if value.requires_grad else value
 
 
 def _with(guide_trace: Trace, values: Sequence[Tensor]) -> Trace:
@@ -323,7 +328,9 @@ def reported(draws: Draws) -> tuple[Tensor, Tensor]:
 
 def log_prob(trace: Trace, names: list[str]) -> Tensor:
     """Sum the log-probabilities of some sites of a trace, shape (K, B)."""
-    trace.compute_log_prob(lambda name, _: name in names)
+    for name in names:
+        with with_density(name, trace.nodes[name]["fn"]):
+            trace.compute_log_prob(lambda at, _, name=name: at == name)
     return sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
 
 
@@ -398,7 +405,8 @@ def path_only(objective: Objective, site: dict[str, Any]) -> Tensor:
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
     leaf = value.detach().requires_grad_()
-    log_q = distribution.log_prob(leaf)
+    with with_density(site["name"], distribution):
+        log_q = distribution.log_prob(leaf)
     if not log_q.requires_grad:
         return masked(log_q, site)
     (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True, allow_unused=True)

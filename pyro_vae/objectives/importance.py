@@ -8,10 +8,18 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.distributions.wrappers import family
+from pyro_vae.distributions.wrappers import family, with_density
 from pyro_vae.engine import FRESH, INDEPENDENT
 from pyro_vae.networks import as_number, as_size
-from pyro_vae.objectives._objective import Draws, Objective, check_support, masked, path_only, the_latent_site
+from pyro_vae.objectives._objective import (
+    Draws,
+    Objective,
+    check_support,
+    masked,
+    path_only,
+    the_latent_site,
+    without_path,
+)
 
 SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
 
@@ -241,7 +249,9 @@ class PIWAE(_Grouped):
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
         site = the_latent_site(self, trace)
-        return path_only(self, site), site["value"], masked(site["fn"].log_prob(site["value"].detach()), site)
+        with with_density(site["name"], site["fn"]):
+            log_q = site["fn"].log_prob(without_path(site["value"]))
+        return path_only(self, site), site["value"], masked(log_q, site)
 
     def estimate(self, draws: Draws) -> Tensor:
         log_weights = draws.log_weights.detach()
