@@ -172,12 +172,14 @@ def _at_sample(
 def _at_mean(
     model: Program, guide: Program, batch: Tensor, loss: ELBO, plates: Collection[str]
 ) -> tuple[float, float, float]:
-    if isinstance(loss, TraceEnum_ELBO):  # which sums sites out that have no mean
-        _, at_mean, _ = _at_sample(model, AtMean()(guide), batch, loss, plates)
-        _, _, divergence = _at_sample(model, guide, batch, loss, plates)
-        return at_mean + divergence, at_mean, divergence
+    at_mean = AtMean()(guide)
     try:
-        pair = paired_traces(model, AtMean()(guide), batch)
+        if isinstance(loss, TraceEnum_ELBO):  # which sums sites out that have no mean
+            with pyro.validation_enabled(False):  # a mean is no code of a discrete site, and its density cancels
+                _, reconstructed, _ = _at_sample(model, at_mean, batch, loss, plates)
+            _, _, divergence = _at_sample(model, guide, batch, loss, plates)
+            return reconstructed + divergence, reconstructed, divergence
+        pair = paired_traces(model, at_mean, batch)
     except (IndexError, RuntimeError, TypeError) as error:
         raise NoMeanError(
             f"the model does not take the mean of the guide's sites ({error}): take at='sample'"

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from scipy import integrate, stats
@@ -712,3 +712,17 @@ def test_programs_that_fail_on_particles_alone_are_refused_in_a_line_with_the_fi
         ValueError, match=r"runs the programs on particles.* from the right \(z\[\.\.\., 0\], not z\[:, 0\]\)"
     ):
         measure(model, guide, x)
+
+
+@torch.no_grad()
+def test_at_mean_takes_discrete_codes_that_are_summed_out_and_so_does_a_validation():
+    vae, x = discrete(count=6)
+    guide, loss = config_enumerate(vae.guide), TraceEnum_ELBO(max_plate_nesting=1)
+    posterior, prior = vae.encoder(x), vae.prior().expand([len(x)])
+    reconstruction = -vae.decoder(posterior.mean).log_prob(x).mean().item()
+    kl = torch.distributions.kl_divergence(posterior, prior).mean().item()
+    bound = evaluate(vae.model, guide, x, loss=loss, at="mean")
+    assert bound == pytest.approx((reconstruction + kl, reconstruction, kl))
+    with torch.enable_grad():
+        row = fit(vae.model, guide, x, loss=loss, validation=x, epochs=1)[-1]
+    assert row["test_loss_at_mean"] == evaluate(vae.model, guide, x, loss=loss, at="mean").loss
