@@ -124,25 +124,32 @@ def mean_bound(
         for rows in filter(len, map(ranks.part, x.split(batch_size))):
             batch = transformed(rows, transform)
             pair = local(model), local(guide)
-            with _on_particles(type(loss).__name__, isinstance(loss, Objective) or loss.vectorize_particles):
+            with _on_particles(type(loss).__name__, _at_a_time(loss)):
                 terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, loss, plates)
             total += torch.tensor(terms, dtype=torch.float64)
     return Bound(*(ranks.sum(total) / len(x)).tolist())
 
 
+def _at_a_time(loss: ELBO) -> str:
+    """Return of what an objective runs programs on several at a time, in a dimension that the data do not have."""
+    if isinstance(loss, Objective) or loss.vectorize_particles:
+        return "particles"
+    return "all values of a site" if isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO) else ""
+
+
 @contextmanager
-def _on_particles(name: str, vectorized: bool = True) -> Iterator[None]:
+def _on_particles(name: str, at_a_time: str = "particles") -> Iterator[None]:
     """Say what programs must take that fail on the dimension of the particles: without it they have been run."""
     try:
         yield
     except (IndexError, RuntimeError) as error:
         memory = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in ("alloc", "overflow"))
-        if memory or isinstance(error, NotImplementedError) or not vectorized:
+        if memory or isinstance(error, NotImplementedError) or not at_a_time:
             raise
         raise ValueError(
-            f"{name} runs the programs on particles, a dimension to the left of that of the data, and they fail there"
-            f" ({str(error).partition(chr(10))[0]}): let them count dimensions from the right (z[..., 0], not z[:, 0]),"
-            " or evaluate by Trace_ELBO()"
+            f"{name} runs the programs on {at_a_time}, a dimension to the left of that of the data, and they fail there"
+            f" ({str(error).partition(chr(10))[0]}): let them count dimensions from the right (z[..., 0], not z[:, 0])"
+            " and expand what they join (y.expand, then torch.cat), or evaluate by Trace_ELBO()"
         ) from error
 
 

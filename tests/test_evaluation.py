@@ -726,3 +726,21 @@ def test_at_mean_takes_discrete_codes_that_are_summed_out_and_so_does_a_validati
     with torch.enable_grad():
         row = fit(vae.model, guide, x, loss=loss, validation=x, epochs=1)[-1]
     assert row["test_loss_at_mean"] == evaluate(vae.model, guide, x, loss=loss, at="mean").loss
+
+
+@pytest.mark.parametrize("run", [evaluate, fit])
+def test_programs_that_fail_on_the_values_of_a_site_alone_are_refused_in_a_line_with_the_fix(run):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(y.unsqueeze(-1), 1.0).expand([len(x), 2]).to_event(1), obs=x)
+
+    def guide(x):
+        logit = pyro.param("logit", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(logits=logit), infer={"enumerate": "parallel"})
+            torch.cat([x, y.unsqueeze(-1)], -1)
+
+    x = torch.ones(6, 2)
+    with pytest.raises(ValueError, match=r"^TraceEnum_ELBO runs the programs on all values of a site.*expand.*$"):
+        run(model, guide, x, loss=TraceEnum_ELBO(max_plate_nesting=1))
