@@ -124,7 +124,7 @@ def compare(
     for name, (value, least) in counts.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value!r}")
-    x = as_input(data, vae)[:]
+    x = as_input(data, vae.model, vae.guide)[:]
     twin_of(vae)  # refuses what it does not cover
     batch_size = min(batch_size, len(x))
     with seeded(seed, x.device):

@@ -13,20 +13,23 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from io import FileIO
 from itertools import islice
 from numbers import Integral
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from pyro_vae.batch import Batch, Count, are_rows, count_of, map_tensors, named, said, structure_of, tensors_of
 from pyro_vae.files import check_regular
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -62,16 +65,25 @@ class _Rows(Dataset[Tensor]):
         moved.device, moved.dtype = device, dtype or self.dtype
         return moved
 
-    def split(self, size: int) -> Iterator[Tensor]:
+    def split(self, size: int) -> Iterator[Batch]:
         """Yield the rows in order, so many at a time."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
-    def __getitem__(self, index: Any) -> Tensor:
+    def __getitem__(self, index: Any) -> Batch:
         raise NotImplementedError
 
-    def _moved(self, rows: Tensor) -> Tensor:
-        return rows.to(self.device, self.dtype)
+    def count(self, batch: Batch) -> int:
+        """Return the number of data of a batch."""
+        return count_of(batch)
+
+    def _moved(self, rows: Batch) -> Batch:
+        """Bring a tensor to the device and the precision; of several parts whole numbers keep their type."""
+        if isinstance(rows, Tensor):
+            return rows.to(self.device, self.dtype)
+        return map_tensors(
+            lambda part: part.to(self.device, self.dtype if part.is_floating_point() else part.dtype), rows
+        )
 
 
 class EightBit(_Rows):
@@ -117,7 +129,7 @@ class MemoryMapped(_Rows):
     epoch, beside the batch. An array in Fortran order, whose rows lie scattered, is read more slowly.
 
     Arguments:
-        path: the file: an array of shape (N, ...), N at least 1 and one dimension more.
+        path: the file: an array of shape (N, ...), N at least 1; of shape (N,) only beside others, as labels are.
         rows: which of the array's rows, in which order: whole numbers from 0 to N - 1, shape (n,); None for all.
         scale: what the values are divided by, above 0.
 
@@ -145,7 +157,7 @@ class MemoryMapped(_Rows):
                 raise ValueError(MORE)
         except Exception as error:  # numpy has a dozen ways to fail on a damaged file
             raise ValueError(f"{self.path} cannot be read as a .npy file: {error}") from error
-        as_tensor(np.zeros([min(1, size) for size in whole], self.kind))  # which refuses what is no data
+        _check_dense(_from_numpy(np.zeros([min(1, size) for size in whole], self.kind)), least=1)
         self.strides = (array.nbytes // len(array),) if array.flags.c_contiguous else array.strides
         self.rows = torch.arange(whole[0]) if rows is None else _as_rows(rows, whole[0])
         self.shape = torch.Size((len(self.rows), *whole[1:]))
@@ -156,7 +168,9 @@ class MemoryMapped(_Rows):
         rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
         if not len(rows):  # the part of a rank for which a batch had no data left
             return torch.empty(0, *self.shape[1:], device=self.device, dtype=self.dtype)
-        return self._moved(as_tensor(self._read(rows.numpy())) / self.scale)
+        values = _from_numpy(self._read(rows.numpy()))
+        floats = values.to(torch.get_default_dtype()) if values.dtype == torch.uint8 else _kept(values)
+        return self._moved(floats / self.scale)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         """Read rows by ordinary reads: a memory map would end the process by a signal if its file became shorter."""
@@ -221,6 +235,7 @@ class Stream(_Rows):
 
     Arguments:
         dataset: an iterable of tensors, arrays or images of one shape; of an item that is a tuple the first counts.
+        stack: makes a batch of a list of items; `collated` keeps all parts of each.
 
     Raises:
         ValueError: where there are no data, in any pass, or they differ in shape.
@@ -230,37 +245,419 @@ class Stream(_Rows):
         [[[0.0], [1.0]], [[1.0]]]
     """
 
-    def __init__(self, dataset: Iterable[Any]) -> None:
+    def __init__(self, dataset: Iterable[Any], stack: "Callable[[list[Any]], Batch] | None" = None) -> None:
         super().__init__()
         _check_no_loader(dataset)
-        self.dataset = dataset
+        self.dataset, self.stack = dataset, stack or as_tensor
         length = _length(dataset)
         count = sum(1 for _ in dataset) if length is None else length
-        self.shape = torch.Size((count, *self[:1].shape[1:]))
+        self.shape = torch.Size((count, *_shapes(self[:1])[0]))
 
-    def __getitem__(self, first: slice) -> Tensor:
+    def __getitem__(self, first: slice) -> Batch:
         stop = len(self) + 1 if first.stop is None else first.stop
         items = list(islice(self.dataset, stop))
         if first.stop is None and len(items) != len(self):
             raise ValueError(f"the data set gave {len(items)} data, at least, not {len(self)}, which is its length")
-        return self._moved(as_tensor(items))
+        return self._moved(self.stack(items))
 
-    def split(self, size: int) -> Iterator[Tensor]:
+    def split(self, size: int) -> Iterator[Batch]:
         """Yield the data in their own order, so many at a time."""
-        items, read = iter(self.dataset), 0
+        items, read, shapes = iter(self.dataset), 0, None
         while rows := list(islice(items, size)):
-            batch, read = as_tensor(rows), read + len(rows)
+            batch, read = self.stack(rows), read + len(rows)
             if read > len(self):  # at once, as it might never end
                 break
-            if batch.shape[1:] != self.shape[1:]:
-                raise ValueError(f"the data differ in shape: {_shape(batch)[1:]} and {tuple(self.shape[1:])}")
+            shapes = shapes or _shapes(batch)
+            if _shapes(batch) != shapes or shapes[0] != tuple(self.shape[1:]):
+                raise ValueError(f"the data differ in shape: {_shapes(batch)[0]} and {tuple(self.shape[1:])}")
             yield self._moved(batch)
         if read != len(self):
             more = "more than its length" if read > len(self) else f"{read} data in this pass"
             raise ValueError(f"the data set gave {more}, not {len(self)}: each pass must begin anew and end there")
 
 
-Rows = Tensor | EightBit | MemoryMapped | Stream
+class Columns(_Rows):
+    """Data of several parts, such as images and their labels, in memory or in files.
+
+    Arguments:
+        parts: a tuple or a dict of tensors, of arrays, or of `EightBit` and `MemoryMapped` data, all with one first
+            dimension, which counts the data. It may hold further tuples and dicts, and None for what is not there.
+            Whole numbers and truth values keep their types.
+
+    Raises:
+        TypeError: for a part that holds no numbers.
+        ValueError: where the parts differ in length, or there are no data.
+
+    Example:
+        >>> Columns({"x": torch.zeros(3, 2), "label": [0, 1, 2]})[torch.tensor([2, 0])]["label"]
+        tensor([2, 0])
+    """
+
+    def __init__(self, parts: Batch) -> None:
+        super().__init__()
+        self.parts: Batch = _as_parts(parts)
+        lengths = [(name, len(part)) for name, part in named(self.parts) if part is not None]
+        if not lengths or not lengths[0][1]:
+            raise ValueError(f"the data must hold a tensor of at least one datum, not {said(parts)}")
+        for name, length in lengths:
+            if length != lengths[0][1]:
+                both = f"part {lengths[0][0]} has {lengths[0][1]} data, and part {name} {length}"
+                raise ValueError(
+                    f"the parts of the data differ in length: {both}; give all of them one first dimension"
+                )
+        self.shape = torch.Size((lengths[0][1],))
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """Return the same data on a device, and the floating-point parts in a precision."""
+        moved = super().to(device, dtype)
+        moved.parts = _each_part(lambda part: _part_to(part, device, moved.dtype), self.parts)
+        return moved
+
+    def __getitem__(self, index: Tensor | slice | int) -> Batch:
+        return _each_part(lambda part: _taken(part, index), self.parts)
+
+
+class Ready(_Rows):
+    """Batches that an iterable makes itself, used as they come, such as those of a ``torch.utils.data.DataLoader``.
+
+    They may differ in structure. A first pass counts them. Passes other than those of the training leave the generator
+    of a ``DataLoader`` as it was.
+
+    Arguments:
+        batches: an iterable that begins anew at each pass.
+        count: returns the number of data of a batch; by default its first tensor's first dimension.
+        fits: whether a batch is what the programs can be called with; of several parts that do not fit the first alone
+            is given, if that does.
+
+    Attributes:
+        counts: the number of data of each batch of the first pass.
+        examples: the first batch of each structure.
+
+    Raises:
+        TypeError: for an iterator, which ends for good after one pass, and batches without a tensor.
+        ValueError: where there are no batches, or another number of data than in the first pass.
+
+    Example:
+        >>> ready = Ready(DataLoader(TensorDataset(torch.zeros(5, 2), torch.arange(5)), batch_size=2))
+        >>> len(ready), [label.tolist() for _, label in ready.split()]
+        (5, [[0, 1], [2, 3], [4]])
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], count: Count | None = None, fits: Callable[[Batch], bool] | None = None
+    ) -> None:
+        super().__init__()
+        if isinstance(batches, Iterator):
+            kind = type(batches).__name__
+            raise TypeError(f"the data must begin anew at each pass, as a DataLoader does, which a {kind} does not")
+        self.batches, self.given_count, self.fits = batches, count, fits
+        sampler = getattr(batches, "sampler", None)
+        self.generator = getattr(batches, "generator", None) or getattr(sampler, "generator", None)
+        self.counts: list[int] = []
+        self.examples: dict[Any, Batch] = {}
+        self._of_another_size: Batch = None
+        with torch.random.fork_rng([]), self._order_kept():  # from which a DataLoader draws its order
+            for batch in self._each():
+                self.counts.append(self.count(batch))
+                self.examples.setdefault(tree_structure(batch), batch)
+                if self._of_another_size is None and self.counts[-1] != self.counts[0]:
+                    self._of_another_size = batch
+        if not sum(self.counts):
+            raise ValueError(f"the {type(batches).__name__} gives no batches: at least one datum is needed")
+        self.shape = torch.Size((sum(self.counts),))
+
+    def count(self, batch: Batch) -> int:
+        if self.given_count is None:
+            return count_of(batch)
+        count = self.given_count(batch)
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
+            raise ValueError(f"count must return the number of data of a batch, not {count!r}")
+        return int(count)
+
+    def epoch(self) -> Iterator[Batch]:
+        """Yield the batches as they come."""
+        read = 0
+        for batch in self._each():
+            read += self.count(batch)
+            yield self._moved(batch)
+        if read != len(self):
+            counts = f"{read} data in this pass, and {len(self)} before"
+            raise ValueError(f"the {type(self.batches).__name__} gave {counts}: each pass must give as many")
+
+    def split(self, size: int = 0) -> Iterator[Batch]:  # noqa: ARG002 (they have a size of their own)
+        """Yield the batches as they come, and leave the order of the next pass as it would have been."""
+        with self._order_kept():
+            yield from self.epoch()
+
+    def __getitem__(self, first: slice) -> Batch:
+        """Return the first data: the first batch, of which the rest is cut off where that is possible."""
+        batch = self._moved(next(iter(self.examples.values())))
+        return cut(batch, self.count(batch), first.stop)
+
+    def structures(self) -> Iterator[Batch]:
+        """Yield the first batch of each structure."""
+        return map(self._moved, self.examples.values())
+
+    def of_another_size(self) -> Batch:
+        """Return a batch with another number of data than the first, or None where there is none."""
+        return self._moved(self._of_another_size)
+
+    def _each(self) -> Iterator[Batch]:
+        first = None
+        for batch in self.batches:
+            if first is None:
+                first = self.fits is not None and _only_first(batch, self.fits)
+                if first and not self.counts:
+                    _say_first(len(batch))
+            yield _as_ready(batch, first=first)
+
+    @contextmanager
+    def _order_kept(self) -> Iterator[None]:
+        state = self.generator and self.generator.get_state()
+        try:
+            yield
+        finally:
+            if self.generator:
+                self.generator.set_state(state)
+
+
+Rows = Tensor | EightBit | MemoryMapped | Stream | Columns | Ready
+
+
+def cut(batch: Batch, count: int, size: int | None) -> Batch:
+    """Return the first data of a batch; all of them where its tensors' first dimensions do not count them.
+
+    Example:
+        >>> cut((torch.zeros(3, 2), None), 3, 2)
+        (tensor([[0., 0.],
+                [0., 0.]]), None)
+    """
+    fits = size is not None and size < count and are_rows(batch, count)
+    return map_tensors(lambda part: part[:size], batch) if fits else batch
+
+
+def pieces(batch: Batch, count: int, size: int) -> Iterator[Batch]:
+    """Yield a batch so many data at a time, or whole where it cannot be cut.
+
+    Example:
+        >>> [x.tolist() for x, _ in pieces((torch.arange(3), None), 3, 2)]
+        [[0, 1], [2]]
+    """
+    if count <= size or not are_rows(batch, count):
+        yield batch
+        return
+    for start in range(0, count, size):
+        yield map_tensors(itemgetter(slice(start, start + size)), batch)
+
+
+def count_in(x: Rows) -> Count:
+    """Return what counts the data of a batch of some rows."""
+    return count_of if isinstance(x, Tensor) else x.count
+
+
+def as_rows(data: Any, fits: Callable[[Batch], bool], count: Count | None = None) -> Rows:
+    """Return data as rows that can be taken in batches, with as many parts as what they are for can be called with.
+
+    Arguments:
+        data: a tensor, or what `as_tensor` makes one of; a tuple or a dict of these; a data set of either; a
+            ``DataLoader``, or another iterable of ready batches.
+        fits: whether a batch is what the programs can be called with.
+        count: returns the number of data of a ready batch.
+
+    Returns:
+        The rows. Of a data set or a loader of tuples the first part alone where that fits and all parts do not.
+
+    Raises:
+        TypeError, ValueError: for data that are none of these.
+
+    Example:
+        >>> as_rows((torch.zeros(3, 2), torch.arange(3)), lambda batch: True)[:1]
+        (tensor([[0., 0.]]), tensor([0]))
+    """
+    ready = _is_ready(data)
+    if count is not None and not ready:
+        raise ValueError(
+            f"count is for ready batches, as of a DataLoader, not for a {type(data).__name__}: leave it out"
+        )
+    if ready:
+        return Ready(data, count, fits)
+    if isinstance(data, Data):
+        raise TypeError("the data have a train and a test part: give data.train, and validation=data.test")
+    if isinstance(data, dict | tuple) or (isinstance(data, list) and _are_columns(data, fits)):
+        return Columns(data)
+    if isinstance(data, IterableDataset):
+        return _as_stream(data, fits)
+    if _is_data_set(data) and _has_parts(data[0]) and not _only_first(data[0], fits):
+        if type(data) is TensorDataset:
+            return Columns(data.tensors)
+        return Columns(collated([data[index] for index in range(len(data))]))
+    if isinstance(data, Rows) and not isinstance(data, Tensor):
+        if len(data.shape) < 2 and not isinstance(data, Columns):
+            raise ValueError(f"data must have shape (N, ...) with one dimension more, not {tuple(data.shape)}")
+        return data
+    x = as_stored(data)
+    return EightBit(x, scale=1) if x.dtype == torch.uint8 else x
+
+
+def _is_ready(data: Any) -> bool:
+    """Whether data are batches already: of a loader, or of what can be iterated over and has no places."""
+    if isinstance(data, DataLoader | _BaseDataLoaderIter) or (isinstance(data, list) and _are_batches(data)):
+        return True
+    kinds = Dataset | str | bytes | dict | set | frozenset | Tensor | Ready
+    return isinstance(data, Iterable) and not isinstance(data, kinds) and not hasattr(data, "__getitem__")
+
+
+def _are_batches(data: list[Any]) -> bool:
+    """Whether a list holds batches of several parts, which differ in size or in structure, and not data one by one."""
+    if not (data and all(map(_has_parts, data)) and all(map(_may_be_batch, data))):
+        return False
+    if len({structure_of(item) for item in data}) > 1:
+        return True
+    raise ValueError(
+        f"a list of {said(data[0])} may hold data or ready batches: give DataLoader(data, batch_size=None) if they are"
+        " batches, and a tuple of stacked tensors, or a Dataset, if each is a datum"
+    )
+
+
+def _may_be_batch(item: Any) -> bool:
+    """Whether all parts of an item have one first dimension, as those of a batch do."""
+    leaves = [leaf for leaf in tree_leaves(item) if leaf is not None]
+    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.dim() else 0 for leaf in leaves}
+    return len(lengths) == 1 and lengths != {0}
+
+
+def _is_data_set(data: Any) -> bool:
+    """Whether data have a length and places, as a ``Dataset``, but are no array."""
+    if isinstance(data, _Rows | Tensor) or _is_array(data) or _is_image(data):
+        return False
+    return hasattr(data, "__getitem__") and bool(_length(data))
+
+
+def _has_parts(item: Any) -> bool:
+    if isinstance(item, list):
+        return len(item) > 1 and not _is_numbers(item)
+    return isinstance(item, dict) or (isinstance(item, tuple) and len(item) > 1)
+
+
+def _only_first(item: Any, fits: Callable[[Batch], bool]) -> bool:
+    """Whether programs take the first part of a datum or a batch, and not all of them."""
+    if isinstance(item, dict) or not _has_parts(item):
+        return False
+    return not fits(tuple(item)) and fits((item[0],))
+
+
+def _say_first(count: int) -> None:
+    text = f"only the first of the {count} parts of each datum is used: the rest, such as labels, is left out"
+    warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _are_columns(data: list[Any], fits: Callable[[Batch], bool]) -> bool:
+    """Whether a list holds the parts of the data, and not the data one by one."""
+    tensors = len(data) > 1 and all(isinstance(part, _Rows | Tensor) or _is_array(part) for part in data)
+    return tensors and fits(tuple(data))
+
+
+def _as_stream(data: Any, fits: Callable[[Batch], bool]) -> Stream:
+    item = next(iter(data), None)
+    return Stream(data, collated if _has_parts(item) and not _only_first(item, fits) else None)
+
+
+def collated(items: Sequence[Any]) -> Batch:
+    """Stack data of several parts, each part by itself.
+
+    Arguments:
+        items: tuples or dicts of tensors, arrays, images and numbers, all of one structure.
+
+    Returns:
+        A tuple or a dict of tensors, whose first dimension counts the data; None where a part is None in all data.
+
+    Raises:
+        TypeError: for a part that is none of these.
+        ValueError: where the data differ in structure or in shape.
+
+    Example:
+        >>> collated([(torch.zeros(2), 7), (torch.ones(2), 8)])
+        (tensor([[0., 0.],
+                [1., 1.]]), tensor([7, 8]))
+    """
+    flat = [tree_flatten(item, is_leaf=_is_leaf) for item in items]
+    spec = flat[0][1]
+    for _, other in flat:
+        if other != spec:
+            raise ValueError(f"the data differ in structure: {said(items[0])} and others; give each the same parts")
+    batch = tree_unflatten([_stacked(part) for part in zip(*(leaves for leaves, _ in flat), strict=True)], spec)
+    return tuple(batch) if isinstance(batch, list) else batch
+
+
+def _is_leaf(value: Any) -> bool:
+    return not isinstance(value, tuple | list | dict) or (isinstance(value, list) and _is_numbers(value))
+
+
+def _stacked(parts: Sequence[Any]) -> Tensor | None:
+    """Stack one part of all data."""
+    missing = sum(part is None for part in parts)
+    if missing:
+        if missing < len(parts):
+            fix = "give batches with and without it ready-made, by a DataLoader, or NaN for what is missing"
+            raise ValueError(f"a part of the data is None in {missing} of {len(parts)}: {fix}")
+        return None
+    if all(isinstance(part, bool | int | float) for part in parts):
+        return torch.tensor(parts)
+    rows = [_row(part) for part in parts]
+    shapes = sorted({tuple(row.shape) for row in rows})
+    if len(shapes) > 1:
+        fix = "bring them to one, or give batches of your own by a DataLoader"
+        raise ValueError(f"the data differ in shape: {shapes[0]} and {shapes[1]}; {fix}")
+    return torch.stack(rows)
+
+
+def _as_ready(batch: Batch, *, first: bool) -> Batch:
+    """Return a batch of an iterable's as programs are called with it: arrays as tensors, a list as a tuple."""
+    if isinstance(batch, list | tuple) and (first or len(batch) == 1):
+        batch = batch[0]
+    batch = dict(batch) if isinstance(batch, Mapping) else batch
+    if isinstance(batch, Tensor) or _is_array(batch):
+        return as_tensor(batch)
+    if not isinstance(batch, list | tuple | dict):
+        raise TypeError(f"a batch must be a tensor, a tuple or a dict, not a {type(batch).__name__}")
+    whole = _each_part(lambda part: _from_numpy(part) if isinstance(part, np.ndarray) else part, batch)
+    return tuple(whole) if isinstance(whole, list) else whole
+
+
+def _as_parts(parts: Any) -> Batch:
+    if isinstance(parts, dict):
+        return {name: _as_parts(part) for name, part in parts.items()}
+    if isinstance(parts, tuple) or (isinstance(parts, list) and not _is_numbers(parts)):
+        return tuple(map(_as_parts, parts))
+    if parts is None or isinstance(parts, EightBit | MemoryMapped):
+        return parts
+    if not (isinstance(parts, Tensor | list) or _is_array(parts)):
+        raise TypeError(f"a part of the data must be a tensor or an array, not a {type(parts).__name__}")
+    part = parts if isinstance(parts, Tensor) else _from_numpy(_as_array(parts))
+    _check_dense(part, least=1)
+    return part
+
+
+def _each_part(function: Callable[[Any], Any], parts: Batch) -> Batch:
+    leaves, spec = tree_flatten(parts)
+    return tree_unflatten([leaf if leaf is None else function(leaf) for leaf in leaves], spec)
+
+
+def _part_to(part: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(part, MemoryMapped) and part.kind.kind in "biu" and part.scale == 1:
+        return part.to(device, _from_numpy(np.empty(0, part.kind)).dtype)
+    return part.to(device, part.dtype if isinstance(part, Tensor) and not part.is_floating_point() else dtype)
+
+
+def _taken(part: Any, index: Any) -> Tensor:
+    taken: Tensor = (
+        part.index_select(0, index) if isinstance(part, Tensor) and isinstance(index, Tensor) else part[index]
+    )
+    return taken
+
+
+def _shapes(batch: Batch) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape[1:]) for tensor in tensors_of(batch)]
 
 
 class Data(NamedTuple):
@@ -344,7 +741,9 @@ def digest_of(*parts: Any) -> str:
         '9d908ecfb6b256de'
     """
     digest = hashlib.sha256()
-    for part in parts:
+    for part in [each for whole in parts for _, each in named(whole.parts if isinstance(whole, Columns) else whole)]:
+        if part is None:
+            continue
         rows = part.values if isinstance(part, EightBit) else part
         size = part.shape[1:].numel() * (1 if isinstance(part, EightBit) else part.dtype.itemsize)
         count = min(len(part), max(2, HASHED // size))
@@ -516,19 +915,24 @@ def as_stored(data: Any) -> Tensor:
         data = _from_numpy(_as_array(data))
     if not isinstance(data, Tensor):
         data = _stack(_items(data))
+    _check_dense(data)
+    return _kept(data)
+
+
+def _check_dense(data: Tensor, least: int = 2) -> None:
+    """Refuse a tensor that holds no data: real numbers, dense, with so many dimensions at least."""
     if type(data).__name__ == "MaskedTensor":
         raise TypeError("data must not be a MaskedTensor: give data.to_tensor(torch.nan), NaN for what is missing")
     if data.layout != torch.strided or data.is_meta or data.is_nested:
         kind = "a nested one" if data.is_nested else f"one of {data.layout} on {data.device}"
         fix = "" if data.is_meta or data.is_nested else "; give data.to_dense()"
         raise TypeError(f"data must be a dense tensor that holds its values, not {kind}{fix}")
-    if data.dim() < 2 or not data.numel():
+    if data.dim() < least or not data.numel():
         fix = "; data[:, None] makes each number a datum" if data.dim() == 1 and data.numel() else ""
-        shape = f"shape (N, ...) with N at least 1 and one dimension more, not {_shape(data)}"
+        shape = f"shape (N, ...) with N at least 1{' and one dimension more' * (least > 1)}, not {_shape(data)}"
         raise ValueError(f"data must have {shape}{fix}")
     if data.is_complex():
         raise TypeError(f"data must hold real numbers, not {data.dtype}")
-    return _kept(data)
 
 
 def _kept(data: Tensor) -> Tensor:
@@ -543,16 +947,16 @@ def _kept(data: Tensor) -> Tensor:
     return floats
 
 
-def _all(rows: Tensor) -> Tensor:
+def _all(rows: Batch) -> Batch:
     return rows
 
 
 def shuffled_batches(
-    x: Rows, batch_size: int, order: torch.Generator, part: Callable[[Tensor], Tensor] = _all
-) -> Iterator[Tensor]:
-    """Yield the data once in random order, a stream in its own, in batches; the last may be smaller.
+    x: Rows, batch_size: int, order: torch.Generator, part: Callable[[Batch], Batch] = _all
+) -> Iterator[Batch]:
+    """Yield the data once in random order, in batches; the last may be smaller.
 
-    A batch of all data keeps their order.
+    A stream and ready batches have an order of their own. A batch of all data keeps their order.
 
     Arguments:
         x: data, whose first dimension counts them.
@@ -568,8 +972,8 @@ def shuffled_batches(
         >>> sorted(torch.cat(list(batches)).tolist())
         [0, 1, 2, 3, 4]
     """
-    if isinstance(x, Stream):
-        yield from map(part, x.split(batch_size))
+    if isinstance(x, Stream | Ready):
+        yield from map(part, x.epoch() if isinstance(x, Ready) else x.split(batch_size))
         return
     permutation = torch.randperm(len(x), generator=order)
     if batch_size >= len(x):
@@ -577,7 +981,7 @@ def shuffled_batches(
     if not isinstance(x, MemoryMapped):
         permutation = permutation.to(x.device)  # once, as each copy waits for the device
     for index in map(part, permutation.split(batch_size)):
-        yield x.index_select(0, index) if isinstance(x, Tensor) else x[index]  # twice as fast as x[index]
+        yield _taken(x, index)  # of a tensor by index_select, which is twice as fast as x[index]
 
 
 def _shape(data: Any) -> tuple[int, ...]:
@@ -634,11 +1038,7 @@ def _stack(items: Iterable[Any]) -> Tensor:
         reason = f"{images} of {len(rows)} data are images, whose values go from 0 to 1, and the others keep theirs"
         raise TypeError(f"{reason}: give all as images, or all as arrays")
     if parts > 1:
-        warnings.warn(
-            f"only the first of the {parts} parts of each datum is used: the rest, such as labels, is left out",
-            UserWarning,
-            stacklevel=2,
-        )
+        _say_first(parts)
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) > 1:
         raise ValueError(f"the data differ in shape: {shapes[0]} and {shapes[1]}; bring them to one")

@@ -13,6 +13,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+from pyro_vae.batch import Batch, are_rows, count_of, map_tensors, said
+
 T = TypeVar("T")
 TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # the variables that it sets
 TIMEOUT_MINUTES = 5  # for all ranks to join a sum: far longer than a step, or than what rank 0 writes after an epoch
@@ -48,6 +50,19 @@ class Ranks:
     def part(self, rows: Tensor) -> Tensor:
         """Return what this rank takes of a batch, which is nothing where there are fewer rows than ranks."""
         return rows.tensor_split(self.size)[self.rank]
+
+    def part_of(self, batch: Batch) -> Batch:
+        """Return what this rank takes of a batch of any structure.
+
+        Raises:
+            ValueError: where there are several ranks, and the tensors of the batch differ in their first dimension.
+        """
+        if self.size == 1:
+            return batch
+        if not are_rows(batch, count_of(batch)):
+            fix = "give each tensor the data in its first dimension, or train by one process"
+            raise ValueError(f"several processes split each batch, which they cannot do with {said(batch)}: {fix}")
+        return map_tensors(self.part, batch)
 
     def seed(self, seed: int) -> int:
         """Return the seed of this rank's own noise: for rank 0, and so for a single process, the seed itself."""

@@ -7,7 +7,8 @@ import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,18 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+from torch.nn.functional import one_hot
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae.batch import Batch, map_tensors, structure_of, tensors_of, with_tensors
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
 PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
 NOISE = "noise"  # in a site's "infer": the handler of `pyro_vae.noise` that has drawn it, and which of these it lacks
 INDEPENDENT, FRESH = "independent particles", "new noise at every step"
+AGAIN = 100  # calls with inputs of another structure than the first, from which on it pays to record them, too
+MOST = 8  # structures that are recorded
 WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 steps save
 TRUSTED = {
     "pyro_vae",
@@ -255,6 +262,19 @@ class Changes(TorchDispatchMode):
                 value.data = before
 
 
+class _OneHot(TorchFunctionMode):
+    """Make one-hot codes without a look at the labels, as torch's own takes one, which no recording can replay."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not one_hot:
+            return func(*args, **kwargs)
+        labels, classes = (*args, *kwargs.values())[:2] if len(args) + len(kwargs) > 1 else (None, -1)
+        if classes == -1:  # as many as there are in the data
+            return func(*args, **kwargs)
+        return labels.new_zeros(*labels.shape, classes).scatter(-1, labels[..., None], 1)
+
+
 class Recorded:
     """A step that runs its programs a few times, and from then on replays the arithmetic that they did.
 
@@ -265,13 +285,15 @@ class Recorded:
     another order; single numbers are compared with the largest of them); all other calls run the recording alone.
     Parameters and buffers are the programs' own, not copies, and noise is drawn anew at every call.
 
-    A batch of another shape than the first, such as the last one of an epoch, is left to the step. So is everything
-    from where a step cannot be recorded (a branch of Python on data), differs from its recording at the first check, or
-    where something that the step holds in Python has changed (see `Held`). A difference that a later check finds is an
+    Each structure of the inputs (shapes, types, and the numbers of Python among them) has a recording of its own.
+    Structures other than the first, such as the smaller batch at the end of an epoch, are recorded once they have been
+    met `AGAIN` times; those beyond the first `MOST` never are. Everything is left to the step where it cannot be
+    recorded (a branch of Python on data), differs from its recording at the first check, or where something that the
+    step holds in Python has changed (see `Held`). A difference that a later check finds is an
     error, as the steps since the check before it were replayed.
 
     Arguments:
-        step: a function of tensors, and of numbers that never change, to tensors or None.
+        step: a function of a batch, and of further tensors and numbers, to tensors or None.
         compiled: have ``torch.compile`` make one kernel of many operations. This takes seconds, once.
         quiet: do not warn where the step cannot be recorded.
         tolerance: of what is compiled, or runs on a GPU.
@@ -302,44 +324,59 @@ class Recorded:
         self.calls = self.replayed = 0
         self.first = 0  # the number of the first call's step
         self.reason = ""
-        self._check_at = self._checked_at = self._replayed_at = 0
-        self._unchecked: tuple[Any, ...] = ()  # the inputs of the last call that was replayed since the last check
         self._held: Held | None = None
-        self.shape = torch.Size()  # of the first batch
-        self._recording: GraphModule | None = None
-        self._replay: Step = step
+        self._recordings: dict[Any, _Recording] = {}  # by the structure of their inputs
 
-    def __call__(self, batch: Tensor, *inputs: Tensor | float) -> Outputs:
+    def __call__(self, *inputs: Any) -> Outputs:
         """Return the step's outputs."""
         self.calls += 1
-        if self.calls == 1:
-            self.shape = batch.shape
-        if self.calls == 1 or self.reason or batch.shape != self.shape:
-            return self.step(batch, *inputs)
-        if self._recording is None:
-            return self._record(batch, *inputs)
+        own = None if self.reason else self._recording_of(inputs)
+        if own is None:
+            return self.step(*inputs)
+        own.calls += 1
+        if own.graph is None:
+            return self._record(own, inputs) if own.calls > own.eager else self.step(*inputs)
         if not self._is_current():
             self._fall_back(CHANGED)
-            return self.step(batch, *inputs)
-        if self.calls >= self._check_at:
-            self._check_at = 2 * self.calls
-            return self._check(self._recording, batch, *inputs)
-        self.count_replay(batch, *inputs)
+            return self.step(*inputs)
+        if own.calls >= own.check_at:
+            own.check_at = 2 * own.calls
+            return self._check(own, inputs)
+        self._count_replay(own, inputs)
         with torch.no_grad():
-            return self._replay(batch, *inputs)
+            return own.replay(*tensors_of(inputs))
 
-    @property
-    def replays_next(self) -> bool:
-        """Whether the next call, with a batch of the first one's shape, runs the recording alone."""
-        return self._recording is not None and self.calls + 1 < self._check_at and self._is_current()
+    def _recording_of(self, inputs: tuple[Any, ...]) -> "_Recording | None":
+        structure = structure_of(inputs)
+        if structure not in self._recordings:
+            if len(self._recordings) == MOST:
+                return None
+            self._recordings[structure] = _Recording(eager=AGAIN if self._recordings else 1)
+        return self._recordings[structure]
 
-    def count_replay(self, *inputs: Tensor | float) -> None:
-        """Keep in mind that the recording has been replayed on these inputs."""
+    def replays(self, *inputs: Any) -> bool:
+        """Whether a call with these inputs, of the first structure, would run its recording alone."""
+        own = next(iter(self._recordings.values()), None)
+        if own is None or own.graph is None or self._recordings.get(structure_of(inputs)) is not own:
+            return False
+        return own.calls + 1 < own.check_at and self._is_current()
+
+    def count_replay(self, *inputs: Any) -> None:
+        """Keep in mind that a recording has been replayed on these inputs, by a call from outside."""
+        own = self._recordings[structure_of(inputs)]
+        self.calls, own.calls = self.calls + 1, own.calls + 1
+        self._count_replay(own, inputs)
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        """Return a context in which calls are not counted."""
+        return _restored([self, *self._recordings.values()], "calls", "replayed", "replayed_at", "unchecked")
+
+    def _count_replay(self, own: "_Recording", inputs: tuple[Any, ...]) -> None:
         self.replayed += 1
-        self._replayed_at, self._unchecked = self.calls, inputs
+        own.replayed_at, own.unchecked = self.calls, inputs
 
     def verify(self) -> None:
-        """Check the recording now, on the inputs that were replayed last, unless it has been checked since.
+        """Check each recording now, on the inputs that were replayed last, unless it has been checked since.
 
         All tensors and the random state are put back. Programs in which something has changed, which the next call will
         notice, are not checked: they no longer are those that were recorded.
@@ -347,13 +384,13 @@ class Recorded:
         Raises:
             ValueError: where the programs do not do what was recorded.
         """
-        if not self._unchecked or self._recording is None or not self._is_current():
-            return
-        random_state = _random_state()
-        with Changes() as changes:
-            self._check(self._recording, *self._unchecked)
-        changes.undo()
-        _set_random_state(random_state)
+        for own in self._recordings.values():
+            if own.unchecked and own.graph is not None and self._is_current():
+                random_state = _random_state()
+                with Changes() as changes:
+                    self._check(own, own.unchecked)
+                changes.undo()
+                _set_random_state(random_state)
 
     def _is_current(self) -> bool:
         return self._held is not None and self._held.unchanged()
@@ -363,21 +400,21 @@ class Recorded:
             return f"eager: the step cannot be recorded ({self.reason})"
         return f"{'compiled' if self.compiled else 'recorded'}: {self.replayed} of {self.calls} steps were replayed"
 
-    def _record(self, *inputs: Tensor | float) -> Outputs:
+    def _record(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
         import_tracers()
         from torch.fx.experimental.proxy_tensor import make_fx
 
         outputs: Outputs = ()
 
-        def step(*args: Tensor | float) -> Outputs:
+        def step(*tensors: Tensor) -> Outputs:
             nonlocal outputs
-            outputs = self.step(*args)
+            outputs = self.step(*with_tensors(inputs, tensors))
             return outputs
 
         random_state, before = _random_state(), self._hold()
         try:
-            with Changes() as changes, _kept_on_device():
-                self._recording = make_fx(step)(*inputs)
+            with Changes() as changes, _kept_on_device(), _OneHot():
+                own.graph = make_fx(step)(*tensors_of(inputs))
         except Exception as error:  # any program may stand here, and fail in any way
             changes.undo()
             _set_random_state(random_state)
@@ -385,7 +422,7 @@ class Recorded:
                 raise ValueError(f"the step cannot be recorded ({_reason(error)}): take engine='eager'") from error
             self._fall_back(_reason(error))
             return self.step(*inputs)
-        self._replay, self._held, self._checked_at = self._recording, self._hold(), self.calls
+        own.replay, self._held, own.checked_at = own.graph, self._hold(), self.calls
         if not before.unchanged():
             self._fall_back(CHANGED)
         return outputs
@@ -393,17 +430,19 @@ class Recorded:
     def _hold(self) -> Held:
         return Held(self.step, pyro.get_param_store())
 
-    def _check(self, recording: GraphModule, batch: Tensor, *inputs: Tensor | float) -> Outputs:
-        changing = [value for value in _constants(recording) if not (value.is_leaf and value.requires_grad)]
+    def _check(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
+        graph: Any = own.graph  # which has been made
+        tensors = tensors_of(inputs)
+        changing = [value for value in _constants(graph) if not (value.is_leaf and value.requires_grad)]
         state = [(value, value.clone()) for value in changing]
         random_state = _random_state()
         failure = ""
         replayed: Outputs = ()
         with torch.no_grad():
             try:
-                if self.compiled and self._replay is recording:
-                    self._replay = _compiled(recording, self.graphs, batch, *inputs)
-                replayed = self._replay(batch, *inputs)
+                if self.compiled and not own.compiled:
+                    own.replay, own.compiled = _compiled(graph, self.graphs, *tensors), True
+                replayed = own.replay(*tensors)
             except Exception as error:  # of the compiler, or where there is none
                 failure = _reason(error)
             for value, before in state:  # such as the running mean of a batch normalization
@@ -411,26 +450,51 @@ class Recorded:
                     value.copy_(before)
         after = _random_state()
         _set_random_state(random_state)
-        outputs = self.step(batch, *inputs)
-        tolerance = self.tolerance if self.compiled or batch.device.type != "cpu" else 0.0
+        outputs = self.step(*inputs)
+        tolerance = self.tolerance if self.compiled or tensors[0].device.type != "cpu" else 0.0
         if not (failure or (_same(outputs, replayed, tolerance) and _same(after, _random_state()))):
             failure = "the programs' arithmetic is not the same at every step"
-        if failure and self._unchecked:
-            first, last = self.first + self._checked_at, self.first + self._replayed_at - 1
+        if failure and own.unchecked:
+            first, last = self.first + own.checked_at, self.first + own.replayed_at - 1
             raise ValueError(
                 f"the programs no longer do what was recorded ({failure}): steps {first} to {last}, replayed since the"
                 f" last check, cannot be trusted; train, or resume the checkpoint from before, with engine='eager'"
             )
         if failure:
             self._fall_back(failure)
-        self._checked_at, self._unchecked = self.calls, ()
+        own.checked_at, own.unchecked = self.calls, ()
         return outputs
 
     def _fall_back(self, reason: str) -> None:
         self.reason = reason
-        self._recording, self._held = None, None
+        self._held = None
+        self._recordings.clear()
         if not self.quiet:
             warnings.warn(f"the step cannot be recorded and is run eagerly ({reason})", RuntimeWarning, stacklevel=4)
+
+
+@dataclass
+class _Recording:
+    """A recording of one structure of inputs, and when it was made, checked and replayed."""
+
+    eager: int  # calls that the step takes before it is recorded
+    graph: GraphModule | None = None
+    replay: Step = tuple
+    compiled: bool = False
+    calls: int = 0
+    check_at: int = 0
+    checked_at: int = 0  # counted over all structures, as is the next
+    replayed_at: int = 0
+    unchecked: tuple[Any, ...] = ()  # the inputs of the last call that was replayed since the last check
+
+
+@contextmanager
+def _restored(owners: Sequence[Any], *names: str) -> Iterator[None]:
+    """Put attributes back to what they are now."""
+    before = [(owner, name, getattr(owner, name)) for owner in owners for name in names if hasattr(owner, name)]
+    yield
+    for owner, name, value in before:
+        setattr(owner, name, value)
 
 
 class WholeStep:
@@ -438,8 +502,8 @@ class WholeStep:
 
     It is captured once its recording has been replayed a few times. Before the graph is trusted it is run beside the
     step, from the same state and on the same random numbers, and must change the state alike, to the recording's
-    tolerance. Batches of another shape, and the calls at which the recording is checked, are left to the step; an
-    optimizer whose settings change, such as its learning rate, has the step captured anew.
+    tolerance. Batches of another structure than the first, and the calls at which the recording is checked, are left to
+    the step; an optimizer whose settings change, such as its learning rate, has the step captured anew.
 
     Arguments:
         step: a function of a batch, a KL weight and the number of data to a tensor. It changes tensors in place, never
@@ -453,7 +517,7 @@ class WholeStep:
 
     def __init__(
         self,
-        step: Callable[[Tensor, Tensor | float, int], Tensor],
+        step: Callable[[Batch, Tensor | float, int], Tensor],
         recorded: Recorded,
         optim: torch.optim.Optimizer,
         state: Callable[[], Sequence[Tensor]],
@@ -465,43 +529,40 @@ class WholeStep:
         self.launched = 0
         self.reason = ""
         self._launch: Callable[[], Tensor] | None = None
-        self._inputs: tuple[Any, ...] = ()
+        self._inputs: list[Tensor] = []
         self._captured_with: list[Any] = []
 
-    def __call__(self, batch: Tensor, weight: Tensor | float, count: int) -> Tensor:
+    def __call__(self, batch: Batch, weight: Tensor | float, count: int) -> Tensor:
         """Return what the step returns."""
         recorded = self.recorded
-        ready = recorded.replays_next and recorded.replayed >= self.WARM and batch.shape == recorded.shape
+        ready = recorded.replayed >= self.WARM and recorded.replays(batch, weight, count)
         if self.reason or not ready:
             return self.step(batch, weight, count)
         if self._launch is None or self._captured_with != self._settings():
             return self._capture(batch, weight, count)
-        for own, value in zip(self._inputs, (batch, weight), strict=True):
-            if isinstance(value, Tensor):
-                own.copy_(value)
-        recorded.calls += 1
-        recorded.count_replay(batch, weight)
+        for own, value in zip(self._inputs, tensors_of((batch, weight)), strict=True):
+            own.copy_(value)
+        recorded.count_replay(batch, weight, count)
         self.launched += 1
         return self._launch()
 
-    def _capture(self, batch: Tensor, weight: Tensor | float, count: int) -> Tensor:
-        own_batch, own_weight = batch.clone(), weight.clone() if isinstance(weight, Tensor) else weight
-        self._inputs = own_batch, own_weight
+    def _capture(self, batch: Batch, weight: Tensor | float, count: int) -> Tensor:
+        own_batch, own_weight = map_tensors(Tensor.clone, (batch, weight))
+        self._inputs = tensors_of((own_batch, own_weight))
         self._captured_with = self._settings()
-        counted = self.recorded.calls, self.recorded.replayed
         before, random_state = [value.clone() for value in self._state()], _random_state()
         launched: list[Tensor] = []
-        try:
-            self._launch = _on_one_graph(lambda: self.step(own_batch, own_weight, count))
-            self._launch()
-            launched = [value.clone() for value in self._state()]
-        except RuntimeError as error:  # of CUDA, at what waits for the device or cannot be captured
-            self.reason = _reason(error)
+        with self.recorded.uncounted():
+            try:
+                self._launch = _on_one_graph(lambda: self.step(own_batch, own_weight, count))
+                self._launch()
+                launched = [value.clone() for value in self._state()]
+            except RuntimeError as error:  # of CUDA, at what waits for the device or cannot be captured
+                self.reason = _reason(error)
         with torch.no_grad():
             for value, value_before in zip(self._state(), before, strict=True):
                 value.copy_(value_before)
         _set_random_state(random_state)
-        self.recorded.calls, self.recorded.replayed = counted
         output = self.step(batch, weight, count)
         with torch.no_grad():
             if not (self.reason or _same(self._state(), launched, self.recorded.tolerance)):
@@ -590,7 +651,7 @@ def _constants(recording: GraphModule) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _compiled(recording: GraphModule, graphs: bool, *inputs: Tensor | float) -> Step:
+def _compiled(recording: GraphModule, graphs: bool, *inputs: Tensor) -> Step:
     """Have torch's compiler make kernels of a recording, without the checks of ``torch.compile`` at every call."""
     import torch._inductor
 

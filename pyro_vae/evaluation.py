@@ -13,9 +13,9 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from torch import Tensor
 from torch.distributions import Independent
-from torch.utils.data import Dataset
 
-from pyro_vae.data import Rows
+from pyro_vae.batch import Batch, Count, arguments
+from pyro_vae.data import Rows, count_in, pieces
 from pyro_vae.distributed import Ranks
 from pyro_vae.distributions.wrappers import layers
 from pyro_vae.engine import WORTHWHILE, Held, Recorded
@@ -41,13 +41,14 @@ class Bound(NamedTuple):
 def evaluate(
     model: Program,
     guide: Program,
-    data: Tensor | Dataset[Any],
+    data: Any,
     *,
     loss: ELBO = Trace_ELBO(),  # noqa: B008 (never changed)
     at: str = "sample",
     batch_size: int = 1000,
     seed: int = 0,
     transform: Transform | None = None,
+    count: Count | None = None,
 ) -> Bound:
     r"""Return the negative bound of a pair of programs on data, and its two terms.
 
@@ -59,7 +60,7 @@ def evaluate(
     Arguments:
         model: the Pyro program of p(x, z), called with a batch.
         guide: the Pyro program of q(z|x), called with a batch.
-        data: a tensor whose first dimension counts the data, or a data set.
+        data: what `fit` takes: tensors, alone or in a tuple or a dict, a data set, or ready batches.
         loss: the objective, an ELBO of Pyro's.
         at: "sample" takes z from the posterior, as ``loss`` does. "mean" reconstructs from the posterior's mean
             instead, and takes the KL in closed form where there is one, else from a sample: a customary figure, but no
@@ -67,6 +68,7 @@ def evaluate(
         batch_size: how many data at a time, at least 1; it changes the speed and the noise, not what is estimated.
         seed: of the noise, which leaves torch's own random state alone.
         transform: what is done to a batch before both programs see it, such as `pyro_vae.data.dynamic`.
+        count: returns the number of data of a ready batch.
 
     Returns:
         ``loss``, ``reconstruction`` and ``kl`` in nats per datum.
@@ -91,7 +93,7 @@ def evaluate(
         raise TypeError(f"loss must be an ELBO such as Trace_ELBO() or objectives.IWAE(5), not {loss!r}")
     check_per_datum(loss)
     as_size(batch_size, "batch_size")
-    x = as_input(data, model, guide)
+    x = as_input(data, model, guide, count=count)
     with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
         with seeded(seed, x.device), mode(False, model, guide):
             plates = check_programs(model, guide, x, transform, batch_size)
@@ -119,13 +121,13 @@ def mean_bound(
     ``plates`` are the names of the programs' plates over the data, which the check returns.
     """
     total = torch.zeros(3, dtype=torch.float64)
-    local = LocalModules()
+    local, count = LocalModules(), count_in(x)
     with seeded(ranks.seed(seed), x.device), mode(False, model, guide):
-        for rows in filter(len, map(ranks.part, x.split(batch_size))):
-            batch = transformed(rows, transform)
+        for rows in filter(count, map(ranks.part_of, x.split(batch_size))):
+            batch = transformed(rows, transform, count)
             pair = local(model), local(guide)
             with _on_particles(type(loss).__name__, _at_a_time(loss)):
-                terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, loss, plates)
+                terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, count(rows), loss, plates)
             total += torch.tensor(terms, dtype=torch.float64)
     return Bound(*(ranks.sum(total) / len(x)).tolist())
 
@@ -154,21 +156,22 @@ def _on_particles(name: str, at_a_time: str = "particles") -> Iterator[None]:
 
 
 def _at_sample(
-    model: Program, guide: Program, batch: Tensor, loss: ELBO, plates: Collection[str]
+    model: Program, guide: Program, batch: Batch, count: int, loss: ELBO, plates: Collection[str]
 ) -> tuple[float, float, float]:
+    args, kwargs = arguments(batch)
     if isinstance(loss, Objective) and not is_theirs(loss, "loss"):
-        terms = loss.terms(model, guide, batch)
+        terms = loss.terms(model, guide, *args, **kwargs)
         return terms.negative_bound.item(), terms.reconstruction.item(), terms.kl.item()
     recorder, traces = recording(loss)
     try:
-        value = float(recorder.loss(model, guide, batch))
+        value = float(recorder.loss(model, guide, *args, **kwargs))
     except (AssertionError, KeyError, NotImplementedError) as error:
         reason = str(error) or "the guide has a site that the model has not (take Trace_ELBO)"  # by TraceMeanField_ELBO
         reason = f"only one of them draws site {error}" if isinstance(error, KeyError) else reason
         raise ValueError(f"{type(loss).__name__} does not take these programs: {reason}") from error
-    pairs = traces or [paired_traces(model, guide, batch)]
+    pairs = traces or [paired_traces(model, guide, *args, **kwargs)]
     reconstruction, kl = terms_of(recorder, pairs, value=value)
-    share = share_of(pairs, len(batch), plates)
+    share = share_of(pairs, count, plates)
     for kind, instead in SUMS_OF_WEIGHTS.items():
         if share != 1 and isinstance(loss, kind):
             raise ValueError(f"{kind.__name__} has another bound where a plate is scaled: take {instead}")
@@ -177,22 +180,24 @@ def _at_sample(
 
 
 def _at_mean(
-    model: Program, guide: Program, batch: Tensor, loss: ELBO, plates: Collection[str]
+    model: Program, guide: Program, batch: Batch, count: int, loss: ELBO, plates: Collection[str]
 ) -> tuple[float, float, float]:
-    at_mean = AtMean()(guide)
+    at_mean, (args, kwargs) = AtMean()(guide), arguments(batch)
     try:
         if isinstance(loss, TraceEnum_ELBO):  # which sums sites out that have no mean
             with pyro.validation_enabled(False):  # a mean is no code of a discrete site, and its density cancels
-                _, reconstructed, _ = _at_sample(model, at_mean, batch, loss, plates)
-            _, _, divergence = _at_sample(model, guide, batch, loss, plates)
+                _, reconstructed, _ = _at_sample(model, at_mean, batch, count, loss, plates)
+            _, _, divergence = _at_sample(model, guide, batch, count, loss, plates)
             return reconstructed + divergence, reconstructed, divergence
-        pair = paired_traces(model, at_mean, batch)
+        pair = paired_traces(model, at_mean, *args, **kwargs)
     except (IndexError, RuntimeError, TypeError) as error:
         raise NoMeanError(
             f"the model does not take the mean of the guide's sites ({error}): take at='sample'"
         ) from error
-    at_sample = paired_traces(model, guide, batch)  # for a KL without a closed form: at the mean it is not estimated
-    share = share_of([at_sample], len(batch), plates)
+    at_sample = paired_traces(
+        model, guide, *args, **kwargs
+    )  # for a KL without a closed form: at the mean it is not estimated
+    share = share_of([at_sample], count, plates)
     terms = float(reconstruction(pair[0])) * share, float(kl(*at_sample, closed_form=True)) * share
     return sum(terms), *terms
 
@@ -201,11 +206,12 @@ def _at_mean(
 def log_likelihood(
     model: Program,
     guide: Program,
-    data: Tensor | Dataset[Any],
+    data: Any,
     *,
     samples: int = 5000,
     memory: int | str = "2GB",
     seed: int = 0,
+    count: Count | None = None,
 ) -> float:
     r"""Estimate the log-likelihood of data under a model, by importance sampling from the guide.
 
@@ -219,12 +225,13 @@ def log_likelihood(
     Arguments:
         model: the Pyro program of p(x, z), called with a batch; every site stands in one plate, over the data.
         guide: the Pyro program of q(z|x), called with a batch; it needs no pathwise sampler, but a density.
-        data: a tensor whose first dimension counts the data, or a data set.
+        data: what `fit` takes: tensors, alone or in a tuple or a dict, a data set, or ready batches.
         samples: K, at least 1.
         memory: how much the tensors of particles may take at a time, beside data and programs: a number of bytes, or a
             text such as "512MB" or "2GiB". A CPU never takes more than is fastest. The chunks change no number by more
             than rounding; a memory so small that it holds the draws of fewer data together changes the noise.
         seed: of the noise, which leaves torch's own random state alone.
+        count: returns the number of data of a ready batch.
 
     Returns:
         The estimate in nats per datum, which is no loss: larger is better.
@@ -245,22 +252,25 @@ def log_likelihood(
         Burda, Grosse and Salakhutdinov, 2016, Importance Weighted Autoencoders, equation 8 and section 5.
     """
     samples, budget = as_size(samples, "samples"), as_bytes(memory)
-    x = as_input(data, model, guide)
+    x = as_input(data, model, guide, count=count)
+    count_rows = count_in(x)
     local, total = LocalModules(), 0.0
     keep_freed_memory()
     with seeded(seed, x.device), mode(False, model, guide):
         check_programs(model, guide, x)
         with pyro.validation_enabled(False), _on_particles(log_likelihood.__name__):  # all data have been checked
-            weights = _LogLikelihood(local(model), local(guide), x[:1])
+            weights = _LogLikelihood(local(model), local(guide), x[:1], count_rows)
             with seeded(seed, x.device):
                 batch_size, chunk = weights.sizes(x, samples, budget)
             batches, chunks = math.ceil(len(x) / batch_size), math.ceil(samples / chunk)
             draw = _replayed(partial(weights.draw, count=samples), batches, batches * chunks >= MANY)
             log_of_sum = _replayed(weights.log_of_sum, batches * chunks, batches * chunks >= MANY)
-            for rows in x.split(batch_size):
-                of_rows = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=x.device)
+            for rows in (
+                part for whole in x.split(batch_size) for part in pieces(whole, count_rows(whole), batch_size)
+            ):
+                of_rows = torch.full((count_rows(rows),), -math.inf, dtype=torch.float64, device=x.device)
                 for part in zip(*(drawn.split(chunk) for drawn in draw(rows)), strict=True):
-                    of_rows = of_rows.logaddexp(log_of_sum(*part, rows)[0])
+                    of_rows = of_rows.logaddexp(log_of_sum(rows, *part)[0])
                 total += of_rows.sum().item()
     return total / len(x) - math.log(samples)
 
@@ -277,11 +287,12 @@ class _LogLikelihood(Objective):
 
     pathwise = False
 
-    def __init__(self, model: Program, guide: Program, datum: Tensor) -> None:
+    def __init__(self, model: Program, guide: Program, datum: Batch, count: Count) -> None:
         super().__init__()
-        self.model, self.guide = model, guide
-        self.drawn = self.guide_trace(guide, datum, particles=1)  # the guide's sites, whatever their values
-        self.model_trace(model, self.drawn, datum, particles=1)  # which refuses programs that do not fit
+        self.model, self.guide, self.count = model, guide, count
+        args, kwargs = arguments(datum)
+        self.drawn = self.guide_trace(guide, *args, particles=1, **kwargs)  # the guide's sites, whatever their values
+        self.model_trace(model, self.drawn, *args, particles=1, **kwargs)  # which refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes
         sites = [self.drawn.nodes[name] for name in self.latents]
         points = [site["name"] for site in sites if any(isinstance(layer, Delta) for layer in layers(site["fn"]))]
@@ -291,22 +302,23 @@ class _LogLikelihood(Objective):
                 " encoder that has one, or evaluate"
             )
 
-    def draw(self, rows: Tensor, count: int) -> list[Tensor]:
+    def draw(self, rows: Batch, count: int) -> list[Tensor]:
         """Draw particles of some data: their log q, of shape (K, B), and the values of the sites, (K, B, ...)."""
-        trace = self.guide_trace(self.guide, rows, particles=count)
+        args, kwargs = arguments(rows)
+        trace = self.guide_trace(self.guide, *args, particles=count, **kwargs)
         log_q = log_prob(trace, self.latents)
         if self.latents:
-            self._check_count(log_q.shape[-1], (rows,))
-        log_q = log_q.expand(count, len(rows))  # one number, if there is no site
+            self._check_count(log_q.shape[-1], rows)
+        log_q = log_q.expand(count, self.count(rows))  # one number, if there is no site
         return [log_q, *(trace.nodes[name]["value"] for name in self.latents)]
 
-    def log_of_sum(self, log_q: Tensor, *values_and_rows: Tensor) -> tuple[Tensor]:
+    def log_of_sum(self, rows: Batch, log_q: Tensor, *values: Tensor) -> tuple[Tensor]:
         """Return the logarithm of the sum of the weights of particles, for each datum."""
-        *values, rows = values_and_rows
+        args, kwargs = arguments(rows)
         drawn = self.drawn.copy()
         for name, value in zip(self.latents, values, strict=True):
             drawn.nodes[name] = drawn.nodes[name] | {"value": value}
-        trace = self.model_trace(self.model, drawn, rows, particles=len(log_q))
+        trace = self.model_trace(self.model, drawn, *args, particles=len(log_q), **kwargs)
         joint = log_prob(trace, [*trace.stochastic_nodes, *trace.observation_nodes])
         return ((joint - log_q).double().logsumexp(0),)
 
@@ -324,7 +336,7 @@ class _LogLikelihood(Objective):
 
         def weigh(count: int) -> int:
             drawn = self.draw(x[:1], count)
-            return peak_of(lambda: self.log_of_sum(*drawn, x[:1]))
+            return peak_of(lambda: self.log_of_sum(x[:1], *drawn))
 
         particles = most_within(memory // 2, lambda count: peak_of(lambda: self.draw(x[:1], count)), samples)
         data = particles == samples and most(lambda count: peak_of(lambda: self.draw(x[:count], samples)), len(x))

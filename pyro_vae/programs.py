@@ -1,5 +1,6 @@
 """Pairs of Pyro programs from outside: whose modules they run, where, in which mode, and whether they fit the data."""
 
+import inspect
 import os
 import sys
 import threading
@@ -28,9 +29,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import IterableDataset
 
-from pyro_vae.data import EightBit, MemoryMapped, Rows, Stream, as_stored
+from pyro_vae.batch import Batch, Count, are_rows, arguments, count_of, map_tensors, named, said, tensors_of
+from pyro_vae.data import Ready, Rows, as_rows, count_in, cut
 from pyro_vae.distributions.relaxed import KeptLogarithms
 from pyro_vae.distributions.wrappers import layers, with_density
 from pyro_vae.engine import of_library, slots_of
@@ -39,20 +40,21 @@ from pyro_vae.networks import as_function
 from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.vae import VAE
 
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[Batch], Batch]
 FINITE = "remove or fill what is not finite"
 PLAIN = int | float | complex | str | bytes | Tensor | np.ndarray | None  # hold nothing
 _TURN = threading.RLock()
 LARGEST_CHUNK = 2**20  # numbers that are checked together
 
 
-def paired_traces(model: Program, guide: Program, *args: Any) -> tuple[Trace, Trace]:
+def paired_traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[Trace, Trace]:
     """Run the guide, then the model at the guide's sample.
 
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         args: what both are called with.
+        kwargs: likewise, by name.
 
     Returns:
         The traces of model and guide, without their plates' own sites.
@@ -64,8 +66,8 @@ def paired_traces(model: Program, guide: Program, *args: Any) -> tuple[Trace, Tr
         >>> model_trace.stochastic_nodes, model_trace.observation_nodes
         (['z'], ['x'])
     """
-    guide_trace = poutine.trace(guide).get_trace(*args)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 
@@ -169,36 +171,88 @@ def _changes(module: nn.Module) -> bool:
     return buffers or bool(getattr(module, "dropout", 0)) or reads
 
 
-def as_input(data: Any, *programs: Program) -> Rows:
-    """Return data as one tensor, on the device and in the precision of the programs' modules, or what stands for it.
+def as_input(data: Any, *programs: Program, count: Count | None = None) -> Rows:
+    """Return data as rows, on the device and in the precision of the programs' modules.
 
     Arguments:
-        data: what `pyro_vae.data.as_tensor` takes; an `EightBit`, a `MemoryMapped` or an
+        data: what `pyro_vae.data.as_rows` takes; an `EightBit`, a `MemoryMapped` or an
             ``IterableDataset``, read a batch at a time.
-        programs: methods of modules, or modules; plain functions leave the data as they are.
+        programs: what is called with the data; plain functions leave the data as they are.
+        count: returns the number of data of a ready batch.
 
     Returns:
         A floating-point tensor whose first dimension counts the data, or what reads such rows.
+
+    Raises:
+        TypeError: where the programs cannot be called with such data.
 
     Example:
         >>> as_input(torch.zeros(3, 2), nn.Linear(2, 2).double()).dtype
         torch.float64
     """
-    x: Rows = Stream(data) if isinstance(data, IterableDataset) else data
-    if not isinstance(x, EightBit | MemoryMapped | Stream):
-        x = as_stored(x)
-        x = EightBit(x, scale=1) if x.dtype == torch.uint8 else x
+    x = as_rows(data, lambda batch: all(takes(program, batch) for program in programs), count)
+    check_calls(x[:1], *programs)
     parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
     dtypes = [parameter.dtype for parameter in parameters if parameter.is_floating_point()]
     return x.to(parameters[0].device, (dtypes or [torch.get_default_dtype()])[0]) if parameters else x
 
 
-def transformed(rows: Tensor, transform: Transform | None) -> Tensor:
+def takes(program: Program, batch: Batch) -> bool:
+    """Whether a program can be called with a batch, by its arguments.
+
+    Example:
+        >>> takes(lambda x, y=None: None, (1, 2)), takes(lambda x: None, (1, 2)), takes(lambda x: None, {"x": 1})
+        (True, False, True)
+    """
+    args, kwargs = arguments(batch)
+    try:
+        _signature(program).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _signature(program: Program) -> inspect.Signature:
+    called = poutine.unwrap(program)
+    try:
+        return inspect.signature(called.forward if isinstance(called, nn.Module) else called)
+    except (TypeError, ValueError):  # of what is not written in Python
+        return inspect.signature(lambda *_, **__: None)
+
+
+def check_calls(batch: Batch, *programs: Program) -> None:
+    """Refuse a batch that programs cannot be called with.
+
+    Arguments:
+        batch: of the data.
+        programs: the model and the guide.
+
+    Raises:
+        TypeError: with what a batch is, and how the programs are to be written for it.
+
+    Example:
+        >>> check_calls({"y": 1}, lambda x: None)
+        Traceback (most recent call last):
+        ...
+        TypeError: the model takes (x), but a batch is {y: 1}: write model(y) and guide(y), or give data for (x)
+    """
+    for name, program in zip(("model", "guide"), programs, strict=False):
+        if not takes(program, batch):
+            args, kwargs = arguments(batch)
+            names = ["x", "y"] if len(args) < 3 else [f"x{number}" for number in range(len(args))]
+            spelled = ", ".join(kwargs or names[: len(args)])
+            taken = ", ".join(map(str, _signature(program).parameters))
+            fix = f"write model({spelled}) and guide({spelled}), or give data for ({taken})"
+            raise TypeError(f"the {name} takes ({taken}), but a batch is {said(batch)}: {fix}")
+
+
+def transformed(rows: Batch, transform: Transform | None, count: Count = count_of) -> Batch:
     """Return what the programs see of some data.
 
     Arguments:
         rows: the data, of any number.
         transform: what is done to them before, if anything.
+        count: returns their number.
 
     Returns:
         As many data.
@@ -210,14 +264,13 @@ def transformed(rows: Tensor, transform: Transform | None) -> Tensor:
         >>> transformed(torch.ones(2, 1), lambda rows: rows[:1])
         Traceback (most recent call last):
         ...
-        ValueError: the transform makes (1, 1) of data of shape (2, 1): it must return as many data
+        ValueError: the transform makes tensor of shape (1, 1) of tensor of shape (2, 1): it must return as many data
     """
-    batch = rows if transform is None else transform(rows)
-    if not isinstance(batch, Tensor) or batch.shape[:1] != rows.shape[:1]:
-        made = tuple(batch.shape) if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
-        raise ValueError(
-            f"the transform makes {made} of data of shape {tuple(rows.shape)}: it must return as many data"
-        )
+    if transform is None:
+        return rows
+    batch = transform(rows)
+    if not tensors_of(batch) or count(batch) != count(rows):
+        raise ValueError(f"the transform makes {said(batch)} of {said(rows)}: it must return as many data")
     return batch
 
 
@@ -330,34 +383,62 @@ def check_programs(
             raise TypeError(
                 f"{kind} runs the model itself, and is no program beside it: take AutoNormal or another guide"
             )
+    count_rows = count_in(x)
     first = x[:batch_size]
-    _refuse(first, first.isinf(), FINITE)
-    first = first.nan_to_num(0.5)  # a number that every network can take; what is missing comes below
+    count = count_rows(first)
+    _refuse_infinite(first)
+    first = _filled(first)  # numbers that every network can take; what is missing comes below
     if transform is not None:
         as_function(transform, "transform")
     with _unchanged(first, "the transform changes"):
-        batch = transformed(first, transform)
+        batch = transformed(first, transform, count_rows)
+    check_calls(batch, model, guide)
     for module in modules_of(model, guide):
-        if isinstance(module, VAE):
+        if isinstance(module, VAE) and isinstance(batch, Tensor):
             _check_parts(module, batch[:2])
     _check_names(model, guide)
     with pyro.validation_enabled(), _PyroDistributions(), _reached(model, guide):
         with _Indices() as indices:
-            pair = _first_traces(model, guide, batch)
+            pair = _first_traces(model, guide, batch, count)
         _check_names(model, guide)  # also of parameters that have just been made
         _check_sites(*pair)
-        other = batch[:-1] if len(batch) > 1 else torch.cat([batch, batch])
-        other_pair = _on_another_size(model, guide, other, len(batch), len(x))
-        plates = data_plates(pair, len(batch), other_pair, len(other), len(x))
-        if len(batch) < len(x):
-            _check_parameters(pair, other_pair or pair, plates.size if plates.size > len(batch) else 0, len(x))
-            indices.check(plates, len(batch), len(x))
+        other, other_count = _of_another_size(x, batch, count, transform)
+        other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, len(x))
+        plates = data_plates(pair, count, other_pair, other_count, len(x))
+        if count < len(x):
+            _check_parameters(pair, other_pair or pair, plates.size if plates.size > count else 0, len(x))
+            indices.check(plates, count, len(x))
         holds = _holds(pair[0], batch)
-        most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // first[0].numel()))
-        if not holds and (other_pair is None or plates.size > len(batch)):
-            most = len(batch)  # programs that take no other number, or no more than their plate has
-        _check_data(model, guide, x.split(most), transform, holds)
+        size = max(1, sum(part.numel() for part in tensors_of(first)) // count)
+        most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // size))
+        if not holds and (other_pair is None or plates.size > count):
+            most = count  # programs that take no other number, or no more than their plate has
+        _check_data(model, guide, x.split(most), transform, holds, count_rows)
     return plates
+
+
+def _of_another_size(x: Rows, batch: Batch, count: int, transform: Transform | None) -> tuple[Batch, int]:
+    """Return a batch with another number of data, and this number; None where there is none.
+
+    Ready batches whose tensors do not all begin with the dimension of the data cannot be cut.
+    """
+    if are_rows(batch, count):
+        if count > 1:
+            return cut(batch, count, count - 1), count - 1
+        return map_tensors(lambda part: torch.cat([part, part]), batch), 2
+    if isinstance(x, Ready) and (rows := x.of_another_size()) is not None:
+        return transformed(rows, transform, x.count), x.count(rows)
+    return None, count
+
+
+def _filled(batch: Batch) -> Batch:
+    return map_tensors(lambda part: part.nan_to_num(0.5) if part.is_floating_point() else part, batch)
+
+
+def _refuse_infinite(batch: Batch, start: int = 0) -> None:
+    for name, part in named(batch):
+        if isinstance(part, Tensor) and part.is_floating_point():
+            _refuse(part, part.isinf(), FINITE, start, name)
 
 
 def _check_names(*programs: Program) -> None:
@@ -379,7 +460,7 @@ def _check_names(*programs: Program) -> None:
                 raise ValueError(f"Pyro would join the parameter {full_name!r} of {kind} with that {where}: {fix}")
 
 
-def _probe(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]:
+def _probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
     """Run a pair of programs on a copy of the parameter store: what they add to it is sized for this batch.
 
     A guide that makes its parameters now is to make its own, and not to find those of another module.
@@ -393,29 +474,31 @@ def _probe(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]
         if not isinstance(value, nn.Parameter) or id(value) in own
     }
     with _unchanged(batch, "the programs change"), store.scope(state):
-        return paired_traces(local(model), local(guide), batch)
+        args, kwargs = arguments(batch)
+        return paired_traces(local(model), local(guide), *args, **kwargs)
 
 
 @contextmanager
-def _unchanged(batch: Tensor, words: str) -> Iterator[None]:
+def _unchanged(batch: Batch, words: str) -> Iterator[None]:
     """Refuse what changes a batch in place, as it may be a part of the user's own tensor."""
-    before = 0 if batch.is_inference() else batch._version
+    parts = [part for part in tensors_of(batch) if not part.is_inference()]
+    before = [part._version for part in parts]
     yield
-    if not batch.is_inference() and batch._version != before:
+    if [part._version for part in parts] != before:
         raise ValueError(
             f"{words} the batch in place, and so the data: begin with x = x.clone(), and take no layer with"
             " inplace=True"
         )
 
 
-def _first_traces(model: Program, guide: Program, batch: Tensor) -> tuple[Trace, Trace]:
+def _first_traces(model: Program, guide: Program, batch: Batch, count: int) -> tuple[Trace, Trace]:
     try:
         return _probe(model, guide, batch)
     except ValueError as error:
         reason = str(error).partition("\n")[0]  # behind which Pyro lists the shapes of the trace
         if "subsample_size does not match" in reason:
             reason = (
-                f"a plate of the programs has another size than the batch of {len(batch)} that it is to hold: give it"
+                f"a plate of the programs has another size than the batch of {count} that it is to hold: give it"
                 " the number of all data and subsample_size=len(x) in both programs, or lower the batch size"
             )
         elif not reason.startswith(STORE_HOLDS):
@@ -424,7 +507,7 @@ def _first_traces(model: Program, guide: Program, batch: Tensor) -> tuple[Trace,
 
 
 def _on_another_size(
-    model: Program, guide: Program, batch: Tensor, count: int, total: int
+    model: Program, guide: Program, batch: Batch, count: int, other: int, total: int
 ) -> tuple[Trace, Trace] | None:
     """Run a pair of programs on a batch of another size; None where they take all data together alone."""
     try:
@@ -434,7 +517,7 @@ def _on_another_size(
             return None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"the programs run on {count} data, but fail on {len(batch)} ({reason}): let them take any number, or all"
+            f"the programs run on {count} data, but fail on {other} ({reason}): let them take any number, or all"
             f" {total} data at a time (batch_size={total})"
         ) from error
 
@@ -490,8 +573,10 @@ class _Indices(Messenger):
                 )
 
 
-def _holds(model_trace: Trace, batch: Tensor) -> dict[str, Any] | None:
+def _holds(model_trace: Trace, batch: Batch) -> dict[str, Any] | None:
     """Return the site that observes the batch as it is, if no other does and its support hangs on nothing."""
+    if not isinstance(batch, Tensor):
+        return None
     sites = _observed(model_trace)
     value, support = sites[0]["value"], _inner(support_of(sites[0]["fn"]))
     as_it_is = isinstance(value, Tensor) and value.shape == batch.shape and value.data_ptr() == batch.data_ptr()
@@ -500,7 +585,12 @@ def _holds(model_trace: Trace, batch: Tensor) -> dict[str, Any] | None:
 
 
 def _check_data(
-    model: Program, guide: Program, chunks: Iterable[Tensor], transform: Transform | None, holds: dict[str, Any] | None
+    model: Program,
+    guide: Program,
+    chunks: Iterable[Batch],
+    transform: Transform | None,
+    holds: dict[str, Any] | None,
+    count: Count,
 ) -> None:
     """Refuse data that are not finite, or outside the support of a site that observes them.
 
@@ -510,30 +600,40 @@ def _check_data(
         chunks: all data, so many at a time.
         transform: what is done to a batch before the programs see it.
         holds: the site that observes the batch as it is; else the programs are run on all data.
+        count: returns how many data a batch has.
     """
-    start, complete = 0, True
+    start, checked = 0, set[str]()
     for rows in chunks:
-        _refuse(rows, rows.isinf(), FINITE, start)
-        missing = rows.isnan()
-        if complete and missing.any():
-            complete = False
-            incomplete = transformed(rows[missing.flatten(1).any(1)][:2], transform)
-            if not _takes_missing(model, guide, incomplete):
-                _refuse(rows, missing, f"{FINITE}, or score only the rest (decoders.Masked)", start)
-            _check_guide_of_missing(guide, incomplete)
-        value = transformed(rows, transform)
+        _refuse_infinite(rows, start)
+        for name, part in named(rows):
+            missing = part.isnan() if isinstance(part, Tensor) and part.is_floating_point() else None
+            if name not in checked and missing is not None and missing.any():
+                checked.add(name)
+                some = missing.flatten(1).any(1) if part.dim() > 1 else missing
+                incomplete = transformed(_where(rows, some, count(rows)), transform, count)
+                if not _takes_missing(model, guide, incomplete):
+                    _refuse(part, missing, f"{FINITE}, or score only the rest (decoders.Masked)", start, name)
+                _check_guide_of_missing(guide, incomplete)
+        value = transformed(rows, transform, count)
         if holds:
             _check_support(holds, value)
         else:
+            check_calls(value, model, guide)
             for site in _observed(_probe(model, guide, value)[0]):
                 _check_support(site, site["value"])
-        start += len(rows)
+        start += count(rows)
 
 
-def _refuse(x: Tensor, bad: Tensor, fix: str, start: int = 0) -> None:
+def _where(rows: Batch, some: Tensor, count: int) -> Batch:
+    """Return two of some data, or the whole batch where it cannot be cut."""
+    return map_tensors(lambda part: part[some][:2], rows) if are_rows(rows, count) else rows
+
+
+def _refuse(x: Tensor, bad: Tensor, fix: str, start: int = 0, name: str = "") -> None:
     if bad.any():
         index, *rest = bad.nonzero()[0].tolist()
-        raise ValueError(f"the data hold {x[index, *rest].item()} at index {(start + index, *rest)}; {fix}")
+        place = f"index {(start + index, *rest)}" + (f" of part {name}" if name else "")
+        raise ValueError(f"the data hold {x[index, *rest].item()} at {place}; {fix}")
 
 
 def support_of(distribution: Any) -> Any:
@@ -554,9 +654,9 @@ def _all_nan(support: Any, value: Tensor) -> bool:
     return value.is_floating_point() and bool(support.check(torch.full_like(value, torch.nan)).all())
 
 
-def _takes_missing(model: Program, guide: Program, batch: Tensor) -> bool:
+def _takes_missing(model: Program, guide: Program, batch: Batch) -> bool:
     """Whether a program has missing entries in a support, or itself leaves them out."""
-    filled = _observed(_probe(model, guide, batch.nan_to_num(0.5))[0])
+    filled = _observed(_probe(model, guide, _filled(batch))[0])
     if any(accepts_nan(site) for site in filled):
         return True
     try:
@@ -567,10 +667,10 @@ def _takes_missing(model: Program, guide: Program, batch: Tensor) -> bool:
     return all(bool(site["log_prob"].isfinite().all()) for site in _observed(trace))
 
 
-def _check_guide_of_missing(guide: Program, batch: Tensor) -> None:
+def _check_guide_of_missing(guide: Program, batch: Batch) -> None:
     fix = "build the encoder with network=networks.FillMissing"
     try:
-        _, trace = _probe(lambda _: None, guide, batch)
+        _, trace = _probe(lambda *_, **__: None, guide, batch)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the guide fails on data with missing entries: {fix}") from error
     for name in trace.stochastic_nodes:
@@ -720,7 +820,7 @@ def _is_point(distribution: Any) -> bool:
 
 
 @torch.no_grad()
-def check_points(model: Program, guide: Program, batch: Tensor) -> bool:
+def check_points(model: Program, guide: Program, batch: Batch) -> bool:
     """Refuse points of a guide that lie outside the support of the model's site, where training may bring them.
 
     Arguments:

@@ -278,7 +278,7 @@ def test_a_stream_that_does_not_hold_is_refused(items, words):
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros(3), r"must have shape \(N, \.\.\.\)"),
+        (np.zeros(()), r"must have shape \(N, \.\.\.\)"),
         (np.zeros((0, 2)), "N at least 1"),
         (np.array([["a"]]), "real numbers"),
         (np.array([[{}]]), "cannot be read as a .npy file"),

@@ -731,7 +731,7 @@ def test_programs_that_change_the_data_in_place_are_refused_and_the_data_stay(mo
 def test_a_transform_that_returns_another_number_of_data_is_refused(transform):
     """What is reported is per datum."""
     vae, x = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3)), torch.zeros(7, 3)
-    message = r"the transform makes .* of data of shape \(7, 3\): it must return as many data"
+    message = r"the transform makes .* of tensor of shape \(7, 3\): it must return as many data"
     with pytest.raises(ValueError, match=message):
         evaluate(vae.model, vae.guide, x, transform=transform)
     with pytest.raises(ValueError, match=message):

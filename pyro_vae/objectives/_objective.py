@@ -20,6 +20,7 @@ from torch.distributions import Independent, TransformedDistribution
 from torch.distributions.constraints import Constraint, real
 from torch.utils.checkpoint import checkpoint
 
+from pyro_vae.batch import Batch, arguments, count_of, tensors_of
 from pyro_vae.distributions.wrappers import family, layers, with_density
 from pyro_vae.engine import NOISE, PARTICLES
 from pyro_vae.memory import most_within, peak_of
@@ -111,7 +112,7 @@ class Objective(ELBO):
         whole = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         likelihood, prior, unweighed_prior, *models_own = whole
         posterior, *own = self.of_guide(guide_trace)
-        self._check_count(likelihood.shape[-1], args)
+        self._check_count(likelihood.shape[-1], (args, kwargs))
         kl = unweighed(guide_trace) - unweighed_prior
         return Draws(likelihood, prior, posterior, kl, (*own, *models_own))
 
@@ -123,7 +124,7 @@ class Objective(ELBO):
         """Return log p(x|z), log p(z) and the latter without a weight, and what else the objective reads off."""
         return (log_prob(trace, trace.observation_nodes), log_prob(trace, trace.stochastic_nodes), unweighed(trace))
 
-    def chunk_within(self, memory: int, model: Program, guide: Program, batch: Tensor) -> int:
+    def chunk_within(self, memory: int, model: Program, guide: Program, batch: Batch) -> int:
         """Return how many particles of a batch the model may be run on at a time, their gradients with them.
 
         Arguments:
@@ -138,31 +139,32 @@ class Objective(ELBO):
         Raises:
             ValueError: where the memory is too small for one, or for what takes all.
         """
+        args, kwargs = arguments(batch)
 
         def of_guide(count: int) -> int:
-            return peak_of(lambda: self.of_guide(self.guide_trace(guide, batch, particles=count)))
+            return peak_of(lambda: self.of_guide(self.guide_trace(guide, *args, particles=count, **kwargs)))
 
         def of_model(count: int) -> int:
-            drawn = self.guide_trace(guide, batch, particles=count)
-            return peak_of(lambda: self.of_model(self.model_trace(model, drawn, batch, particles=count)))
+            drawn = self.guide_trace(guide, *args, particles=count, **kwargs)
+            return peak_of(lambda: self.of_model(self.model_trace(model, drawn, *args, particles=count, **kwargs)))
 
         left = 0
         if most_within(memory, of_guide, self.num_particles) == self.num_particles:
             left = memory - of_guide(self.num_particles) - self._peak_of_estimate(model, guide, batch)
         size = most_within(left, of_model, self.chunk) if left > 0 else 0
         if not size:
-            need = f"one particle of {len(batch)} data takes {of_model(1):,} bytes beside what takes all at a time"
+            need = f"one particle of {count_of(batch)} data takes {of_model(1):,} bytes beside what takes all at a time"
             raise ValueError(f"a memory of {memory:,} bytes is too small: {need}; give more, or lower the batch size")
         return size
 
-    def _peak_of_estimate(self, model: Program, guide: Program, batch: Tensor) -> int:
+    def _peak_of_estimate(self, model: Program, guide: Program, batch: Batch) -> int:
         """Return how many bytes the objective itself takes for all particles, which the model need not be run on."""
         if type(self).terms is not Objective.terms:  # a user's, of which nothing is known
             return 0
-        count = self.num_particles
-        one = self.guide_trace(guide, batch, particles=1)
-        of_one = self.of_model(self.model_trace(model, one, batch, particles=1))
-        posterior, *own = self.of_guide(self.guide_trace(guide, batch, particles=count))
+        count, (args, kwargs) = self.num_particles, arguments(batch)
+        one = self.guide_trace(guide, *args, particles=1, **kwargs)
+        of_one = self.of_model(self.model_trace(model, one, *args, particles=1, **kwargs))
+        posterior, *own = self.of_guide(self.guide_trace(guide, *args, particles=count, **kwargs))
 
         def run() -> None:
             likelihood, prior, _, *models = (value.expand(count, *value.shape[1:]).clone() for value in of_one)
@@ -238,12 +240,14 @@ class Objective(ELBO):
                 " without a word; leave beta at 1, or take Trace_ELBO"
             )
 
-    def _check_count(self, count: int, args: tuple[Any, ...]) -> None:
+    def _check_count(self, count: int, batch: Batch) -> None:
         """Refuse programs that themselves take a part of the batch: the sum of that part is none over the batch."""
-        if args and isinstance(args[0], Tensor) and args[0].dim() and count != len(args[0]):
+        tensors = tensors_of(batch)
+        size = len(tensors[0]) if tensors and tensors[0].dim() else count
+        if count != size:
             raise ValueError(
-                f"{type(self).__name__} weighs each datum of a batch, but the programs take {count} of {len(args[0])}:"
-                " let them take all (pyro.plate('data', N, subsample_size=len(x)), by batches of fit's batch_size)"
+                f"{type(self).__name__} weighs each datum of a batch, but the programs take {count} of {size}: let"
+                " them take all (pyro.plate('data', N, subsample_size=len(x)), by batches of fit's batch_size)"
             )
 
     def _check_same_sites(self, model_trace: Trace, guide_trace: Trace) -> None:

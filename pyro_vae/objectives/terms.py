@@ -22,6 +22,7 @@ from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.batch import Batch, arguments, count_of
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.networks import as_number
 from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, check_dims, scale_at_1
@@ -108,8 +109,9 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         plates: names of the programs' plates over the data (see `share_of`).
 
     Returns:
-        A function of model, guide, batch, the KL weight that the programs carry, and a function that returns the
-        parameters met; it returns the terms, summed over the batch, and the gradients of their mean.
+        A function of model, guide, batch, the KL weight that the programs carry, a function that returns the
+        parameters met, and the number of data; it returns the terms, summed over the batch, and the gradients of their
+        mean.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -124,27 +126,34 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
     recorder, traces = recording(loss)
 
     def compute(
-        model: Program, guide: Program, batch: Tensor, beta: Tensor | float, parameters: Callable[[], list[Tensor]]
+        model: Program,
+        guide: Program,
+        batch: Batch,
+        beta: Tensor | float,
+        parameters: Callable[[], list[Tensor]],
+        count: int | None = None,
     ) -> tuple[Terms, list[Tensor | None]]:
+        args, kwargs = arguments(batch)
+        count = count_of(batch) if count is None else count
         if isinstance(loss, Objective) and not by_hand:
-            return _with_gradients(loss.terms(model, guide, batch), batch, parameters())
+            return _with_gradients(loss.terms(model, guide, *args, **kwargs), count, parameters())
         traces.clear()
         if not by_hand:
-            value = _weighed(recorder.differentiable_loss, model, guide, batch)
-            share = share_of(traces, len(batch), plates)
-            return _with_gradients(_terms(recorder, traces, beta, value, share), batch, parameters())
+            value = _weighed(recorder.differentiable_loss, model, guide, *args, **kwargs)
+            share = share_of(traces, count, plates)
+            return _with_gradients(_terms(recorder, traces, beta, value, share), count, parameters())
         for parameter in parameters():
             parameter.grad = None
-        value = _as_loss(recorder.loss_and_grads(_with_owner(model), _with_owner(guide), batch), loss)
-        share = share_of(traces, len(batch), plates)
-        gradients = [None if p.grad is None else p.grad * (share / len(batch)) for p in parameters()]
+        value = _as_loss(recorder.loss_and_grads(_with_owner(model), _with_owner(guide), *args, **kwargs), loss)
+        share = share_of(traces, count, plates)
+        gradients = [None if p.grad is None else p.grad * (share / count) for p in parameters()]
         return _terms(recorder, traces, beta, value, share), gradients
 
     return compute
 
 
 def with_plates(
-    loss: ELBO, model: Program, guide: Program, rows: Tensor, transform: Callable[[Tensor], Tensor] | None = None
+    loss: ELBO, model: Program, guide: Program, rows: Batch, transform: Callable[[Batch], Batch] | None = None
 ) -> ELBO:
     """Return a copy of an ELBO that has guessed its ``max_plate_nesting``, where it would do so at its first call.
 
@@ -164,7 +173,7 @@ def with_plates(
     if loss.max_plate_nesting != math.inf or not guesses:
         return loss
     loss = copy.copy(loss)
-    loss._guess_max_plate_nesting(model, guide, (transform(rows) if transform else rows,), {})
+    loss._guess_max_plate_nesting(model, guide, *arguments(transform(rows) if transform else rows))
     return loss
 
 
@@ -229,9 +238,9 @@ def _with_owner(program: Program) -> Program:
     return program
 
 
-def _weighed(loss: Callable[..., Tensor], *args: Any) -> Tensor:
+def _weighed(loss: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     try:
-        return loss(*args)
+        return loss(*args, **kwargs)
     except ValueError as error:
         if "common poutine.scale" not in str(error):
             raise
@@ -257,7 +266,7 @@ def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, 
     return Terms(value, at_1, reconstruction, kl)
 
 
-def _with_gradients(terms: Terms, batch: Tensor, parameters: list[Tensor]) -> tuple[Terms, list[Tensor | None]]:
+def _with_gradients(terms: Terms, count: int, parameters: list[Tensor]) -> tuple[Terms, list[Tensor | None]]:
     """Return the terms, and gradients of which none shares memory: what clips them writes into each.
 
     A parameter that has been frozen on the way, by ``requires_grad_(False)``, has none.
@@ -268,7 +277,7 @@ def _with_gradients(terms: Terms, batch: Tensor, parameters: list[Tensor]) -> tu
     if not (trained and terms.loss.requires_grad):
         fix = "leave requires_grad of some of them True" if torch.is_grad_enabled() else "train outside torch.no_grad()"
         raise ValueError(f"the loss depends on no parameter that is trained: {fix}")
-    found = iter(torch.autograd.grad(terms.loss / len(batch), trained, allow_unused=True))
+    found = iter(torch.autograd.grad(terms.loss / count, trained, allow_unused=True))
     for gradient in (next(found) if parameter.requires_grad else None for parameter in parameters):
         if gradient is not None:
             gradient = gradient.to_dense() if gradient.is_sparse else gradient  # as of Embedding(sparse=True)

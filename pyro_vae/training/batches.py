@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-from torch import Tensor
 
-from pyro_vae.data import Rows, shuffled_batches
+from pyro_vae.batch import Batch
+from pyro_vae.data import Ready, Rows, count_in, shuffled_batches
 from pyro_vae.distributed import Ranks
 from pyro_vae.programs import Transform, transformed
 
@@ -18,7 +18,7 @@ class Batches:
     """Random minibatches of data, each rank its part.
 
     Arguments:
-        x: data, whose first dimension counts them.
+        x: data, whose first dimension counts them, or ready batches, which are used as they come.
         size: data per batch and rank.
         transform: what is done to a batch before the programs see it.
         ranks: the processes of the training.
@@ -31,24 +31,34 @@ class Batches:
     ranks: Ranks = field(default_factory=Ranks)
     order: torch.Generator = field(default_factory=torch.Generator)
 
+    def __post_init__(self) -> None:
+        self.count = count_in(self.x)
+        if isinstance(self.x, Ready) and self.x.generator is not None:
+            self.order = self.x.generator  # whose state is a part of where a training stands
+
     def __len__(self) -> int:
+        if isinstance(self.x, Ready):
+            return len(self.x.counts)
         return math.ceil(len(self.x) / (self.size * self.ranks.size))
 
-    def after(self, done: int) -> Iterator[tuple[Tensor, int]]:
+    def after(self, done: int) -> Iterator[tuple[Batch, int]]:
         """Yield the batches of an epoch, but not the first ones, which are done, each with its number of data."""
         any_row = self.x[:1]
-        batches = shuffled_batches(self.x, self.size * self.ranks.size, self.order, self.ranks.part)
+        batches = shuffled_batches(self.x, self.size * self.ranks.size, self.order, self.ranks.part_of)
         for rows in islice(batches, done, None):
-            count = len(rows)
-            yield (
-                self.transformed(rows if count else any_row),
-                count,
-            )  # all ranks take each step; some count for nothing
+            count = self.count(rows)  # all ranks take each step; some have no data, and count for nothing
+            yield self.transformed(rows if count else any_row), count
 
-    def first(self) -> Tensor:
+    def first(self) -> Batch:
         """Return the first data as a batch, in the order in which they lie."""
         return self.transformed(self.x[: self.size])
 
-    def transformed(self, rows: Tensor) -> Tensor:
+    def structures(self) -> Iterator[Batch]:
+        """Yield the first data; of ready batches also the first batch of each further structure."""
+        yield self.first()
+        for rows in islice(self.x.structures(), 1, None) if isinstance(self.x, Ready) else ():
+            yield self.transformed(rows)
+
+    def transformed(self, rows: Batch) -> Batch:
         """Return a batch as the programs see it."""
-        return transformed(rows, self.transform)
+        return transformed(rows, self.transform, self.count)

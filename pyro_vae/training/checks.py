@@ -10,6 +10,8 @@ import torch
 from pyro.infer import ELBO, RenyiELBO, TraceTMC_ELBO
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_vae.batch import arguments
+from pyro_vae.data import Ready
 from pyro_vae.engine import ENGINES, Changes
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import above, as_number, as_size
@@ -105,7 +107,9 @@ def meet_parameters(programs: Programs, batches: Batches, seed: int) -> Callable
     """
     with _evaluating(programs, batches, seed), torch.no_grad():
         first = batches.first()
-        paired_traces(programs.model, programs.guide, first)
+        for batch in batches.structures():
+            args, kwargs = arguments(batch)
+            paired_traces(programs.model, programs.guide, *args, **kwargs)
         bounded = check_points(*programs.given, first)
     batches.ranks.broadcast([*programs.parameters, *programs.buffers])
 
@@ -134,13 +138,14 @@ def check_last_batch(programs: Programs, batches: Batches) -> None:
         ValueError: with the sizes.
     """
     x, whole = batches.x, batches.size * batches.ranks.size
-    last = (len(x) - 1) % whole + 1
+    last = min(x.counts) if isinstance(x, Ready) else (len(x) - 1) % whole + 1
     modules = [module for owner in programs.modules for module in owner.modules()]
     if last // batches.ranks.size > 1 or not any(isinstance(module, _BatchNorm) for module in modules):
         return
     with seeded(0, x.device), torch.no_grad(), Changes() as changes:
         try:
-            paired_traces(programs.model, programs.guide, batches.transformed(x[:1]))
+            args, kwargs = arguments(batches.transformed(x[:1]))
+            paired_traces(programs.model, programs.guide, *args, **kwargs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

@@ -21,8 +21,9 @@ from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
 from torch.fx import GraphModule
 
+from pyro_vae.batch import said
 from pyro_vae.checkpoints import Tensors
-from pyro_vae.data import EightBit, Rows, Stream, digest_of
+from pyro_vae.data import Columns, EightBit, Ready, Rows, Stream, digest_of
 from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 from pyro_vae.objectives import Objective
 
@@ -220,7 +221,9 @@ def described_data(x: Rows | None) -> str | None:
     if x is None:
         return None
     size = f"{len(x)} x {tuple(x.shape[1:])}" + (f" / {x.scale}" if isinstance(x, EightBit) and x.scale != 1 else "")
-    return size if isinstance(x, Stream) else f"{size}, sha256 {digest_of(x)}"
+    if isinstance(x, Columns | Ready):
+        size = f"{len(x)} x {said(x[:1])}"
+    return size if isinstance(x, Stream | Ready) else f"{size}, sha256 {digest_of(x)}"
 
 
 def described_loss(loss: ELBO) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from pyro_vae.batch import Count
 from pyro_vae.checkpoints import Checkpoints
+from pyro_vae.data import Ready
 from pyro_vae.distributed import Ranks
 from pyro_vae.engine import chosen
 from pyro_vae.objectives import Beta
@@ -42,17 +42,18 @@ if TYPE_CHECKING:
 def fit(
     model: Program,
     guide: Program,
-    data: Tensor | Dataset[Any],
+    data: Any,
     *,
     loss: ELBO = Trace_ELBO(),  # noqa: B008 (never changed)
     optimizer: Optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True),  # noqa: B008
     epochs: int = 10,
     batch_size: int = 128,
     seed: int = 0,
-    validation: Tensor | Dataset[Any] | None = None,
+    validation: Any = None,
     beta: Beta = 1.0,
     clip_norm: float | None = None,
     transform: Transform | None = None,
+    count: Count | None = None,
     engine: str = "auto",
     precision: str = "32",
     memory: int | str | None = None,
@@ -76,9 +77,14 @@ def fit(
     Arguments:
         model: the Pyro program of p(x, z), called with a batch; for a ``VAE``, ``vae.model``.
         guide: the Pyro program of q(z|x), called with a batch; for a ``VAE``, ``vae.guide``.
-        data: a tensor whose first dimension counts the data, or a data set, which is read into memory once. A
-            `pyro_vae.data.MemoryMapped` and an ``IterableDataset`` are read one batch at a time; the latter has its own
-            order, and is not shuffled.
+        data: what the programs are called with, a batch at a time. A tensor ``x``, whose first dimension counts the
+            data, is for programs of one argument, ``model(x)``; a tuple or a list of tensors, such as ``(x, y)``, for
+            ``model(x, y)``; a dict, such as ``{"x": x, "y": y}``, for ``model(x=x, y=y)``. A data set of any of these
+            is read into memory once; an ``IterableDataset`` one batch at a time, in its own order. A ``DataLoader``, or
+            another iterable of ready batches, is used as it comes, and ``batch_size`` has no effect on it. Of several
+            parts the first alone is used, as a warning says, where a data set or a loader has them and the programs
+            take one argument. Whole numbers beside other parts keep their type; floating-point ones take that of the
+            programs.
         loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
         optimizer: makes a torch optimizer from the parameters, or a scheduler of one, which steps after each epoch.
         epochs: passes over the data, at least 0.
@@ -93,6 +99,7 @@ def fit(
         clip_norm: the largest norm of the gradient of all parameters together, above 0.
         transform: a function that is applied to each batch before both programs see it, such as
             `pyro_vae.data.dynamic`.
+        count: returns the number of data of a ready batch; by default its first tensor's first dimension.
         engine: "eager" runs the programs at every step. "recorded" runs them a few times and then replays their
             arithmetic, with the same result to the last bit, as long as the programs do the same at every step (see
             `pyro_vae.engine.Recorded`). A step that cannot be recorded runs eagerly, with a warning. "compiled" lets
@@ -119,8 +126,8 @@ def fit(
             that another training writes to.
         resume: a folder that holds a checkpoint of a training with the same programs, data and arguments. The training
             continues as if it had never been stopped, to the last bit on the same machine unless the engine is
-            "compiled"; ``epochs`` may be larger. Checkpoints are written there, unless ``checkpoints`` names another
-            folder.
+            "compiled"; ``epochs`` may be larger. Ready batches begin again at the start of their epoch. Checkpoints are
+            written there, unless ``checkpoints`` names another folder.
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
         on_epoch: called with each row of the history as it is measured.
 
@@ -155,12 +162,12 @@ def fit(
         Checkpoints(resume).read()  # which refuses it before any work
     keeper = keeper_of(checkpoints, resume)
     programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
-    x = as_input(data, programs.model, programs.guide)
-    test = None if validation is None else as_input(validation, programs.model, programs.guide)
+    x = as_input(data, programs.model, programs.guide, count=count)
+    test = None if validation is None else as_input(validation, programs.model, programs.guide, count=count)
     numbers: dict[str, Any] = {"batch_size": batch_size, "clip_norm": clip_norm, "precision": precision}
     others: dict[str, Any] = {"engine": engine, "on_nan": on_nan, "beta": 1.0 if callable(beta) else beta}
     check_settings(epochs=epochs, device=x.device, **numbers, **others)
-    numbers["batch_size"] = batch_size = min(batch_size, len(x))
+    numbers["batch_size"] = batch_size = max(x.counts) if isinstance(x, Ready) else min(batch_size, len(x))
     loss = with_memory(loss, memory)
     batches = Batches(x, batch_size, transform, ranks, torch.Generator().manual_seed(as_seed(seed)))
     same = numbers | {"seed": seed, "loss": described_loss(loss), "beta": described(beta)}
@@ -202,7 +209,7 @@ def fit(
         verify = begin_at(estimate, state.step)
         guard = guard_of(on_nan, programs, optim)
         step = as_graph(Step(estimate, state, guard, clip_norm))
-        saver = Saver(keeper, state, ranks, verify) if keeper else NoSaver()
+        saver = Saver(keeper, state, ranks, verify, whole_epochs=isinstance(x, Ready)) if keeper else NoSaver()
         weight_at = as_schedule(beta, x)
         train(state, batches, step, guard, measure, epochs, weight_at, saver, on_step, on_epoch)
         verify()

@@ -12,6 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.batch import Batch, arguments, tensors_of
 from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.programs import accepts_nan, modules_of, paired_traces
 from pyro_vae.training.programs import Programs
@@ -45,7 +46,7 @@ class Guard:
         """Keep what is needed to leave the step out."""
 
     def allows(
-        self, loss: Tensor, norm: Tensor, count: int | Tensor, batch: Tensor, grads: Sequence[Any], where: str
+        self, loss: Tensor, norm: Tensor, count: int | Tensor, batch: Batch, grads: Sequence[Any], where: str
     ) -> bool:
         """Whether the optimizer may take a step.
 
@@ -192,7 +193,7 @@ def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
 
 
 @torch.no_grad()
-def first_not_finite(model: Program, guide: Program, batch: Tensor, gradients: Sequence[Tensor | None]) -> str:
+def first_not_finite(model: Program, guide: Program, batch: Batch, gradients: Sequence[Tensor | None]) -> str:
     """Name the first quantity that is not finite in a step.
 
     Arguments:
@@ -217,10 +218,12 @@ def first_not_finite(model: Program, guide: Program, batch: Tensor, gradients: S
                 return f"the parameter {name}"
     owners = any(isinstance(module, VAE) for module in modules_of(model, guide))
     with pyro.validation_enabled(False):
-        traces = paired_traces(LocalModules()(model), LocalModules()(guide), batch)
+        args, kwargs = arguments(batch)
+        traces = paired_traces(LocalModules()(model), LocalModules()(guide), *args, **kwargs)
     sites = [traces[0].nodes[name] for name in traces[0].observation_nodes]
     missing_is_fine = any(accepts_nan(site) for site in sites)
-    if batch.isinf().any() or (batch.isnan().any() and not missing_is_fine):
+    parts = tensors_of(batch)
+    if any(part.isinf().any() or (part.isnan().any() and not missing_is_fine) for part in parts):
         return "the data"
     for program, trace in zip(("guide", "model"), reversed(traces), strict=True):
         for name in [*trace.stochastic_nodes, *trace.observation_nodes]:

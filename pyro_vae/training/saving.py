@@ -1,10 +1,12 @@
 """When a checkpoint is written, and what becomes of a training that is asked to stop."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
-from pyro_vae.checkpoints import Checkpoints, Stopped
+from pyro_vae.checkpoints import Checkpoints, Stopped, Tensors
 from pyro_vae.distributed import Ranks
 from pyro_vae.training.state import State
 
@@ -29,10 +31,14 @@ class Saver:
         state: where the training stands.
         ranks: the processes of the training; rank 0 writes.
         verify: checks the steps since the last check, before a checkpoint is written behind them.
+        whole_epochs: write what stood at the start of the epoch, where the data cannot be taken up in its middle.
     """
 
-    def __init__(self, keeper: Checkpoints, state: State, ranks: Ranks, verify: Callable[[], None]) -> None:
-        self.keeper, self.state, self.ranks, self.verify = keeper, state, ranks, verify
+    def __init__(
+        self, keeper: Checkpoints, state: State, ranks: Ranks, verify: Callable[[], None], *, whole_epochs: bool = False
+    ) -> None:
+        self.keeper, self.state, self.ranks, self.verify, self.whole_epochs = keeper, state, ranks, verify, whole_epochs
+        self._keep_start()
 
     def after_step(self) -> None:
         """Write a checkpoint where one is due.
@@ -41,7 +47,8 @@ class Saver:
             Stopped: behind its checkpoint, where the training was asked to stop.
         """
         if self.ranks.size == 1 or self.state.step % BETWEEN_LOOKS == 0:
-            self._save_if(self.ranks.rank == 0 and self.keeper.due(at_end_of_epoch=False))
+            within = self.ranks.rank == 0 and not self.whole_epochs
+            self._save_if(within and self.keeper.due(at_end_of_epoch=False))
 
     def after_epoch(self, *, last: bool) -> None:
         """Write a checkpoint where one is due, as it is after the last epoch.
@@ -49,15 +56,22 @@ class Saver:
         Raises:
             Stopped: behind its checkpoint, where the training was asked to stop.
         """
+        self._keep_start()
         self._save_if(last or (self.ranks.rank == 0 and self.keeper.due(at_end_of_epoch=True)))
+
+    def _keep_start(self) -> None:
+        self._start = copy.deepcopy(self._now()) if self.whole_epochs else None
+
+    def _now(self) -> tuple[Tensors, dict[str, Any]]:
+        self.verify()
+        return self.state.save()
 
     def _save_if(self, due: bool) -> None:
         if not self.ranks.any(due or self.keeper.stopping):
             return
-        self.verify()
-        saved = self.state.save()
+        tensors, about = self._start or self._now()
         if self.ranks.rank == 0:
-            self.keeper.write(*saved, self.state.best)
+            self.keeper.write(tensors, about, self.state.best)
         if self.ranks.any(self.keeper.stopping):
             where = f"in epoch {self.state.epoch}, before step {self.state.step}"
             raise Stopped(f"stopped {where}; checkpoint: {self.keeper.last}")

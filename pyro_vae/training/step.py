@@ -7,6 +7,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.batch import Batch
 from pyro_vae.data import Rows
 from pyro_vae.engine import Outputs, Recorded, WholeStep
 from pyro_vae.handlers import weigh_kl
@@ -31,11 +32,11 @@ class Estimator:
         self.loss, self.programs, self.precision = loss, programs, precision
         self.objective = terms_and_gradients(loss, plates)
 
-    def __call__(self, batch: Tensor, weight: Tensor | float) -> Outputs:
+    def __call__(self, batch: Batch, weight: Tensor | float, count: int) -> Outputs:
         """Return the loss and the terms of the bound, summed over the batch, the gradients' norm, and the gradients."""
         pair = weigh_kl(weight, self.programs.model, self.programs.guide)
         with layers_in(self.precision):
-            terms, gradients = self.objective(*pair, batch, weight, lambda: self.programs.parameters)
+            terms, gradients = self.objective(*pair, batch, weight, lambda: self.programs.parameters, count)
         return *terms, norm_of(gradients), *gradients
 
     @property
@@ -68,11 +69,13 @@ class Step:
     guard: Guard
     clip_norm: float | None = None
 
-    def __call__(self, batch: Tensor, weight: Tensor | float, count: int) -> Tensor:
+    def __call__(self, batch: Batch, weight: Tensor | float, count: int) -> Tensor:
         """Take the step, and return its loss in nats per datum."""
         state = self.state
         self.guard.start_step()
-        outputs = self.estimate(batch, weight)  # the loss, its three terms, the norm of the gradients, and these
+        outputs = self.estimate(
+            batch, weight, max(1, count)
+        )  # the loss, its three terms, the norm of the gradients, and these
         parts = outputs[:5], outputs[5:]
         (loss, *terms, norm), gradients, counted = state.ranks.combine(*parts, state.programs.parameters, count)
         state.meet_new_parameters()

@@ -1,0 +1,140 @@
+"""A batch is what both programs are called with: a tensor, or a tuple or a dict of tensors.
+
+============== ====================
+batch          call
+============== ====================
+tensor ``x``   ``model(x)``
+tuple or list  ``model(*batch)``
+dict           ``model(**batch)``
+============== ====================
+
+Parts may be of any kind, such as None for labels that are not known, and may hold further parts. Knows no model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+
+Batch = Any
+Count = Callable[[Batch], int]
+
+
+def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a program is called with, ``program(*args, **kwargs)``.
+
+    Example:
+        >>> arguments(1), arguments((1, 2)), arguments({"x": 1})
+        (((1,), {}), ((1, 2), {}), ((), {'x': 1}))
+    """
+    if isinstance(batch, dict):
+        return (), batch
+    return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Return the tensors of a batch, in order.
+
+    Example:
+        >>> import torch
+        >>> tensors_of({"x": torch.zeros(1), "y": None})
+        [tensor([0.])]
+    """
+    return [batch] if isinstance(batch, Tensor) else [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
+    """Return a batch with a function applied to each of its tensors.
+
+    Example:
+        >>> import torch
+        >>> map_tensors(torch.neg, (torch.ones(1), None))
+        (tensor([-1.]), None)
+    """
+    return function(batch) if isinstance(batch, Tensor) else tree_map_only(Tensor, function, batch)
+
+
+def count_of(batch: Batch) -> int:
+    """Return the number of data of a batch: the first dimension of its first tensor.
+
+    Raises:
+        TypeError: where there is none.
+
+    Example:
+        >>> import torch
+        >>> count_of({"x": torch.zeros(3, 2), "y": None})
+        3
+    """
+    tensors = tensors_of(batch)
+    if not (tensors and tensors[0].dim()):
+        raise TypeError(f"a batch must begin with a tensor that has a dimension for its data, not {said(batch)}")
+    return len(tensors[0])
+
+
+def are_rows(batch: Batch, count: int) -> bool:
+    """Whether the first dimension of each tensor of a batch counts the data, so that some of them can be taken out.
+
+    Example:
+        >>> import torch
+        >>> are_rows((torch.zeros(3, 2), torch.zeros(3)), 3), are_rows((torch.zeros(3, 2), torch.zeros(2)), 3)
+        (True, False)
+    """
+    return all(tensor.dim() and len(tensor) == count for tensor in tensors_of(batch))
+
+
+def structure_of(batch: Batch) -> tuple[Any, ...]:
+    """Return what two batches have in common that differ in their numbers alone: structure, shapes and types.
+
+    Example:
+        >>> import torch
+        >>> structure_of((torch.zeros(3), None)) == structure_of((torch.ones(3), None))
+        True
+    """
+    if isinstance(batch, Tensor):
+        return batch.shape, batch.dtype
+    leaves, spec = tree_flatten(batch)
+    return spec, *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+
+
+def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
+    """Return a batch with other tensors in the places of its own.
+
+    Example:
+        >>> import torch
+        >>> with_tensors((torch.zeros(1), None), [torch.ones(1)])
+        (tensor([1.]), None)
+    """
+    each = iter(tensors)
+    return map_tensors(lambda _: next(each), batch)
+
+
+def said(batch: Batch) -> str:
+    """Say in a few words what a batch is.
+
+    Example:
+        >>> import torch
+        >>> said((torch.zeros(3, 2), {"y": None}))
+        '(tensor of shape (3, 2), {y: None})'
+    """
+    if isinstance(batch, Tensor):
+        return f"tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, dict):
+        return "{" + ", ".join(f"{name}: {said(part)}" for name, part in batch.items()) + "}"
+    if isinstance(batch, tuple | list):
+        return "(" + ", ".join(map(said, batch)) + ("," if len(batch) == 1 else "") + ")"
+    return repr(batch) if batch is None or isinstance(batch, bool | int | float) else type(batch).__name__
+
+
+def named(batch: Batch, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a batch with their names; that of a tensor is "".
+
+    Example:
+        >>> list(named({"x": 1, "masks": (2, None)}))
+        [('x', 1), ('masks.0', 2), ('masks.1', None)]
+    """
+    if not isinstance(batch, tuple | list | dict):
+        yield name, batch
+        return
+    for key, part in batch.items() if isinstance(batch, dict) else enumerate(batch):
+        yield from named(part, f"{name}.{key}" if name else str(key))

@@ -1,0 +1,465 @@
+"""Data of several parts, and ready batches, against Pyro's own loop: ``for batch in loader: svi.step(*batch)``."""
+
+import copy
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch import nn
+from torch.nn.functional import one_hot
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from pyro_vae import VAE, decoders, encoders, evaluate, fit, priors
+from pyro_vae.checkpoints import Checkpoints, Stopped
+from pyro_vae.data import Columns, EightBit, MemoryMapped, Ready
+from pyro_vae.evaluation import log_likelihood
+from pyro_vae.objectives import IWAE
+from pyro_vae.training.batches import Batches
+
+N, D, CLASSES = 50, 3, 4
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(N, D, generator=GENERATOR)
+Y = torch.randint(0, CLASSES, (N,), generator=GENERATOR)
+
+
+class Conditional(nn.Module):
+    """p(x|z, y) p(z) and q(z|x, y); without labels the guide sees zeros, and so does the model."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.encoder, self.decoder = nn.Linear(D + CLASSES, 4), nn.Linear(2 + CLASSES, D)
+
+    def labels(self, x, y):
+        return x.new_zeros(len(x), CLASSES) if y is None else one_hot(y.long(), CLASSES).to(x)
+
+    def model(self, x, y=None):
+        pyro.module("conditional", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            labels = self.labels(x, y).expand(*z.shape[:-1], CLASSES)
+            pyro.sample("x", dist.Normal(self.decoder(torch.cat([z, labels], -1)), 1.0).to_event(1), obs=x)
+
+    def guide(self, x, y=None):
+        pyro.module("conditional", self)
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encoder(torch.cat([x, self.labels(x, y)], -1)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def by_hand(pair, epochs, seed, count=len):
+    """Do what SVI does, on the mean of each batch: yields the loss of each step."""
+    optim = torch.optim.Adam(pair.parameters(), lr=1e-3)
+    torch.manual_seed(seed)
+    for batches in epochs:
+        for batch in batches:
+            args, kwargs = ((), batch) if isinstance(batch, dict) else (batch, {})
+            first = next(iter(batch.values())) if kwargs else batch[0]
+            loss = Trace_ELBO().differentiable_loss(pair.model, pair.guide, *args, **kwargs) / count(first)
+            optim.zero_grad()
+            loss.backward()
+            optim.step()
+            yield loss.item()
+
+
+def shuffled(epochs, seed, size=16):
+    """The rows of each batch as fit shuffles them."""
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        yield torch.randperm(N, generator=order).split(size)
+
+
+class Items(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Stream(IterableDataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+KINDS = {
+    "tuple": lambda: (X, Y),
+    "list": lambda: [X, Y],
+    "dict": lambda: {"y": Y, "x": X},
+    "arrays": lambda: (X.numpy(), Y.numpy()),
+    "TensorDataset": lambda: TensorDataset(X, Y),
+    "items": lambda: Items(list(zip(X, Y, strict=True))),
+    "numbers": lambda: Items([(x.numpy(), int(y)) for x, y in zip(X, Y, strict=True)]),
+    "dict of items": lambda: Items([{"x": x, "y": y} for x, y in zip(X, Y, strict=True)]),
+    "list of items": lambda: list(zip(X, Y, strict=True)),
+}
+
+
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_of_several_parts_are_trained_as_by_hand(kind, engine):
+    losses, ours, theirs = [], Conditional(), Conditional()
+    fit(
+        ours.model,
+        ours.guide,
+        KINDS[kind](),
+        epochs=13,
+        batch_size=16,
+        seed=3,
+        engine=engine,
+        on_step=lambda _, loss: losses.append(float(loss)),
+    )
+    epochs = ([(X[rows], Y[rows]) for rows in batches] for batches in shuffled(13, seed=3))
+    torch.testing.assert_close(losses, list(by_hand(theirs, epochs, seed=3)), rtol=1e-6, atol=0)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+def test_compiled_steps_of_several_parts_are_those_by_hand():
+    ours, theirs = Conditional(), Conditional()
+    history = fit(ours.model, ours.guide, (X, Y), epochs=13, batch_size=25, seed=3, engine="compiled")
+    epochs = ([(X[rows], Y[rows]) for rows in batches] for batches in shuffled(13, seed=3, size=25))
+    list(by_hand(theirs, epochs, seed=3))
+    assert history.engine.startswith("compiled: ")
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+class Alternating:
+    """Labelled and unlabelled batches in turn, of different sizes."""
+
+    def __iter__(self):
+        for start in range(0, 48, 12):
+            yield X[start : start + 8], Y[start : start + 8]
+            yield X[start + 8 : start + 12], None
+
+
+LOADERS = {
+    "in order": lambda: DataLoader(TensorDataset(X, Y), batch_size=16),
+    "shuffled": lambda: DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True),
+    "of its own generator": lambda: DataLoader(
+        TensorDataset(X, Y), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(5)
+    ),
+    "drop_last": lambda: DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True, drop_last=True),
+    "dicts": lambda: DataLoader(KINDS["dict of items"](), batch_size=16, shuffle=True),
+    "ready-made": lambda: DataLoader([(X[:30], Y[:30]), (X[30:], Y[30:])], batch_size=None),
+    "alternating": Alternating,
+    "list of batches": lambda: [(X[:30], Y[:30]), (X[30:], None)],
+}
+
+
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_ready_batches_are_trained_as_by_hand(kind, engine, monkeypatch):
+    monkeypatch.setattr("pyro_vae.engine.AGAIN", 5)
+    losses, ours, theirs = [], Conditional(), Conditional()
+    loader, other = LOADERS[kind](), LOADERS[kind]()
+    history = fit(
+        ours.model,
+        ours.guide,
+        loader,
+        epochs=13,
+        seed=3,
+        engine=engine,
+        on_step=lambda _, loss: losses.append(float(loss)),
+    )
+    torch.testing.assert_close(losses, list(by_hand(theirs, [other] * 13, seed=3)), rtol=1e-6, atol=0)
+    for mine, hand in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, hand, rtol=0, atol=1e-6)
+    if engine == "recorded":
+        replayed, _, calls = history.engine.removeprefix("recorded: ").split()[:3]
+        assert int(replayed) > int(calls) / 3  # each structure has a recording of its own
+
+
+class Sequences(nn.Module):
+    """Sequences of different length: a latent per sequence, observed where a mask says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(D, 4)
+
+    def model(self, x, lengths):
+        mask = torch.arange(x.shape[1]) < lengths[:, None]
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            steps = dist.Normal(z[..., None, :], 1.0).to_event(1).mask(mask).to_event(1)
+            pyro.sample("x", steps, obs=x)
+
+    def guide(self, x, lengths):
+        pyro.module("encoder", self.encoder)
+        mask = torch.arange(x.shape[1]) < lengths[:, None]
+        mean = (x * mask[..., None]).sum(1) / lengths[:, None]
+        with pyro.plate("data", len(x)):
+            loc, _ = self.encoder(mean).split([D, 1], -1)
+            pyro.sample("z", dist.Normal(loc, (1.0 + lengths[:, None]) ** -0.5).to_event(1))
+
+
+def ragged():
+    lengths = torch.tensor([2, 5, 3, 1, 4, 4, 2, 6, 3])
+    for start in (0, 4, 6):
+        own = lengths[start : start + 4 if start != 4 else 6]
+        yield torch.randn(len(own), int(own.max()), D, generator=torch.Generator().manual_seed(start)), own
+
+
+class Ragged:
+    def __iter__(self):
+        return ragged()
+
+
+def test_ragged_sequences_come_as_they_are():
+    ours, theirs = Sequences(), Sequences()
+    theirs.load_state_dict(ours.state_dict())
+    losses = []
+    fit(ours.model, ours.guide, Ragged(), epochs=20, seed=1, on_step=lambda _, loss: losses.append(float(loss)))
+    torch.testing.assert_close(losses, list(by_hand(theirs, [Ragged()] * 20, seed=1)), rtol=1e-6, atol=0)
+
+
+def test_a_bound_of_ready_batches_is_the_mean_over_their_data():
+    """The posterior is known, so that the bound is log p(x) whatever the draw: no noise."""
+    pair = Sequences()
+    with torch.no_grad():
+        pair.encoder.weight.copy_(torch.cat([torch.eye(D), torch.zeros(1, D)]))
+        pair.encoder.bias.zero_()
+
+    def guide(x, lengths):
+        mask = torch.arange(x.shape[1]) < lengths[:, None]
+        total = (x * mask[..., None]).sum(1)
+        with pyro.plate("data", len(x)):
+            precision = 1.0 + lengths[:, None]
+            pyro.sample("z", dist.Normal(total / precision, precision**-0.5).to_event(1))
+
+    exact = []
+    for x, lengths in ragged():
+        for row, length in zip(x, lengths, strict=True):
+            covariance = torch.eye(length) + torch.ones(length, length)  # of each of the D entries
+            seen = dist.MultivariateNormal(torch.zeros(length), covariance).log_prob(row[:length].T).sum()
+            exact.append(seen.item())
+    assert evaluate(pair.model, guide, Ragged()).loss == pytest.approx(-np.mean(exact), rel=1e-5)
+    assert log_likelihood(pair.model, guide, Ragged(), samples=7) == pytest.approx(np.mean(exact), rel=1e-5)
+
+
+def test_the_parts_of_a_bound_do_not_depend_on_how_the_data_come():
+    pair, settings = Conditional(), {"seed": 1, "batch_size": N}
+    whole = evaluate(pair.model, pair.guide, (X, Y), **settings)
+    loader = DataLoader(
+        TensorDataset(X, Y), batch_size=N, generator=torch.Generator()
+    )  # else it draws before each pass
+    for same in ({"x": X, "y": Y}, TensorDataset(X, Y), loader, Stream(list(zip(X, Y, strict=True)))):
+        assert evaluate(pair.model, pair.guide, same, **settings) == whole
+    estimates = {log_likelihood(pair.model, pair.guide, each, samples=9) for each in ((X, Y), loader)}
+    assert len(estimates) == 1
+
+
+def test_particles_take_several_parts():
+    ours, theirs = Conditional(), Conditional()
+    fit(ours.model, ours.guide, (X, Y), loss=IWAE(5), epochs=2, batch_size=N, seed=2)
+    fit(theirs.model, theirs.guide, {"x": X, "y": Y}, loss=IWAE(5, chunk=2), epochs=2, batch_size=N, seed=2)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+def test_count_says_how_many_data_a_batch_holds():
+    """Sequences with time first: the first dimension is no number of data."""
+
+    def turned(program):
+        return lambda x, lengths: program(x.transpose(0, 1), lengths)
+
+    class Turned:
+        def __iter__(self):
+            return ((x.transpose(0, 1), lengths) for x, lengths in ragged())
+
+    pair = Sequences()
+    expected = evaluate(pair.model, pair.guide, Ragged(), seed=4)
+    found = evaluate(turned(pair.model), turned(pair.guide), Turned(), seed=4, count=lambda batch: len(batch[1]))
+    assert found == expected
+    with pytest.raises(ValueError, match="count must return the number of data of a batch, not"):
+        evaluate(turned(pair.model), turned(pair.guide), Turned(), count=lambda _: 1.5)
+    with pytest.raises(ValueError, match="count is for ready batches, as of a DataLoader, not for a tuple"):
+        evaluate(pair.model, pair.guide, (X, Y), count=len)
+
+
+def test_a_transform_acts_on_the_whole_batch():
+    ours, theirs = Conditional(), Conditional()
+    fit(ours.model, ours.guide, (X, Y), epochs=2, transform=lambda batch: (2 * batch[0], batch[1]))
+    fit(theirs.model, theirs.guide, (2 * X, Y), epochs=2)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    with pytest.raises(ValueError, match=r"the transform makes .*: it must return as many data"):
+        fit(ours.model, ours.guide, (X, Y), transform=lambda batch: (batch[0][:3], batch[1][:3]))
+
+
+def test_whole_numbers_keep_their_types_and_others_take_that_of_the_programs():
+    seen = []
+
+    class Double(Conditional):
+        def model(self, x, y, flags, pixels):
+            seen.append((x.dtype, y.dtype, flags.dtype, pixels.dtype))
+            super().model(x, y)
+
+        def guide(self, x, y, *_):
+            super().guide(x, y)
+
+    pair = Double().double()
+    bits = (Y > 1, (Y * 60).to(torch.uint8))
+    fit(pair.model, pair.guide, (X, Y.int(), *bits), epochs=1)
+    assert set(seen) == {(torch.float64, torch.int32, torch.bool, torch.uint8)}
+
+
+def test_several_files_are_read_together(tmp_path):
+    np.save(tmp_path / "x.npy", X.numpy())
+    np.save(tmp_path / "y.npy", Y.numpy())
+    files = MemoryMapped(tmp_path / "x.npy"), MemoryMapped(tmp_path / "y.npy")
+    ours, theirs = Conditional(), Conditional()
+    fit(ours.model, ours.guide, files, epochs=2, seed=1)
+    fit(theirs.model, theirs.guide, (X, Y), epochs=2, seed=1)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    with pytest.raises(ValueError, match="data must have shape"):
+        evaluate(theirs.model, theirs.guide, MemoryMapped(tmp_path / "y.npy"))
+    rows = Columns({"pixels": EightBit(torch.full((3, 2), 255, dtype=torch.uint8)), "y": [1, 2, 3]})[1:]
+    assert torch.equal(rows["pixels"], torch.ones(2, 2))
+    assert rows["y"].tolist() == [2, 3]
+
+
+def one(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([D]).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def one_guide(x):
+    with pyro.plate("data", len(x)):
+        scale = pyro.param("scale", torch.ones(D), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+
+@pytest.mark.parametrize("kind", ["TensorDataset", "items", "list of items", "in order", "shuffled"])
+def test_programs_of_one_argument_take_the_first_part_of_a_data_set_and_say_so_once(kind):
+    data = (KINDS | LOADERS)[kind]()
+    pyro.clear_param_store()
+    with pytest.warns(UserWarning, match="only the first of the 2 parts of each datum is used") as caught:
+        found = evaluate(one, one_guide, data, batch_size=N)
+    assert len(caught) == 1
+    if kind != "shuffled":
+        whole = DataLoader(X, batch_size=16) if kind == "in order" else X
+        assert found == evaluate(one, one_guide, whole, batch_size=N)
+
+
+REFUSED = {
+    "lengths": ((X, Y[:-1]), r"differ in length: part 0 has 50 data, and part 1 49"),
+    "nested lengths": ({"x": X, "y": (Y, Y[:3])}, r"differ in length: part x has 50 data, and part y.1 3"),
+    "unknown key": ({"x": X, "y": Y, "w": Y}, r"the model takes \(x, y\), but a batch is .*write model\(x, y, w\)"),
+    "missing key": ({"y": Y}, r"the model takes \(x, y\), but a batch is \{y: .*or give data for \(x, y\)"),
+    "too many": ((X, Y, Y), r"the model takes \(x, y\), but a batch is \(tensor of shape \(1, 3\), tensor .*x2\)"),
+    "an iterator": (iter(DataLoader(X)), "must begin anew at each pass"),
+    "an empty loader": (DataLoader(TensorDataset(X[:0], Y[:0])), "gives no batches"),
+    "an empty tuple": ((), "must hold a tensor of at least one datum, not"),
+    "texts": ((X, ["a"] * N), "a part of the data must be a tensor or an array, not a str"),
+    "text items": (Items([(x, "cat") for x in X]), "must hold real numbers"),
+    "other structures": (Items([(X[0], Y[0]), (X[0], Y[0], 3)]), "the data differ in structure"),
+    "some labels": (Items([(X[0], None), (X[0], 1)]), "a part of the data is None in 1 of 2"),
+    "shapes": (Items([(X[0], Y[0]), (X[0, :1], Y[0])]), r"the data differ in shape: \(1,\) and \(3,\)"),
+    "may be either": ([(X, X), (X, X)], "may hold data or ready batches"),
+    "batches of numbers": (DataLoader(Items([1.0, 2.0])), r"data must have shape \(N, \.\.\.\)"),
+    "infinite": ((X, torch.full((N,), torch.inf)), r"the data hold inf at index \(0,\) of part 1"),
+    "missing": ((X.clone().index_fill(0, torch.tensor([7]), torch.nan), Y), r"hold nan at index \(7, 0\) of part 0"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_is_refused(kind):
+    data, words = REFUSED[kind]
+    pair = Conditional()
+    with pytest.raises((TypeError, ValueError), match=words):
+        fit(pair.model, pair.guide, data, epochs=1)
+
+
+def test_a_tuple_is_never_taken_apart_for_programs_of_one_argument():
+    vae = VAE(priors.Normal(2), encoders.Normal(D, 2), decoders.Normal(2, D))
+    with pytest.raises(
+        TypeError, match=r"the model takes \(x\), but a batch is .* write model\(x, y\) and guide\(x, y\)"
+    ):
+        fit(vae.model, vae.guide, (X, X))
+    with pytest.raises(TypeError, match=r"the guide takes \(x\), but a batch is"):
+        fit(Conditional().model, one_guide, (X, Y))
+
+
+class Shrinking:
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter([(X, Y)] * (1 + (self.passes < 4)))
+
+
+def test_a_loader_that_ends_early_is_refused():
+    pair = Conditional()
+    with pytest.raises(ValueError, match="the Shrinking gave 50 data in this pass, and 100 before"):
+        fit(pair.model, pair.guide, Shrinking(), epochs=9)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "shuffled", "of its own generator", "alternating"])
+def test_a_training_on_batches_is_resumed_to_the_last_bit(kind, tmp_path):
+    """Ready batches begin again at the start of the epoch that was stopped."""
+    make = (KINDS | LOADERS)[kind]
+    whole, stopped = Conditional(), Conditional()
+    settings = {"epochs": 5, "batch_size": 16, "seed": 3}
+    history = fit(whole.model, whole.guide, make(), checkpoints=tmp_path / "whole", **settings)
+
+    def stop(step, _):
+        if step == 9:
+            keeper.stop()
+
+    keeper = Checkpoints(tmp_path / "part")
+    with pytest.raises(Stopped):
+        fit(stopped.model, stopped.guide, make(), checkpoints=keeper, on_step=stop, **settings)
+    again = Conditional(seed=7)
+    rest = fit(again.model, again.guide, make(), resume=tmp_path / "part", **settings)
+    for mine, other in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert [row["train_loss"] for row in rest] == [row["train_loss"] for row in history]
+    if kind in ("tuple", "dict"):
+        with pytest.raises(ValueError, match="cannot resume: the checkpoint has data="):
+            fit(again.model, again.guide, (X, Y.roll(1)), resume=tmp_path / "part", **settings)
+
+
+def test_the_callers_generator_is_used_by_the_training_alone():
+    """An epoch's order is that which the loader would have given without the checks and evaluations."""
+    loader = LOADERS["of its own generator"]()
+    rows = Ready(loader)
+    state = loader.generator.get_state()
+    list(rows.split())
+    assert torch.equal(loader.generator.get_state(), state)
+    batches = [batch for batch, _ in Batches(rows, 16).after(0)]
+    loader.generator.set_state(state)
+    assert all(map(torch.equal, (x for x, _ in batches), (x for x, _ in loader)))
+
+
+def test_global_state_is_as_before_whatever_fails():
+    pair, state = Conditional(), torch.get_rng_state()
+
+    class Failing:
+        def __init__(self):
+            self.passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            yield X, Y
+            if self.passes == 5:
+                raise RuntimeError("of the user's data")
+
+    with pytest.raises(RuntimeError, match="of the user's data"):
+        fit(pair.model, pair.guide, Failing(), epochs=9)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert copy.copy(pair).training
