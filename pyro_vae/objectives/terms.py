@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
+from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
@@ -137,7 +137,6 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         count = count_of(batch) if count is None else count
         if isinstance(loss, Objective) and not by_hand:
             return _with_gradients(loss.terms(model, guide, *args, **kwargs), count, parameters())
-        traces.clear()
         if not by_hand:
             value = _weighed(recorder.differentiable_loss, model, guide, *args, **kwargs)
             share = share_of(traces, count, plates)
@@ -149,7 +148,14 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         gradients = [None if p.grad is None else p.grad * (share / count) for p in parameters()]
         return _terms(recorder, traces, beta, value, share), gradients
 
-    return compute
+    @wraps(compute)
+    def cleared(*args: Any) -> tuple[Terms, list[Tensor | None]]:
+        try:
+            return compute(*args)
+        finally:
+            traces.clear()  # also where the programs fail half-way
+
+    return cleared
 
 
 def with_plates(
