@@ -68,11 +68,12 @@ def save_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None
     write_whole(path, save(kept, {"pyro_vae": json.dumps(head)}))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, fix: str = "correct its path") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of `save_tensors`. Nothing in it is run, or followed out of its folder.
 
     Arguments:
         path: the file.
+        fix: what to do where it is missing.
 
     Returns:
         The tensors, on the CPU, and the head: ``format``, ``pyro_vae`` and ``torch`` (versions), ``about``.
@@ -106,7 +107,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         expected = head.pop("sha256") if found == FORMAT else ""
         same = found != FORMAT or expected == _digest(tensors, head)
     except FileNotFoundError as error:
-        raise ValueError(f"no file {path}") from error
+        raise ValueError(f"no file {path}; {fix}") from error
     except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is damaged, or none of pyro_vae's files: {reason}") from error
@@ -278,7 +279,7 @@ class Checkpoints:
             ValueError: as `read_tensors`; where it is no checkpoint, one of another training, or other versions of
                 pyro_vae or torch wrote it.
         """
-        tensors, head = read_tensors(self.last)
+        tensors, head = read_tensors(self.last, "begin a new training")
         for name, here in versions().items():
             if head.get(name) != here:
                 made, fix = _short(head.get(name), str), "resume with that version, or begin a new run"

@@ -261,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=5000, metavar="N", help="of log p(x), for each datum (default 5000)")
     add("--memory", default="2GB", metavar="SIZE", help="of the samples at a time: 512MB, 2GiB, ... (default 2GB)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-    add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too, an infinite one as null")
     for command in (sample, reconstruct, evaluation):
         _add_allow(command)
         command.add_argument("--best", action="store_true", help="the weights with the lowest test loss, not the last")
@@ -569,7 +569,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _check_results(found)
     if arguments.json:
         about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
-        write_whole(arguments.json, (json.dumps({**found, **about}, indent=2) + "\n").encode())
+        figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        write_whole(arguments.json, (json.dumps({**figures, **about}, indent=2, allow_nan=False) + "\n").encode())
     say(f"{printable(config.data)}: {len(x)} test data, nats per datum; larger is better, but for the KL")
     if arguments.data:
         say(f"values: {values_of(config, data)}")

@@ -1207,7 +1207,8 @@ def _numpy(path: Path) -> Data:
             arrays = _zipped(file) if zipped else {"x": _array(file)}
     except FileNotFoundError as error:
         near = difflib.get_close_matches(str(path), _neighbours(path), 1)
-        raise ValueError(f"no file {path}" + (f"; did you mean {near[0]!r}?" if near else "")) from error
+        fix = f"did you mean {near[0]!r}?" if near else "correct its path"
+        raise ValueError(f"no file {path}; {fix}") from error
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a damaged file
         reason = "" if "pickle" in str(error) else f": {error}"  # numpy would advise to unpickle what it cannot read
         raise ValueError(f"{path} is damaged, or holds Python objects, which are not read{reason}") from error

@@ -28,7 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is {_kind(path)}, no file that could be written anew")
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = partial_of(path)
     temporary.unlink(missing_ok=True)
     try:
         with open(temporary, "xb") as file:  # x: not through a link
@@ -48,6 +48,16 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def partial_of(path: Path) -> Path:
+    """Return where a file is while it is being written: one that is left there is of a process that was killed.
+
+    Example:
+        >>> partial_of(Path("run/config.yaml")).name
+        '.config.yaml.partial'
+    """
+    return path.with_name(f".{path.name}.partial")
 
 
 def append(path: Path, content: bytes) -> None:

@@ -18,15 +18,14 @@ from pyro_vae.checkpoints import LOCK, Checkpoints, check_same, read_tensors, sa
 from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
 from pyro_vae.data import Data, are_images, fingerprint, located, range_of
 from pyro_vae.distributed import Ranks
-from pyro_vae.files import append, check_no_link, takes_files, write_whole
-from pyro_vae.memory import as_bytes
+from pyro_vae.files import append, check_no_link, partial_of, takes_files, write_whole
 from pyro_vae.networks import Shape
 from pyro_vae.objectives import Objective
 from pyro_vae.pictures import EVALUATE, MAP_NAMES, Moments, draw, posterior_moments, snapshot_epochs
 from pyro_vae.programs import check_programs, mode, seeded
 from pyro_vae.report import write_report
 from pyro_vae.settings import read_flags
-from pyro_vae.training import COLUMNS, History, Row, check_settings, fit
+from pyro_vae.training import COLUMNS, History, Row, check_loss, check_settings, fit
 from pyro_vae.vae import VAE
 
 if TYPE_CHECKING:
@@ -75,10 +74,8 @@ class Run:
         self.settings = {name: getattr(config, name) for name in passed_on}
         checked = {name: value for name, value in self.settings.items() if name != "memory"}
         check_settings(beta=config.beta, lr=config.lr, device=self.device, **checked)
-        if config.memory is not None:
-            as_bytes(config.memory)
-        beta_of(config, steps_per_epoch=1)
         self.loss = build_loss(config, len(self.data.train))
+        check_loss(self.loss, beta_of(config, steps_per_epoch=1), config.memory)
         self.shape = tuple(self.data.train.shape[1:])
         self.vae = seeded_vae(config, self.shape).to(self.device)
         for part in (self.data.train, self.data.test):
@@ -297,7 +294,8 @@ def check_folder(folder: Path) -> None:
         check_no_link(folder)
     if (folder / "config.yaml").exists():
         raise ValueError(f"{folder} already holds a run; give --out another folder")
-    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+    left = {folder / LOCK, partial_of(folder / "config.yaml")}  # by a process that was killed as it began
+    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - left):
         raise ValueError(f"{folder} exists and is not an empty folder; give --out another one")
     parent = next(path for path in (folder, *folder.parents) if path.exists())
     if not takes_files(parent):
@@ -401,7 +399,7 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
     if best:
         check_no_link(folder / "checkpoints")
         path = folder / "checkpoints" / "best.safetensors"
-        tensors, head = read_tensors(path)
+        tensors, head = read_tensors(path, "leave out --best")
         if not (isinstance(head.get("about"), dict) and "test_loss" in head["about"]):
             raise ValueError(f"{path} holds no best weights of a run")
         check_same(path, head["about"].get("of"), of)
@@ -414,7 +412,7 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
     """Read weights, the shape of a datum, and the plain values that say what they are of."""
-    weights, head = read_tensors(path)
+    weights, head = read_tensors(path, f"go on with pyro-vae train --resume {shlex.quote(str(path.parent))}")
     about = head["about"] if isinstance(head.get("about"), dict) else {}
     shape = about.get("shape")
     sizes = shape if isinstance(shape, list) and len(shape) < MOST_DIMENSIONS else []

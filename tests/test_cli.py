@@ -560,7 +560,9 @@ def refused(capsys, *argv):
         code = exit_.code
     assert code == 2
     assert sorted(Path().rglob("*")) == before
-    lines = capsys.readouterr().err.strip().splitlines()
+    found = capsys.readouterr()
+    assert found.out == ""
+    lines = found.err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("pyro-vae")
     return lines[0]
@@ -581,7 +583,11 @@ def refused(capsys, *argv):
         (["--data", "digit"], "no data set or file 'digit'; did you mean 'digits'? Known are digits, mnist,"),
         (["--data", "MNSIT"], "did you mean 'mnist'?"),
         (["--data", "mnist", "--data-root", "nowhere"], "--data-root"),
-        (["--data", "missing.npy"], "no file missing.npy"),
+        (["--data", "missing.npy"], "no file missing.npy; correct its path"),
+        (["--loss", "Renyi", "--memory", "2QB"], "one with a unit, as '512MB' or '2GiB': '2QB'"),
+        (["--loss", "IWAE", "--beta", "2"], "IWAE has no KL to weigh: leave beta at 1"),
+        (["--loss", "IWAE", "--warm-up", "2"], "IWAE has no KL to weigh: leave beta at 1"),
+        (["--memory", "2GB"], "memory is for the particles of objectives such as IWAE, not Trace_ELBO's"),
         (["--scale", "255"], "digits has values in [0, 1]: leave out the scale"),
         (["--latent-dim", "0"], "latent_dim must be at least 1"),
         (["--latent-dim", "two"], "invalid int value: 'two'"),
@@ -713,6 +719,25 @@ def test_a_folder_with_other_files_is_refused(capsys):
     assert "not an empty folder" in refused(capsys, "train", "--out", "full")
 
 
+def test_what_a_killed_process_left_as_it_began_is_in_nobodys_way():
+    """Killed at any moment, it leaves its lock, a part of its config, or both."""
+    Path("run").mkdir()
+    for name in (".lock", ".config.yaml.partial"):
+        Path("run", name).write_text("da")
+    train("--epochs", "0")
+    assert not Path("run/.config.yaml.partial").exists()
+
+
+def test_weights_that_are_missing_are_refused_with_the_fix(capsys):
+    run = train("--epochs", "0")
+    (run / "checkpoints/best.safetensors").unlink(missing_ok=True)
+    capsys.readouterr()
+    assert "no file run/checkpoints/best.safetensors; leave out --best" in refused(capsys, "sample", "run", "--best")
+    (run / "model.safetensors").unlink()
+    fix = "go on with pyro-vae train --resume run"
+    assert f"no file run/model.safetensors; {fix}" in refused(capsys, "evaluate", "run")
+
+
 @pytest.mark.parametrize("command", ["sample", "reconstruct", "evaluate"])
 def test_a_folder_that_is_no_run_is_refused(command, capsys):
     assert "holds no config.yaml" in refused(capsys, command, "nowhere")
@@ -776,6 +801,20 @@ def test_results_that_are_no_numbers_are_refused(capsys):
         assert f"the weights of this run give {name} as NaN: take --best, or train anew" in refused(capsys, *argv)
     assert not Path("x.json").exists()
     assert not Path("run/reconstruct-mean.png").exists()
+
+
+def test_an_infinite_result_is_printed_and_null_in_json(capsys):
+    np.save("rows.npy", np.random.default_rng(0).random((9, 3)))
+    path = train("--data", "rows.npy", "--decoder", "Normal", "--epochs", "0") / "model.safetensors"
+    tensors, head = read_tensors(path)
+    (last,) = (name for name, tensor in tensors.items() if name.startswith("decoder") and tensor.shape == (3,))
+    save_tensors(path, {**tensors, last: torch.full((3,), 1e30)}, head["about"])
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--samples=2", "--json=x.json"]) == 0
+    assert f"{'bound (Trace_ELBO)':<34}{'-inf':>12}" in capsys.readouterr().out
+    found = json.loads(Path("x.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["bound"] is found["log_p"] is None
+    assert found["kl"] > 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_written(capsys):

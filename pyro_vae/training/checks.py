@@ -29,8 +29,8 @@ REFUSED_LOSSES = (
 )
 
 
-def check_loss(loss: ELBO, beta: Beta) -> None:
-    """Refuse what is no objective that `fit` can minimize, with this KL weight.
+def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:
+    """Refuse what is no objective that `fit` can minimize, with this KL weight and limit of memory.
 
     Raises:
         TypeError, ValueError: with what was received and the fix.
@@ -45,6 +45,10 @@ def check_loss(loss: ELBO, beta: Beta) -> None:
     if not weighs_kl and (callable(beta) or beta != 1):
         raise ValueError(f"{type(loss).__name__} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
     trained_by(loss)  # which refuses what cannot be trained
+    if memory is not None and not isinstance(loss, Objective):
+        raise ValueError(f"memory is for the particles of objectives such as IWAE, not {type(loss).__name__}'s")
+    if memory is not None:
+        as_bytes(memory)
 
 
 def check_before(
@@ -79,23 +83,12 @@ def check_before(
     return plates, loss
 
 
-def with_memory(loss: ELBO, memory: int | str | None) -> ELBO:
-    """Return an objective whose chunk `fit_to_memory` may change.
-
-    Raises:
-        ValueError: for an objective that has no particles to take in chunks.
-    """
-    if memory is None:
-        return loss
-    if not isinstance(loss, Objective):
-        raise ValueError(f"memory is for the particles of objectives such as IWAE, not {type(loss).__name__}'s")
-    return copy.copy(loss)
-
-
-def fit_to_memory(loss: Any, memory: int | str, programs: Programs, batches: Batches, seed: int) -> None:
-    """Have an objective take its particles in chunks that fit the memory."""
+def fit_to_memory(loss: Any, memory: int | str, programs: Programs, batches: Batches, seed: int) -> ELBO:
+    """Return an objective that takes its particles in chunks that fit the memory."""
+    fitted: ELBO = copy.copy(loss)
     with seeded(seed, batches.x.device):
-        loss.chunk = loss.chunk_within(as_bytes(memory), programs.model, programs.guide, batches.first())
+        fitted.chunk = loss.chunk_within(as_bytes(memory), programs.model, programs.guide, batches.first())
+    return fitted
 
 
 def meet_parameters(programs: Programs, batches: Batches, seed: int) -> Callable[[], None]:

@@ -23,7 +23,6 @@ from pyro_vae.training.checks import (
     check_settings,
     fit_to_memory,
     meet_parameters,
-    with_memory,
 )
 from pyro_vae.training.descriptions import described, described_data, described_loss
 from pyro_vae.training.guards import guard_of
@@ -156,7 +155,7 @@ def fit(
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, algorithm 1.
     """
-    check_loss(loss, beta)
+    check_loss(loss, beta, memory)
     check_factory(optimizer)
     if resume is not None:
         Checkpoints(resume).read()  # which refuses it before any work
@@ -168,7 +167,6 @@ def fit(
     others: dict[str, Any] = {"engine": engine, "on_nan": on_nan, "beta": 1.0 if callable(beta) else beta}
     check_settings(epochs=epochs, device=x.device, **numbers, **others)
     numbers["batch_size"] = batch_size = max(x.counts) if isinstance(x, Ready) else min(batch_size, len(x))
-    loss = with_memory(loss, memory)
     batches = Batches(x, batch_size, transform, ranks, torch.Generator().manual_seed(as_seed(seed)))
     same = numbers | {"seed": seed, "loss": described_loss(loss), "beta": described(beta)}
     same |= {"transform": described(transform), "processes": ranks.size}
@@ -186,7 +184,7 @@ def fit(
             measure = Measure(programs.model, programs.guide, test, settings)
             plates, loss = check_before(programs, batches, measure, loss, seed)
             if memory is not None:
-                fit_to_memory(loss, memory, programs, batches, seed)
+                loss = fit_to_memory(loss, memory, programs, batches, seed)
             settings |= {"plates": plates.names, "loss": loss}
             estimator, steps = Estimator(loss, programs, plates.names, precision), epochs * len(batches)
             estimate, how = chosen(estimator, engine, steps, tolerance=estimator.tolerance, unless=estimator.unless)
