@@ -353,7 +353,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def check_programs(
-    model: Program, guide: Program, x: Rows, transform: Transform | None = None, batch_size: int = 2
+    model: Program, guide: Program, x: Rows, transform: Transform | None = None, batch_size: int = 2, of: str = ""
 ) -> DataPlates:
     """Refuse programs that do not fit each other or the data, naming the part and the fix.
 
@@ -366,6 +366,7 @@ def check_programs(
             missing entry (`pyro_vae.decoders.Masked`), and where the programs themselves leave it out.
         transform: what is done to a batch before the programs see it.
         batch_size: how many data the programs are going to see at a time.
+        of: which data these are, to be said behind the index of one, such as " of the validation data".
 
     Returns:
         The programs' plates over the data.
@@ -386,7 +387,7 @@ def check_programs(
     count_rows = count_in(x)
     first = x[:batch_size]
     count = count_rows(first)
-    _refuse_infinite(first)
+    _refuse_infinite(first, 0, of)
     first = _filled(first)  # numbers that every network can take; what is missing comes below
     if transform is not None:
         as_function(transform, "transform")
@@ -413,7 +414,7 @@ def check_programs(
         most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // size))
         if not holds and (other_pair is None or plates.size > count):
             most = count  # programs that take no other number, or no more than their plate has
-        _check_data(model, guide, x.split(most), transform, holds, count_rows)
+        _check_data(model, guide, x.split(most), transform, holds, count_rows, of)
     return plates
 
 
@@ -433,12 +434,6 @@ def _of_another_size(x: Rows, batch: Batch, count: int, transform: Transform | N
 
 def _filled(batch: Batch) -> Batch:
     return map_tensors(lambda part: part.nan_to_num(0.5) if part.is_floating_point() else part, batch)
-
-
-def _refuse_infinite(batch: Batch, start: int = 0) -> None:
-    for name, part in named(batch):
-        if isinstance(part, Tensor) and part.is_floating_point():
-            _refuse(part, part.isinf(), FINITE, start, name)
 
 
 def _check_names(*programs: Program) -> None:
@@ -591,6 +586,7 @@ def _check_data(
     transform: Transform | None,
     holds: dict[str, Any] | None,
     count: Count,
+    of: str,
 ) -> None:
     """Refuse data that are not finite, or outside the support of a site that observes them.
 
@@ -601,10 +597,11 @@ def _check_data(
         transform: what is done to a batch before the programs see it.
         holds: the site that observes the batch as it is; else the programs are run on all data.
         count: returns how many data a batch has.
+        of: which data these are.
     """
     start, checked = 0, set[str]()
     for rows in chunks:
-        _refuse_infinite(rows, start)
+        _refuse_infinite(rows, start, of)
         for name, part in named(rows):
             missing = part.isnan() if isinstance(part, Tensor) and part.is_floating_point() else None
             if name not in checked and missing is not None and missing.any():
@@ -612,7 +609,8 @@ def _check_data(
                 some = missing.flatten(1).any(1) if part.dim() > 1 else missing
                 incomplete = transformed(_where(rows, some, count(rows)), transform, count)
                 if not _takes_missing(model, guide, incomplete):
-                    _refuse(part, missing, f"{FINITE}, or score only the rest (decoders.Masked)", start, name)
+                    fix = f"{FINITE}, or score only the rest (decoders.Masked)"
+                    _refuse(part, missing, fix, start, _of_part(name, of))
                 _check_guide_of_missing(guide, incomplete)
         value = transformed(rows, transform, count)
         if holds:
@@ -629,11 +627,21 @@ def _where(rows: Batch, some: Tensor, count: int) -> Batch:
     return map_tensors(lambda part: part[some][:2], rows) if are_rows(rows, count) else rows
 
 
-def _refuse(x: Tensor, bad: Tensor, fix: str, start: int = 0, name: str = "") -> None:
+def _refuse_infinite(batch: Batch, start: int, of: str) -> None:
+    for name, part in named(batch):
+        if isinstance(part, Tensor) and part.is_floating_point():
+            fix = f"{FINITE}, or beyond {torch.finfo(part.dtype).max:.3g}"
+            _refuse(part, part.isinf(), fix, start, _of_part(name, of))
+
+
+def _of_part(name: str, of: str) -> str:
+    return f" of part {name}{of}" if name else of
+
+
+def _refuse(x: Tensor, bad: Tensor, fix: str, start: int, of: str) -> None:
     if bad.any():
         index, *rest = bad.nonzero()[0].tolist()
-        place = f"index {(start + index, *rest)}" + (f" of part {name}" if name else "")
-        raise ValueError(f"the data hold {x[index, *rest].item()} at {place}; {fix}")
+        raise ValueError(f"the data hold {x[index, *rest].item()} at index {(start + index, *rest)}{of}; {fix}")
 
 
 def support_of(distribution: Any) -> Any:

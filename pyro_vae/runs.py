@@ -78,9 +78,10 @@ class Run:
         check_loss(self.loss, beta_of(config, steps_per_epoch=1), config.memory)
         self.shape = tuple(self.data.train.shape[1:])
         self.vae = seeded_vae(config, self.shape).to(self.device)
-        for part in (self.data.train, self.data.test):
+        for name, part in zip(("train", "test"), self.data[:2], strict=True):
+            of = f" of data.load({config.data!r}).{name}"  # a file of one part is split in another order
             with seeded(config.seed, self.device), mode(False, self.vae):
-                check_programs(self.vae.model, self.vae.guide, part.to(self.device), self.transform)
+                check_programs(self.vae.model, self.vae.guide, part.to(self.device), self.transform, of=of)
 
     @property
     def steps_per_epoch(self) -> int:

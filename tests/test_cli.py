@@ -587,6 +587,7 @@ def refused(capsys, *argv):
         (["--loss", "Renyi", "--memory", "2QB"], "one with a unit, as '512MB' or '2GiB': '2QB'"),
         (["--loss", "IWAE", "--beta", "2"], "IWAE has no KL to weigh: leave beta at 1"),
         (["--loss", "IWAE", "--warm-up", "2"], "IWAE has no KL to weigh: leave beta at 1"),
+        (["--loss.num_particles", "0"], "num_particles must be at least 1, not 0"),
         (["--memory", "2GB"], "memory is for the particles of objectives such as IWAE, not Trace_ELBO's"),
         (["--scale", "255"], "digits has values in [0, 1]: leave out the scale"),
         (["--latent-dim", "0"], "latent_dim must be at least 1"),
@@ -651,6 +652,18 @@ def test_a_wrong_config_gets_one_line(text, words, capsys):
 def test_wrong_data_get_one_line(array, words, capsys):
     np.save("bad.npy", array)
     assert words in refused(capsys, "train", "--data", "bad.npy", "--batch-size", "2")
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e39])
+def test_the_place_of_a_value_is_that_in_its_part_and_not_in_the_file(value, capsys):
+    """As the rows of a file are shuffled before they are cut into parts."""
+    array = np.random.default_rng(0).random((40, 3))
+    array[7, 2] = value
+    np.save("rows.npy", array)
+    line = refused(capsys, "train", "--data", "rows.npy", "--decoder", "Normal")
+    row, column, path, part = re.search(r"at index \((\d+), (\d+)\) of data.load\('(.*)'\).(\w+);", line).groups()
+    assert not getattr(data.load(path), part)[int(row), int(column)].isfinite()
+    assert ("beyond 3.4e+38" in line) is (value == 1e39)
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,13 @@ def test_an_objective_that_takes_a_batch_for_one_datum_is_refused_by_name(vae, x
             run(vae.model, vae.guide, x, loss=make())
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_an_objective_of_no_particles_is_refused(vae, x, count):
+    for run in (fit, evaluate):
+        with pytest.raises(ValueError, match=f"^num_particles must be at least 1, not {count}$"):
+            run(vae.model, vae.guide, x, loss=Trace_ELBO(num_particles=count))
+
+
 @pytest.mark.parametrize("beta", [0.5, linear_warm_up(3)])
 def test_a_sum_of_weights_has_no_kl_to_weigh(vae, x, beta):
     """Pyro's tensor Monte Carlo would sum them to the power of beta."""

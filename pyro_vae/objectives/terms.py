@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch, arguments, count_of
 from pyro_vae.distributions.kl import kl_or_none
-from pyro_vae.networks import as_number
+from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, check_dims, scale_at_1
 from pyro_vae.objectives.plates import share_of
 
@@ -83,10 +83,11 @@ def check_beta(beta: float) -> float:
 
 
 def check_per_datum(loss: ELBO) -> None:
-    """Refuse an objective of Pyro's that takes the data of a batch for one datum, and name what to take in its place.
+    """Refuse an objective of Pyro's that takes the data of a batch for one datum, or no particles, and name the fix.
 
     Raises:
         TypeError: for ``Trace_MMD``, ``ReweightedWakeSleep`` and ``TraceTailAdaptive_ELBO``.
+        ValueError: for a number of particles below 1.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -98,6 +99,7 @@ def check_per_datum(loss: ELBO) -> None:
                 f"{kind.__name__} takes the data of a batch for one datum, so that the objective would depend on the"
                 f" batch size: take objectives.{instead}"
             )
+    as_size(getattr(loss, "num_particles", 1), "num_particles")
 
 
 def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..., tuple[Terms, list[Tensor | None]]]:

@@ -76,7 +76,8 @@ def check_before(
         plates.check_size(len(x))
         plates.check_objective(loss)
         if measure.test is not None:
-            check_programs(*programs.given, measure.test, transform, measure.settings["batch_size"])
+            size = measure.settings["batch_size"]
+            check_programs(*programs.given, measure.test, transform, size, " of the validation data")
     with _evaluating(programs, batches, seed):
         loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
     check_last_batch(programs, batches)
