@@ -350,8 +350,8 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
 
 
 def _unknown_flag(flag: str, names: Iterable[str]) -> str:
-    known = [f"--{name.replace('_', '-')}" for name in names if name not in ("command", "builds_vae")]
-    matches = difflib.get_close_matches(flag.partition("=")[0], known, 1, cutoff=0.6)
+    known = [f"--{name.replace('_', '-')}" for name in names if name not in ("command", "builds_vae", "run")]
+    matches = difflib.get_close_matches(flag.partition("=")[0], known, 1, cutoff=0.6) if flag[:1] == "-" else []
     return f"unknown argument {flag}" + (f"; did you mean {matches[0]}?" if matches else "; see --help")
 
 
@@ -519,7 +519,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pyro_vae.networks import as_size
     from pyro_vae.pictures import EVALUATE, reconstruction_figure
     from pyro_vae.programs import seeded
-    from pyro_vae.runs import load_data_of, values_of
+    from pyro_vae.runs import check_part, load_data_of, values_of
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
     as_size(arguments.n, "--n")
@@ -527,6 +527,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     vae, config = _read_run(arguments)
     data = load_data_of(arguments.run, config, named=bool(arguments.data))
     transform, device = transform_of(config), torch.device(config.device)
+    check_part(vae, config, data, "test", device)
     x = data.test[: arguments.n].to(device)
     with seeded(arguments.seed, device):
         figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)
@@ -552,14 +553,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from pyro_vae.evaluation import evaluate, log_likelihood
     from pyro_vae.memory import as_bytes
     from pyro_vae.networks import as_size
-    from pyro_vae.runs import as_seen, load_data_of, values_of
+    from pyro_vae.runs import as_seen, check_part, load_data_of, values_of
 
     as_size(arguments.samples, "--samples")
     as_bytes(arguments.memory)
     _check_file(arguments.json, "--json")
     vae, config = _read_run(arguments)
     data = load_data_of(arguments.run, config, named=bool(arguments.data))
-    x, pair = as_seen(config, data.test[:].to(device_named(config.device))), (vae.model, vae.guide)
+    device = device_named(config.device)
+    check_part(vae, config, data, "test", device)
+    x, pair = as_seen(config, data.test[:].to(device)), (vae.model, vae.guide)
     loss, seed = build_loss(config, len(data.train)), arguments.seed
     with _without_warnings_of_nan():
         bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))

@@ -78,10 +78,8 @@ class Run:
         check_loss(self.loss, beta_of(config, steps_per_epoch=1), config.memory)
         self.shape = tuple(self.data.train.shape[1:])
         self.vae = seeded_vae(config, self.shape).to(self.device)
-        for name, part in zip(("train", "test"), self.data[:2], strict=True):
-            of = f" of data.load({config.data!r}).{name}"  # a file of one part is split in another order
-            with seeded(config.seed, self.device), mode(False, self.vae):
-                check_programs(self.vae.model, self.vae.guide, part.to(self.device), self.transform, of=of)
+        for name in ("train", "test"):
+            check_part(self.vae, config, self.data, name, self.device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -281,6 +279,13 @@ def as_seen(config: Config, x: Tensor) -> Tensor:
     transform = transform_of(config)
     with seeded(config.seed, x.device):
         return transform(x) if transform else x
+
+
+def check_part(vae: VAE, config: Config, data: Data, name: str, device: torch.device) -> None:
+    """Refuse the "train" or the "test" part of data that a VAE does not take, as `check_programs` does."""
+    of = f" of data.load({config.data!r}).{name}"  # a file of one part is split in another order
+    with seeded(config.seed, device), mode(False, vae):
+        check_programs(vae.model, vae.guide, getattr(data, name).to(device), transform_of(config), of=of)
 
 
 def check_folder(folder: Path) -> None:

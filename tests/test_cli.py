@@ -666,6 +666,20 @@ def test_the_place_of_a_value_is_that_in_its_part_and_not_in_the_file(value, cap
     assert ("beyond 3.4e+38" in line) is (value == 1e39)
 
 
+@pytest.mark.parametrize("command", ["reconstruct", "evaluate"])
+def test_data_that_a_run_does_not_take_are_refused_by_their_place(command, capsys):
+    np.save("rows.npy", np.random.default_rng(0).random((9, 3)))
+    train("--data", "rows.npy", "--decoder", "Normal", "--epochs", "0")
+    capsys.readouterr()
+    np.save("gaps.npy", np.where(np.arange(27).reshape(9, 3) % 3 == 1, np.nan, 0.5))
+    line = refused(capsys, command, "run", "--data", "gaps.npy")
+    assert "the data hold nan at index (0, 1) of data.load('gaps.npy').test; remove or fill" in line
+
+
+def test_what_is_no_flag_is_not_likened_to_one(capsys):
+    assert "unknown argument run2; see --help" in refused(capsys, "sample", "run", "run2")
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
