@@ -308,8 +308,12 @@ def transform_of(config: Config) -> Transform | None:
     return data.BINARIZE[config.binarize]
 
 
-def device_named(name: str) -> torch.device:
+def device_named(name: str, fix: str = "take --device cpu") -> torch.device:
     """Return a torch device that is there.
+
+    Arguments:
+        name: such as "cuda:1".
+        fix: what to do where it is not.
 
     Raises:
         ValueError: for a name torch does not know, or a device this machine does not have.
@@ -323,7 +327,7 @@ def device_named(name: str) -> torch.device:
         torch.empty(0, device=device).tolist()  # which a device without values refuses
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:60]
-        raise ValueError(f"no device {name!r} on this machine ({reason}); take --device cpu") from error
+        raise ValueError(f"no device {name!r} on this machine ({reason}); {fix}") from error
     return device
 
 

@@ -57,7 +57,8 @@ class Run:
         self.resume, self.lock = resume, FileLock(folder / LOCK)
         if self.ranks.rank == 0 and not resume:
             check_folder(folder)
-        self.device = fabric.device if fabric else device_named(config.device)
+        fix = _write_cpu(folder) if resume else "take --device cpu"
+        self.device = fabric.device if fabric else device_named(config.device, fix)
         self.transform = transform_of(config)
         self.data = _find_data(folder, config) if resume else load_data(config)
         self.of = config.identity() | {"data": fingerprint(self.data)}
@@ -66,14 +67,14 @@ class Run:
         on_save = self.save_weights if self.ranks.rank == 0 else None
         self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint_minutes, on_save, self.of)
         self.resumed = resume and self.checkpoints.last.exists()
+        passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision", "on_nan")
+        self.settings: dict[str, Any] = {name: getattr(config, name) for name in passed_on}
+        check_settings(beta=config.beta, lr=config.lr, device=self.device, **self.settings)
         if self.resumed:  # an epoch that was begun is not undone
             _, about = self.checkpoints.read()
             begun = about["epoch"] - (about["batches"] == 0)
             self.config = config = replace(config, epochs=max(config.epochs, begun))
-        passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision", "on_nan", "memory")
-        self.settings = {name: getattr(config, name) for name in passed_on}
-        checked = {name: value for name, value in self.settings.items() if name != "memory"}
-        check_settings(beta=config.beta, lr=config.lr, device=self.device, **checked)
+            self.settings["epochs"] = config.epochs
         self.loss = build_loss(config, len(self.data.train))
         check_loss(self.loss, beta_of(config, steps_per_epoch=1), config.memory)
         self.shape = tuple(self.data.train.shape[1:])
@@ -157,6 +158,7 @@ class Run:
             seed=config.seed,
             validation=self.data.test,
             beta=beta_of(config, self.steps_per_epoch),
+            memory=config.memory,
             transform=self.transform,
             fabric=self.fabric,
             checkpoints=self.checkpoints,
@@ -413,7 +415,11 @@ def load_vae(folder: Path, config: Config, *, best: bool = False) -> VAE:
         weights = {name: values[name] for name in weights if name in values}
     _check_weights(path, weights, vae)
     vae.load_state_dict(weights)
-    return vae.to(device_named(config.device))
+    return vae.to(device_named(config.device, _write_cpu(folder)))
+
+
+def _write_cpu(folder: Path) -> str:
+    return f"write 'device: cpu' into {folder / 'config.yaml'}"
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:

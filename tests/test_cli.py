@@ -746,6 +746,18 @@ def test_a_folder_with_other_files_is_refused(capsys):
     assert "not an empty folder" in refused(capsys, "train", "--out", "full")
 
 
+def test_a_run_of_another_machines_device_says_where_to_write_that_of_this_one(capsys):
+    path = train("--epochs", "0") / "config.yaml"
+    capsys.readouterr()
+    written = path.read_text()
+    path.write_text(written.replace("device: cpu", "device: cuda:99"))
+    for argv in (["train", "--resume"], ["sample"], ["reconstruct"], ["evaluate"]):
+        assert "no device 'cuda:99'" in (line := refused(capsys, *argv, "run"))
+        assert line.endswith("; write 'device: cpu' into run/config.yaml")
+    path.write_text(written.replace("epochs: 0", "epochs: -1"))
+    assert "epochs must be at least 0, not -1" in refused(capsys, "train", "--resume", "run")
+
+
 def test_what_a_killed_process_left_as_it_began_is_in_nobodys_way():
     """Killed at any moment, it leaves its lock, a part of its config, or both."""
     Path("run").mkdir()
