@@ -1053,6 +1053,9 @@ def _datum(item: Any) -> Any:
     if len(item) > 1 and len(shapes) == 1 and len(shapes.pop()):
         reason = f"an item is a list of {len(item)} arrays of one shape"
         raise TypeError(f"{reason}: stack them into one, or give a tuple (datum, label), of which the first counts")
+    if item[0] is None or isinstance(item[0], str) or (_is_numbers(item[0]) and not isinstance(item[0], list)):
+        fix = "of rows of a table make an array, np.array(data, dtype=float)"
+        raise TypeError(f"a datum is a {type(item).__name__} that begins with {item[0]!r}, not with an array: {fix}")
     return item[0]
 
 
@@ -1082,6 +1085,8 @@ def _as_array(data: Any) -> np.ndarray:
     array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
     if array.dtype == object and hasattr(data, "columns"):
         columns = {str(name): np.asarray(data[name]) for name in data.columns}
+        if len(columns) < len(data.columns):
+            raise TypeError(f"columns must differ in their names, but are {', '.join(map(str, data.columns))}")
         if names := [name for name, column in columns.items() if column.dtype.kind not in "biuf"]:
             fix = "drop them, or make them numbers, with NaN for what is missing"
             raise TypeError(f"data must hold real numbers, but the columns {', '.join(names)} do not: {fix}")
@@ -1110,7 +1115,9 @@ def _row(item: Any) -> Tensor:
 def _from_numpy(array: np.ndarray) -> Tensor:
     """Return a copy of an array of numbers, whatever its layout, byte order and width; what is masked becomes NaN."""
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"data must hold real numbers, not {array.dtype}")
+        fix = "; data.astype(float) makes numbers of them" if array.dtype.kind in "OSU" else ""
+        fix = "; numpy.lib.recfunctions.structured_to_unstructured joins its columns" if array.dtype.names else fix
+        raise TypeError(f"data must hold real numbers, not {array.dtype}{fix}")
     if isinstance(array, np.ma.MaskedArray) and np.ma.getmaskarray(array).any():
         known = _kept(_from_numpy(np.ma.filled(array, 0)))
         floats = known if known.is_floating_point() else known.to(torch.get_default_dtype())

@@ -990,6 +990,10 @@ def test_a_frame_is_its_numbers_or_refused_by_its_columns():
     assert as_tensor(Frame(a=[1, 2], b=[0.5, 4])).tolist() == [[1, 0.5], [2, 4]]
     with pytest.raises(TypeError, match="the columns b, d do not: drop them"):
         as_tensor(Frame(a=[1, 2], b=["x", "y"], c=[1.0, 2.0], d=[None, 1]))
+    twins = Frame(a=[1, 2])
+    twins.columns, twins.values = [1, "1"], {1: [1, 2], "1": [3, 4]}
+    with pytest.raises(TypeError, match="columns must differ in their names, but are 1, 1"):
+        as_tensor(twins)
 
 
 REFUSED = {
@@ -999,6 +1003,20 @@ REFUSED = {
     "list of arrays": (lambda: [[X[0], X[1]], [X[1], X[2]]], "an item is a list of 2 arrays of one shape: stack them"),
     "sparse tensor": (lambda: torch.eye(2).to_sparse(), "give data.to_dense"),
     "nested tensor": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "not a nested one"),
+    "rows in tuples": (
+        lambda: [(1.0, 2.0), (3.0, 4.0)],
+        "a tuple that begins with 1.0, .*: .* np.array.data, dtype=float",
+    ),
+    "rows with gaps": (
+        lambda: [[1.0, None], [3.0, 4.0]],
+        "a list that begins with 1.0, .*: .* np.array.data, dtype=float",
+    ),
+    "rows with names": (
+        lambda: [["a", 1.0], ["b", 4.0]],
+        "a list that begins with 'a', .*: .* np.array.data, dtype=float",
+    ),
+    "structured": (lambda: np.zeros(3, [("a", "i4"), ("b", "f8")]), "structured_to_unstructured joins its columns"),
+    "texts": (lambda: np.array([["1", "2"]]), "astype.float. makes numbers of them"),
     "masked tensor": (lambda: torch.masked.masked_tensor(X, X > 0.5), "to_tensor"),
 }
 
