@@ -94,7 +94,7 @@ def _run(argv: list[str]) -> int:
         arguments = _parse(argv)
         arguments.command(arguments)
     except KeyboardInterrupt:
-        say("pyro-vae: stopped; progress is saved", error=True)
+        say("pyro-vae: stopped", error=True)  # before a training has begun, or in a command that saves nothing
         return 130
     except Exception as error:
         if "--debug" in argv:

@@ -863,6 +863,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_written(caps
     assert all(tensor.isfinite().all() for tensor in load_file("run/model.safetensors").values())
 
 
+@pytest.mark.parametrize("argv", [["list"], ["train", "--out", "run"]])
+def test_what_is_interrupted_before_it_saves_anything_does_not_say_that_it_has(argv, monkeypatch, capsys):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "catalogue", interrupted)
+    monkeypatch.setattr(runs, "load_data", interrupted)
+    assert main(argv) == 130
+    assert capsys.readouterr() == ("", "pyro-vae: stopped\n")
+    assert not Path("run").exists()
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="unknown prior"):
         main(["train", "--prior", "Norml", "--debug"])
