@@ -30,11 +30,12 @@ def draw(
         history: what `fit` measured.
         snapshots: the posteriors' moments of x by title, from `posterior_moments`.
         x: test data, shape (N, \\*shape).
-        labels: labels of the test data, or None.
+        labels: labels of x, and of test data that follow, or None.
 
     Returns:
         Figures by name, in the order of the report; and by name why a picture is left out.
     """
+    labels = None if labels is None else labels[: len(x)]
     pictures: dict[str, Callable[[], Figure | str]] = {
         "curves": lambda: plots.curves(history, f"{Path(config.data).name}: training"),
         "samples": lambda: plots.samples(vae.sample(64), "Samples from the prior, decoded"),
@@ -63,9 +64,8 @@ def draw(
 
 def _two(labels: Tensor | None) -> list[int]:
     """Return the indices of two data to interpolate between, of different labels where there are such."""
-    if labels is None or (labels == labels[0]).all():
-        return [0, 1]
-    return [0, int((labels != labels[0]).nonzero()[0, 0])]
+    others = [] if labels is None else (labels[1:] != labels[0]).nonzero().flatten().tolist()
+    return [0, 1 + others[0] if others else 1]
 
 
 def snapshot_epochs(epochs: int) -> set[int]:
@@ -102,10 +102,9 @@ def map_figure(config: Config, snapshots: dict[str, Moments], labels: Tensor | N
     method = "first" if shape[1] <= 2 else config.latent_map if shape[0] >= 4 else "pca"  # t-SNE needs 4
     seed = config.seed % 2**32  # of more bits scikit-learn takes none
     panels = {name: plots.project(*moments, method, seed) for name, moments in snapshots.items()}
-    shown_labels = None if labels is None else labels[: shape[0]]
     title = f"Posteriors of test data, {MAP_NAMES[method]}"
     shared = method != "tsne"  # a t-SNE map has no unit, so that two of them have no common scale
-    return plots.latent_map(panels, shown_labels, title=title, shared=shared)
+    return plots.latent_map(panels, labels, title=title, shared=shared)
 
 
 def reconstruction_figure(vae: VAE, x: Tensor, evaluate: str) -> Figure:

@@ -22,7 +22,7 @@ from pyro_vae import VAE, config, data, decoders, encoders, evaluation, priors, 
 from pyro_vae.checkpoints import read_tensors, save_tensors
 from pyro_vae.cli import main
 from pyro_vae.config import Config
-from pyro_vae.pictures import grid_figure
+from pyro_vae.pictures import _two, grid_figure
 from pyro_vae.training import COLUMNS
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -296,6 +296,15 @@ def test_rows_that_are_no_images_are_drawn_as_curves():
     np.save("rows.npy", np.random.default_rng(0).normal(size=(60, 5)))
     run = train("--data", "rows.npy", "--decoder", "Normal", "--batch-size", "20")
     assert (run / "reconstructions.png").exists()
+
+
+def test_labels_that_are_sorted_or_missing_have_their_pictures():
+    """More data of the first label than are shown; labels that are NaN, none of which is that of another datum."""
+    x, y = np.random.default_rng(0).random((1010, 3)), np.arange(1010) >= 1005
+    np.savez("rows.npz", x_train=x[:9], x_test=x, y_train=y[:9], y_test=y)
+    assert (train("--data", "rows.npz", "--epochs", "0") / "interpolation.png").exists()
+    assert _two(torch.full((3,), torch.nan)) == _two(torch.tensor([5, 4, 5])) == [0, 1]
+    assert _two(torch.tensor([5, 5, 4])) == [0, 2]
 
 
 def test_sequences_are_read_by_a_recurrent_network_of_its_own_parameters():
