@@ -433,8 +433,7 @@ class Recorded:
     def _check(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
         graph: Any = own.graph  # which has been made
         tensors = tensors_of(inputs)
-        changing = [value for value in _constants(graph) if not (value.is_leaf and value.requires_grad)]
-        state = [(value, value.clone()) for value in changing]
+        state = [(value, value.clone()) for value in _constants(graph)]  # programs may change any, and parameters
         random_state = _random_state()
         failure = ""
         replayed: Outputs = ()
@@ -445,7 +444,7 @@ class Recorded:
                 replayed = own.replay(*tensors)
             except Exception as error:  # of the compiler, or where there is none
                 failure = _reason(error)
-            for value, before in state:  # such as the running mean of a batch normalization
+            for value, before in state:  # such as the running mean of a batch normalization, or a codebook
                 if not _same([value], [before]):
                     value.copy_(before)
         after = _random_state()

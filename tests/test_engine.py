@@ -592,6 +592,27 @@ def test_tensors_that_a_failed_recording_has_changed_are_put_back():
     assert all(map(torch.equal, state, recorded_state))
 
 
+def test_a_codebook_that_a_program_itself_updates_in_place_moves_once_a_step():
+    def make():
+        pyro.clear_param_store()
+
+        def guide(x):
+            codebook = pyro.param("codebook", torch.zeros(6))
+            with torch.no_grad():
+                codebook.lerp_(x.mean(0), 0.1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(codebook.detach() + pyro.param("a", torch.zeros(6)), 1.0).to_event(1))
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        return model, guide, lambda: [pyro.param("codebook")]
+
+    assert_recorded_is_eager(make)
+
+
 def test_a_count_in_python_that_a_failed_recording_has_changed_is_an_error():
     calls = [0]
 
