@@ -513,6 +513,23 @@ def test_a_schedule_of_the_learning_rate_is_resumed_to_the_last_bit(name, tmp_pa
         assert_same_store(whole, train_store(Store(), resume=tmp_path / str(after), optimizer=SCHEDULES[name]))
 
 
+def test_a_learning_rate_that_is_a_tensor_is_resumed_as_one(tmp_path):
+    made = []
+
+    def optimizer(parameters):
+        rates = {"lr": torch.tensor(0.02), "betas": (torch.tensor(0.9), torch.tensor(0.99))}
+        made.append(torch.optim.Adam(parameters, **rates, foreach=False))
+        return made[-1]
+
+    whole = train_store(Store(), optimizer=optimizer)
+    stop_store(Store(), tmp_path, optimizer=optimizer)
+    assert_same_store(whole, train_store(Store(), resume=tmp_path, optimizer=optimizer))
+    for optim in made:
+        assert str([optim.param_groups[0]["lr"], *optim.param_groups[0]["betas"]]) == (
+            "[tensor(0.0200), tensor(0.9000), tensor(0.9900)]"
+        )
+
+
 def test_groups_of_an_optimizer_are_resumed(tmp_path):
     def optimizer(parameters):
         first, *rest = parameters
@@ -770,7 +787,8 @@ def test_what_a_program_counts_in_python_is_said_to_be_lost(tmp_path):
 
     programs = counted()
     fit_programs(programs, 1, checkpoints=tmp_path)
-    fit_programs(programs, 2, resume=tmp_path)  # which hold what they held
+    with pytest.warns(RuntimeWarning, match="the model changes what it holds in Python, such as a count"):
+        fit_programs(programs, 2, resume=tmp_path)  # whose checks have counted, too
     with pytest.warns(RuntimeWarning, match="the model changes what it holds in Python, such as a count"):
         fit_programs(counted(), 3, resume=tmp_path)
 

@@ -122,3 +122,19 @@ def as_plain(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a checkpoint cannot hold the optimizer's {name}, a {type(value).__name__}: train without one")
+
+
+def as_in(group: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return plain settings as tensors where those of an optimizer's group are: a tensor of 32 bits is no number of 64.
+
+    Example:
+        >>> as_in({"lr": torch.tensor(0.1), "eps": 1e-8}, {"lr": 0.5, "eps": 1e-6})
+        {'lr': tensor(0.5000), 'eps': 1e-06}
+    """
+    return {name: _as(value, group.get(name)) for name, value in settings.items()}
+
+
+def _as(value: Any, like: Any) -> Any:
+    if isinstance(like, list | tuple):
+        return list(map(_as, value, like))
+    return torch.full_like(like, value) if isinstance(like, Tensor) else value

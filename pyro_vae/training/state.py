@@ -19,7 +19,7 @@ from pyro_vae.evaluation import Bound
 from pyro_vae.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.history import History, Measure
-from pyro_vae.training.optimizers import as_plain, settings_of, step_by_epoch
+from pyro_vae.training.optimizers import as_in, as_plain, settings_of, step_by_epoch
 from pyro_vae.training.programs import Programs
 
 CHANGES = (
@@ -215,14 +215,13 @@ class State:
     def _check_programs(self, first: list[str], last: list[str]) -> None:
         for number, name in enumerate(CALLED):
             given, begun = self.described[0][number], self.described[1][number]
-            if given == last[number]:  # such as the same objects, which hold what they held
+            if begun == last[number]:  # such as the same objects, which hold what they held
                 continue
-            if begun not in (first[number], last[number]):
+            if begun != first[number] and given != last[number]:
                 raise ValueError(
                     f"cannot resume: the {name} is not the checkpoint's: its code, or a value that it holds, differs"
                 )
-            if first[number] != last[number]:
-                warnings.warn(CHANGES.format(name), RuntimeWarning, stacklevel=4)
+            warnings.warn(CHANGES.format(name), RuntimeWarning, stacklevel=4)
         self.described[1] = first
 
     def _load_optimizer(self, tensors: Tensors, saved: dict[str, Any], values: dict[str, Tensor]) -> None:
@@ -252,7 +251,7 @@ class State:
             check_group(settings, own)
             self._late |= {name: (settings, states.get(name, {})) for name in group["params"] if name not in here}
             if met:
-                groups.append(settings | {"params": list(range(len(order), len(order) + len(met)))})
+                groups.append(as_in(own, settings) | {"params": list(range(len(order), len(order) + len(met)))})
                 optim.param_groups.append(own | {"params": [here[name] for name in met]})
                 order += met
         state = {number: states[name] for number, name in enumerate(order) if name in states}
@@ -268,7 +267,7 @@ class State:
         optim, names = self.optim, {id(value): name for name, value in reversed(self.programs.values().items())}
         for parameter in parameters:
             settings, state = self._late.pop(names[id(parameter)], ({}, {}))
-            optim.add_param_group({**settings, "params": [parameter]})
+            optim.add_param_group({**as_in(optim.param_groups[0], settings), "params": [parameter]})
             if state:
                 alone = copy.copy(optim)  # an optimizer of this parameter
                 alone.param_groups, alone.state = optim.param_groups[-1:], defaultdict(dict)
