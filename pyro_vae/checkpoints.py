@@ -434,7 +434,14 @@ def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
     for group in trial.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    type(trial).step(trial)  # a scheduler has put another step on the object, which is that of the optimizer
+    try:
+        type(trial).step(trial)  # a scheduler has put another step on the object, which is that of the optimizer
+    except AttributeError as error:  # a copy of an optimizer has its groups and its state alone
+        kind = type(optim).__name__
+        raise ValueError(
+            f"a checkpoint cannot hold what {kind} has of its own ({error}): keep it in its groups or its state, or"
+            " train without checkpoints"
+        ) from error
     like = trial.state_dict()
     groups, expected = saved["param_groups"], like["param_groups"]
     if len(groups) != len(expected):

@@ -834,6 +834,41 @@ def test_code_of_ones_own_is_compared(cls, name, setting, tmp_path, monkeypatch)
         fit_programs(program(), 2, resume=tmp_path, **setting())
 
 
+class Counting(torch.optim.SGD):
+    """Descent that counts its steps in an attribute."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=1e-3)
+        self.count = 0
+
+    def step(self):
+        self.count += 1
+        super().step()
+
+
+def test_an_optimizer_that_could_not_be_resumed_is_refused_before_the_first_step(tmp_path):
+    steps = []
+    with pytest.raises(
+        ValueError, match=r"a checkpoint cannot hold what Counting has of its own \(.*'count'\): keep it"
+    ):
+        fit_programs(program(), 1, checkpoints=tmp_path, optimizer=Counting, on_step=lambda *_: steps.append(1))
+    assert not steps
+    fit_programs(program(), 1, optimizer=Counting)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_what_a_hook_of_an_optimizer_counts_in_python_is_said_to_be_lost(counts, tmp_path):
+    def optimizer(parameters):
+        count, optim = [], torch.optim.SGD(parameters, lr=1e-3)
+        optim.register_step_pre_hook(lambda *_: counts and count.append(1))
+        return ExponentialLR(optim, 0.5)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_programs(program(), 2, checkpoints=tmp_path, optimizer=optimizer)
+    assert any("the optimizer changes what it holds in Python" in str(each.message) for each in caught) == counts
+
+
 def test_schedules_within_a_schedule_are_compared(tmp_path):
     fit_programs(program(), 1, checkpoints=tmp_path, optimizer=in_turns(1))
     with pytest.raises(ValueError, match="cannot resume: the checkpoint has scheduler='SequentialLR"):

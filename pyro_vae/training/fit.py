@@ -28,7 +28,7 @@ from pyro_vae.training.descriptions import described, described_data, described_
 from pyro_vae.training.guards import guard_of
 from pyro_vae.training.history import History, Measure, OnEpoch, OnStep
 from pyro_vae.training.loop import train
-from pyro_vae.training.optimizers import Optimizer, check_factory, described_optimizer, made_by
+from pyro_vae.training.optimizers import Optimizer, check_factory, check_resumable, described_optimizer, made_by
 from pyro_vae.training.programs import Programs
 from pyro_vae.training.saving import NoSaver, Saver, held, keeper_of
 from pyro_vae.training.state import State
@@ -200,6 +200,7 @@ def fit(
             keeper_of(checkpoints, resume)  # once more, as another training may have ended there meanwhile
             same |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
             same |= described_optimizer(optim, scheduler)
+            check_resumable(optim)
         state = State(programs, optim, batches, history, scheduler, same)
         state.described = [as_given, described_first]
         if resume is not None:

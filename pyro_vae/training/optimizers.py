@@ -10,11 +10,15 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from pyro_vae.checkpoints import checked_state
 from pyro_vae.engine import TRUSTED, import_tracers, root_of
 from pyro_vae.networks import as_function
 from pyro_vae.training.descriptions import described
 
 NOT_BY_EPOCH = (CyclicLR, OneCycleLR, ReduceLROnPlateau)  # by batch, or by a measure
+# What a checkpoint keeps of an optimizer, and what torch and `fit` note there.
+KEPT_OR_NOTED = {"state", "param_groups", "defaults", "found_inf", "grad_scale", "step", "_opt_called"}
+KEPT_OR_NOTED |= {"_need_device_dtype_check_for_fused", "_warned_capturable_if_run_uncaptured"}
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
 
 
@@ -91,6 +95,30 @@ def described_optimizer(optim: torch.optim.Optimizer, scheduler: LRScheduler | N
     schedule = described(_schedule(scheduler)).replace("list", type(scheduler).__name__) if scheduler else None
     kind = type(optim).__name__ if root_of(type(optim)) in TRUSTED else described(type(optim))
     return {"optimizer": kind, "scheduler": schedule, **same}
+
+
+def check_resumable(optim: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that a checkpoint cannot hold, while nothing is lost.
+
+    Raises:
+        TypeError, ValueError: with what it cannot hold.
+    """
+    groups = [settings_of(group, params=group["params"]) for group in optim.state_dict()["param_groups"]]
+    checked_state(optim, {"state": {}, "param_groups": groups})
+
+
+def held_by(optim: torch.optim.Optimizer) -> Any:
+    """Return a digest of what an optimizer holds of its own beside its groups and their state, such as hooks.
+
+    Example:
+        >>> optim = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> before, optim.count = held_by(optim), 1
+        >>> held_by(optim) == before
+        False
+    """
+    own = {name: value for name, value in vars(optim).items() if name not in KEPT_OR_NOTED}
+    # Hooks are known by numbers that count all hooks of the process.
+    return described({name: list(value.values()) if name.endswith("_hooks") else value for name, value in own.items()})
 
 
 def _schedule(scheduler: LRScheduler) -> list[Any]:

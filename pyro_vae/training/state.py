@@ -19,12 +19,12 @@ from pyro_vae.evaluation import Bound
 from pyro_vae.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.history import History, Measure
-from pyro_vae.training.optimizers import as_in, as_plain, settings_of, step_by_epoch
+from pyro_vae.training.optimizers import as_in, as_plain, held_by, settings_of, step_by_epoch
 from pyro_vae.training.programs import Programs
 
 CHANGES = (
     "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
-    "depend on it, the resumed training is another one; keep it in a buffer of a module"
+    "depend on it, the resumed training is another one; keep it in a buffer of a module, or an optimizer's state"
 )
 CALLED = ("model", "guide", "transform", "beta")  # what `Programs` describes, in this order
 BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
@@ -63,7 +63,7 @@ class State:
         self.best: tuple[float, Tensors] = math.inf, {}
         self.described: list[list[str]] = []  # the programs as they came, and behind the checks of `fit`
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
-        self._met = programs.parameters
+        self._met, self._own = programs.parameters, held_by(optim)
         self._started: float | None = None
 
     def start_epoch(self) -> None:
@@ -119,6 +119,8 @@ class State:
             ValueError: for one that holds a parameter without a name.
         """
         self.seconds, optim, local = self._elapsed(), self.optim, self.programs.local
+        if held_by(optim) != self._own:
+            warnings.warn(CHANGES.format("optimizer"), RuntimeWarning, stacklevel=4)
         values = self.programs.values(strict=True)
         names = {id(value): name for name, value in reversed(values.items())}
         late = {f"param/{name}": value for name, (value, _) in local.saved.items()}
