@@ -1,9 +1,11 @@
 import operator
+import random
 import warnings
 from functools import partial
 from importlib import import_module
 from types import FunctionType
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -867,6 +869,21 @@ def test_what_a_hook_of_an_optimizer_counts_in_python_is_said_to_be_lost(counts,
         warnings.simplefilter("always")
         fit_programs(program(), 2, checkpoints=tmp_path, optimizer=optimizer)
     assert any("the optimizer changes what it holds in Python" in str(each.message) for each in caught) == counts
+
+
+DRAW = {
+    "numpy": lambda x: x + 0.1 * float(np.random.normal()),
+    "Python": lambda x: x + 0.1 * random.random(),  # noqa: S311
+    "torch": lambda x: x + 0.1 * torch.rand(()),
+}
+
+
+@pytest.mark.parametrize("source", DRAW)
+def test_numbers_that_torch_did_not_draw_are_said_to_be_lost(source, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_programs(program(), 1, checkpoints=tmp_path, transform=DRAW[source])
+    assert any("numpy or Python's random drew" in str(each.message) for each in caught) == (source != "torch")
 
 
 def test_schedules_within_a_schedule_are_compared(tmp_path):

@@ -3,12 +3,14 @@
 import copy
 import json
 import math
+import random
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tenso
 from pyro_vae.evaluation import Bound
 from pyro_vae.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
+from pyro_vae.training.descriptions import described
 from pyro_vae.training.history import History, Measure
 from pyro_vae.training.optimizers import as_in, as_plain, held_by, settings_of, step_by_epoch
 from pyro_vae.training.programs import Programs
@@ -25,6 +28,10 @@ from pyro_vae.training.programs import Programs
 CHANGES = (
     "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
     "depend on it, the resumed training is another one; keep it in a buffer of a module, or an optimizer's state"
+)
+DREW = (
+    "numpy or Python's random drew numbers, and a checkpoint does not keep where these sources stand: if the programs"
+    " or the transform drew them, the resumed training is another one; let them draw by torch"
 )
 CALLED = ("model", "guide", "transform", "beta")  # what `Programs` describes, in this order
 BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
@@ -63,7 +70,7 @@ class State:
         self.best: tuple[float, Tensors] = math.inf, {}
         self.described: list[list[str]] = []  # the programs as they came, and behind the checks of `fit`
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
-        self._met, self._own = programs.parameters, held_by(optim)
+        self._met, self._own, self._sources = programs.parameters, held_by(optim), _sources()
         self._started: float | None = None
 
     def start_epoch(self) -> None:
@@ -121,12 +128,14 @@ class State:
         self.seconds, optim, local = self._elapsed(), self.optim, self.programs.local
         if held_by(optim) != self._own:
             warnings.warn(CHANGES.format("optimizer"), RuntimeWarning, stacklevel=4)
+        if _sources() != self._sources:
+            warnings.warn(DREW, RuntimeWarning, stacklevel=4)
         values = self.programs.values(strict=True)
         names = {id(value): name for name, value in reversed(values.items())}
         late = {f"param/{name}": value for name, (value, _) in local.saved.items()}
         tensors = values | late | _baselines() | {"order": self.order_state, "totals": self.totals}
-        for rank, random in enumerate(self.ranks.gather(_random_state(self.device))):
-            tensors[f"random/{rank}"] = random
+        for rank, source in enumerate(self.ranks.gather(_random_state(self.device))):
+            tensors[f"random/{rank}"] = source
         states = {_name(parameter, names): state for parameter, state in optim.state.items()}
         states |= {name: state for name, (_, state) in self._late.items()}
         plain: dict[str, dict[str, Any]] = {}
@@ -169,10 +178,10 @@ class State:
         self._check_programs(about["programs"][:count], about["programs"][count:])
         if strange := [name for name in about["frozen"] if not (isinstance(name, str) and name in tensors)]:
             raise ValueError(f"cannot resume: the checkpoint has frozen={strange}, which are none of its parameters")
-        random = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
-        check_tensors(tensors, {"order": self.order_state, "totals": self.totals, **random})
+        sources = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
+        check_tensors(tensors, {"order": self.order_state, "totals": self.totals, **sources})
         check_random("order", tensors["order"], torch.device("cpu"))
-        for name in random:
+        for name in sources:
             check_random(name, tensors[name], self.device)
         for name, value in tensors.items():
             kind, _, own = name.partition("/")
@@ -317,6 +326,11 @@ def _name(parameter: Tensor, names: dict[int, str]) -> str:
 
 def _moved(value: Any, parameter: Tensor) -> Any:
     return value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
+
+
+def _sources() -> Any:
+    """Return where the sources of random numbers stand that are not torch's."""
+    return described((random.getstate(), np.random.get_state()))
 
 
 def _random_state(device: torch.device) -> Tensor:
