@@ -32,8 +32,10 @@ COLUMNS = (
     "test_reconstruction",
     "test_kl",
     "test_loss_at_mean",
+    "learning_rate",
     "seconds",
 )  # of the history that a checkpoint holds
+ADDED = {"learning_rate"}  # columns that checkpoints of earlier versions lack
 KINDS = {
     **{"epoch": int, "step": int, "batches": int, "seconds": float, "best": float},
     **{"history": list, "settings": dict, "optimizer": dict, "constraints": dict, "frozen": list, "programs": list},
@@ -244,6 +246,10 @@ class Checkpoints:
         since = time.monotonic() - self._written_at
         return self.stopping or since > 60 * self.minutes or (at_end_of_epoch and SHARE * since >= self._took)
 
+    def read_best(self) -> dict[str, Tensor]:
+        """Return the parameters with the lowest test loss so far; none where they have not been written."""
+        return read_tensors(self.best)[0] if self.best.exists() else {}
+
     def write(self, tensors: Tensors, about: Mapping[str, Any], best: tuple[float, Tensors]) -> None:
         """Write the last checkpoint, and the best one before it where it is a new one.
 
@@ -319,7 +325,8 @@ def _check_about(about: Mapping[str, Any]) -> None:
         if math.isnan(about[name]) or (name == "seconds" and not 0 <= about[name] < math.inf):
             _refuse(name, about[name])
     for number, row in enumerate(history):
-        numbers = isinstance(row, dict) and set(row) == set(COLUMNS) and all(_is(each, float) for each in row.values())
+        known = isinstance(row, dict) and set(row) | ADDED == set(COLUMNS)
+        numbers = known and all(_is(each, float) for each in row.values())
         if not numbers or row["epoch"] != number or not 0 <= row["seconds"] < math.inf:
             _refuse(f"row {number} of the history", row)
     if len(about["programs"]) != 8:

@@ -30,7 +30,7 @@ def history(losses, test=True):
     rows = []
     for epoch, loss in enumerate(losses):
         tested = (loss + 1, loss - 3, 4 + epoch / 10, loss - 2) if test else (math.nan,) * 4
-        rows.append(dict(zip(COLUMNS, (epoch, loss, loss - 5, 5 - epoch / 10, *tested, 0.5), strict=True)))
+        rows.append(dict(zip(COLUMNS, (epoch, loss, loss - 5, 5 - epoch / 10, *tested, 1e-3, 0.5), strict=True)))
     return rows
 
 

@@ -51,6 +51,24 @@ def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:
         as_bytes(memory)
 
 
+def check_patience(patience: int | None, validation: Any) -> None:
+    """Refuse a patience that is no number of epochs, or has no test loss to look at.
+
+    Raises:
+        TypeError, ValueError: with the fix.
+
+    Example:
+        >>> check_patience(3, None)
+        Traceback (most recent call last):
+        ...
+        ValueError: patience looks at the test loss: give validation data, or leave it out
+    """
+    if patience is not None:
+        as_size(patience, "patience")
+        if validation is None:
+            raise ValueError("patience looks at the test loss: give validation data, or leave it out")
+
+
 def check_before(
     programs: Programs, batches: Batches, measure: Measure, loss: ELBO, seed: int
 ) -> tuple[DataPlates, ELBO]:
@@ -84,9 +102,11 @@ def check_before(
     return plates, loss
 
 
-def fit_to_memory(loss: Any, memory: int | str, programs: Programs, batches: Batches, seed: int) -> ELBO:
-    """Return an objective that takes its particles in chunks that fit the memory."""
+def fit_to_memory(loss: Any, memory: int | str | None, programs: Programs, batches: Batches, seed: int) -> ELBO:
+    """Return an objective that takes its particles in chunks that fit the memory, if there is a limit."""
     fitted: ELBO = copy.copy(loss)
+    if memory is None:
+        return fitted
     with seeded(seed, batches.x.device):
         fitted.chunk = loss.chunk_within(as_bytes(memory), programs.model, programs.guide, batches.first())
     return fitted

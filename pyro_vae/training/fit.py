@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.optim import PyroOptim
 
 from pyro_vae.batch import Count
 from pyro_vae.checkpoints import Checkpoints
@@ -20,6 +21,7 @@ from pyro_vae.training.batches import Batches
 from pyro_vae.training.checks import (
     check_before,
     check_loss,
+    check_patience,
     check_settings,
     fit_to_memory,
     meet_parameters,
@@ -27,10 +29,19 @@ from pyro_vae.training.checks import (
 from pyro_vae.training.descriptions import described, described_data, described_loss
 from pyro_vae.training.guards import guard_of
 from pyro_vae.training.history import History, Measure, OnEpoch, OnStep
-from pyro_vae.training.loop import train
-from pyro_vae.training.optimizers import Optimizer, check_factory, check_resumable, described_optimizer, made_by
+from pyro_vae.training.loggers import Progress, both
+from pyro_vae.training.loop import interruptible, train
+from pyro_vae.training.optimizers import (
+    Groups,
+    Optimizer,
+    check_factory,
+    check_resumable,
+    described_optimizer,
+    made_by,
+)
 from pyro_vae.training.programs import Programs
 from pyro_vae.training.saving import NoSaver, Saver, held, keeper_of
+from pyro_vae.training.schedules import Factory, schedule_of
 from pyro_vae.training.state import State
 from pyro_vae.training.step import Estimator, Step, as_graph, as_schedule, begin_at
 
@@ -44,12 +55,16 @@ def fit(
     data: Any,
     *,
     loss: ELBO = Trace_ELBO(),  # noqa: B008 (never changed)
-    optimizer: Optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True),  # noqa: B008
+    optimizer: Optimizer | Groups | PyroOptim | torch.optim.Optimizer = partial(  # noqa: B008
+        torch.optim.Adam, lr=1e-3, fused=True
+    ),
     epochs: int = 10,
     batch_size: int = 128,
     seed: int = 0,
     validation: Any = None,
     beta: Beta = 1.0,
+    schedule: Factory | None = None,
+    patience: int | None = None,
     clip_norm: float | None = None,
     transform: Transform | None = None,
     count: Count | None = None,
@@ -60,6 +75,7 @@ def fit(
     on_nan: str = "stop",
     checkpoints: Checkpoints | str | Path | None = None,
     resume: str | Path | None = None,
+    progress: bool = False,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> History:
@@ -85,7 +101,10 @@ def fit(
             take one argument. Whole numbers beside other parts keep their type; floating-point ones take that of the
             programs.
         loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
-        optimizer: makes a torch optimizer from the parameters, or a scheduler of one, which steps after each epoch.
+        optimizer: makes a torch optimizer from the parameters, such as a class of ``torch.optim``, or
+            `pyro_vae.training.Groups`, whose settings depend on their names. An optimizer that you have made of
+            parameters of the programs will do, too, and trains these alone. One of ``pyro.optim`` stands for the torch
+            optimizer that it makes; unlike in ``pyro.infer.SVI`` it sees the gradient of the mean over the batch.
         epochs: passes over the data, at least 0.
         batch_size: data per step and process, at least 1; the last batch of an epoch may be smaller, and fewer data are
             one batch.
@@ -95,6 +114,12 @@ def fit(
             `pyro_vae.objectives.linear_warm_up`.
 
     Other Arguments:
+        schedule: makes a scheduler of ``torch.optim.lr_scheduler`` of the optimizer, such as
+            ``partial(CosineAnnealingLR, T_max=10)``. It goes on after each epoch; ``OneCycleLR``, ``CyclicLR`` and a
+            `pyro_vae.training.PerStep` after each step. ``ReduceLROnPlateau`` looks at the test loss, or without
+            validation data at the training loss.
+        patience: end the training after so many epochs without a lower test loss, at least 1, and leave the programs as
+            they were when it was lowest; needs ``validation``.
         clip_norm: the largest norm of the gradient of all parameters together, above 0.
         transform: a function that is applied to each batch before both programs see it, such as
             `pyro_vae.data.dynamic`.
@@ -127,11 +152,14 @@ def fit(
             continues as if it had never been stopped, to the last bit on the same machine unless the engine is
             "compiled"; ``epochs`` may be larger. Ready batches begin again at the start of their epoch. Checkpoints are
             written there, unless ``checkpoints`` names another folder.
+        progress: show a progress bar.
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
-        on_epoch: called with each row of the history as it is measured.
+        on_epoch: called with each row of the history as it is measured. `pyro_vae.training.loggers` has some for
+            both. Either may raise `pyro_vae.training.StopTraining`.
 
     Returns:
-        The history, from epoch 0, evaluated before the first step, to the last.
+        The history, from epoch 0, evaluated before the first step, to the last; after Ctrl-C or `StopTraining` up to
+        there.
 
     Raises:
         TypeError: for a loss that is no ELBO, or a program that samples from a plain torch distribution.
@@ -157,6 +185,7 @@ def fit(
     """
     check_loss(loss, beta, memory)
     check_factory(optimizer)
+    check_patience(patience, validation)
     if resume is not None:
         Checkpoints(resume).read()  # which refuses it before any work
     keeper = keeper_of(checkpoints, resume)
@@ -168,49 +197,49 @@ def fit(
     check_settings(epochs=epochs, device=x.device, **numbers, **others)
     numbers["batch_size"] = batch_size = max(x.counts) if isinstance(x, Ready) else min(batch_size, len(x))
     batches = Batches(x, batch_size, transform, ranks, torch.Generator().manual_seed(as_seed(seed)))
-    same = numbers | {"seed": seed, "loss": described_loss(loss), "beta": described(beta)}
-    same |= {"transform": described(transform), "processes": ranks.size}
+    given = {"seed": seed, "loss": described_loss(loss), "beta": described(beta), "transform": described(transform)}
     as_given = programs.described() if keeper else []
     history = History()
 
     with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide):
         with pyro.validation_enabled():  # of all data and every distribution, so that the steps below need none
-            settings: dict[str, Any] = {
-                "seed": seed,
-                "transform": transform,
-                "ranks": ranks,
-                "batch_size": max(1000, batch_size),
-            }
+            settings = {"seed": seed, "transform": transform, "ranks": ranks, "batch_size": max(1000, batch_size)}
             measure = Measure(programs.model, programs.guide, test, settings)
             plates, loss = check_before(programs, batches, measure, loss, seed)
-            if memory is not None:
-                loss = fit_to_memory(loss, memory, programs, batches, seed)
-            settings |= {"plates": plates.names, "loss": loss}
+            loss = fit_to_memory(loss, memory, programs, batches, seed)
+            measure.settings |= {"plates": plates.names, "loss": loss}
             estimator, steps = Estimator(loss, programs, plates.names, precision), epochs * len(batches)
             estimate, how = chosen(estimator, engine, steps, tolerance=estimator.tolerance, unless=estimator.unless)
             measure.check = meet_parameters(programs, batches, seed)
             described_first = programs.described() if keeper else []
+            made = made_by(optimizer, programs.parameters, programs.local.names, programs.values().values())
+            rates = schedule_of(schedule, made.optim, made.scheduler)
+            state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings)
             if resume is None:
-                history.append(measure.row(0, measure.bound(x), 0.0))
+                history.append(measure.row(0, measure.bound(x), state.rate, 0.0))
         if on_epoch and resume is None:
             on_epoch(history[-1])
-        optim, scheduler = made_by(optimizer, programs.parameters)
         if keeper:
             stack.enter_context(held(keeper, ranks))
             keeper_of(checkpoints, resume)  # once more, as another training may have ended there meanwhile
-            same |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
-            same |= described_optimizer(optim, scheduler)
-            check_resumable(optim)
-        state = State(programs, optim, batches, history, scheduler, same)
+            given |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
+            state.settings = numbers | given | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
+            check_resumable(made.optim)
         state.described = [as_given, described_first]
         if resume is not None:
             state.load(*Checkpoints(resume).read())
-        verify = begin_at(estimate, state.step)
-        guard = guard_of(on_nan, programs, optim)
+            state.best = state.best[0], Checkpoints(resume).read_best() if patience else {}
+        verify, guard = begin_at(estimate, state.step), guard_of(on_nan, programs, made.optim)
         step = as_graph(Step(estimate, state, guard, clip_norm))
         saver = Saver(keeper, state, ranks, verify, whole_epochs=isinstance(x, Ready)) if keeper else NoSaver()
-        weight_at = as_schedule(beta, x)
-        train(state, batches, step, guard, measure, epochs, weight_at, saver, on_step, on_epoch)
+        if progress:
+            bar = stack.enter_context(Progress(epochs, len(batches), shown=ranks.rank == 0))
+            on_step, on_epoch = both(bar.on_step, on_step), both(bar.on_epoch, on_epoch)
+        weights, called = as_schedule(beta, x), (on_step, on_epoch)
+        with interruptible(state):
+            train(state, batches, step, guard, measure, epochs, weights, saver, *called, patience=patience)
         verify()
+        if patience is not None:
+            state.restore_best()
     history.engine = how()
     return history

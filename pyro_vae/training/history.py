@@ -18,7 +18,8 @@ class History(list[Row]):
 
     Each row has the keys of ``pyro_vae.training.COLUMNS``. Losses are negative bounds in nats per datum, at KL weight
     1; the test columns are NaN without validation data. ``train_...`` are means over the epoch's steps (for epoch 0,
-    an evaluation); ``seconds`` is the time that the epoch's steps took. ``engine`` says in a line how the steps were
+    an evaluation); ``learning_rate`` is that of the optimizer's first group of parameters at the end of the epoch's
+    steps; ``seconds`` is the time that they took. ``engine`` says in a line how the steps were
     computed, and why.
 
     Example:
@@ -56,9 +57,9 @@ class Measure:
         """Return the negative bound of data and its parts, in nats per datum."""
         return mean_bound(self.model, self.guide, x, at=at, **self.settings)
 
-    def row(self, epoch: int, train: Bound, seconds: float) -> Row:
+    def row(self, epoch: int, train: Bound, rate: float, seconds: float) -> Row:
         """Return the row of an epoch, with the test columns as the programs are now."""
-        return dict(zip(COLUMNS, (epoch, *train, *self._test_columns(), seconds), strict=True))
+        return dict(zip(COLUMNS, (epoch, *train, *self._test_columns(), rate, seconds), strict=True))
 
     def _test_columns(self) -> tuple[float, float, float, float]:
         if self.test is None:

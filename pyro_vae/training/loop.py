@@ -1,6 +1,8 @@
 """The training loop."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pyro
 from torch import Tensor
@@ -14,6 +16,22 @@ from pyro_vae.training.state import State
 from pyro_vae.training.step import Step
 
 
+class StopTraining(Exception):  # noqa: N818 (no error)
+    """Raised by ``on_step`` or ``on_epoch`` to end a training, which then returns what it has measured so far."""
+
+
+@contextmanager
+def interruptible(state: State) -> Iterator[None]:
+    """End a training where it stands, as it asks for by `StopTraining`, or by Ctrl-C."""
+    try:
+        yield
+    except StopTraining:
+        pass
+    except KeyboardInterrupt:
+        where = f"in epoch {state.epoch}, before step {state.step + 1}"
+        warnings.warn(f"the training was interrupted {where}; the history ends there", RuntimeWarning, stacklevel=4)
+
+
 def train(
     state: State,
     batches: Batches,
@@ -25,6 +43,7 @@ def train(
     saver: Saver | NoSaver = NoSaver(),  # noqa: B008 (never changed)
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
+    patience: int | None = None,
 ) -> None:
     """Train until all epochs are done: algorithm 1 of Kingma and Welling (2014).
 
@@ -39,6 +58,7 @@ def train(
         saver: writes checkpoints.
         on_step: called after each step with its number and its loss, in nats per datum.
         on_epoch: called with the row of each epoch.
+        patience: end after so many epochs without a lower test loss.
 
     Example:
         Training by hand, from the objects that `pyro_vae.fit` makes:
@@ -66,7 +86,7 @@ def train(
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, algorithm 1.
     """
-    while state.epoch <= epochs:
+    while state.epoch <= epochs and not state.has_waited(patience):
         with pyro.validation_enabled(False):  # all data and every site were checked before the first step
             state.start_epoch()
             guard.start_epoch()
@@ -80,4 +100,4 @@ def train(
             state.end_epoch(measure)
         if on_epoch:
             on_epoch(state.history[-1])
-        saver.after_epoch(last=state.epoch > epochs)
+        saver.after_epoch(last=state.epoch > epochs or state.has_waited(patience))

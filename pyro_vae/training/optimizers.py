@@ -1,50 +1,97 @@
-"""The optimizers that `fit` takes, and the schedules of their learning rates."""
+"""The optimizers that `fit` takes."""
 
 import inspect
-import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from pyro.params.param_store import normalize_param_name
 from torch import Tensor
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.checkpoints import checked_state
 from pyro_vae.engine import TRUSTED, import_tracers, root_of
 from pyro_vae.networks import as_function
 from pyro_vae.training.descriptions import described
+from pyro_vae.training.schedules import Schedule
 
-NOT_BY_EPOCH = (CyclicLR, OneCycleLR, ReduceLROnPlateau)  # by batch, or by a measure
 # What a checkpoint keeps of an optimizer, and what torch and `fit` note there.
 KEPT_OR_NOTED = {"state", "param_groups", "defaults", "found_inf", "grad_scale", "step", "_opt_called"}
 KEPT_OR_NOTED |= {"_need_device_dtype_check_for_fused", "_warned_capturable_if_run_uncaptured"}
-Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
+Settings = Callable[[str], dict[str, Any]]
+Optimizer = Callable[[Any], torch.optim.Optimizer | LRScheduler]
+
+
+class Groups:
+    """An optimizer whose settings depend on the names of the parameters.
+
+    Arguments:
+        optimizer: makes a torch optimizer from groups of parameters, such as ``partial(torch.optim.Adam, lr=1e-3)``.
+        settings: returns the settings of a parameter by its name, such as "vae.encoder.loc.weight" for one of the
+            module that is called "vae" by ``pyro.module``; an empty dict leaves it those of the optimizer.
+
+    Example:
+        >>> slow = Groups(torch.optim.Adam, lambda name: {"lr": 1e-4} if name.startswith("vae.encoder") else {})
+        >>> optim = slow.made_of({"vae.encoder.bias": torch.zeros(1), "vae.decoder.bias": torch.zeros(1)})
+        >>> [group["lr"] for group in optim.param_groups]
+        [0.0001, 0.001]
+    """
+
+    def __init__(self, optimizer: Optimizer, settings: Settings) -> None:
+        self.optimizer, self.settings = as_function(optimizer, "optimizer"), as_function(settings, "settings")
+
+    def made_of(self, named: Mapping[str, Tensor]) -> Any:
+        """Return the optimizer of parameters by name, with a group for each of the settings."""
+        groups: list[dict[str, Any]] = []
+        for name, parameter in named.items():
+            settings = self.of(name)
+            same = [group for group in groups if {key: group[key] for key in group if key != "params"} == settings]
+            group = same[0] if same else {"params": [], **settings}
+            groups += [] if same else [group]
+            group["params"].append(parameter)
+        return self.optimizer(groups)
+
+    def of(self, name: str) -> dict[str, Any]:
+        """Return the settings of a parameter."""
+        settings = self.settings(name)
+        if not isinstance(settings, dict):
+            raise TypeError(f"the settings of a parameter must be a dict, such as {{'lr': 1e-4}}, not {settings!r}")
+        return settings
+
+
+class Made(NamedTuple):
+    """An optimizer, the scheduler that it came with, if any, and the settings of parameters that are met later."""
+
+    optim: torch.optim.Optimizer
+    scheduler: LRScheduler | None = None
+    settings: Settings = lambda _: {}
 
 
 def check_factory(optimizer: Any) -> None:
-    """Refuse what makes no optimizer.
+    """Refuse what makes no optimizer, and is none.
 
     Raises:
         TypeError: with the fix.
     """
-    if isinstance(optimizer, PyroOptim | torch.optim.Optimizer | LRScheduler):
-        named = getattr(optimizer, "pt_optim_constructor", type(optimizer))
-        kind = f"{'one of pyro.optim: ' if isinstance(optimizer, PyroOptim) else 'a made '}{named.__name__}"
-        such = "a torch optimizer from the parameters, such as partial(torch.optim.Adam, lr=1e-3)"
-        raise TypeError(f"optimizer must be a function that makes {such}, not {kind}")
-    as_function(optimizer, "optimizer")
+    if not isinstance(optimizer, PyroOptim | torch.optim.Optimizer | LRScheduler | Groups):
+        as_function(optimizer, "optimizer")
 
 
-def made_by(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (), held: Iterable[Tensor] = ()) -> Made:
     """Have a torch optimizer, and its scheduler if any, made from the parameters, or refuse what `fit` cannot use.
 
     Arguments:
         optimizer: what `fit` takes.
         parameters: what it is to train.
+        names: what the programs call them.
+        held: other tensors that the programs hold, such as parameters of their modules that ``pyro.module`` leaves out.
 
     Returns:
-        The optimizer, and the scheduler or None.
+        The optimizer, its scheduler or None, and the settings of parameters that are met later.
 
     Raises:
         TypeError, ValueError: with what was received and the fix.
@@ -57,44 +104,96 @@ def made_by(optimizer: Optimizer, parameters: list[Tensor]) -> tuple[torch.optim
     """
     if not parameters:
         raise ValueError("the programs have no parameters to train: name them by pyro.module or pyro.param")
-    such = "a torch optimizer, as partial(torch.optim.Adam, lr=1e-3) does"
     import_tracers()
-    made = optimizer(parameters)
+    named = dict(zip(map(normalize_param_name, names), parameters, strict=False))
+    if isinstance(optimizer, PyroOptim):
+        made = _of_pyro(optimizer, named)
+    elif isinstance(optimizer, Groups):
+        made = _as_made(optimizer.made_of(named))._replace(settings=optimizer.of)
+    else:
+        made = _as_made(
+            optimizer if isinstance(optimizer, torch.optim.Optimizer | LRScheduler) else optimizer(parameters)
+        )
+    _check_usable(made.optim)
+    _check_parameters(made.optim, parameters, held)
+    return made
+
+
+def _as_made(made: Any) -> Made:
     scheduler = made if isinstance(made, LRScheduler) else None
     optim = scheduler.optimizer if scheduler else made
-    name = type(scheduler or optim).__name__
     if not isinstance(optim, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must return {such}, not {'None' if made is None else f'a {name}'}")
-    if isinstance(scheduler, NOT_BY_EPOCH):
-        raise ValueError(f"{name} does not step once an epoch, as fit does: take LambdaLR, or set the rate in on_step")
+        such = "a torch optimizer, as partial(torch.optim.Adam, lr=1e-3) does"
+        raise TypeError(f"optimizer must return {such}, not {'None' if made is None else f'a {type(made).__name__}'}")
+    return Made(optim, scheduler)
+
+
+def _check_usable(optim: torch.optim.Optimizer) -> None:
     closure = inspect.signature(optim.step).parameters.get("closure")
     if isinstance(optim, torch.optim.SparseAdam) or (closure and closure.default is closure.empty):
         needs = "sparse gradients" if isinstance(optim, torch.optim.SparseAdam) else "several evaluations of a loss"
-        raise ValueError(f"{name} needs {needs}, which a step here does not give: take torch.optim.Adam")
-    own = {id(parameter) for group in optim.param_groups for parameter in group["params"]}
-    if own.isdisjoint(map(id, parameters)):
         raise ValueError(
-            f"the {name} holds none of the programs' parameters: make it from those that it is called with"
+            f"{type(optim).__name__} needs {needs}, which a step here does not give: take torch.optim.Adam"
         )
-    return optim, scheduler
 
 
-def step_by_epoch(scheduler: LRScheduler | None, epochs: int) -> None:
-    """Bring a scheduler, if there is one, to where it is so many epochs later."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected call of")  # of a resumed training: its steps were taken before
-        for _ in range(epochs if scheduler else 0):
-            scheduler.step()  # type: ignore[union-attr]
+def _check_parameters(optim: torch.optim.Optimizer, parameters: list[Tensor], held: Iterable[Tensor]) -> None:
+    """Refuse an optimizer of other parameters than those of the programs."""
+    own = {id(parameter): parameter for group in optim.param_groups for parameter in group["params"]}
+    if own.keys().isdisjoint(map(id, parameters)):
+        raise ValueError(
+            f"the {type(optim).__name__} holds none of the programs' parameters: make it from those that it is called"
+            " with, or of the modules that the programs name by pyro.module"
+        )
+    if others := [own[key] for key in own.keys() - set(map(id, [*parameters, *held]))]:
+        raise ValueError(
+            f"the {type(optim).__name__} holds {len(others)} of {len(own)} parameters that are not the programs',"
+            f" such as one of shape {tuple(others[0].shape)}: name their module by pyro.module, or leave them out"
+        )
 
 
-def described_optimizer(optim: torch.optim.Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
-    """Return the settings of an optimizer and its scheduler as they begin, one by one."""
+def _of_pyro(optimizer: PyroOptim, named: Mapping[str, Tensor]) -> Made:
+    """Return the torch optimizer that one of pyro.optim stands for, with its arguments, clipping and scheduler."""
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, PyroLRScheduler) and type(optimizer) is not PyroOptim:
+        raise TypeError(f"optimizer must be one of torch.optim or pyro.optim for one process, not {kind}")
+    clipping = optimizer.pt_clip_args
+    if callable(clipping) or set(clipping) - {"clip_norm", "clip_value"}:
+        raise TypeError(f"the clip_args of pyro.optim must be a dict of clip_norm and clip_value, not {clipping!r}")
+    groups = Groups(optimizer.pt_optim_constructor, partial(_settings_of_pyro, optimizer))
+    optim = _as_made(groups.made_of(named)).optim
+    if clipping:
+        optim.register_step_pre_hook(partial(_clip_each, **clipping))
+    by_epoch = isinstance(optimizer, PyroLRScheduler)
+    return Made(optim, optimizer.pt_scheduler_constructor(optim, **optimizer.kwargs) if by_epoch else None, groups.of)
+
+
+def _settings_of_pyro(optimizer: PyroOptim, name: str) -> dict[str, Any]:
+    settings = optimizer.pt_optim_args
+    if not callable(settings):
+        return settings
+    return settings(name) if optimizer.pt_optim_args_argc == 1 else settings(*name.rsplit(".", 1))
+
+
+def _clip_each(
+    optim: torch.optim.Optimizer, _: Any, __: Any, *, clip_norm: float | None = None, clip_value: float | None = None
+) -> None:
+    """Clip the gradient of each parameter by itself, as pyro.optim does."""
+    for group in optim.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and clip_norm is not None:
+                clip_grad_norm_(parameter, clip_norm)
+            if parameter.grad is not None and clip_value is not None:
+                clip_grad_value_(parameter, clip_value)
+
+
+def described_optimizer(optim: torch.optim.Optimizer, schedule: Schedule) -> dict[str, Any]:
+    """Return the settings of an optimizer and its schedule as they begin, one by one."""
     groups = [settings_of(group) for group in optim.param_groups]
     values = {f"optimizer {name}": [group.get(name) for group in groups] for name in groups[0]}
     same = {name: value[0] if len(value) == 1 else value for name, value in values.items()}
-    schedule = described(_schedule(scheduler)).replace("list", type(scheduler).__name__) if scheduler else None
     kind = type(optim).__name__ if root_of(type(optim)) in TRUSTED else described(type(optim))
-    return {"optimizer": kind, "scheduler": schedule, **same}
+    return {"optimizer": kind, "scheduler": schedule.described(), **same}
 
 
 def check_resumable(optim: torch.optim.Optimizer) -> None:
@@ -119,12 +218,6 @@ def held_by(optim: torch.optim.Optimizer) -> Any:
     own = {name: value for name, value in vars(optim).items() if name not in KEPT_OR_NOTED}
     # Hooks are known by numbers that count all hooks of the process.
     return described({name: list(value.values()) if name.endswith("_hooks") else value for name, value in own.items()})
-
-
-def _schedule(scheduler: LRScheduler) -> list[Any]:
-    """Return what a scheduler computes with, and what those that it is made of do."""
-    parts = map(_schedule, getattr(scheduler, "_schedulers", ()))
-    return [type(scheduler), scheduler.state_dict(), getattr(scheduler, "lr_lambdas", None), *parts]
 
 
 def settings_of(group: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.params.param_store import normalize_param_name
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.checkpoints import Tensors, check_group, check_random, check_tensors, checked_state
+from pyro_vae.checkpoints import COLUMNS, Tensors, check_group, check_random, check_tensors, checked_state
 from pyro_vae.evaluation import Bound
 from pyro_vae.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.history import History, Measure
-from pyro_vae.training.optimizers import as_in, as_plain, held_by, settings_of, step_by_epoch
+from pyro_vae.training.optimizers import Settings, as_in, as_plain, held_by, settings_of
 from pyro_vae.training.programs import Programs
+from pyro_vae.training.schedules import Schedule
 
 CHANGES = (
     "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
@@ -48,8 +49,9 @@ class State:
         optim: the optimizer of their parameters.
         batches: the data, whose order is part of the state.
         history: the rows measured so far.
-        scheduler: of the learning rate, or None.
+        schedule: of the learning rate.
         settings: plain values that a checkpoint must have been made with to be continued.
+        settings_by_name: those of the optimizer for parameters that are met later.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class State:
         optim: torch.optim.Optimizer,
         batches: Batches,
         history: History,
-        scheduler: LRScheduler | None = None,
+        schedule: Schedule | None = None,
         settings: dict[str, Any] | None = None,
+        settings_by_name: Settings = lambda _: {},
     ) -> None:
-        self.programs, self.optim, self.scheduler, self.settings = programs, optim, scheduler, settings or {}
+        self.programs, self.optim, self.settings = programs, optim, settings or {}
+        self.schedule, self.settings_by_name = schedule or Schedule(), settings_by_name
         self.order, self.ranks, self.device = batches.order, batches.ranks, batches.x.device
         self.history = history
         self.epoch, self.step, self.batches, self.seconds = 1, 0, 0, 0.0
@@ -81,6 +85,7 @@ class State:
         """Go on to the next step."""
         self.step += 1
         self.batches += 1
+        self.schedule.after_step()
         if self.step % BETWEEN_FLUSHES == 0:
             flush_subnormal(self.optim)
 
@@ -89,13 +94,30 @@ class State:
         measure.check()
         self.ranks.broadcast(self.programs.buffers)
         seconds = self._elapsed()
-        self.history.append(measure.row(self.epoch, Bound(*self.means()), seconds))
+        self.history.append(measure.row(self.epoch, Bound(*self.means()), self.rate, seconds))
         self._keep_best()
         self.epoch += 1
         self.batches, self.seconds, self._started = 0, 0.0, None
         self.totals.zero_()
         self.order_state = self.order.get_state()
-        step_by_epoch(self.scheduler, 1)
+        self.schedule.after_epoch(self.history[-1])
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the optimizer's first group of parameters."""
+        return float(self.optim.param_groups[0].get("lr", math.nan))
+
+    def has_waited(self, patience: int | None) -> bool:
+        """Whether the test loss has not improved for so many epochs; never without patience."""
+        losses = [math.inf if math.isnan(loss) else loss for loss in self.history.column("test_loss")[1:]]
+        return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Go back to the programs with the lowest test loss."""
+        for name, value in self.programs.values().items():
+            if name in self.best[1]:
+                value.copy_(self.best[1][name])
 
     def count(self, terms: Sequence[Tensor], data: int | Tensor) -> None:
         """Add a step's terms, summed over so many data, to those of the epoch."""
@@ -159,7 +181,7 @@ class State:
         return tensors, about
 
     def load(self, tensors: Tensors, about: dict[str, Any]) -> None:
-        """Take a checkpoint's place: programs, optimizer, scheduler, random states, position and history.
+        """Take a checkpoint's place: programs, optimizer, schedule, random states, position and history.
 
         A parameter that the programs have not met yet takes its value, and its part of the optimizer, when they do.
 
@@ -170,7 +192,8 @@ class State:
         Raises:
             ValueError: where the checkpoint is of another training, naming what differs.
         """
-        step_by_epoch(self.scheduler, about["epoch"] - 1)
+        rows = [dict.fromkeys(COLUMNS, math.nan) | row for row in about["history"]]
+        self.schedule.go_to(rows[1:], about["step"])
         check_settings_of(about["settings"], self.settings)
         values = self.programs.values()
         self._check_values(tensors, about, values)
@@ -197,7 +220,7 @@ class State:
                     tensor.requires_grad_(name not in about["frozen"])
         for name in ("epoch", "step", "batches", "seconds"):
             setattr(self, name, about[name])
-        self.history[:] = about["history"]
+        self.history[:] = rows
         self.best = about["best"], {}
         self.totals = tensors["totals"].to(self.device)
         self.order_state = tensors["order"]
@@ -270,14 +293,15 @@ class State:
 
     def meet_new_parameters(self) -> None:
         """Have the optimizer train the parameters that the programs have met since the step before."""
-        parameters = self.programs.parameters[len(self._met) :]
+        parameters, called = self.programs.parameters[len(self._met) :], self.programs.local.names[len(self._met) :]
         if not parameters:
             return
         self._met = self.programs.parameters
         self.ranks.broadcast(parameters)
         optim, names = self.optim, {id(value): name for name, value in reversed(self.programs.values().items())}
-        for parameter in parameters:
-            settings, state = self._late.pop(names[id(parameter)], ({}, {}))
+        for parameter, name in zip(parameters, called, strict=True):
+            own = self.settings_by_name(normalize_param_name(name))
+            settings, state = self._late.pop(names[id(parameter)], (own, {}))
             optim.add_param_group({**as_in(optim.param_groups[0], settings), "params": [parameter]})
             if state:
                 alone = copy.copy(optim)  # an optimizer of this parameter

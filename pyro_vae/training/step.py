@@ -100,7 +100,7 @@ def as_graph(step: Step) -> Step | WholeStep:
     recorded, guard, state = step.estimate, step.guard, step.state
     if not (isinstance(recorded, Recorded) and recorded.compiled and state.ranks.size == 1):
         return step
-    if not isinstance(guard, StopAtEndOfEpoch):
+    if not isinstance(guard, StopAtEndOfEpoch) or state.schedule.per_step:  # a graph keeps its learning rate
         return step
     changed = [state.totals, guard.failed]
     return WholeStep(step, recorded, state.optim, lambda: [*state.programs.values().values(), *changed])

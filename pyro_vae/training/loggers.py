@@ -1,0 +1,157 @@
+"""Loggers: objects whose ``on_epoch`` and ``on_step`` `fit` calls.
+
+log = loggers.TensorBoard("logs")
+fit(vae.model, vae.guide, x, on_epoch=log.on_epoch, on_step=log.on_step)
+"""
+
+import csv
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import RLock
+from typing import Any, Self
+
+from torch import Tensor
+
+Row = dict[str, float]
+
+
+class CSV:
+    """Writes each row of the history into a file, with a header.
+
+    Arguments:
+        path: the file.
+        append: go on with what the file holds, as a resumed training does; otherwise it is written anew.
+
+    Example:
+        >>> import tempfile
+        >>> log = CSV(Path(tempfile.mkdtemp()) / "history.csv")
+        >>> log.on_epoch({"epoch": 0, "train_loss": 45.5})
+        >>> log.path.read_text().split()
+        ['epoch,train_loss', '0,45.5']
+    """
+
+    def __init__(self, path: str | Path, *, append: bool = False) -> None:
+        self.path = Path(path)
+        self._begun = append and self.path.exists()
+
+    def on_epoch(self, row: Row) -> None:
+        """Write a row."""
+        with open(self.path, "a" if self._begun else "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if not self._begun:
+                writer.writerow(row)
+            writer.writerow(row.values())
+        self._begun = True
+
+
+class TensorBoard:
+    """Writes the history, and each ``every``-th step's loss, for TensorBoard.
+
+    Arguments:
+        folder: where its files go.
+        every: steps between two losses, at least 1; each waits for a GPU.
+
+    Raises:
+        ImportError: where tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 100) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("this logger needs tensorboard: pip install 'pyro-vae[tensorboard]'") from error
+        self.every, self._writer = every, SummaryWriter(str(folder))
+
+    def on_epoch(self, row: Row) -> None:
+        """Write the columns of a row that have a value, by epoch."""
+        for name, value in _known(row).items():
+            self._writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]))
+        self._writer.flush()
+
+    def on_step(self, step: int, loss: Tensor) -> None:
+        """Write the loss of a step."""
+        if step % self.every == 0:
+            self._writer.add_scalar("step/loss", float(loss), step)
+
+
+class MLflow:
+    """Logs the history, and each ``every``-th step's loss, into MLflow's active run.
+
+    Arguments:
+        every: steps between two losses, at least 1; each waits for a GPU.
+
+    Raises:
+        ImportError: where mlflow is not installed.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        try:
+            import mlflow
+        except ImportError as error:
+            raise ImportError("this logger needs mlflow: pip install 'pyro-vae[mlflow]'") from error
+        self.every, self._mlflow = every, mlflow
+
+    def on_epoch(self, row: Row) -> None:
+        """Log the columns of a row that have a value, by epoch."""
+        self._mlflow.log_metrics(_known(row), step=int(row["epoch"]))
+
+    def on_step(self, step: int, loss: Tensor) -> None:
+        """Log the loss of a step."""
+        if step % self.every == 0:
+            self._mlflow.log_metric("step_loss", float(loss), step=step)
+
+
+def _known(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "epoch" and not math.isnan(value)}
+
+
+class Progress:
+    """A progress bar, with the epoch and the loss; in a notebook a notebook's.
+
+    Arguments:
+        epochs: how many there will be.
+        steps: of each epoch.
+        shown: whether there is one; of several processes the first alone shows it.
+    """
+
+    def __init__(self, epochs: int, steps: int, *, shown: bool = True) -> None:
+        from tqdm.auto import tqdm
+
+        self.epochs, self.steps = epochs, steps
+        interval = 0.1 if sys.stderr.isatty() else 10.0
+        tqdm.set_lock(RLock())  # its own is one of processes, which those that leave at once would leave behind
+        self.bar: Any = tqdm(
+            total=epochs * steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=not shown
+        )
+
+    def on_step(self, step: int, loss: Tensor) -> None:
+        """Go on after a step."""
+        self.bar.initial = self.bar.initial or step - self.bar.n  # of a training that goes on
+        if self.bar.update(step + 1 - self.bar.n):  # shown: only then a GPU is waited for
+            text = f"epoch {step // self.steps + 1}/{self.epochs}, {loss.item():.2f} nats per datum"
+            self.bar.set_description(text, refresh=False)
+
+    def on_epoch(self, row: Row) -> None:
+        """Show what an epoch measured."""
+        test = "" if math.isnan(row["test_loss"]) else f", test {row['test_loss']:.2f}"
+        text = f"train {row['train_loss']:.2f}{test} nats per datum"
+        self.bar.set_description(f"epoch {row['epoch']:.0f}/{self.epochs}, {text}", refresh=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def both(ours: Callable[..., None], theirs: Callable[..., None] | None) -> Callable[..., None]:
+    """Return a function that calls two, or one if there is no other."""
+
+    def call(*args: Any) -> None:
+        ours(*args)
+        if theirs:
+            theirs(*args)
+
+    return call

@@ -1,0 +1,129 @@
+"""Schedules of the learning rate: torch's schedulers, stepped after each epoch or after each step."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from pyro_vae.networks import as_function
+from pyro_vae.training.descriptions import described
+
+Row = dict[str, float]
+Factory = Callable[[torch.optim.Optimizer], LRScheduler]
+
+
+class PerStep:
+    """A schedule that goes on after each step of the training, instead of after each epoch.
+
+    ``OneCycleLR`` and ``CyclicLR`` do so without it.
+
+    Arguments:
+        schedule: makes a scheduler of an optimizer.
+
+    Example:
+        >>> from functools import partial
+        >>> schedule = PerStep(partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.999))
+        >>> type(schedule(torch.optim.SGD([torch.zeros(1)], lr=0.1))).__name__
+        'ExponentialLR'
+    """
+
+    def __init__(self, schedule: Factory) -> None:
+        self.schedule = as_function(schedule, "schedule")
+
+    def __call__(self, optim: torch.optim.Optimizer) -> LRScheduler:
+        return self.schedule(optim)
+
+
+class Schedule:
+    """The schedule of a training's learning rate.
+
+    Arguments:
+        scheduler: one of torch's, or None for a constant rate.
+        per_step: step it after each step, not after each epoch.
+    """
+
+    def __init__(self, scheduler: LRScheduler | None = None, *, per_step: bool = False) -> None:
+        self.scheduler, self.per_step = scheduler, per_step or isinstance(scheduler, OneCycleLR | CyclicLR)
+
+    def after_step(self) -> None:
+        """Go on after a step."""
+        if self.scheduler and self.per_step:
+            with _too_long():
+                self.scheduler.step()
+
+    def after_epoch(self, row: Row) -> None:
+        """Go on after an epoch; what waits for a plateau looks at the test loss, without one at the training loss."""
+        if self.scheduler and not self.per_step:
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(row["train_loss"] if math.isnan(row["test_loss"]) else row["test_loss"])
+            else:
+                self.scheduler.step()
+
+    def go_to(self, rows: Sequence[Row], steps: int) -> None:
+        """Bring a new schedule to where it is after so many epochs, whose rows these are, and steps."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of")  # the optimizer's steps were taken before
+            for row in rows if not self.per_step else ():
+                self.after_epoch(row)
+            for _ in range(steps if self.per_step and self.scheduler else 0):
+                self.after_step()
+
+    def described(self) -> str | None:
+        """Return a description of what it computes with, as it begins."""
+        if self.scheduler is None:
+            return None
+        per_step = " after each step" if self.per_step else ""
+        return described(_parts(self.scheduler)).replace("list", type(self.scheduler).__name__) + per_step
+
+
+def schedule_of(schedule: Factory | None, optim: torch.optim.Optimizer, own: LRScheduler | None) -> Schedule:
+    """Have a schedule made of an optimizer.
+
+    Arguments:
+        schedule: what `fit` takes.
+        optim: the optimizer.
+        own: the scheduler that the optimizer came with, if any.
+
+    Raises:
+        TypeError, ValueError: with what was received and the fix.
+
+    Example:
+        >>> optim = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> schedule_of(lambda optim: None, optim, None)
+        Traceback (most recent call last):
+        ...
+        TypeError: schedule must make a scheduler of the optimizer, as partial(StepLR, step_size=10) does, not None
+    """
+    if schedule is None:
+        return Schedule(own)
+    if own is not None:
+        raise ValueError(f"the optimizer comes with a scheduler, {type(own).__name__}: leave it or the schedule out")
+    as_function(schedule, "schedule")
+    try:
+        made = schedule(optim)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"the schedule does not fit {type(optim).__name__}: {error}") from error
+    if not isinstance(made, LRScheduler):
+        such = "as partial(StepLR, step_size=10) does"
+        raise TypeError(f"schedule must make a scheduler of the optimizer, {such}, not {made!r}")
+    if made.optimizer is not optim:
+        raise ValueError(f"{type(made).__name__} is of another optimizer: make it of the one that it is called with")
+    return Schedule(made, per_step=isinstance(schedule, PerStep))
+
+
+@contextmanager
+def _too_long() -> Any:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"the schedule ends before the training: {error} (epochs times steps of an epoch)") from error
+
+
+def _parts(scheduler: LRScheduler) -> list[Any]:
+    """Return what a scheduler computes with, and what those that it is made of do."""
+    parts = map(_parts, getattr(scheduler, "_schedulers", ()))
+    return [type(scheduler), scheduler.state_dict(), getattr(scheduler, "lr_lambdas", None), *parts]
