@@ -36,6 +36,8 @@ setup(
     extras_require={
         "bench": ["numpyro>=0.15"],
         "distributed": ["lightning-fabric>=2.4"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "mlflow": ["mlflow-skinny>=2.12"],
         "test": [
             "pytest>=8",
             "pytest-cov>=5",

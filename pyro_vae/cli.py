@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PRESETS = {"practicum": {"latent_dim": 20, "epochs": 10, "batch_size": 256}}  # and the defaults
 TRAIN_ONLY = {
     *("epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "precision", "devices"),
+    *("optimizer", "weight_decay", "eps", "lr_schedule", "patience"),
     *("memory", "on_nan", "checkpoint_minutes"),
     *("evaluate", "latent_map"),
 }
@@ -140,6 +141,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         _check_resume(arguments, rest)
         local = _local_flags(arguments)
         local += [f"--data={arguments.data}"] if arguments.data else []
+        local += [f"--epochs={arguments.epochs}"] if arguments.epochs is not None else []
         arguments.out, arguments.config = arguments.resume, _run_config(arguments.resume, arguments.allow, *local)
     elif arguments.builds_vae:
         from_file = read_flags(arguments.config) if arguments.config else {}
@@ -169,12 +171,11 @@ def _known(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.N
 
 def _check_resume(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Refuse what stands beside --resume: a run goes on as it began."""
-    flags = [name for name in (*Config.flags(), "preset", "config", "out") if name not in (*LOCAL, "data")]
+    flags = [name for name in (*Config.flags(), "preset", "config", "out") if name not in (*LOCAL, "data", "epochs")]
     given = [name for name in flags if getattr(arguments, name) is not None]
     if given or rest:
         flag = f"--{given[0].replace('_', '-')}" if given else rest[0]
-        fix = f"leave out {flag}" + ", and write the number there" * (flag == "--epochs")
-        raise ValueError(f"--resume goes on with the flags of the run's config.yaml: {fix}")
+        raise ValueError(f"--resume goes on with the flags of the run's config.yaml: leave out {flag}")
 
 
 def _check_classes(flags: dict[str, Any], arguments: argparse.Namespace) -> None:

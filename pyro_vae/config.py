@@ -3,9 +3,10 @@
 import difflib
 import importlib
 import inspect
+import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, ReduceLROnPlateau, StepLR
 
 from pyro_vae import data, decoders, encoders, networks, objectives, priors
 from pyro_vae.networks import Network, Shape
@@ -237,6 +239,65 @@ def _network(cls: type[nn.Module], own: dict[str, Any], sizes: dict[str, list[in
     accepted, plain = inspect.signature(cls).parameters, own_parameters(cls)
     fixed = {name: tuple(value) for name, value in sizes.items() if name in accepted and name not in plain}
     return partial(cls, **fixed, **{name: value for name, value in own.items() if name in accepted})
+
+
+OPTIMIZERS = {
+    cls.__name__.lower(): cls
+    for cls in (
+        *(torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
+        *(torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.SGD),
+    )
+}
+
+
+def optimizer_of(config: Config) -> Callable[[Any], torch.optim.Optimizer]:
+    """Return what makes the optimizer of a config.
+
+    Raises:
+        ValueError: for an unknown name, numbers out of range, and settings that it does not have.
+
+    Example:
+        >>> optimizer_of(Config(optimizer="sgd", lr=0.1))([torch.zeros(1)]).param_groups[0]["lr"]
+        0.1
+    """
+    name = config.optimizer or "adam"
+    check_choice("optimizer", name, OPTIMIZERS)
+    cls: Any = OPTIMIZERS[name]
+    accepted = inspect.signature(cls).parameters
+    settings: dict[str, Any] = {"lr": config.lr}
+    for flag, above in (("weight_decay", False), ("eps", True)):
+        value = getattr(config, flag)
+        if value is None:
+            continue
+        if flag not in accepted:
+            raise ValueError(f"the optimizer {name} has no {flag}: leave --{flag.replace('_', '-')} out")
+        if not (0 < value < math.inf if above else 0 <= value < math.inf):
+            raise ValueError(f"{flag} must be {'above' if above else 'at least'} 0 and finite, not {value!r}")
+        settings[flag] = value
+    fused = {"fused": True} if name in ("adam", "adamw", "sgd") else {}  # which have one for every device
+    return partial(cls, **settings, **fused)
+
+
+def schedule_of(config: Config) -> Callable[[torch.optim.Optimizer], LRScheduler] | None:
+    """Return what makes the schedule of a config's learning rate, or None where it is constant.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+        >>> schedule_of(Config(lr_schedule="step")).keywords
+        {'step_size': 30, 'gamma': 0.1}
+    """
+    schedules: dict[str, Callable[[torch.optim.Optimizer], LRScheduler]] = {
+        "cosine": partial(CosineAnnealingLR, T_max=max(1, config.epochs)),
+        "step": partial(StepLR, step_size=30, gamma=0.1),
+        "exponential": partial(ExponentialLR, gamma=0.95),
+        "plateau": partial(ReduceLROnPlateau, factor=0.1, patience=10),
+    }
+    if config.lr_schedule is None:
+        return None
+    check_choice("lr_schedule", config.lr_schedule, schedules)
+    return schedules[config.lr_schedule]
 
 
 def build_loss(config: Config, size: int) -> ELBO:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children, parent_process
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 from pyro_vae.files import printable
@@ -245,6 +244,7 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
     from pyro_vae.config import load_data
     from pyro_vae.distributed import Ranks
     from pyro_vae.runs import Run
+    from pyro_vae.training.loggers import Progress
 
     ranks = Ranks(fabric)
     if fabric and config.download:  # once on each machine
@@ -253,28 +253,12 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
     say_once = say if ranks.rank == 0 else lambda _: None
     for name, text in run.facts().items():
         say_once(f"{name + ':':<20}{printable(text)}")
-    batches = run.steps_per_epoch
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    tqdm.set_lock(RLock())  # its own is one of processes, which those that leave at once would leave behind
-    bar = tqdm(
-        total=run.config.epochs * batches, unit="step", dynamic_ncols=True, mininterval=interval, disable=ranks.rank > 0
-    )
-
-    def on_step(step: int, loss: Any) -> None:
-        bar.initial = bar.initial or step - bar.n  # of a run that goes on
-        if bar.update(step + 1 - bar.n):  # shown: only then a GPU is waited for
-            text = f"epoch {step // batches + 1}/{run.config.epochs}, {loss.item():.2f} nats per datum"
-            bar.set_description(text, refresh=False)
-
-    def on_epoch(row: dict[str, float]) -> None:
-        text = f"train {row['train_loss']:.2f}, test {row['test_loss']:.2f} nats per datum"
-        bar.set_description(f"epoch {row['epoch']:.0f}/{run.config.epochs}, {text}", refresh=False)
-
+    bar = Progress(run.config.epochs, run.steps_per_epoch, shown=ranks.rank == 0)
     with _stopping_at_signals(run.checkpoints.stop, folder, ranks.rank), bar, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: tqdm.write(printable(f"pyro-vae: {message}"), file=sys.stderr)
         warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
         warnings.filterwarnings("ignore", "the step (cannot be|is not) recorded")  # said below
-        history = run.train(on_epoch, None if ranks.rank else on_step)
+        history = run.train(bar.on_epoch, None if ranks.rank else bar.on_step)
     last = history[-1]
     say_once(f"{'engine:':<20}{history.engine}")
     say_once(

@@ -14,6 +14,7 @@ TITLES = {
     "test_kl": "KL, test",
     "test_loss_at_mean": "test at the posterior mean (no bound)",
 }
+FORMS = {"epoch": ".0f", "learning_rate": ".3g"}  # of columns; of others ".3f"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -57,7 +58,7 @@ def write_report(folder: Path, facts: dict[str, str], history: History, pictures
         _table(
             [
                 [f"<th>{name}</th>" for name in COLUMNS],
-                *([f"<td>{row[name]:.{0 if name == 'epoch' else 3}f}</td>" for name in COLUMNS] for row in history),
+                *([f"<td>{row[name]:{FORMS.get(name, '.3f')}}</td>" for name in COLUMNS] for row in history),
             ],
             "rows",
         ),

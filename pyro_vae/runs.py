@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,19 @@ from torch import Tensor
 
 from pyro_vae import plots
 from pyro_vae.checkpoints import LOCK, Checkpoints, check_same, read_tensors, save_tensors
-from pyro_vae.config import Config, beta_of, build, build_loss, check_choice, device_named, load_data, transform_of
+from pyro_vae.config import (
+    OPTIMIZERS,
+    Config,
+    beta_of,
+    build,
+    build_loss,
+    check_choice,
+    device_named,
+    load_data,
+    optimizer_of,
+    schedule_of,
+    transform_of,
+)
 from pyro_vae.data import Data, are_images, fingerprint, located, range_of
 from pyro_vae.distributed import Ranks
 from pyro_vae.files import append, check_no_link, partial_of, takes_files, write_whole
@@ -26,6 +37,7 @@ from pyro_vae.programs import check_programs, mode, seeded
 from pyro_vae.report import write_report
 from pyro_vae.settings import read_flags
 from pyro_vae.training import COLUMNS, History, Row, check_loss, check_settings, fit
+from pyro_vae.training.checks import check_patience
 from pyro_vae.vae import VAE
 
 if TYPE_CHECKING:
@@ -70,11 +82,17 @@ class Run:
         passed_on = ("epochs", "batch_size", "clip_norm", "engine", "precision", "on_nan")
         self.settings: dict[str, Any] = {name: getattr(config, name) for name in passed_on}
         check_settings(beta=config.beta, lr=config.lr, device=self.device, **self.settings)
+        self.optimizer, self.schedule = optimizer_of(config), schedule_of(config)
+        check_patience(config.patience, self.data.test)
         if self.resumed:  # an epoch that was begun is not undone
             _, about = self.checkpoints.read()
             begun = about["epoch"] - (about["batches"] == 0)
             self.config = config = replace(config, epochs=max(config.epochs, begun))
             self.settings["epochs"] = config.epochs
+            planned = read_flags(folder / "config.yaml").get("epochs", config.epochs)
+            if config.lr_schedule == "cosine" and config.epochs != planned:
+                fix = "train anew, or take another schedule from the start"
+                raise ValueError(f"the cosine schedule of this run ends at epoch {planned}, not {config.epochs}: {fix}")
         self.loss = build_loss(config, len(self.data.train))
         check_loss(self.loss, beta_of(config, steps_per_epoch=1), config.memory)
         self.shape = tuple(self.data.train.shape[1:])
@@ -133,7 +151,8 @@ class Run:
             self._hold_folder()
             _, about = self.checkpoints.read() if self.resumed else ({}, {"history": []})
             write_metrics(self.folder / "metrics.csv", about["history"])
-            if read_flags(self.folder / "config.yaml").get("data") != config.data:  # which has moved
+            saved = read_flags(self.folder / "config.yaml")
+            if (saved.get("data"), saved.get("epochs")) != (config.data, config.epochs):  # moved, or extended
                 config.save(self.folder / "config.yaml")
             if self.resumed and self._read_snapshot(0) is None:  # of the weights from the seed, which stand here still
                 self._save_snapshot(0)
@@ -154,7 +173,9 @@ class Run:
             config_enumerate(self.vae.guide) if isinstance(self.loss, TraceEnum_ELBO) else self.vae.guide,
             self.data.train,
             loss=self.loss,
-            optimizer=partial(torch.optim.Adam, lr=config.lr, fused=True),
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            patience=config.patience,
             seed=config.seed,
             validation=self.data.test,
             beta=beta_of(config, self.steps_per_epoch),
@@ -169,7 +190,7 @@ class Run:
         )
         if self.ranks.rank:
             return history
-        if self.resumed:  # a run may have been stopped between its last checkpoint and these
+        if self.resumed or config.patience:  # it may have been stopped between a checkpoint and these; the best ones
             self.save_weights()
         snapshots = self._snapshots(len(history) - 1)
         with seeded(config.seed, self.device), mode(False, self.vae):
@@ -228,9 +249,18 @@ class Run:
             "latent dimensions": str(self.config.latent_dim),
             "parameters": f"{count:,}",
             "objective": self._objective(),
-            "training": f"{epochs}, batch {self.config.batch_size}, Adam {self.config.lr:g},"
+            "training": f"{epochs}, batch {self.config.batch_size}, {self._optimizing()},"
             f" seed {self.config.seed}, {self.device}{f', {self.ranks.size} processes' if self.ranks.size > 1 else ''}",
         }
+
+    def _optimizing(self) -> str:
+        """Name the optimizer, its settings and the schedule of its learning rate."""
+        config = self.config
+        settings = {"weight decay": config.weight_decay, "eps": config.eps}
+        more = [f"{name} {value:g}" for name, value in settings.items() if value is not None]
+        more += [f"{config.lr_schedule} schedule"] * bool(config.lr_schedule)
+        name = OPTIMIZERS[config.optimizer or "adam"].__name__
+        return ", ".join([f"{name} {config.lr:g}", *more])
 
     def _objective(self) -> str:
         """Name the objective, with its parameters, and the weight of the KL where there is one."""
@@ -321,8 +351,8 @@ def write_metrics(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _line(row: Row) -> str:
-    digits = {"epoch": 0, "seconds": 3}
-    return ",".join(f"{row[name]:.{digits.get(name, 6)}f}" for name in COLUMNS)
+    forms = {"epoch": ".0f", "seconds": ".3f", "learning_rate": ".6g"}
+    return ",".join(f"{row[name]:{forms.get(name, '.6f')}}" for name in COLUMNS)
 
 
 def append_metrics(path: Path, row: Row) -> None:

@@ -21,6 +21,7 @@ FREE = {  # flags that may change over the life of a run
         "engine",
         "memory",
         "on_nan",
+        "patience",
         "checkpoint_minutes",
     ),
     *("evaluate", "latent_map"),
@@ -61,7 +62,21 @@ class Config:
     warm_up: Annotated[int, "N", "epochs over which the weight of the KL rises from 0"] = 0
     epochs: Annotated[int, "N", "passes over the data"] = 100
     batch_size: Annotated[int, "N", "data per step"] = 64
-    lr: Annotated[float, "X", "learning rate of Adam"] = 1e-3
+    lr: Annotated[float, "X", "learning rate"] = 1e-3
+    optimizer: Annotated[str | None, "NAME", "adam (default), adamw, adamax, nadam, radam, rmsprop, adagrad, sgd"] = (
+        None
+    )
+    weight_decay: Annotated[float | None, "X", "weight decay of the optimizer (default: its own)"] = None
+    eps: Annotated[float | None, "X", "what the optimizer adds to its denominator (default: its own)"] = None
+    lr_schedule: Annotated[
+        str | None,
+        "HOW",
+        "cosine (to 0 at the last epoch), step (a tenth every 30 epochs), exponential (0.95 times each epoch) or"
+        " plateau (a tenth after 10 epochs without a lower test loss) (default: constant)",
+    ] = None
+    patience: Annotated[
+        int | None, "N", "stop after N epochs without a lower test loss, and keep the best weights (default: never)"
+    ] = None
     clip_norm: Annotated[float | None, "X", "largest norm of the whole gradient (default: none)"] = None
     engine: Annotated[str, "HOW", "auto, eager, recorded (replay the programs' arithmetic) or compiled"] = "auto"
     precision: Annotated[str, "HOW", "32, or bf16-mixed: layers in bfloat16, all else in 32 bits"] = "32"

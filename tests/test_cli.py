@@ -704,9 +704,51 @@ def test_the_first_lines_say_what_was_asked_for(config, words):
     assert words in runs.Run(config, Path("run")).facts().values()
 
 
-def test_more_epochs_beside_resume_are_refused_with_the_place_to_say_so(capsys):
-    words = "leave out --epochs, and write the number there"
-    assert words in refused(capsys, "train", "--resume", "run", "--epochs", "5")
+def test_a_finished_run_is_extended(capsys):
+    """With the same bytes as if it had had as many epochs from the start; but a cosine ends where it ends."""
+    slow = ["--lr-schedule", "exponential", "--optimizer", "adamw", "--weight-decay", "0.1", "--eps", "1e-6"]
+    for out, epochs in (("short", 1), ("long", 3)):
+        assert main(["train", *QUICK, *slow, "--epochs", str(epochs), "--out", out]) == 0
+    assert main(["train", "--resume", "short", "--epochs", "3"]) == 0
+    assert Path("short/model.safetensors").read_bytes() == Path("long/model.safetensors").read_bytes()
+    assert float(metrics(Path("short"))[-1]["learning_rate"]) == pytest.approx(1e-3 * 0.95**2, rel=1e-5)
+    assert "AdamW 0.001, weight decay 0.1, eps 1e-06, exponential schedule" in capsys.readouterr().out
+    assert "epochs: 3" in Path("short/config.yaml").read_text()
+    assert main(["train", *QUICK, "--lr-schedule", "cosine", "--epochs", "1", "--out", "round"]) == 0
+    capsys.readouterr()
+    words = "the cosine schedule of this run ends at epoch 1, not 2: train anew"
+    assert words in refused(capsys, "train", "--resume", "round", "--epochs", "2")
+
+
+def test_patience_leaves_the_best_weights(capsys):
+    """At this rate the test loss rises soon."""
+    flags = ["--optimizer", "sgd", "--lr", "0.02", "--patience", "2", "--epochs", "40"]
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    np.savez("x.npz", x_train=x, x_test=x[:8] + 2.0)
+    assert main(["train", *QUICK, "--data", "x.npz", "--decoder", "Normal", *flags, "--out", "run"]) == 0
+    losses = [float(row["test_loss"]) for row in metrics(Path("run"))][1:]
+    assert len(losses) == losses.index(min(losses)) + 3 < 40
+    capsys.readouterr()
+    evaluated = []
+    for best in ([], ["--best"]):
+        assert main(["evaluate", "run", *best]) == 0
+        evaluated.append(capsys.readouterr().out)
+    assert evaluated[0] == evaluated[1]
+
+
+WRONG_OPTIMIZING = {
+    "--optimizer lion": "unknown optimizer 'lion'",
+    "--optimizer sgd --eps 1e-3": "the optimizer sgd has no eps: leave --eps out",
+    "--eps 0": "eps must be above 0 and finite, not 0.0",
+    "--weight-decay -1": "weight_decay must be at least 0 and finite, not -1.0",
+    "--lr-schedule linear": "unknown lr_schedule 'linear'; Known: cosine, exponential, plateau, step",
+    "--patience 0": "patience must be at least 1, not 0",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG_OPTIMIZING)
+def test_a_wrong_optimizer_schedule_or_patience_is_named(capsys, flags):
+    assert WRONG_OPTIMIZING[flags] in refused(capsys, "train", *flags.split())
 
 
 @pytest.mark.filterwarnings("default:.*hold no numbers")

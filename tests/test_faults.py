@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     assert main(["train", "--resume", str(folder)]) == 0
 
 
-@pytest.mark.parametrize("flag", ["--epochs=3", "--preset=practicum", "--out=elsewhere", "--decoder.grey=true"])
+@pytest.mark.parametrize("flag", ["--lr=3", "--preset=practicum", "--out=elsewhere", "--decoder.grey=true"])
 def test_flags_beside_resume_are_refused(flag, tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path), flag]) == 2
     assert f"leave out {flag.partition('=')[0]}" in capsys.readouterr().err
