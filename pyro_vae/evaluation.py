@@ -22,7 +22,17 @@ from pyro_vae.engine import WORTHWHILE, Held, Recorded
 from pyro_vae.handlers import AtMean, LocalModules, NoMeanError
 from pyro_vae.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak_of
 from pyro_vae.networks import as_size
-from pyro_vae.objectives import Objective, check_per_datum, is_theirs, kl, reconstruction, recording, share_of, terms_of
+from pyro_vae.objectives import (
+    Objective,
+    check_per_datum,
+    is_theirs,
+    kl,
+    reconstruction,
+    recording,
+    share_of,
+    terms_of,
+    that_takes,
+)
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded, transformed
 
@@ -98,6 +108,8 @@ def evaluate(
         with seeded(seed, x.device), mode(False, model, guide):
             plates = check_programs(model, guide, x, transform, batch_size)
             plates.check_objective(loss)
+            local, first = LocalModules(), transformed(x[:batch_size], transform, count_in(x))
+            loss = that_takes(loss, local(model), local(guide), first)
         settings = {"loss": loss, "at": at, "batch_size": batch_size, "seed": seed, "transform": transform}
         return mean_bound(model, guide, x, plates=plates.names, **settings)
 
@@ -288,11 +300,13 @@ class _LogLikelihood(Objective):
     pathwise = False
 
     def __init__(self, model: Program, guide: Program, datum: Batch, count: Count) -> None:
-        super().__init__()
+        super().__init__(2)  # particles, as a model may take one of a single datum, and no more
         self.model, self.guide, self.count = model, guide, count
         args, kwargs = arguments(datum)
         self.drawn = self.guide_trace(guide, *args, particles=1, **kwargs)  # the guide's sites, whatever their values
-        self.model_trace(model, self.drawn, *args, particles=1, **kwargs)  # which refuses programs that do not fit
+        self.one_by_one = that_takes(self, model, guide, datum).one_by_one
+        values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
+        self.of_particles(model, self.drawn, 1, values, *args, **kwargs)  # which refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes
         sites = [self.drawn.nodes[name] for name in self.latents]
         points = [site["name"] for site in sites if any(isinstance(layer, Delta) for layer in layers(site["fn"]))]
@@ -315,12 +329,13 @@ class _LogLikelihood(Objective):
     def log_of_sum(self, rows: Batch, log_q: Tensor, *values: Tensor) -> tuple[Tensor]:
         """Return the logarithm of the sum of the weights of particles, for each datum."""
         args, kwargs = arguments(rows)
-        drawn = self.drawn.copy()
-        for name, value in zip(self.latents, values, strict=True):
-            drawn.nodes[name] = drawn.nodes[name] | {"value": value}
-        trace = self.model_trace(self.model, drawn, *args, particles=len(log_q), **kwargs)
-        joint = log_prob(trace, [*trace.stochastic_nodes, *trace.observation_nodes])
-        return ((joint - log_q).double().logsumexp(0),)
+        count = 1 if self.one_by_one else len(log_q)
+        chunks = [log_q.split(count), *(value.split(count) for value in values)]
+        weights = []
+        for part, *of_part in zip(*chunks, strict=True):
+            likelihood, prior, _ = self.of_particles(self.model, self.drawn, count, of_part, *args, **kwargs)
+            weights.append(likelihood + prior - part)
+        return (torch.cat(weights).double().logsumexp(0),)
 
     def sizes(self, x: Rows, samples: int, memory: int) -> tuple[int, int]:
         """Return for how many data to draw, and how many particles to weigh, at a time: half of the memory for each.

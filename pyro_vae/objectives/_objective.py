@@ -1,7 +1,10 @@
 """What the objectives of this package share: per-datum log-weights of K particles, and Pyro's interface of an ELBO."""
 
+import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -64,8 +67,11 @@ class Objective(ELBO):
 
     A class of this kind says in ``estimate`` what it makes of `Draws`. ``weighs_kl`` says whether it has a KL that
     `pyro_vae.handlers.KLWeight` may scale, ``pathwise`` whether its gradient needs a pathwise sampler, and ``needs``
-    what its gradient needs of the noise, which not all handlers of `pyro_vae.noise` give.
+    what its gradient needs of the noise, which not all handlers of `pyro_vae.noise` give. ``one_by_one`` has the model
+    run on one particle at a time, without a dimension for them.
     """
+
+    one_by_one = False
 
     weighs_kl = False
     pathwise = True
@@ -102,10 +108,11 @@ class Objective(ELBO):
         guide_trace = self.guide_trace(guide, *args, particles=self.num_particles, **kwargs)
 
         def run(count: int, *values: Tensor) -> tuple[Tensor, ...]:
-            return self.of_model(self.model_trace(model, _with(guide_trace, values), *args, particles=count, **kwargs))
+            return self.of_particles(model, guide_trace, count, values, *args, **kwargs)
 
-        sizes = [min(self.chunk, self.num_particles - start) for start in range(0, self.num_particles, self.chunk)]
-        if len(sizes) > 1 and torch.is_grad_enabled():
+        chunk = 1 if self.one_by_one else self.chunk
+        sizes = [min(chunk, self.num_particles - start) for start in range(0, self.num_particles, chunk)]
+        if self.chunk < self.num_particles and torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False)
         values = [guide_trace.nodes[name]["value"].split(sizes) for name in guide_trace.stochastic_nodes]
         chunks = [run(*chunk) for chunk in zip(sizes, *values, strict=True)]
@@ -115,6 +122,15 @@ class Objective(ELBO):
         self._check_count(likelihood.shape[-1], (args, kwargs))
         kl = unweighed(guide_trace) - unweighed_prior
         return Draws(likelihood, prior, posterior, kl, (*own, *models_own))
+
+    def of_particles(
+        self, model: Program, guide_trace: Trace, count: int, values: Sequence[Tensor], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, ...]:
+        """Run the model on some particles, and return what `of_model` does."""
+        if not self.one_by_one:
+            return self.of_model(self.model_trace(model, _with(guide_trace, values), *args, particles=count, **kwargs))
+        drawn = _with(guide_trace, [value[0] for value in values])
+        return tuple(value[None] for value in self.of_model(self.model_trace(model, drawn, *args, **kwargs)))
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
         """Return log q of the particles, shape (K, B), and what else the objective reads off the guide's trace."""
@@ -146,12 +162,13 @@ class Objective(ELBO):
 
         def of_model(count: int) -> int:
             drawn = self.guide_trace(guide, *args, particles=count, **kwargs)
-            return peak_of(lambda: self.of_model(self.model_trace(model, drawn, *args, particles=count, **kwargs)))
+            values = [drawn.nodes[name]["value"] for name in drawn.stochastic_nodes]
+            return peak_of(lambda: self.of_particles(model, drawn, count, values, *args, **kwargs))
 
         left = 0
         if most_within(memory, of_guide, self.num_particles) == self.num_particles:
             left = memory - of_guide(self.num_particles) - self._peak_of_estimate(model, guide, batch)
-        size = most_within(left, of_model, self.chunk) if left > 0 else 0
+        size = most_within(left, of_model, 1 if self.one_by_one else self.chunk) if left > 0 else 0
         if not size:
             need = f"one particle of {count_of(batch)} data takes {of_model(1):,} bytes beside what takes all at a time"
             raise ValueError(f"a memory of {memory:,} bytes is too small: {need}; give more, or lower the batch size")
@@ -163,7 +180,8 @@ class Objective(ELBO):
             return 0
         count, (args, kwargs) = self.num_particles, arguments(batch)
         one = self.guide_trace(guide, *args, particles=1, **kwargs)
-        of_one = self.of_model(self.model_trace(model, one, *args, particles=1, **kwargs))
+        values = [one.nodes[name]["value"] for name in one.stochastic_nodes]
+        of_one = self.of_particles(model, one, 1, values, *args, **kwargs)
         posterior, *own = self.of_guide(self.guide_trace(guide, *args, particles=count, **kwargs))
 
         def run() -> None:
@@ -185,14 +203,17 @@ class Objective(ELBO):
             self._check_draw(name, trace.nodes[name])
         return trace
 
-    def model_trace(self, model: Program, guide_trace: Trace, *args: Any, particles: int, **kwargs: Any) -> Trace:
-        """Run the model on the particles that the guide has drawn."""
-        plate = pyro.plate(PARTICLES, particles, dim=-2)
-        trace = self._checked(poutine.replay(plate(model), trace=guide_trace), *args, **kwargs)
+    def model_trace(
+        self, model: Program, guide_trace: Trace, *args: Any, particles: int | None = None, **kwargs: Any
+    ) -> Trace:
+        """Run the model on the particles that the guide has drawn; on a single one, without a dimension, if None."""
+        program = model if particles is None else pyro.plate(PARTICLES, particles, dim=-2)(model)
+        dims = 1 if particles is None else 2
+        trace = self._checked(poutine.replay(program, trace=guide_trace), *args, dims=dims, **kwargs)
         self._check_same_sites(trace, guide_trace)
         return trace
 
-    def _checked(self, program: Program, *args: Any, **kwargs: Any) -> Trace:
+    def _checked(self, program: Program, *args: Any, dims: int = 2, **kwargs: Any) -> Trace:
         try:
             trace = prune_subsample_sites(poutine.trace(_OfTheBatch()(program)).get_trace(*args, **kwargs))
         except ValueError as error:
@@ -204,7 +225,7 @@ class Objective(ELBO):
             ) from error
         for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
             if not trace.nodes[name]["infer"].get("_deterministic"):  # Pyro's mark of a value without a density
-                self._check_site(name, trace.nodes[name])
+                self._check_site(name, trace.nodes[name], dims)
         return trace
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -225,14 +246,14 @@ class Objective(ELBO):
         loss.backward()
         return loss.item()
 
-    def _check_site(self, name: str, site: dict[str, Any]) -> None:
+    def _check_site(self, name: str, site: dict[str, Any], dims: int) -> None:
         plates = [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
         if len(plates) != 1 or plates[0].dim != -1:
             raise ValueError(
                 f"{type(self).__name__} weighs each datum by itself, so that every site must stand in one plate, over"
                 f" the data, of dim -1; site {name!r} stands in {len(plates)}: take Trace_ELBO for such programs"
             )
-        check_dims(name, site, 2)
+        check_dims(name, site, dims)
         if not self.weighs_kl and not unscaled(site):
             scale = in_a_line(site["scale"])
             raise ValueError(
@@ -274,6 +295,37 @@ class Objective(ELBO):
                 f"the gradient of {kind} needs {lacking}, which noise.{handler} at site {name!r} does not give: take"
                 " IWAE or Trace_ELBO, or leave the handler out"
             )
+
+
+def that_takes(loss: Any, model: Program, guide: Program, batch: Batch) -> Any:
+    """Return an objective that takes a model: where it fails on particles side by side, one that runs it on each.
+
+    The numbers are the same. Torch's random state is as before.
+
+    Arguments:
+        loss: an `Objective`; any other is returned as it is.
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        batch: what both are called with.
+    """
+    if not isinstance(loss, Objective):
+        return loss
+    args, kwargs = arguments(batch)
+    state, alone = torch.get_rng_state(), copy.copy(loss)
+    alone.one_by_one = True
+    try:
+        with torch.no_grad():
+            loss.draws(model, guide, *args, **kwargs)
+    except (IndexError, RuntimeError, ValueError) as error:
+        with suppress(IndexError, RuntimeError, ValueError), torch.no_grad():
+            alone.draws(model, guide, *args, **kwargs)
+            reason = str(error).partition("\n")[0]
+            text = f"the model fails on particles side by side ({reason}), and is run on one at a time, which is slower"
+            warnings.warn(f"{type(loss).__name__}: {text}", UserWarning, stacklevel=4)
+            return alone
+    finally:
+        torch.set_rng_state(state)
+    return loss
 
 
 class _OfTheBatch(Messenger):

@@ -15,7 +15,16 @@ from pyro_vae.data import Ready
 from pyro_vae.engine import ENGINES, Changes
 from pyro_vae.memory import as_bytes
 from pyro_vae.networks import above, as_number, as_size
-from pyro_vae.objectives import Beta, DataPlates, Objective, check_beta, check_per_datum, trained_by, with_plates
+from pyro_vae.objectives import (
+    Beta,
+    DataPlates,
+    Objective,
+    check_beta,
+    check_per_datum,
+    that_takes,
+    trained_by,
+    with_plates,
+)
 from pyro_vae.precision import check_precision
 from pyro_vae.programs import check_points, check_programs, mode, paired_traces, seeded
 from pyro_vae.training.batches import Batches
@@ -97,6 +106,7 @@ def check_before(
             size = measure.settings["batch_size"]
             check_programs(*programs.given, measure.test, transform, size, " of the validation data")
     with _evaluating(programs, batches, seed):
+        loss = that_takes(loss, programs.model, programs.guide, batches.first())
         loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
     check_last_batch(programs, batches)
     return plates, loss
