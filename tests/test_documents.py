@@ -45,7 +45,7 @@ def test_a_block_of_the_documents_runs(name):
 
 
 def test_the_readme_has_its_blocks_and_commands_once():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     assert len(re.findall(r"^python -m pip install .* && pyro-vae train$", README, re.MULTILINE)) == 1
     assert len(re.findall(r"^python -m pip install .* && python -m pytest -n auto$", README, re.MULTILINE)) == 1
 
