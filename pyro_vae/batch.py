@@ -12,12 +12,14 @@ Parts may be of any kind, such as None for labels that are not known, and may ho
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 Batch = Any
+PLAIN = bool | int | float | complex | str | bytes | None  # never change
 Count = Callable[[Batch], int]
 
 
@@ -72,19 +74,30 @@ def count_of(batch: Batch) -> int:
     return len(tensors[0])
 
 
-def are_rows(batch: Batch, count: int) -> bool:
+def are_rows(batch: Batch, count: Count = count_of) -> bool:
     """Whether the first dimension of each tensor of a batch counts the data, so that some of them can be taken out.
+
+    Arguments:
+        batch: the batch.
+        count: returns its number of data, also where one is taken out.
 
     Example:
         >>> import torch
-        >>> are_rows((torch.zeros(3, 2), torch.zeros(3)), 3), are_rows((torch.zeros(3, 2), torch.zeros(2)), 3)
+        >>> are_rows((torch.zeros(3, 2), torch.zeros(3))), are_rows((torch.zeros(3, 2), torch.zeros(2)))
         (True, False)
+        >>> are_rows(torch.zeros(3, 3, 2), lambda sequences: sequences.shape[1])  # time comes first
+        False
     """
-    return all(tensor.dim() and len(tensor) == count for tensor in tensors_of(batch))
+    size = count(batch)
+    if not all(tensor.dim() and len(tensor) == size for tensor in tensors_of(batch)):
+        return False
+    return count is count_of or count(map_tensors(itemgetter(slice(size - 1)), batch)) == size - 1
 
 
-def structure_of(batch: Batch) -> tuple[Any, ...]:
-    """Return what two batches have in common that differ in their numbers alone: structure, shapes and types.
+def structure_of(batch: Batch) -> tuple[Any, ...] | None:
+    """Return what two batches have in common that differ in their numbers alone: structure, shapes, types, strides.
+
+    None where a part is neither a tensor nor a plain value, so that nobody knows whether it is the same.
 
     Example:
         >>> import torch
@@ -92,9 +105,11 @@ def structure_of(batch: Batch) -> tuple[Any, ...]:
         True
     """
     if isinstance(batch, Tensor):
-        return batch.shape, batch.dtype
+        return batch.shape, batch.dtype, batch.stride()
     leaves, spec = tree_flatten(batch)
-    return spec, *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    if not all(isinstance(leaf, Tensor | PLAIN) for leaf in leaves):
+        return None
+    return spec, *(structure_of(leaf) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf)) for leaf in leaves)
 
 
 def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:

@@ -20,16 +20,18 @@ from itertools import islice
 from numbers import Integral
 from operator import itemgetter
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from pyro_vae.batch import Batch, Count, are_rows, count_of, map_tensors, named, said, structure_of, tensors_of
+from pyro_vae.batch import Batch, Count, are_rows, count_of, map_tensors, named, said, tensors_of
 from pyro_vae.files import check_regular
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -52,6 +54,7 @@ class _Rows(Dataset[Tensor]):
 
     shape: torch.Size
     device = torch.device("cpu")
+    as_given = False  # whether the data have not been brought anywhere
 
     def __init__(self) -> None:
         self.dtype = torch.get_default_dtype()
@@ -62,7 +65,7 @@ class _Rows(Dataset[Tensor]):
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """Return the same rows, to be brought to a device and a precision as they are read."""
         moved = copy.copy(self)
-        moved.device, moved.dtype = device, dtype or self.dtype
+        moved.device, moved.dtype, moved.as_given = device, dtype or self.dtype, False
         return moved
 
     def split(self, size: int) -> Iterator[Batch]:
@@ -79,6 +82,8 @@ class _Rows(Dataset[Tensor]):
 
     def _moved(self, rows: Batch) -> Batch:
         """Bring a tensor to the device and the precision; of several parts whole numbers keep their type."""
+        if self.as_given:
+            return rows
         if isinstance(rows, Tensor):
             return rows.to(self.device, self.dtype)
         return map_tensors(
@@ -247,6 +252,7 @@ class Stream(_Rows):
 
     def __init__(self, dataset: Iterable[Any], stack: "Callable[[list[Any]], Batch] | None" = None) -> None:
         super().__init__()
+        self.as_given = True
         _check_no_loader(dataset)
         self.dataset, self.stack = dataset, stack or as_tensor
         length = _length(dataset)
@@ -350,21 +356,21 @@ class Ready(_Rows):
         if isinstance(batches, Iterator):
             kind = type(batches).__name__
             raise TypeError(f"the data must begin anew at each pass, as a DataLoader does, which a {kind} does not")
+        self.as_given = True
         self.batches, self.given_count, self.fits = batches, count, fits
-        sampler = getattr(batches, "sampler", None)
-        self.generator = getattr(batches, "generator", None) or getattr(sampler, "generator", None)
+        self.generators = _generators(batches)
         self.counts: list[int] = []
         self.examples: dict[Any, Batch] = {}
         self._of_another_size: Batch = None
-        with torch.random.fork_rng([]), self._order_kept():  # from which a DataLoader draws its order
-            for batch in self._each():
-                self.counts.append(self.count(batch))
-                self.examples.setdefault(tree_structure(batch), batch)
-                if self._of_another_size is None and self.counts[-1] != self.counts[0]:
-                    self._of_another_size = batch
-        if not sum(self.counts):
+        for batch in self._each(self._apart()):
+            self.counts.append(self.count(batch))
+            self.examples.setdefault(tree_structure(batch), batch)
+            if self._of_another_size is None and self.counts[-1] != self.counts[0]:
+                self._of_another_size = batch
+        if not self.counts:
             raise ValueError(f"the {type(batches).__name__} gives no batches: at least one datum is needed")
         self.shape = torch.Size((sum(self.counts),))
+        self.device = tensors_of(next(iter(self.examples.values())))[0].device
 
     def count(self, batch: Batch) -> int:
         if self.given_count is None:
@@ -374,25 +380,37 @@ class Ready(_Rows):
             raise ValueError(f"count must return the number of data of a batch, not {count!r}")
         return int(count)
 
-    def epoch(self) -> Iterator[Batch]:
-        """Yield the batches as they come."""
+    def epoch(self, order: torch.Generator | None = None) -> Iterator[Batch]:
+        """Yield the batches as they come; where an order is given, by random numbers that follow from it alone."""
+        if order is None:
+            return self._checked(self.batches)
+        own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=order)))
+        return self._checked(_drawn(self.batches, Sources(torch.default_generator), own.get_state()))
+
+    def split(self, size: int = 0) -> Iterator[Batch]:  # noqa: ARG002 (they have a size of their own)
+        """Yield the batches as they come, and leave the order of the next pass as it would have been."""
+        return self._checked(self._apart())
+
+    def _apart(self) -> Iterator[Batch]:
+        """Yield the batches without a trace in torch's random state and the generators of the iterable.
+
+        Where it draws from torch's, it does so as in a new process.
+        """
+        states = Sources(torch.Generator(), *self.generators).get_state()
+        return _drawn(self.batches, Sources(torch.default_generator, *self.generators), states)
+
+    def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         read = 0
-        for batch in self._each():
+        for batch in self._each(batches):
             read += self.count(batch)
             yield self._moved(batch)
         if read != len(self):
             counts = f"{read} data in this pass, and {len(self)} before"
             raise ValueError(f"the {type(self.batches).__name__} gave {counts}: each pass must give as many")
 
-    def split(self, size: int = 0) -> Iterator[Batch]:  # noqa: ARG002 (they have a size of their own)
-        """Yield the batches as they come, and leave the order of the next pass as it would have been."""
-        with self._order_kept():
-            yield from self.epoch()
-
     def __getitem__(self, first: slice) -> Batch:
         """Return the first data: the first batch, of which the rest is cut off where that is possible."""
-        batch = self._moved(next(iter(self.examples.values())))
-        return cut(batch, self.count(batch), first.stop)
+        return cut(self._moved(next(iter(self.examples.values()))), first.stop, self.count)
 
     def structures(self) -> Iterator[Batch]:
         """Yield the first batch of each structure."""
@@ -402,51 +420,93 @@ class Ready(_Rows):
         """Return a batch with another number of data than the first, or None where there is none."""
         return self._moved(self._of_another_size)
 
-    def _each(self) -> Iterator[Batch]:
+    def _each(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         first = None
-        for batch in self.batches:
+        for batch in batches:
             if first is None:
                 first = self.fits is not None and _only_first(batch, self.fits)
                 if first and not self.counts:
                     _say_first(len(batch))
-            yield _as_ready(batch, first=first)
+            ready = _as_ready(batch, first=first)
+            if not self.count(ready):
+                raise ValueError(f"the {type(self.batches).__name__} gives a batch without data: leave it out")
+            yield ready
 
-    @contextmanager
-    def _order_kept(self) -> Iterator[None]:
-        state = self.generator and self.generator.get_state()
+
+class Sources:
+    """Sources of random numbers, whose states are read and set as one.
+
+    Example:
+        >>> sources = Sources(torch.Generator(), torch.Generator())
+        >>> sources.set_state(sources.get_state())
+    """
+
+    def __init__(self, *generators: torch.Generator) -> None:
+        self.generators = generators
+
+    def get_state(self) -> Tensor:
+        """Return the states, one behind another."""
+        return torch.cat([generator.get_state() for generator in self.generators])
+
+    def set_state(self, states: Tensor) -> None:
+        """Set all of them."""
+        for generator, state in zip(self.generators, states.chunk(len(self.generators)), strict=True):
+            generator.set_state(state.clone())
+
+
+def _drawn(items: Iterable[Any], sources: Sources, states: Tensor) -> Iterator[Any]:
+    """Yield items that draw from sources in other states, which are as before whenever an item has been made."""
+    rest: Iterator[Any] | None = None
+    while True:
+        before = sources.get_state()
+        sources.set_state(states)
         try:
-            yield
+            rest = iter(items) if rest is None else rest
+            item = next(rest)
+        except StopIteration:
+            return
         finally:
-            if self.generator:
-                self.generator.set_state(state)
+            states = sources.get_state()
+            sources.set_state(before)
+        yield item
+
+
+def _generators(value: Any, depth: int = 5) -> list[torch.Generator]:
+    """Return the generators that an iterable holds, itself or in its samplers and data sets."""
+    if isinstance(value, torch.Generator):
+        return [value] if value.device.type == "cpu" else []
+    if not (depth and hasattr(value, "__dict__")) or isinstance(value, type | ModuleType | FunctionType | Tensor):
+        return []
+    found = [each for held in vars(value).values() for each in _generators(held, depth - 1)]
+    return list({id(each): each for each in found}.values())
 
 
 Rows = Tensor | EightBit | MemoryMapped | Stream | Columns | Ready
 
 
-def cut(batch: Batch, count: int, size: int | None) -> Batch:
+def cut(batch: Batch, size: int | None, count: Count = count_of) -> Batch:
     """Return the first data of a batch; all of them where its tensors' first dimensions do not count them.
 
     Example:
-        >>> cut((torch.zeros(3, 2), None), 3, 2)
+        >>> cut((torch.zeros(3, 2), None), 2)
         (tensor([[0., 0.],
                 [0., 0.]]), None)
     """
-    fits = size is not None and size < count and are_rows(batch, count)
+    fits = size is not None and size < count(batch) and are_rows(batch, count)
     return map_tensors(lambda part: part[:size], batch) if fits else batch
 
 
-def pieces(batch: Batch, count: int, size: int) -> Iterator[Batch]:
+def pieces(batch: Batch, size: int, count: Count = count_of) -> Iterator[Batch]:
     """Yield a batch so many data at a time, or whole where it cannot be cut.
 
     Example:
-        >>> [x.tolist() for x, _ in pieces((torch.arange(3), None), 3, 2)]
+        >>> [x.tolist() for x, _ in pieces((torch.arange(3), None), 2)]
         [[0, 1], [2]]
     """
-    if count <= size or not are_rows(batch, count):
+    if count(batch) <= size or not are_rows(batch, count):
         yield batch
         return
-    for start in range(0, count, size):
+    for start in range(0, count(batch), size):
         yield map_tensors(itemgetter(slice(start, start + size)), batch)
 
 
@@ -481,6 +541,7 @@ def as_rows(data: Any, fits: Callable[[Batch], bool], count: Count | None = None
         )
     if ready:
         return Ready(data, count, fits)
+    data = dict(data) if isinstance(data, Mapping) else data
     if isinstance(data, Data):
         raise TypeError("the data have a train and a test part: give data.train, and validation=data.test")
     if isinstance(data, dict | tuple) or (isinstance(data, list) and _are_columns(data, fits)):
@@ -511,7 +572,7 @@ def _are_batches(data: list[Any]) -> bool:
     """Whether a list holds batches of several parts, which differ in size or in structure, and not data one by one."""
     if not (data and all(map(_has_parts, data)) and all(map(_may_be_batch, data))):
         return False
-    if len({structure_of(item) for item in data}) > 1:
+    if len({said(item) for item in data}) > 1:
         return True
     raise ValueError(
         f"a list of {said(data[0])} may hold data or ready batches: give DataLoader(data, batch_size=None) if they are"
@@ -541,7 +602,7 @@ def _has_parts(item: Any) -> bool:
 
 def _only_first(item: Any, fits: Callable[[Batch], bool]) -> bool:
     """Whether programs take the first part of a datum or a batch, and not all of them."""
-    if isinstance(item, dict) or not _has_parts(item):
+    if isinstance(item, dict | PackedSequence) or not _has_parts(item):
         return False
     return not fits(tuple(item)) and fits((item[0],))
 
@@ -602,7 +663,7 @@ def _stacked(parts: Sequence[Any]) -> Tensor | None:
             raise ValueError(f"a part of the data is None in {missing} of {len(parts)}: {fix}")
         return None
     if all(isinstance(part, bool | int | float) for part in parts):
-        return torch.tensor(parts)
+        return torch.from_numpy(np.array(parts))  # in double precision, as they are
     rows = [_row(part) for part in parts]
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) > 1:
@@ -613,6 +674,8 @@ def _stacked(parts: Sequence[Any]) -> Tensor | None:
 
 def _as_ready(batch: Batch, *, first: bool) -> Batch:
     """Return a batch of an iterable's as programs are called with it: arrays as tensors, a list as a tuple."""
+    if isinstance(batch, PackedSequence):
+        raise TypeError("a batch must not be a PackedSequence: give the padded tensor and the lengths")
     if isinstance(batch, list | tuple) and (first or len(batch) == 1):
         batch = batch[0]
     batch = dict(batch) if isinstance(batch, Mapping) else batch
@@ -620,7 +683,9 @@ def _as_ready(batch: Batch, *, first: bool) -> Batch:
         return as_tensor(batch)
     if not isinstance(batch, list | tuple | dict):
         raise TypeError(f"a batch must be a tensor, a tuple or a dict, not a {type(batch).__name__}")
-    whole = _each_part(lambda part: _from_numpy(part) if isinstance(part, np.ndarray) else part, batch)
+    whole = _each_part(
+        lambda part: _from_numpy(part) if isinstance(part, np.ndarray) and part.dtype.kind in "biuf" else part, batch
+    )
     return tuple(whole) if isinstance(whole, list) else whole
 
 
@@ -628,7 +693,8 @@ def _as_parts(parts: Any) -> Batch:
     if isinstance(parts, dict):
         return {name: _as_parts(part) for name, part in parts.items()}
     if isinstance(parts, tuple) or (isinstance(parts, list) and not _is_numbers(parts)):
-        return tuple(map(_as_parts, parts))
+        made = map(_as_parts, parts)
+        return type(parts)(*made) if hasattr(parts, "_fields") else tuple(made)  # of a named tuple with its names
     if parts is None or isinstance(parts, EightBit | MemoryMapped):
         return parts
     if not (isinstance(parts, Tensor | list) or _is_array(parts)):
@@ -956,7 +1022,7 @@ def shuffled_batches(
 ) -> Iterator[Batch]:
     """Yield the data once in random order, in batches; the last may be smaller.
 
-    A stream and ready batches have an order of their own. A batch of all data keeps their order.
+    A stream has an order of its own. A batch of all data keeps their order.
 
     Arguments:
         x: data, whose first dimension counts them.
@@ -972,8 +1038,8 @@ def shuffled_batches(
         >>> sorted(torch.cat(list(batches)).tolist())
         [0, 1, 2, 3, 4]
     """
-    if isinstance(x, Stream | Ready):
-        yield from map(part, x.epoch() if isinstance(x, Ready) else x.split(batch_size))
+    if isinstance(x, Stream):
+        yield from map(part, x.split(batch_size))
         return
     permutation = torch.randperm(len(x), generator=order)
     if batch_size >= len(x):

@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-from pyro_vae.batch import Batch, are_rows, count_of, map_tensors, said
+from pyro_vae.batch import Batch, Count, are_rows, count_of, map_tensors, said
 
 T = TypeVar("T")
 TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # the variables that it sets
@@ -51,15 +51,19 @@ class Ranks:
         """Return what this rank takes of a batch, which is nothing where there are fewer rows than ranks."""
         return rows.tensor_split(self.size)[self.rank]
 
-    def part_of(self, batch: Batch) -> Batch:
+    def part_of(self, batch: Batch, count: Count = count_of) -> Batch:
         """Return what this rank takes of a batch of any structure.
+
+        Arguments:
+            batch: the batch of all ranks.
+            count: returns the number of data of a batch.
 
         Raises:
             ValueError: where there are several ranks, and the tensors of the batch differ in their first dimension.
         """
         if self.size == 1:
             return batch
-        if not are_rows(batch, count_of(batch)):
+        if not are_rows(batch, count):
             fix = "give each tensor the data in its first dimension, or train by one process"
             raise ValueError(f"several processes split each batch, which they cannot do with {said(batch)}: {fix}")
         return map_tensors(self.part, batch)

@@ -285,7 +285,8 @@ class Recorded:
     another order; single numbers are compared with the largest of them); all other calls run the recording alone.
     Parameters and buffers are the programs' own, not copies, and noise is drawn anew at every call.
 
-    Each structure of the inputs (shapes, types, and the numbers of Python among them) has a recording of its own.
+    Each structure of the inputs (shapes, types, strides, and the numbers of Python among them) has a recording of its
+    own; inputs that hold other objects are left to the step.
     Structures other than the first, such as the smaller batch at the end of an epoch, are recorded once they have been
     met `AGAIN` times; those beyond the first `MOST` never are. Everything is left to the step where it cannot be
     recorded (a branch of Python on data), differs from its recording at the first check, or where something that the
@@ -349,7 +350,7 @@ class Recorded:
     def _recording_of(self, inputs: tuple[Any, ...]) -> "_Recording | None":
         structure = structure_of(inputs)
         if structure not in self._recordings:
-            if len(self._recordings) == MOST:
+            if structure is None or len(self._recordings) == MOST:
                 return None
             self._recordings[structure] = _Recording(eager=AGAIN if self._recordings else 1)
         return self._recordings[structure]

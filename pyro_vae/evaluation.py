@@ -103,7 +103,7 @@ def evaluate(
         raise TypeError(f"loss must be an ELBO such as Trace_ELBO() or objectives.IWAE(5), not {loss!r}")
     check_per_datum(loss)
     as_size(batch_size, "batch_size")
-    x = as_input(data, model, guide, count=count)
+    x = as_input(data, model, guide, count=count, transform=transform)
     with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
         with seeded(seed, x.device), mode(False, model, guide):
             plates = check_programs(model, guide, x, transform, batch_size)
@@ -135,7 +135,7 @@ def mean_bound(
     total = torch.zeros(3, dtype=torch.float64)
     local, count = LocalModules(), count_in(x)
     with seeded(ranks.seed(seed), x.device), mode(False, model, guide):
-        for rows in filter(count, map(ranks.part_of, x.split(batch_size))):
+        for rows in filter(count, (ranks.part_of(whole, count) for whole in x.split(batch_size))):
             batch = transformed(rows, transform, count)
             pair = local(model), local(guide)
             with _on_particles(type(loss).__name__, _at_a_time(loss)):
@@ -277,9 +277,7 @@ def log_likelihood(
             batches, chunks = math.ceil(len(x) / batch_size), math.ceil(samples / chunk)
             draw = _replayed(partial(weights.draw, count=samples), batches, batches * chunks >= MANY)
             log_of_sum = _replayed(weights.log_of_sum, batches * chunks, batches * chunks >= MANY)
-            for rows in (
-                part for whole in x.split(batch_size) for part in pieces(whole, count_rows(whole), batch_size)
-            ):
+            for rows in (part for whole in x.split(batch_size) for part in pieces(whole, batch_size, count_rows)):
                 of_rows = torch.full((count_rows(rows),), -math.inf, dtype=torch.float64, device=x.device)
                 for part in zip(*(drawn.split(chunk) for drawn in draw(rows)), strict=True):
                     of_rows = of_rows.logaddexp(log_of_sum(rows, *part)[0])
@@ -322,7 +320,7 @@ class _LogLikelihood(Objective):
         trace = self.guide_trace(self.guide, *args, particles=count, **kwargs)
         log_q = log_prob(trace, self.latents)
         if self.latents:
-            self._check_count(log_q.shape[-1], rows)
+            self._check_count(log_q.shape[-1], self.count(rows))
         log_q = log_q.expand(count, self.count(rows))  # one number, if there is no site
         return [log_q, *(trace.nodes[name]["value"] for name in self.latents)]
 

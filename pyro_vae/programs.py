@@ -171,7 +171,7 @@ def _changes(module: nn.Module) -> bool:
     return buffers or bool(getattr(module, "dropout", 0)) or reads
 
 
-def as_input(data: Any, *programs: Program, count: Count | None = None) -> Rows:
+def as_input(data: Any, *programs: Program, count: Count | None = None, transform: Transform | None = None) -> Rows:
     """Return data as rows, on the device and in the precision of the programs' modules.
 
     Arguments:
@@ -179,6 +179,7 @@ def as_input(data: Any, *programs: Program, count: Count | None = None) -> Rows:
             ``IterableDataset``, read a batch at a time.
         programs: what is called with the data; plain functions leave the data as they are.
         count: returns the number of data of a ready batch.
+        transform: what makes of a batch what the programs are called with, if anything does.
 
     Returns:
         A floating-point tensor whose first dimension counts the data, or what reads such rows.
@@ -190,8 +191,10 @@ def as_input(data: Any, *programs: Program, count: Count | None = None) -> Rows:
         >>> as_input(torch.zeros(3, 2), nn.Linear(2, 2).double()).dtype
         torch.float64
     """
-    x = as_rows(data, lambda batch: all(takes(program, batch) for program in programs), count)
-    check_calls(x[:1], *programs)
+    with torch.random.fork_rng([]):  # from which data may draw an order, or noise
+        x = as_rows(data, lambda batch: all(takes(program, batch) for program in programs), count)
+        if transform is None:
+            check_calls(x[:1], *programs)
     parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
     dtypes = [parameter.dtype for parameter in parameters if parameter.is_floating_point()]
     return x.to(parameters[0].device, (dtypes or [torch.get_default_dtype()])[0]) if parameters else x
@@ -269,7 +272,14 @@ def transformed(rows: Batch, transform: Transform | None, count: Count = count_o
     if transform is None:
         return rows
     batch = transform(rows)
-    if not tensors_of(batch) or count(batch) != count(rows):
+    try:
+        alike = bool(tensors_of(batch)) and count(batch) == count(rows)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"count fails on {said(batch)}, which the transform makes ({reason}): let it take both"
+        ) from error
+    if not alike:
         raise ValueError(f"the transform makes {said(batch)} of {said(rows)}: it must return as many data")
     return batch
 
@@ -423,17 +433,20 @@ def _of_another_size(x: Rows, batch: Batch, count: int, transform: Transform | N
 
     Ready batches whose tensors do not all begin with the dimension of the data cannot be cut.
     """
-    if are_rows(batch, count):
+    if are_rows(batch, count_in(x)):
         if count > 1:
-            return cut(batch, count, count - 1), count - 1
+            return cut(batch, count - 1, count_in(x)), count - 1
         return map_tensors(lambda part: torch.cat([part, part]), batch), 2
     if isinstance(x, Ready) and (rows := x.of_another_size()) is not None:
         return transformed(rows, transform, x.count), x.count(rows)
     return None, count
 
 
-def _filled(batch: Batch) -> Batch:
-    return map_tensors(lambda part: part.nan_to_num(0.5) if part.is_floating_point() else part, batch)
+def _filled(batch: Batch, but: Tensor | None = None) -> Batch:
+    """Fill in what is missing, but not in one part."""
+    return map_tensors(
+        lambda part: part.nan_to_num(0.5) if part.is_floating_point() and part is not but else part, batch
+    )
 
 
 def _check_names(*programs: Program) -> None:
@@ -607,7 +620,7 @@ def _check_data(
             if name not in checked and missing is not None and missing.any():
                 checked.add(name)
                 some = missing.flatten(1).any(1) if part.dim() > 1 else missing
-                incomplete = transformed(_where(rows, some, count(rows)), transform, count)
+                incomplete = transformed(_where(_filled(rows, part), some, count), transform, count)
                 if not _takes_missing(model, guide, incomplete):
                     fix = f"{FINITE}, or score only the rest (decoders.Masked)"
                     _refuse(part, missing, fix, start, _of_part(name, of))
@@ -622,7 +635,7 @@ def _check_data(
         start += count(rows)
 
 
-def _where(rows: Batch, some: Tensor, count: int) -> Batch:
+def _where(rows: Batch, some: Tensor, count: Count) -> Batch:
     """Return two of some data, or the whole batch where it cannot be cut."""
     return map_tensors(lambda part: part[some][:2], rows) if are_rows(rows, count) else rows
 
@@ -666,7 +679,7 @@ def _takes_missing(model: Program, guide: Program, batch: Batch) -> bool:
     """Whether a program has missing entries in a support, or itself leaves them out."""
     filled = _observed(_probe(model, guide, _filled(batch))[0])
     if any(accepts_nan(site) for site in filled):
-        return True
+        _check_guide_of_missing(guide, batch)
     try:
         trace = _probe(model, guide, batch)[0]
         trace.compute_log_prob(lambda _, site: site["is_observed"])

@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from pyro.poutine.messenger import Messenger
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_vae import VAE, decoders, encoders, priors
 from pyro_vae.data import MemoryMapped
@@ -35,6 +35,14 @@ class InAStream(IterableDataset):
         return iter(self.x)
 
 
+def in_a_dict(x):
+    return {"x": x}
+
+
+def in_a_loader(x):
+    return DataLoader(TensorDataset(x), batch_size=BATCH)
+
+
 BATCH = 16
 CASES = {  # 100 steps each
     "even": {"count": 64},
@@ -45,6 +53,8 @@ CASES = {  # 100 steps each
     "clipped, warmed up": {"count": 51, "clip_norm": 0.5, "beta": linear_warm_up(40)},
     "in a file, a part of none": {"count": 49, "form": in_a_file},
     "in a stream": {"count": 51, "form": InAStream},
+    "in a dict": {"count": 51, "form": in_a_dict},
+    "in ready batches": {"count": 51, "form": in_a_loader},
 }
 
 

@@ -1,6 +1,9 @@
 """Data of several parts, and ready batches, against Pyro's own loop: ``for batch in loader: svi.step(*batch)``."""
 
 import copy
+import warnings
+from collections import UserDict
+from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -10,11 +13,21 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.nn.functional import one_hot
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from pyro_vae import VAE, decoders, encoders, evaluate, fit, priors
 from pyro_vae.checkpoints import Checkpoints, Stopped
-from pyro_vae.data import Columns, EightBit, MemoryMapped, Ready
+from pyro_vae.data import Columns, EightBit, MemoryMapped, Ready, pieces
+from pyro_vae.distributed import Ranks
 from pyro_vae.evaluation import log_likelihood
 from pyro_vae.objectives import IWAE
 from pyro_vae.training.batches import Batches
@@ -372,6 +385,8 @@ REFUSED = {
     "may be either": ([(X, X), (X, X)], "may hold data or ready batches"),
     "batches of numbers": (DataLoader(Items([1.0, 2.0])), r"data must have shape \(N, \.\.\.\)"),
     "infinite": ((X, torch.full((N,), torch.inf)), r"the data hold inf at index \(0,\) of part 1"),
+    "a batch without data": (DataLoader([(X, Y), (X[:0], Y[:0])], batch_size=None), "gives a batch without data"),
+    "a packed sequence": (DataLoader([pack_sequence([X, X])], batch_size=None), "must not be a PackedSequence"),
     "missing": ((X.clone().index_fill(0, torch.tensor([7]), torch.nan), Y), r"hold nan at index \(7, 0\) of part 0"),
 }
 
@@ -463,3 +478,279 @@ def test_global_state_is_as_before_whatever_fails():
         fit(pair.model, pair.guide, Failing(), epochs=9)
     assert torch.equal(torch.get_rng_state(), state)
     assert copy.copy(pair).training
+
+
+def in_batches(generator):
+    return DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(RandomSampler(X, generator=generator), 16, False))
+
+
+class OfOwnGenerators:
+    """Batches in an order, and with noise, of two generators."""
+
+    def __init__(self):
+        self.order, self.noise = (torch.Generator().manual_seed(seed) for seed in (4, 5))
+
+    def __iter__(self):
+        for rows in torch.randperm(N, generator=self.order).split(16):
+            yield X[rows] + torch.randn(len(rows), D, generator=self.noise), Y[rows]
+
+
+GENERATORS = {
+    "of a batch sampler": lambda: in_batches(torch.Generator().manual_seed(1)),
+    "of a loader and its sampler": lambda: DataLoader(
+        TensorDataset(X, Y),
+        batch_size=16,
+        sampler=WeightedRandomSampler([1.0, 3.0] * 25, 40, generator=torch.Generator().manual_seed(1)),
+        generator=torch.Generator().manual_seed(2),
+    ),
+    "of an iterable": OfOwnGenerators,
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_generators_wherever_they_are_held_are_used_by_the_training_alone_and_resumed(kind, tmp_path):
+    make, losses, settings = GENERATORS[kind], [], {"epochs": 4, "seed": 3}
+    ours, theirs, stopped, again = Conditional(), Conditional(), Conditional(), Conditional(seed=7)
+    fit(
+        ours.model,
+        ours.guide,
+        make(),
+        validation=make(),
+        on_step=lambda _, loss: losses.append(float(loss)),
+        **settings,
+    )
+    loader = make()
+    torch.testing.assert_close(losses, list(by_hand(theirs, [loader] * 4, seed=3)), rtol=1e-6, atol=0)
+    keeper = Checkpoints(tmp_path)
+    with pytest.raises(Stopped):
+        fit(
+            stopped.model,
+            stopped.guide,
+            make(),
+            checkpoints=keeper,
+            on_step=lambda step, _: step == 6 and keeper.stop(),
+            **settings,
+        )
+    fit(again.model, again.guide, make(), resume=tmp_path, **settings)
+    for mine, other in zip(again.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_generator_that_is_none_of_torchs_is_left_alone():
+    class OfNumpy(Alternating):
+        generator = property(lambda _: np.random.default_rng(0))
+
+    pair = Conditional()
+    assert evaluate(pair.model, pair.guide, OfNumpy()) == evaluate(pair.model, pair.guide, Alternating())
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "of its own generator"])
+def test_all_ranks_take_their_parts_of_the_same_ready_batches(kind):
+    """The noise of each rank is its own, and torch draws the order of a loader from the same source."""
+    seen = []
+    for rank in range(2):
+        ranks = Ranks()
+        ranks.rank, ranks.size = rank, 2
+        torch.manual_seed(rank)
+        batches = Batches(Ready(LOADERS[kind]()), 16, ranks=ranks)
+        noise = torch.get_rng_state()
+        seen.append([[x for (x, _), _ in batches.after(0)] for _ in range(2)])
+        assert torch.equal(torch.get_rng_state(), noise)
+    first, second = (
+        torch.cat([torch.cat(parts) for parts in zip(*(own[epoch] for own in seen), strict=True)]) for epoch in range(2)
+    )
+    assert not torch.equal(first, second)
+    for epoch in (first, second):
+        assert torch.equal(epoch.sort(0).values, X.sort(0).values)
+
+
+def test_passes_that_measure_draw_from_a_source_of_their_own():
+    """Whatever order a loader draws for itself, the noise of an evaluation is that of its seed."""
+    pair = Conditional()
+    ones = [
+        evaluate(pair.model, pair.guide, data, batch_size=N) for data in ((X, Y), DataLoader(TensorDataset(X, Y), N))
+    ]
+    assert ones[0] == ones[1]
+
+
+def turned(x):
+    with pyro.plate("data", x.shape[1]):
+        z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+        steps = dist.Normal(z[..., None, :], 1.0).expand([*z.shape[:-1], len(x), D]).to_event(2)
+        pyro.sample("x", steps, obs=x.transpose(0, 1))
+
+
+def turned_guide(x):
+    with pyro.plate("data", x.shape[1]):
+        pyro.sample("z", dist.Normal(x.sum(0) / (1 + len(x)), (1 + len(x)) ** -0.5).to_event(1))
+
+
+def test_as_many_steps_as_sequences_are_not_taken_for_them():
+    """Time comes first, and the batches are square: what is cut off must be sequences, or nothing."""
+    square = X[:36].reshape(4, 9, D)[:, :4]
+    covariance = torch.eye(4) + torch.ones(4, 4)
+    exact = dist.MultivariateNormal(torch.zeros(4), covariance).log_prob(square.permute(1, 2, 0)).sum().item() / 4
+    batches, settings = DataLoader([square], batch_size=None), {"count": lambda batch: batch.shape[1]}
+    assert evaluate(turned, turned_guide, batches, **settings).loss == pytest.approx(-exact, rel=1e-5)
+    found = log_likelihood(turned, turned_guide, batches, samples=50, **settings)
+    assert found == pytest.approx(exact, rel=1e-5)
+    assert len(list(pieces(square, 2, settings["count"]))) == 1
+    ranks = Ranks()
+    ranks.size = 2
+    with pytest.raises(ValueError, match="several processes split each batch, which they cannot do with tensor"):
+        ranks.part_of(square, settings["count"])
+
+
+@pytest.mark.parametrize("kind", ["tuple", "items", "numbers", "loader", "stream"])
+def test_programs_without_modules_get_the_numbers_as_they_are(kind):
+    double, seen = X.double() + 1e-9, []
+    data = {
+        "tuple": (double, double),
+        "items": Items(list(zip(double, double, strict=True))),
+        "numbers": Items([(row, float(row[0])) for row in double]),
+        "loader": DataLoader(TensorDataset(double, double), batch_size=N),
+        "stream": Stream(list(zip(double, double, strict=True))),
+    }[kind]
+
+    def model(x, y):
+        seen.append((x, y))
+        one(x)
+
+    evaluate(model, lambda x, _: one_guide(x), data, batch_size=N)
+    x, y = seen[-1]
+    assert torch.equal(x, double)
+    assert torch.equal(y, double[:, 0] if kind == "numbers" else double)
+
+
+def test_a_transform_may_change_what_the_programs_are_called_with():
+    masked, masked_guide = (lambda x, mask: one(x * mask)), (lambda x, mask: one_guide(x * mask))
+    expected = evaluate(one, one_guide, X.relu())
+    for data, transform in {
+        (X, Y): lambda batch: batch[0].relu(),
+        X: lambda x: x.relu(),
+    }.items():
+        assert evaluate(one, one_guide, data, transform=transform) == expected
+    assert evaluate(masked, masked_guide, X, transform=lambda x: (x, x > 0)) == expected
+    found = evaluate(masked, masked_guide, (X, Y), transform=lambda batch: {"mask": batch[0] > 0, "x": batch[0]})
+    assert found == expected
+    with pytest.raises(ValueError, match=r"count fails on \{x: .*, which the transform makes \(KeyError: 1\)"):
+        evaluate(
+            masked,
+            masked_guide,
+            LOADERS["in order"](),
+            transform=lambda batch: {"x": batch[0], "mask": batch[0] > 0},
+            count=lambda batch: len(batch[1]),
+        )
+
+
+class Given(NamedTuple):
+    y: torch.Tensor
+    weight: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", ["tensors", "items", "loader"])
+def test_programs_take_parts_of_parts_by_their_names(kind):
+    pair = Conditional()
+    items = Items([(x, Given(y, y)) for x, y in zip(X, Y, strict=True)])
+    data = {"tensors": (X, Given(Y, Y)), "items": items, "loader": DataLoader(items, N)}[kind]
+    found = evaluate(lambda x, given: pair.model(x, given.y), lambda x, given: pair.guide(x, given.y), data)
+    assert found == evaluate(pair.model, pair.guide, (X, Y))
+
+
+def test_mappings_are_data_as_dicts_are(tmp_path):
+    pair = Conditional()
+    expected = evaluate(pair.model, pair.guide, {"x": X, "y": Y})
+    np.savez(tmp_path / "x.npz", x=X.numpy(), y=Y.numpy())
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert evaluate(pair.model, pair.guide, arrays) == expected
+    assert evaluate(pair.model, pair.guide, UserDict(x=X, y=Y)) == expected
+
+
+class Scaled(Conditional):
+    """Takes the scale of the data from an object that no recording can look into."""
+
+    def model(self, x, y, held):
+        super().model(x * held["scale"], y)
+
+    def guide(self, x, y, held):
+        super().guide(x * held["scale"], y)
+
+
+class Growing:
+    def __init__(self):
+        self.held = UserDict(scale=1.0, names={"a"})
+
+    def __iter__(self):
+        self.held["scale"] = 1.0  # in the same object
+        for start in range(0, 48, 12):
+            self.held["scale"] += 0.1
+            yield X[start : start + 12], Y[start : start + 12], self.held
+
+
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+def test_batches_with_objects_are_trained_as_by_hand(engine):
+    ours, theirs, losses = Scaled(), Scaled(), []
+    history = fit(
+        ours.model,
+        ours.guide,
+        Growing(),
+        epochs=13,
+        seed=3,
+        engine=engine,
+        on_step=lambda _, loss: losses.append(float(loss)),
+    )
+    torch.testing.assert_close(losses, list(by_hand(theirs, [Growing()] * 13, seed=3)), rtol=1e-6, atol=0)
+    assert engine == "eager" or history.engine == "recorded: 0 of 52 steps were replayed"
+
+
+def strided(loader_of, engine):
+    pair, losses = Conditional(), []
+
+    def guide(x, y):
+        pair.guide(x.reshape(-1).reshape(x.shape), y)
+
+    fit(pair.model, guide, loader_of, epochs=13, engine=engine, on_step=lambda _, loss: losses.append(float(loss)))
+    return losses
+
+
+class Turned:
+    def __iter__(self):
+        for number in range(4):
+            yield (X if number % 2 else X.t().contiguous().t()), Y
+
+
+def test_batches_that_lie_otherwise_in_memory_are_recorded_apart():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert strided(Turned(), "recorded") == strided(Turned(), "eager")
+
+
+def test_a_part_with_missing_entries_that_nobody_leaves_out_is_refused_beside_one_that_may_have_them():
+    decoder, weight = decoders.Masked(decoders.Normal(2, D)), nn.Linear(1, 2)
+
+    def model(x, c):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", decoder(z + weight(c)), obs=x)
+
+    def guide(x, _):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    missing, c = X.clone(), torch.ones(N, 1)
+    missing[3, 1] = torch.nan
+    assert np.isfinite(evaluate(model, guide, (missing, c)).loss)
+    c[7] = torch.nan
+    with pytest.raises(ValueError, match=r"the data hold nan at index \(7, 0\) of part 1"):
+        evaluate(model, guide, (missing, c))
+
+
+class Shuffling(IterableDataset):
+    def __iter__(self):
+        return ((X[row], Y[row]) for row in torch.randperm(N).tolist())
+
+
+def test_data_that_draw_their_own_order_leave_torchs_random_state_as_before():
+    pair, state = Conditional(), torch.get_rng_state()
+    fit(pair.model, pair.guide, Shuffling(), validation=Shuffling(), epochs=1)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -119,7 +119,8 @@ class Objective(ELBO):
         whole = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         likelihood, prior, unweighed_prior, *models_own = whole
         posterior, *own = self.of_guide(guide_trace)
-        self._check_count(likelihood.shape[-1], (args, kwargs))
+        size = next((len(tensor) for tensor in tensors_of((args, kwargs))[:1] if tensor.dim()), likelihood.shape[-1])
+        self._check_count(likelihood.shape[-1], size)
         kl = unweighed(guide_trace) - unweighed_prior
         return Draws(likelihood, prior, posterior, kl, (*own, *models_own))
 
@@ -261,10 +262,8 @@ class Objective(ELBO):
                 " without a word; leave beta at 1, or take Trace_ELBO"
             )
 
-    def _check_count(self, count: int, batch: Batch) -> None:
+    def _check_count(self, count: int, size: int) -> None:
         """Refuse programs that themselves take a part of the batch: the sum of that part is none over the batch."""
-        tensors = tensors_of(batch)
-        size = len(tensors[0]) if tensors and tensors[0].dim() else count
         if count != size:
             raise ValueError(
                 f"{type(self).__name__} weighs each datum of a batch, but the programs take {count} of {size}: let"

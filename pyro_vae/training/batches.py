@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 
 from pyro_vae.batch import Batch
-from pyro_vae.data import Ready, Rows, count_in, shuffled_batches
+from pyro_vae.data import Ready, Rows, Sources, count_in, shuffled_batches
 from pyro_vae.distributed import Ranks
 from pyro_vae.programs import Transform, transformed
 
@@ -33,8 +33,8 @@ class Batches:
 
     def __post_init__(self) -> None:
         self.count = count_in(self.x)
-        if isinstance(self.x, Ready) and self.x.generator is not None:
-            self.order = self.x.generator  # whose state is a part of where a training stands
+        # Their states are a part of where a training stands.
+        self.sources = Sources(self.order, *(self.x.generators if isinstance(self.x, Ready) else ()))
 
     def __len__(self) -> int:
         if isinstance(self.x, Ready):
@@ -44,10 +44,15 @@ class Batches:
     def after(self, done: int) -> Iterator[tuple[Batch, int]]:
         """Yield the batches of an epoch, but not the first ones, which are done, each with its number of data."""
         any_row = self.x[:1]
-        batches = shuffled_batches(self.x, self.size * self.ranks.size, self.order, self.ranks.part_of)
-        for rows in islice(batches, done, None):
+        for rows in islice(self._epoch(), done, None):
             count = self.count(rows)  # all ranks take each step; some have no data, and count for nothing
             yield self.transformed(rows if count else any_row), count
+
+    def _epoch(self) -> Iterator[Batch]:
+        if isinstance(self.x, Ready):  # of which all ranks take the same batch, whatever noise each draws
+            whole = self.x.epoch(None if self.ranks.size == 1 else self.order)
+            return (self.ranks.part_of(batch, self.count) for batch in whole)
+        return shuffled_batches(self.x, self.size * self.ranks.size, self.order, self.ranks.part_of)
 
     def first(self) -> Batch:
         """Return the first data as a batch, in the order in which they lie."""

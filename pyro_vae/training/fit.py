@@ -190,8 +190,9 @@ def fit(
         Checkpoints(resume).read()  # which refuses it before any work
     keeper = keeper_of(checkpoints, resume)
     programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
-    x = as_input(data, programs.model, programs.guide, count=count)
-    test = None if validation is None else as_input(validation, programs.model, programs.guide, count=count)
+    given: dict[str, Any] = {"count": count, "transform": transform}
+    x = as_input(data, programs.model, programs.guide, **given)
+    test = None if validation is None else as_input(validation, programs.model, programs.guide, **given)
     numbers: dict[str, Any] = {"batch_size": batch_size, "clip_norm": clip_norm, "precision": precision}
     others: dict[str, Any] = {"engine": engine, "on_nan": on_nan, "beta": 1.0 if callable(beta) else beta}
     check_settings(epochs=epochs, device=x.device, **numbers, **others)

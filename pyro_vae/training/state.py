@@ -66,11 +66,11 @@ class State:
     ) -> None:
         self.programs, self.optim, self.settings = programs, optim, settings or {}
         self.schedule, self.settings_by_name = schedule or Schedule(), settings_by_name
-        self.order, self.ranks, self.device = batches.order, batches.ranks, batches.x.device
+        self.sources, self.ranks, self.device = batches.sources, batches.ranks, batches.x.device
         self.history = history
         self.epoch, self.step, self.batches, self.seconds = 1, 0, 0, 0.0
         self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)  # of three terms and of the data
-        self.order_state = self.order.get_state()
+        self.order_state = self.sources.get_state()
         self.best: tuple[float, Tensors] = math.inf, {}
         self.described: list[list[str]] = []  # the programs as they came, and behind the checks of `fit`
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
@@ -99,7 +99,7 @@ class State:
         self.epoch += 1
         self.batches, self.seconds, self._started = 0, 0.0, None
         self.totals.zero_()
-        self.order_state = self.order.get_state()
+        self.order_state = self.sources.get_state()
         self.schedule.after_epoch(self.history[-1])
 
     @property
@@ -203,7 +203,8 @@ class State:
             raise ValueError(f"cannot resume: the checkpoint has frozen={strange}, which are none of its parameters")
         sources = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
         check_tensors(tensors, {"order": self.order_state, "totals": self.totals, **sources})
-        check_random("order", tensors["order"], torch.device("cpu"))
+        for state in tensors["order"].split(len(torch.get_rng_state())):
+            check_random("order", state.clone(), torch.device("cpu"))  # torch does not take a part of a tensor
         for name in sources:
             check_random(name, tensors[name], self.device)
         for name, value in tensors.items():
@@ -224,7 +225,7 @@ class State:
         self.best = about["best"], {}
         self.totals = tensors["totals"].to(self.device)
         self.order_state = tensors["order"]
-        self.order.set_state(self.order_state)
+        self.sources.set_state(self.order_state)
         _set_random_state(tensors[f"random/{self.ranks.rank}"], self.device)
 
     def _check_values(self, tensors: Tensors, about: dict[str, Any], values: Tensors) -> None:
