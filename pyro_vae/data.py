@@ -255,21 +255,40 @@ class Stream(_Rows):
         self.as_given = True
         _check_no_loader(dataset)
         self.dataset, self.stack = dataset, stack or as_tensor
+        self.generators = _generators(dataset)
         length = _length(dataset)
-        count = sum(1 for _ in dataset) if length is None else length
+        count = sum(map(len, self._apart(1000))) if length is None else length
         self.shape = torch.Size((count, *_shapes(self[:1])[0]))
 
     def __getitem__(self, first: slice) -> Batch:
         stop = len(self) + 1 if first.stop is None else first.stop
-        items = list(islice(self.dataset, stop))
+        items = next(self._apart(stop), [])
         if first.stop is None and len(items) != len(self):
             raise ValueError(f"the data set gave {len(items)} data, at least, not {len(self)}, which is its length")
         return self._moved(self.stack(items))
 
+    def epoch(self, size: int, order: torch.Generator) -> Iterator[Batch]:
+        """Yield the data in their own order, so many at a time, by random numbers that follow from a generator."""
+        own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=order)))
+        return self._checked(_drawn(self._lists(size), Sources(torch.default_generator), own.get_state()))
+
     def split(self, size: int) -> Iterator[Batch]:
-        """Yield the data in their own order, so many at a time."""
-        items, read, shapes = iter(self.dataset), 0, None
+        """Yield the data in their own order, so many at a time, and leave that of the next pass as it is."""
+        return self._checked(self._apart(size))
+
+    def _apart(self, size: int) -> Iterator[list[Any]]:
+        """Yield lists of items without a trace in torch's random state and the generators of the data set."""
+        states = Sources(torch.Generator(), *self.generators).get_state()
+        return _drawn(self._lists(size), Sources(torch.default_generator, *self.generators), states)
+
+    def _lists(self, size: int) -> Iterator[list[Any]]:
+        items = iter(self.dataset)
         while rows := list(islice(items, size)):
+            yield rows
+
+    def _checked(self, lists: Iterable[list[Any]]) -> Iterator[Batch]:
+        read, shapes = 0, None
+        for rows in lists:
             batch, read = self.stack(rows), read + len(rows)
             if read > len(self):  # at once, as it might never end
                 break
@@ -1039,7 +1058,7 @@ def shuffled_batches(
         [0, 1, 2, 3, 4]
     """
     if isinstance(x, Stream):
-        yield from map(part, x.split(batch_size))
+        yield from map(part, x.epoch(batch_size, order))
         return
     permutation = torch.randperm(len(x), generator=order)
     if batch_size >= len(x):

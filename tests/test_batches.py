@@ -754,3 +754,30 @@ def test_data_that_draw_their_own_order_leave_torchs_random_state_as_before():
     pair, state = Conditional(), torch.get_rng_state()
     fit(pair.model, pair.guide, Shuffling(), validation=Shuffling(), epochs=1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Permuted(IterableDataset):
+    """A stream in another order at each pass, by torch's own random numbers or by a generator's."""
+
+    def __init__(self, generator=None):
+        self.generator = generator
+
+    def __iter__(self):
+        yield from X[torch.randperm(N, generator=self.generator)]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["torch's", "its own"])
+def test_a_stream_that_shuffles_is_resumed_within_an_epoch_to_the_last_bit(own, tmp_path):
+    def make():
+        return Permuted(torch.Generator().manual_seed(5) if own else None)
+
+    settings = {"epochs": 4, "batch_size": 8, "seed": 3}
+    whole, stopped, again = (Conditional(seed) for seed in (0, 0, 7))
+    fit(whole.model, whole.guide, make(), checkpoints=tmp_path / "whole", **settings)
+    keeper = Checkpoints(tmp_path / "part")
+    stop = lambda step, _: step == 9 and keeper.stop()  # noqa: E731
+    with pytest.raises(Stopped):
+        fit(stopped.model, stopped.guide, make(), checkpoints=keeper, on_step=stop, **settings)
+    fit(again.model, again.guide, make(), resume=keeper.folder, **settings)
+    for mine, other in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, other)

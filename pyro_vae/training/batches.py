@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 
 from pyro_vae.batch import Batch
-from pyro_vae.data import Ready, Rows, Sources, count_in, shuffled_batches
+from pyro_vae.data import Ready, Rows, Sources, Stream, count_in, shuffled_batches
 from pyro_vae.distributed import Ranks
 from pyro_vae.programs import Transform, transformed
 
@@ -34,7 +34,7 @@ class Batches:
     def __post_init__(self) -> None:
         self.count = count_in(self.x)
         # Their states are a part of where a training stands.
-        self.sources = Sources(self.order, *(self.x.generators if isinstance(self.x, Ready) else ()))
+        self.sources = Sources(self.order, *(self.x.generators if isinstance(self.x, Ready | Stream) else ()))
 
     def __len__(self) -> int:
         if isinstance(self.x, Ready):

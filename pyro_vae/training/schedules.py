@@ -1,7 +1,6 @@
 """Schedules of the learning rate: torch's schedulers, stepped after each epoch or after each step."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -65,12 +64,12 @@ class Schedule:
 
     def go_to(self, rows: Sequence[Row], steps: int) -> None:
         """Bring a new schedule to where it is after so many epochs, whose rows these are, and steps."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected call of")  # the optimizer's steps were taken before
-            for row in rows if not self.per_step else ():
-                self.after_epoch(row)
-            for _ in range(steps if self.per_step and self.scheduler else 0):
-                self.after_step()
+        if self.scheduler and steps:
+            self.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # as steps were taken before
+        for row in rows if not self.per_step else ():
+            self.after_epoch(row)
+        for _ in range(steps if self.per_step and self.scheduler else 0):
+            self.after_step()
 
     def described(self) -> str | None:
         """Return a description of what it computes with, as it begins."""
