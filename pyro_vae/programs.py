@@ -409,7 +409,7 @@ def check_programs(
             _check_parts(module, batch[:2])
     _check_names(model, guide)
     with pyro.validation_enabled(), _PyroDistributions(), _reached(model, guide):
-        with _Indices() as indices:
+        with _Indices(tensors_of(batch)) as indices:
             pair = _first_traces(model, guide, batch, count)
         _check_names(model, guide)  # also of parameters that have just been made
         _check_sites(*pair)
@@ -417,7 +417,8 @@ def check_programs(
         other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, len(x))
         plates = data_plates(pair, count, other_pair, other_count, len(x))
         if count < len(x):
-            _check_parameters(pair, other_pair or pair, plates.size if plates.size > count else 0, len(x))
+            named_by_data = plates.size == count or plates.names <= indices.given
+            _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
             indices.check(plates, count, len(x))
         holds = _holds(pair[0], batch)
         size = max(1, sum(part.numel() for part in tensors_of(first)) // count)
@@ -538,7 +539,8 @@ def _check_parameters(pair: tuple[Trace, Trace], other: tuple[Trace, Trace], siz
             if shapes[0] != shapes[1] or size in shapes[0][:1]:
                 raise ValueError(
                     f"the parameter {name!r} of shape {tuple(shapes[0])} has an entry for each datum, but each batch"
-                    f" holds other data, in any order: take all of them (batch_size={total}), or compute it from x"
+                    f" holds other data, in any order: take all of them (batch_size={total}), compute it from x, or let"
+                    f" the data hold the index of each datum, i, and give it to the plate, subsample=i"
                 )
 
 
@@ -559,13 +561,25 @@ class _Index(Tensor):
 
 
 class _Indices(Messenger):
-    """Notes the lengths of what programs look up by the indices of their plates."""
+    """Notes the lengths of what programs look up by the indices of their plates.
 
-    def __init__(self) -> None:
+    Arguments:
+        parts: the tensors of the batch. A plate whose ``subsample`` is one of them knows which data the batch holds.
+    """
+
+    def __init__(self, parts: list[Tensor]) -> None:
         super().__init__()
+        self.parts = parts
         self.read: dict[str, set[tuple[int, ...]]] = {}
+        self.given: set[str] = set()
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if type(msg["fn"]).__name__ == "_Subsample" and any(msg["value"] is part for part in self.parts):
+            self.given.add(msg["name"])
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.given:
+            return
         if type(msg["fn"]).__name__ == "_Subsample" and isinstance(msg["value"], Tensor) and not msg["is_observed"]:
             name, index = msg["name"], msg["value"].as_subclass(_Index)
             index.note = lambda lengths: self.read.setdefault(name, set()).update(lengths)

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections import UserDict
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.nn.functional import one_hot
@@ -447,6 +449,32 @@ def test_a_training_on_batches_is_resumed_to_the_last_bit(kind, tmp_path):
     if kind in ("tuple", "dict"):
         with pytest.raises(ValueError, match="cannot resume: the checkpoint has data="):
             fit(again.model, again.guide, (X, Y.roll(1)), resume=tmp_path / "part", **settings)
+
+
+def test_parts_that_a_recording_cannot_follow_are_trained_eagerly():
+    """Settings of a namespace may change from batch to batch, and cannot be looked up."""
+    half, losses = SimpleNamespace(scale=1.0), []
+
+    class Once:
+        def __iter__(self):
+            yield X, half
+
+    def model(x, settings):
+        with poutine.scale(scale=settings.scale):
+            one(x)
+
+    def guide(x, settings):
+        with poutine.scale(scale=settings.scale):
+            one_guide(x)
+
+    def halve(step, loss):
+        losses.append(float(loss))
+        half.scale = 0.5 ** ((step + 1) // 10)
+
+    with pytest.warns(RuntimeWarning, match="a batch holds a SimpleNamespace, which may change"):
+        history = fit(model, guide, Once(), epochs=20, engine="recorded", on_step=halve)
+    assert history.engine.startswith("eager: ")
+    assert np.mean(losses[10:]) == pytest.approx(np.mean(losses[:10]) / 2, rel=0.1)
 
 
 def test_the_callers_generator_is_used_by_the_training_alone():

@@ -470,3 +470,35 @@ def test_programs_that_take_a_part_of_some_batches_alone_are_refused_there(call,
     }
     with pytest.raises(ValueError, match="weighs each datum of a batch, but the programs take 12 of 20"):
         calls[call]()
+
+
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+@pytest.mark.parametrize("subsampled", [True, False], ids=["by the plate", "by hand"])
+def test_parameters_for_each_datum_are_trained_where_the_data_hold_its_index(subsampled, engine):
+    """The bound of each datum is its own, so that its parameter ends at its own posterior mean, x / 2."""
+
+    def program(sites):
+        def run(index, x):
+            with pyro.plate("data", N, subsample=index):
+                return sites(index, x)
+
+        return run
+
+    def guide(index, _):
+        loc = pyro.param("loc", torch.zeros(N, 1), event_dim=1 if subsampled else None)
+        pyro.sample("z", dist.Normal(loc if subsampled else loc[index], 0.5**0.5).to_event(1))
+
+    def model(_, x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x, settings = numbers((N, 1)), {"loss": TraceMeanField_ELBO(), "engine": engine, "batch_size": 20}
+    optimizer = lambda ps: torch.optim.SGD(ps, lr=2.0)  # noqa: E731
+    fit(program(model), program(guide), (torch.arange(N), x), optimizer=optimizer, epochs=60, **settings)
+    torch.testing.assert_close(pyro.param("loc").detach(), x / 2, rtol=0, atol=0.6)
+
+    def in_order(sites):
+        return lambda index, x: program(sites)(torch.arange(len(index)), x)
+
+    with pytest.raises(ValueError, match="or let the data hold the index of each datum, i, and give it to the plate"):
+        fit(in_order(model), in_order(guide), (torch.arange(N), x), batch_size=20)
