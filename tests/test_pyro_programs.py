@@ -1,0 +1,148 @@
+"""Programs as Pyro's users write them, through `fit` as they are, against a loop over ``SVI``'s steps by hand."""
+
+import itertools
+import re
+import runpy
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+
+from pyro_vae import fit
+from pyro_vae.batch import arguments, map_tensors, tensors_of
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+STEPS, SEED = 50, 3
+PROGRAMS = [  # the first is the one of the quick tier
+    "bayesian_regression",
+    "conditional_vae",
+    "semi_supervised_vae",
+    "deep_markov_model",
+    "topic_model",
+    "count_vae",
+    "attend_infer_repeat",
+    "sparse_gamma",
+    "flow_prior",
+]
+WHOLE = {"bayesian_regression": 120}  # its plate scales each batch to all data, so that their number divides the loss
+SIZES = {"bayesian_regression": 40, "sparse_gamma": 100, "attend_infer_repeat": 50}
+
+
+def read(name):
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def pair_of(example):
+    """Return the same programs at each call, with their modules' parameters at the same values."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    if "make" in example:
+        return example["make"]()
+    programs = example["Programs"]() if "Programs" in example else None
+    return (programs.model, programs.guide) if programs else (example["model"], example["guide"])
+
+
+def in_the_order_of_fit(data, size):
+    """The batches of each epoch: ready ones as they come, others as `fit` shuffles them."""
+    if not (isinstance(data, torch.Tensor | dict) or (isinstance(data, tuple) and isinstance(data[0], torch.Tensor))):
+        while True:
+            yield from data
+    order, count = torch.Generator().manual_seed(SEED), len(tensors_of(data)[0])
+    while True:
+        for rows in torch.randperm(count, generator=order).split(size) if size < count else [torch.arange(count)]:
+            yield map_tensors(lambda part, rows=rows: part[rows], data)
+
+
+def mean_loss(loss, count, model, guide, *args, **kwargs):
+    """Return the loss, with gradients that are still to be divided by the count where there are only those."""
+    if not hasattr(loss, "differentiable_loss"):
+        return loss.loss_and_grads(model, guide, *args, **kwargs) / count
+    value = loss.differentiable_loss(model, guide, *args, **kwargs) / count
+    value.backward()
+    return value.item()
+
+
+def by_hand(name, example, learning_rate):
+    """Do what ``SVI`` does, on the mean of each batch."""
+    model, guide = pair_of(example)
+    loss, optim, losses = example.get("LOSS", Trace_ELBO()), None, []
+    batches = list(itertools.islice(in_the_order_of_fit(example["batches"](), SIZES.get(name, 128)), STEPS))
+    torch.manual_seed(SEED)
+    args, kwargs = arguments(batches[0])
+    if "make" in example:  # an autoguide makes its parameters when it is called
+        guide(*args, **kwargs)
+    torch.manual_seed(SEED)
+    for batch in batches:
+        args, kwargs = arguments(batch)
+        count = WHOLE.get(name, len(tensors_of(batch)[0]))
+        with poutine.trace(param_only=True) as trace:
+            value = mean_loss(loss, count, model, guide, *args, **kwargs)
+        sites = [site for name, site in trace.trace.nodes.items() if not name.startswith("__baseline")]  # running means
+        parameters = list({id(each): each for each in (site["value"].unconstrained() for site in sites)}.values())
+        optim = optim or torch.optim.Adam(parameters, lr=learning_rate)
+        known = {id(each) for group in optim.param_groups for each in group["params"]}
+        if new := [each for each in parameters if id(each) not in known]:
+            optim.add_param_group({"params": new})
+        for parameter in parameters:
+            if parameter.grad is not None and not hasattr(loss, "differentiable_loss"):
+                parameter.grad /= count
+        optim.step()
+        optim.zero_grad()
+        losses.append(float(value))
+    return losses, [each for group in optim.param_groups for each in group["params"]]
+
+
+def by_fit(name, example, engine, learning_rate):
+    model, guide = pair_of(example)
+    data, losses, optims = example["batches"](), [], []
+    size = SIZES.get(name, 128)
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def on_step(_, loss):
+        losses.append(float(loss))
+        if len(losses) == STEPS:
+            raise Enough
+
+    def optimizer(parameters):
+        optims.append(torch.optim.Adam(parameters, lr=learning_rate))
+        return optims[-1]
+
+    settings = {"loss": example.get("LOSS", Trace_ELBO()), "batch_size": size, "seed": SEED, "engine": engine}
+    with pytest.raises(Enough):
+        fit(model, guide, data, epochs=STEPS, optimizer=optimizer, on_step=on_step, **settings)
+    return losses, [each for group in optims[-1].param_groups for each in group["params"]]
+
+
+def check(name, engine, tolerance):
+    example = read(name)
+    losses, parameters = by_fit(name, example, engine, 1e-3)
+    expected, others = by_hand(name, example, 1e-3)
+    torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance)
+    found, right = (sorted(map(torch.Tensor.tolist, map(torch.Tensor.flatten, each))) for each in (parameters, others))
+    assert len(found) == len(right)
+    for mine, other in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=max(tolerance, 1e-6))
+
+
+@pytest.mark.filterwarnings("ignore:the step cannot be recorded")
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_trained_by_fit_as_by_svi(name, engine):
+    check(name, engine, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["conditional_vae", "count_vae"])
+def test_a_compiled_program_is_trained_by_fit_as_by_svi(name):
+    check(name, "compiled", 1e-5)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_example_of_a_program_prints_its_loss(name, capsys):
+    read(name)["main"](epochs=2)
+    assert re.fullmatch(r"-?\d+\.\d\d nats per [a-z ]+\n", capsys.readouterr().out)
