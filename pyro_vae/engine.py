@@ -349,10 +349,6 @@ class Recorded:
 
     def _recording_of(self, inputs: tuple[Any, ...]) -> "_Recording | None":
         structure = structure_of(inputs)
-        for part in structure[1:]:
-            if not isinstance(part, (tuple, *PLAIN)):  # structure_of describes a tensor by a tuple
-                self._fall_back(f"a batch holds a {type(part).__name__}, which may change")
-                return None
         if structure not in self._recordings:
             if structure is None or len(self._recordings) == MOST:
                 return None
