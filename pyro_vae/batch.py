@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Batch = Any
 PLAIN = bool | int | float | complex | str | bytes | None  # never change
@@ -104,12 +104,22 @@ def structure_of(batch: Batch) -> tuple[Any, ...] | None:
         >>> structure_of((torch.zeros(3), None)) == structure_of((torch.ones(3), None))
         True
     """
+    try:
+        return _structure(batch)
+    except TypeError:
+        return None
+
+
+def _structure(batch: Batch) -> tuple[Any, ...]:
     if isinstance(batch, Tensor):
         return batch.shape, batch.dtype, batch.stride()
-    leaves, spec = tree_flatten(batch)
-    if not all(isinstance(leaf, Tensor | PLAIN) for leaf in leaves):
-        return None
-    return spec, *(structure_of(leaf) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf)) for leaf in leaves)
+    if isinstance(batch, tuple | list):
+        return type(batch), *map(_structure, batch)
+    if isinstance(batch, dict):
+        return dict, *batch, *map(_structure, batch.values())
+    if not isinstance(batch, PLAIN):
+        raise TypeError
+    return type(batch), repr(batch)
 
 
 def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:

@@ -363,7 +363,7 @@ def append_metrics(path: Path, row: Row) -> None:
         >>> path = Path(tempfile.mkdtemp()) / "metrics.csv"
         >>> append_metrics(path, dict.fromkeys(COLUMNS, 1.0))
         >>> print(path.read_text().splitlines()[1])
-        1,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000
+        1,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1.000000,1,1.000
     """
     header = [] if path.exists() else [",".join(COLUMNS)]
     append(path, "\n".join([*header, _line(row), ""]).encode())

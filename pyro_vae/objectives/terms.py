@@ -140,7 +140,7 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         if isinstance(loss, Objective) and not by_hand:
             return _with_gradients(loss.terms(model, guide, *args, **kwargs), count, parameters())
         if not by_hand:
-            value = _weighed(recorder.differentiable_loss, model, guide, *args, **kwargs)
+            value = torch.as_tensor(_weighed(recorder.differentiable_loss, model, guide, *args, **kwargs))
             share = share_of(traces, count, plates)
             return _with_gradients(_terms(recorder, traces, beta, value, share), count, parameters())
         for parameter in parameters():
@@ -400,7 +400,7 @@ def reconstruction(model_trace: Trace) -> Tensor:
     """
     # What the ELBO has not computed already; the latent sites may stand at a mean, which their support need not hold.
     model_trace.compute_log_prob(lambda _, site: site["is_observed"])
-    return -sum(model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes)
+    return -sum((model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes), torch.zeros(()))
 
 
 def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> Tensor:
