@@ -50,7 +50,6 @@ SIDE_BY_SIDE = [
     *(IWAE(4), IWAE(4, chunk=3), objectives.MIWAE(2, 2), objectives.CIWAE(0.5, 4), objectives.PIWAE(2, 2)),
     *(objectives.DReG(4), objectives.VIMCO(4), objectives.Renyi(0.5, 4), objectives.Thermodynamic(4)),
     *(objectives.StickingTheLanding(3), objectives.FreeBits(0.1, 3), objectives.BetaTC(40, num_particles=3)),
-    objectives.InfoVAE(),  # of one particle: for more, the prior is drawn in other portions
 ]
 
 

@@ -395,7 +395,7 @@ def loadings(x, size, how):
 
 
 def loadings_guide(x, size):
-    pyro.sample("w", dist.Delta(torch.ones(2, 5), event_dim=2))
+    pyro.sample("w", dist.Delta(pyro.param("loading", torch.ones(2, 5)), event_dim=2))
     with plate(size, x):
         pyro.sample("z", dist.Delta(x[:, :2], event_dim=1))
 
