@@ -273,7 +273,8 @@ def transformed(rows: Batch, transform: Transform | None, count: Count = count_o
         return rows
     batch = transform(rows)
     try:
-        alike = bool(tensors_of(batch)) and count(batch) == count(rows)
+        first = tensors_of(batch)[:1]
+        alike = bool(first and (first[0].dim() or count is not count_of)) and count(batch) == count(rows)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(

@@ -741,7 +741,7 @@ WRONG_OPTIMIZING = {
     "--optimizer sgd --eps 1e-3": "the optimizer sgd has no eps: leave --eps out",
     "--eps 0": "eps must be above 0 and finite, not 0.0",
     "--weight-decay -1": "weight_decay must be at least 0 and finite, not -1.0",
-    "--lr-schedule linear": "unknown lr_schedule 'linear'; did you mean 'cosine'? Known: cosine, exponential, plateau, step",
+    "--lr-schedule linear": "'linear'; did you mean 'cosine'? Known: cosine, exponential, plateau, step",
     "--patience 0": "patience must be at least 1, not 0",
 }
 
