@@ -861,7 +861,7 @@ def test_an_optimizer_that_could_not_be_resumed_is_refused_before_the_first_step
 def test_what_a_hook_of_an_optimizer_counts_in_python_is_said_to_be_lost(counts, tmp_path):
     def optimizer(parameters):
         count, optim = [], torch.optim.SGD(parameters, lr=1e-3)
-        optim.register_step_pre_hook(lambda *_: counts and count.append(1))
+        optim.register_step_pre_hook(lambda *_: count.append(1) if counts else None)
         return ExponentialLR(optim, 0.5)
 
     with warnings.catch_warnings(record=True) as caught:
