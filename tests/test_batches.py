@@ -140,6 +140,7 @@ def test_data_of_several_parts_are_trained_as_by_hand(kind, engine):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_steps_of_several_parts_are_those_by_hand():
     ours, theirs = Conditional(), Conditional()
     history = fit(ours.model, ours.guide, (X, Y), epochs=13, batch_size=25, seed=3, engine="compiled")

@@ -143,6 +143,7 @@ def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, cod
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_what_all_ranks_refuse_is_said_once():
     found = run("-m", "pyro_vae", extra=["--devices=2", "--encoder=Norml"])
     assert found.returncode == 2
