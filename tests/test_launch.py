@@ -43,13 +43,13 @@ def errors(found):
     return re.findall(r"^pyro-vae: error: .*$", found.stderr, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
         pytest.param(["-m", "pyro_vae"], id="--devices"),
         pytest.param(
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pyro_vae"],
-            marks=pytest.mark.slow,
             id="torchrun",
         ),
     ],
