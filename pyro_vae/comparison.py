@@ -262,7 +262,9 @@ def trajectory(vae: VAE, x: Tensor, steps: int = 300, batch_size: int = 128, see
             differences.append(max((a - b).abs().max().item() for a, b in pairs))
 
     adam = partial(torch.optim.Adam, lr=1e-3)
-    fit(ours.model, ours.guide, x, optimizer=adam, epochs=epochs, batch_size=batch_size, seed=seed, on_step=follow)
+    how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "on_step": follow}
+    if fit(ours.model, ours.guide, x, optimizer=adam, **how).interrupted:
+        raise KeyboardInterrupt
     return differences
 
 
@@ -386,4 +388,6 @@ def _time(step: Callable[[Tensor], Any], x: Tensor, batch_size: int, seed: int) 
 def _time_fit(vae: VAE, x: Tensor, batch_size: int, seed: int) -> float:
     optimizer = partial(torch.optim.Adam, lr=1e-3)
     history = fit(vae.model, vae.guide, x, epochs=1, batch_size=batch_size, seed=seed, optimizer=optimizer)
+    if history.interrupted:
+        raise KeyboardInterrupt
     return history[1]["seconds"]

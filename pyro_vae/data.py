@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -490,14 +490,18 @@ def _drawn(items: Iterable[Any], sources: Sources, states: Tensor) -> Iterator[A
         yield item
 
 
-def _generators(value: Any, depth: int = 5) -> list[torch.Generator]:
-    """Return the generators that an iterable holds, itself or in its samplers and data sets."""
-    if isinstance(value, torch.Generator):
-        return [value] if value.device.type == "cpu" else []
-    if not (depth and hasattr(value, "__dict__")) or isinstance(value, type | ModuleType | FunctionType | Tensor):
-        return []
-    found = [each for held in vars(value).values() for each in _generators(held, depth - 1)]
-    return list({id(each): each for each in found}.values())
+def _generators(value: Any) -> list[torch.Generator]:
+    """Return the generators on the CPU that an iterable holds, itself or in its samplers and data sets."""
+    found, seen, waiting = [], set[int](), [value]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or isinstance(each, type | ModuleType | FunctionType | Tensor | nn.Module):
+            continue
+        seen.add(id(each))
+        if isinstance(each, torch.Generator):
+            found += [each] if each.device.type == "cpu" else []
+        waiting += reversed(vars(each).values()) if hasattr(each, "__dict__") else []
+    return found
 
 
 Rows = Tensor | EightBit | MemoryMapped | Stream | Columns | Ready

@@ -266,13 +266,13 @@ class _OneHot(TorchFunctionMode):
     """Make one-hot codes without a look at the labels, as torch's own takes one, which no recording can replay."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not one_hot:
-            return func(*args, **kwargs)
-        labels, classes = (*args, *kwargs.values())[:2] if len(args) + len(kwargs) > 1 else (None, -1)
-        if classes == -1:  # as many as there are in the data
-            return func(*args, **kwargs)
-        return labels.new_zeros(*labels.shape, classes).scatter(-1, labels[..., None], 1)
+        return (_one_hot if func is one_hot else func)(*args, **(kwargs or {}))
+
+
+def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:  # noqa: A002 (torch's name)
+    if num_classes == -1:  # as many as there are in the data, which a recording does not know
+        return one_hot(input)
+    return input.new_zeros(*input.shape, num_classes).scatter(-1, input[..., None], 1)
 
 
 class Recorded:

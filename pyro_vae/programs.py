@@ -42,6 +42,7 @@ from pyro_vae.vae import VAE
 
 Transform = Callable[[Batch], Batch]
 FINITE = "remove or fill what is not finite"
+RESERVED = {"model", "guide", "particles", "dims"}  # what Pyro's ELBOs and those of this package take by name
 PLAIN = int | float | complex | str | bytes | Tensor | np.ndarray | None  # hold nothing
 _TURN = threading.RLock()
 LARGEST_CHUNK = 2**20  # numbers that are checked together
@@ -239,6 +240,8 @@ def check_calls(batch: Batch, *programs: Program) -> None:
         ...
         TypeError: the model takes (x), but a batch is {y: 1}: write model(y) and guide(y), or give data for (x)
     """
+    for name in RESERVED & set(batch if isinstance(batch, dict) else ()):
+        raise TypeError(f"a batch must not have the key {name!r}, an argument of the objectives: rename it")
     for name, program in zip(("model", "guide"), programs, strict=False):
         if not takes(program, batch):
             args, kwargs = arguments(batch)

@@ -188,6 +188,8 @@ class Run:
             on_epoch=record if self.ranks.rank == 0 else None,
             **self.settings,
         )
+        if history.interrupted:  # a run is finished, or goes on from its last checkpoint
+            raise KeyboardInterrupt
         if self.ranks.rank:
             return history
         if self.resumed or config.patience:  # it may have been stopped between a checkpoint and these; the best ones

@@ -376,6 +376,7 @@ REFUSED = {
     "nested lengths": ({"x": X, "y": (Y, Y[:3])}, r"differ in length: part x has 50 data, and part y.1 3"),
     "unknown key": ({"x": X, "y": Y, "w": Y}, r"the model takes \(x, y\), but a batch is .*write model\(x, y, w\)"),
     "missing key": ({"y": Y}, r"the model takes \(x, y\), but a batch is \{y: .*or give data for \(x, y\)"),
+    "a key of the objectives": ({"x": X, "model": Y}, "must not have the key 'model', an argument of the objectives"),
     "too many": ((X, Y, Y), r"the model takes \(x, y\), but a batch is \(tensor of shape \(1, 3\), tensor .*x2\)"),
     "an iterator": (iter(DataLoader(X)), "must begin anew at each pass"),
     "an empty loader": (DataLoader(TensorDataset(X[:0], Y[:0])), "gives no batches"),

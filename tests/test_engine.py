@@ -13,6 +13,7 @@ from all_cases import CASES
 from partners import vae_around
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, trace_elbo
 from torch import nn
+from torch.nn.functional import one_hot
 from torch.nn.modules.module import register_module_forward_hook
 
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
@@ -889,3 +890,24 @@ def test_a_training_on_a_gpu_is_one_graph_a_step(monkeypatch):
         results.append(history.column("train_loss"))
     assert results[1] == pytest.approx(results[0], rel=1e-3)
     assert launched[0].launched > 200
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda labels: one_hot(labels, 4),
+        lambda labels: one_hot(labels, num_classes=4),
+        lambda labels: one_hot(num_classes=4, input=labels),
+    ],
+    ids=["places", "a name", "names"],
+)
+def test_one_hot_codes_are_recorded(code):
+    weight = torch.randn(4, requires_grad=True)
+    step = Recorded(lambda labels: torch.autograd.grad((code(labels) * weight).square().sum(), weight))
+    for seed in range(5):
+        labels = torch.randint(0, 4, (3, 2), generator=torch.Generator().manual_seed(seed))
+        (gradient,) = step(labels)
+        assert torch.equal(gradient, 2 * one_hot(labels, 4).sum((0, 1)) * weight.detach())
+    assert step.replayed == 2
+    with pytest.raises(RuntimeError):  # as torch does, where a label is no class
+        step(torch.full((3, 2), 9))

@@ -89,3 +89,11 @@ def test_a_memory_holds_for_one_particle_at_a_time():
         fit(other.model, other.guide, x, loss=IWAE(8), epochs=1)
     for mine, theirs in zip(pair.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_two_particles_tell_whether_a_model_takes_several(monkeypatch):
+    """Not all of them, which may be more than fit into memory."""
+    pair, shapes = Convolutional(), []
+    monkeypatch.setattr(pair, "images", lambda z: shapes.append(tuple(z.shape)) or Convolutional.images(pair, z))
+    fit(pair.broadcasting, pair.guide, torch.rand(5, 1, 4, 4), loss=IWAE(1000, chunk=10), epochs=1)
+    assert max(shape[0] for shape in shapes if len(shape) == 3) == 10

@@ -398,3 +398,30 @@ def test_progress_is_shown_where_it_is_asked_for(capsys):
     assert "epoch 6/6, train" in (shown := capsys.readouterr().err)
     assert "18/18" in shown
     assert len(seen) == 18 + 7
+
+
+def test_a_comparison_and_a_run_that_are_interrupted_end_there(monkeypatch, tmp_path):
+    """`fit` returns what it has measured; what is made of a whole training must not be made of a part."""
+    from pathlib import Path
+
+    from pyro_vae import comparison, runs
+    from pyro_vae.settings import Config
+
+    steps, step = [], torch.optim.Adam.step
+
+    def interrupted(self, closure=None):
+        steps.append(1)
+        if len(steps) % 4 == 0:
+            raise KeyboardInterrupt
+        return step(self, closure)
+
+    monkeypatch.chdir(tmp_path)
+    run = runs.Run(Config(epochs=2, latent_dim=2, hidden=[4]), Path("run"))
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    for whole in (run.train, lambda: comparison._time_fit(run.vae, run.data.train, 100, 0)):
+        with pytest.warns(RuntimeWarning, match="the training was interrupted"), pytest.raises(KeyboardInterrupt):
+            whole()
+    assert not Path("run/report.html").exists()
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    runs.Run(Config(epochs=2, latent_dim=2, hidden=[4]), Path("run"), resume=True).train()
+    assert Path("run/report.html").exists()

@@ -125,7 +125,7 @@ class Objective(ELBO):
         return Draws(likelihood, prior, posterior, kl, (*own, *models_own))
 
     def of_particles(
-        self, model: Program, guide_trace: Trace, count: int, values: Sequence[Tensor], *args: Any, **kwargs: Any
+        self, model: Program, guide_trace: Trace, count: int, values: Sequence[Tensor], /, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, ...]:
         """Run the model on some particles, and return what `of_model` does."""
         if not self.one_by_one:
@@ -299,7 +299,7 @@ class Objective(ELBO):
 def that_takes(loss: Any, model: Program, guide: Program, batch: Batch) -> Any:
     """Return an objective that takes a model: where it fails on particles side by side, one that runs it on each.
 
-    The numbers are the same. Torch's random state is as before.
+    The numbers are the same. Two particles tell. Torch's random state is as before.
 
     Arguments:
         loss: an `Objective`; any other is returned as it is.
@@ -310,14 +310,16 @@ def that_takes(loss: Any, model: Program, guide: Program, batch: Batch) -> Any:
     if not isinstance(loss, Objective):
         return loss
     args, kwargs = arguments(batch)
-    state, alone = torch.get_rng_state(), copy.copy(loss)
+    state, trial, alone = torch.get_rng_state(), copy.copy(loss), copy.copy(loss)
+    trial.num_particles = trial.chunk = min(2, loss.num_particles)
     alone.one_by_one = True
     try:
         with torch.no_grad():
-            loss.draws(model, guide, *args, **kwargs)
+            trial.draws(model, guide, *args, **kwargs)
     except (IndexError, RuntimeError, ValueError) as error:
+        trial.one_by_one = True
         with suppress(IndexError, RuntimeError, ValueError), torch.no_grad():
-            alone.draws(model, guide, *args, **kwargs)
+            trial.draws(model, guide, *args, **kwargs)
             reason = str(error).partition("\n")[0]
             text = f"the model fails on particles side by side ({reason}), and is run on one at a time, which is slower"
             warnings.warn(f"{type(loss).__name__}: {text}", UserWarning, stacklevel=4)

@@ -246,7 +246,7 @@ def _with_owner(program: Program) -> Program:
     return program
 
 
-def _weighed(loss: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def _weighed(loss: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
     try:
         return loss(*args, **kwargs)
     except ValueError as error:

@@ -20,7 +20,7 @@ class History(list[Row]):
     1; the test columns are NaN without validation data. ``train_...`` are means over the epoch's steps (for epoch 0,
     an evaluation); ``learning_rate`` is that of the optimizer's first group of parameters at the end of the epoch's
     steps; ``seconds`` is the time that they took. ``engine`` says in a line how the steps were
-    computed, and why.
+    computed, and why; ``interrupted`` whether Ctrl-C ended the training.
 
     Example:
         >>> history = History([{"epoch": 0, "train_loss": 45.0}, {"epoch": 1, "train_loss": 30.0}])
@@ -29,6 +29,7 @@ class History(list[Row]):
     """
 
     engine: str = ""
+    interrupted: bool = False
 
     def column(self, name: str) -> list[float]:
         """Return one column, epoch by epoch."""

@@ -28,6 +28,7 @@ def interruptible(state: State) -> Iterator[None]:
     except StopTraining:
         pass
     except KeyboardInterrupt:
+        state.history.interrupted = True
         where = f"in epoch {state.epoch}, before step {state.step + 1}"
         warnings.warn(f"the training was interrupted {where}; the history ends there", RuntimeWarning, stacklevel=4)
 
