@@ -128,6 +128,7 @@ def test_what_is_not_refused_as_it_should_be_or_not_finite_has_failed(monkeypatc
     assert why.startswith("ValueError: FreeBits needs independent latent dimensions")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_keeps_each_combination(tmp_path):
     command = [sys.executable, "-m", "benchmarks.grid", "--part", f"1/{len(TRIPLES)}", "--json", tmp_path / "grid.json"]
     found = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)

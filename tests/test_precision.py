@@ -146,6 +146,7 @@ def test_flushing_moments_changes_no_parameter_and_leaves_none_subnormal(dtype):
     assert FLUSHED * 0.9**BETWEEN_FLUSHES > 1
 
 
+@pytest.mark.slow
 def test_no_moment_of_a_training_is_subnormal():
     """A pixel that is never on again after the first step."""
     x, adams = torch.rand(64, 1, 4, 4), []
