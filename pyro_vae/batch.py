@@ -70,7 +70,7 @@ def count_of(batch: Batch) -> int:
     """
     tensors = tensors_of(batch)
     if not (tensors and tensors[0].dim()):
-        raise TypeError(f"a batch must begin with a tensor that has a dimension for its data, not {said(batch)}")
+        raise TypeError(f"a batch must begin with a tensor that has a dimension for its data, not {in_words(batch)}")
     return len(tensors[0])
 
 
@@ -134,20 +134,20 @@ def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     return map_tensors(lambda _: next(each), batch)
 
 
-def said(batch: Batch) -> str:
+def in_words(batch: Batch) -> str:
     """Say in a few words what a batch is.
 
     Example:
         >>> import torch
-        >>> said((torch.zeros(3, 2), {"y": None}))
+        >>> in_words((torch.zeros(3, 2), {"y": None}))
         '(tensor of shape (3, 2), {y: None})'
     """
     if isinstance(batch, Tensor):
         return f"tensor of shape {tuple(batch.shape)}"
     if isinstance(batch, dict):
-        return "{" + ", ".join(f"{name}: {said(part)}" for name, part in batch.items()) + "}"
+        return "{" + ", ".join(f"{name}: {in_words(part)}" for name, part in batch.items()) + "}"
     if isinstance(batch, tuple | list):
-        return "(" + ", ".join(map(said, batch)) + ("," if len(batch) == 1 else "") + ")"
+        return "(" + ", ".join(map(in_words, batch)) + ("," if len(batch) == 1 else "") + ")"
     return repr(batch) if batch is None or isinstance(batch, bool | int | float) else type(batch).__name__
 
 

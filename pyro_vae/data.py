@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from pyro_vae.batch import Batch, Count, are_rows, count_of, map_tensors, named, said, tensors_of
+from pyro_vae.batch import Batch, Count, are_rows, count_of, in_words, map_tensors, named, tensors_of
 from pyro_vae.files import check_regular
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -323,7 +323,7 @@ class Columns(_Rows):
         self.parts: Batch = _as_parts(parts)
         lengths = [(name, len(part)) for name, part in named(self.parts) if part is not None]
         if not lengths or not lengths[0][1]:
-            raise ValueError(f"the data must hold a tensor of at least one datum, not {said(parts)}")
+            raise ValueError(f"the data must hold a tensor of at least one datum, not {in_words(parts)}")
         for name, length in lengths:
             if length != lengths[0][1]:
                 both = f"part {lengths[0][0]} has {lengths[0][1]} data, and part {name} {length}"
@@ -392,6 +392,7 @@ class Ready(_Rows):
         self.device = tensors_of(next(iter(self.examples.values())))[0].device
 
     def count(self, batch: Batch) -> int:
+        """Return the number of data of a batch, by the user's function where there is one."""
         if self.given_count is None:
             return count_of(batch)
         count = self.given_count(batch)
@@ -595,11 +596,11 @@ def _are_batches(data: list[Any]) -> bool:
     """Whether a list holds batches of several parts, which differ in size or in structure, and not data one by one."""
     if not (data and all(map(_has_parts, data)) and all(map(_may_be_batch, data))):
         return False
-    if len({said(item) for item in data}) > 1:
+    if len({in_words(item) for item in data}) > 1:
         return True
     raise ValueError(
-        f"a list of {said(data[0])} may hold data or ready batches: give DataLoader(data, batch_size=None) if they are"
-        " batches, and a tuple of stacked tensors, or a Dataset, if each is a datum"
+        f"a list of {in_words(data[0])} may hold data or ready batches: give DataLoader(data, batch_size=None) if they"
+        " are batches, and a tuple of stacked tensors, or a Dataset, if each is a datum"
     )
 
 
@@ -668,7 +669,7 @@ def collated(items: Sequence[Any]) -> Batch:
     spec = flat[0][1]
     for _, other in flat:
         if other != spec:
-            raise ValueError(f"the data differ in structure: {said(items[0])} and others; give each the same parts")
+            raise ValueError(f"the data differ in structure: {in_words(items[0])} and others; give each the same parts")
     batch = tree_unflatten([_stacked(part) for part in zip(*(leaves for leaves, _ in flat), strict=True)], spec)
     return tuple(batch) if isinstance(batch, list) else batch
 

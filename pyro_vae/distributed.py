@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-from pyro_vae.batch import Batch, Count, are_rows, count_of, map_tensors, said
+from pyro_vae.batch import Batch, Count, are_rows, count_of, in_words, map_tensors
 
 T = TypeVar("T")
 TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # the variables that it sets
@@ -65,7 +65,7 @@ class Ranks:
             return batch
         if not are_rows(batch, count):
             fix = "give each tensor the data in its first dimension, or train by one process"
-            raise ValueError(f"several processes split each batch, which they cannot do with {said(batch)}: {fix}")
+            raise ValueError(f"several processes split each batch, which they cannot do with {in_words(batch)}: {fix}")
         return map_tensors(self.part, batch)
 
     def seed(self, seed: int) -> int:

@@ -27,11 +27,11 @@ from pyro_vae.objectives import (
     check_per_datum,
     is_theirs,
     kl,
+    particle_by_particle_if_needed,
     reconstruction,
     recording,
     share_of,
     terms_of,
-    that_takes,
 )
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded, transformed
@@ -109,7 +109,7 @@ def evaluate(
             plates = check_programs(model, guide, x, transform, batch_size)
             plates.check_objective(loss)
             local, first = LocalModules(), transformed(x[:batch_size], transform, count_in(x))
-            loss = that_takes(loss, local(model), local(guide), first)
+            loss = particle_by_particle_if_needed(loss, local(model), local(guide), first)
         settings = {"loss": loss, "at": at, "batch_size": batch_size, "seed": seed, "transform": transform}
         return mean_bound(model, guide, x, plates=plates.names, **settings)
 
@@ -302,7 +302,7 @@ class _LogLikelihood(Objective):
         self.model, self.guide, self.count = model, guide, count
         args, kwargs = arguments(datum)
         self.drawn = self.guide_trace(guide, *args, particles=1, **kwargs)  # the guide's sites, whatever their values
-        self.one_by_one = that_takes(self, model, guide, datum).one_by_one
+        self.one_by_one = particle_by_particle_if_needed(self, model, guide, datum).one_by_one
         values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
         self.of_particles(model, self.drawn, 1, values, *args, **kwargs)  # which refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes

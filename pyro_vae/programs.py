@@ -30,7 +30,7 @@ from torch.distributions import constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae.batch import Batch, Count, are_rows, arguments, count_of, map_tensors, named, said, tensors_of
+from pyro_vae.batch import Batch, Count, are_rows, arguments, count_of, in_words, map_tensors, named, tensors_of
 from pyro_vae.data import Ready, Rows, as_rows, count_in, cut
 from pyro_vae.distributions.relaxed import KeptLogarithms
 from pyro_vae.distributions.wrappers import layers, with_density
@@ -249,7 +249,7 @@ def check_calls(batch: Batch, *programs: Program) -> None:
             spelled = ", ".join(kwargs or names[: len(args)])
             taken = ", ".join(map(str, _signature(program).parameters))
             fix = f"write model({spelled}) and guide({spelled}), or give data for ({taken})"
-            raise TypeError(f"the {name} takes ({taken}), but a batch is {said(batch)}: {fix}")
+            raise TypeError(f"the {name} takes ({taken}), but a batch is {in_words(batch)}: {fix}")
 
 
 def transformed(rows: Batch, transform: Transform | None, count: Count = count_of) -> Batch:
@@ -281,10 +281,10 @@ def transformed(rows: Batch, transform: Transform | None, count: Count = count_o
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"count fails on {said(batch)}, which the transform makes ({reason}): let it take both"
+            f"count fails on {in_words(batch)}, which the transform makes ({reason}): let it take both"
         ) from error
     if not alike:
-        raise ValueError(f"the transform makes {said(batch)} of {said(rows)}: it must return as many data")
+        raise ValueError(f"the transform makes {in_words(batch)} of {in_words(rows)}: it must return as many data")
     return batch
 
 

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from data_sets import Items, Stream
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import nn
@@ -19,7 +20,6 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
     TensorDataset,
@@ -86,25 +86,6 @@ def shuffled(epochs, seed, size=16):
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         yield torch.randperm(N, generator=order).split(size)
-
-
-class Items(Dataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
-class Stream(IterableDataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __iter__(self):
-        return iter(self.items)
 
 
 KINDS = {

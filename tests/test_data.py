@@ -7,9 +7,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from data_sets import Items, Stream
 from PIL import Image
 from scipy import sparse
-from torch.utils.data import ChainDataset, DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import ChainDataset, DataLoader, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
 from pyro_vae.data import Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
@@ -519,29 +520,6 @@ def test_another_failure_of_torchvision_is_not_hidden(monkeypatch):
 
 
 # Tensors of anything
-
-
-class Items(Dataset):
-    """A data set that has a length and an index, and no more."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
-class Stream(IterableDataset):
-    """A data set that can only be iterated over."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __iter__(self):
-        return iter(self.items)
 
 
 X = torch.arange(24.0).reshape(3, 2, 2, 2) / 24

@@ -296,7 +296,7 @@ class Objective(ELBO):
             )
 
 
-def that_takes(loss: Any, model: Program, guide: Program, batch: Batch) -> Any:
+def particle_by_particle_if_needed(loss: Any, model: Program, guide: Program, batch: Batch) -> Any:
     """Return an objective that takes a model: where it fails on particles side by side, one that runs it on each.
 
     The numbers are the same. Two particles tell. Torch's random state is as before.

@@ -21,7 +21,7 @@ from pyro_vae.objectives import (
     Objective,
     check_beta,
     check_per_datum,
-    that_takes,
+    particle_by_particle_if_needed,
     trained_by,
     with_plates,
 )
@@ -106,7 +106,7 @@ def check_before(
             size = measure.settings["batch_size"]
             check_programs(*programs.given, measure.test, transform, size, " of the validation data")
     with _evaluating(programs, batches, seed):
-        loss = that_takes(loss, programs.model, programs.guide, batches.first())
+        loss = particle_by_particle_if_needed(loss, programs.model, programs.guide, batches.first())
         loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
     check_last_batch(programs, batches)
     return plates, loss

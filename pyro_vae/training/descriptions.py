@@ -21,7 +21,7 @@ from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
 from torch.fx import GraphModule
 
-from pyro_vae.batch import said
+from pyro_vae.batch import in_words
 from pyro_vae.checkpoints import Tensors
 from pyro_vae.data import Columns, EightBit, Ready, Rows, Stream, digest_of
 from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
@@ -222,7 +222,7 @@ def described_data(x: Rows | None) -> str | None:
         return None
     size = f"{len(x)} x {tuple(x.shape[1:])}" + (f" / {x.scale}" if isinstance(x, EightBit) and x.scale != 1 else "")
     if isinstance(x, Columns | Ready):
-        size = f"{len(x)} x {said(x[:1])}"
+        size = f"{len(x)} x {in_words(x[:1])}"
     return size if isinstance(x, Stream | Ready) else f"{size}, sha256 {digest_of(x)}"
 
 

@@ -114,9 +114,9 @@ def fit(
             `pyro_vae.objectives.linear_warm_up`.
 
     Other Arguments:
-        schedule: makes a scheduler of ``torch.optim.lr_scheduler`` of the optimizer, such as
-            ``partial(CosineAnnealingLR, T_max=10)``. It goes on after each epoch; ``OneCycleLR``, ``CyclicLR`` and a
-            `pyro_vae.training.PerStep` after each step. ``ReduceLROnPlateau`` looks at the test loss, or without
+        schedule: a function from the optimizer to a scheduler of ``torch.optim.lr_scheduler``, such as
+            ``partial(CosineAnnealingLR, T_max=10)``. It steps after each epoch; ``OneCycleLR``, ``CyclicLR`` and a
+            `pyro_vae.training.PerStep` step after each step. ``ReduceLROnPlateau`` looks at the test loss, or without
             validation data at the training loss.
         patience: end the training after so many epochs without a lower test loss, at least 1, and leave the programs as
             they were when it was lowest; needs ``validation``.
