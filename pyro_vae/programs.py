@@ -488,7 +488,14 @@ def _probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
     }
     with _unchanged(batch, "the programs change"), store.scope(state):
         args, kwargs = arguments(batch)
-        return paired_traces(local(model), local(guide), *args, **kwargs)
+        try:
+            return paired_traces(local(model), local(guide), *args, **kwargs)
+        except (IndexError, RuntimeError) as error:
+            if isinstance(batch, Tensor) or isinstance(error, torch.OutOfMemoryError | NotImplementedError):
+                raise
+            reason = str(error).partition("\n")[0]  # behind which Pyro lists the shapes of the trace
+            fix = "give parts that fit each other and the programs"
+            raise ValueError(f"the programs fail on {in_words(batch)} ({reason}): {fix}") from error
 
 
 @contextmanager

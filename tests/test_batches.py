@@ -394,6 +394,22 @@ def test_a_tuple_is_never_taken_apart_for_programs_of_one_argument():
         fit(Conditional().model, one_guide, (X, Y))
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
+def test_a_ready_batch_whose_parts_do_not_fit_is_refused_in_a_line(number):
+    class Uneven:
+        def __iter__(self):
+            for place in (0, 1):
+                yield X[:10], Y[: 9 if place == number else 10]
+
+    pair = Conditional()
+    words = (
+        r"the programs fail on \(tensor of shape \(10, 3\), tensor of shape \(9,\)\) \(Sizes of tensors.*: give parts"
+    )
+    with pytest.raises(ValueError, match=words) as caught:
+        fit(pair.model, pair.guide, Uneven(), epochs=1)
+    assert "\n" not in str(caught.value)
+
+
 class Shrinking:
     def __init__(self):
         self.passes = 0
