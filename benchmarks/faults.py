@@ -53,7 +53,7 @@ def command(argv, slowly):
 def start(argv, slowly=False):
     """Start a process that has everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pyro_vae.cli", "pyro_vae.runs", "sklearn.datasets", "tqdm"])
+    context.set_forkserver_preload(["pyro_vae.cli", "pyro_vae.runs.run", "sklearn.datasets", "tqdm"])
     process = context.Process(target=command, args=(argv, slowly))
     process.start()
     return process
@@ -133,8 +133,8 @@ def cost(shape, data, latent_dim, batch_size, epochs):
     import torch
 
     from pyro_vae import VAE, decoders, encoders, fit, priors
-    from pyro_vae.checkpoints import Checkpoints
     from pyro_vae.data import EightBit
+    from pyro_vae.runtime.checkpoints import Checkpoints
 
     class Timed(Checkpoints):
         written, seconds = 0, 0.0

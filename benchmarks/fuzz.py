@@ -36,9 +36,11 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from benchmarks import machine
-from pyro_vae import VAE, cli, config, data, decoders, encoders, evaluate, fit, networks, objectives, priors
-from pyro_vae.checkpoints import save_tensors
-from pyro_vae.evaluation import log_likelihood
+from pyro_vae import VAE, cli, data, decoders, encoders, evaluate, fit, networks, objectives, priors
+from pyro_vae.cli import entry
+from pyro_vae.diagnostics.evaluation import log_likelihood
+from pyro_vae.runs import parts as config
+from pyro_vae.runtime.checkpoints import save_tensors
 
 SECONDS = 10  # from which on a call hangs
 MEMORY = 2**32  # bytes that a call may take beside what the process has
@@ -243,7 +245,7 @@ def of_function(case, error):
     words = f"{type(error).__name__}: {error}"
     if error is None:
         return Outcome("accepted", "")
-    if cli._is_out_of_memory(error):
+    if entry._is_out_of_memory(error):
         return Outcome("refused", words)
     if not isinstance(error, ValueError | TypeError) and not (
         isinstance(error, FloatingPointError) and case.call.startswith("fit(")

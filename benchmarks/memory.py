@@ -21,7 +21,8 @@ from statistics import median
 import torch
 
 from benchmarks import machine
-from pyro_vae import VAE, data, decoders, encoders, evaluation, log_likelihood, priors
+from pyro_vae import VAE, data, decoders, encoders, log_likelihood, priors
+from pyro_vae.diagnostics import evaluation
 
 SHAPE, HIDDEN, LATENT_DIM, FEW, ALL = (1, 28, 28), 400, 20, 10, 10_000
 

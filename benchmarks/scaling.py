@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 
 from benchmarks import machine
 from pyro_vae import VAE, decoders, encoders, fit, priors
-from pyro_vae.distributed import Ranks
+from pyro_vae.runtime.distributed import Ranks
 
 STEPS, SUMS = 150, 200
 MODELLED = (8, 64, 1024)

@@ -3,7 +3,9 @@
 The names below are imported when they are first used, so that ``pyro-vae --help`` does not wait for torch.
 """
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 
 TYPE_CHECKING = False  # typing's own would be imported before __main__ has taken the current folder off the path
 if TYPE_CHECKING:
@@ -11,16 +13,11 @@ if TYPE_CHECKING:
 
     from pyro_vae import (
         baseline,
-        comparison,
         data,
         decoders,
         distributions,
         encoders,
-        evaluation,
-        handlers,
-        laboratory,
         networks,
-        noise,
         objectives,
         plots,
         priors,
@@ -28,9 +25,12 @@ if TYPE_CHECKING:
         training,
         vae,
     )
-    from pyro_vae.comparison import compare
-    from pyro_vae.evaluation import Bound, evaluate, log_likelihood
-    from pyro_vae.laboratory import gradients
+    from pyro_vae.diagnostics import comparison, evaluation
+    from pyro_vae.diagnostics import estimators as laboratory
+    from pyro_vae.diagnostics.comparison import compare
+    from pyro_vae.diagnostics.estimators import gradients
+    from pyro_vae.diagnostics.evaluation import Bound, evaluate, log_likelihood
+    from pyro_vae.programs import handlers, noise
     from pyro_vae.training import History, fit
     from pyro_vae.vae import VAE
 
@@ -69,11 +69,18 @@ _HOMES = {
     "VAE": "vae",
     "fit": "training",
     "History": "training",
-    "evaluate": "evaluation",
-    "Bound": "evaluation",
-    "log_likelihood": "evaluation",
-    "compare": "comparison",
-    "gradients": "laboratory",
+    "evaluate": "diagnostics.evaluation",
+    "Bound": "diagnostics.evaluation",
+    "log_likelihood": "diagnostics.evaluation",
+    "compare": "diagnostics.comparison",
+    "gradients": "diagnostics.estimators",
+}
+_MODULES = {
+    "comparison": "diagnostics.comparison",
+    "evaluation": "diagnostics.evaluation",
+    "laboratory": "diagnostics.estimators",
+    "handlers": "programs.handlers",
+    "noise": "programs.noise",
 }
 
 
@@ -81,8 +88,30 @@ def __getattr__(name: str) -> "Any":
     if name in _HOMES:
         return getattr(import_module(f"pyro_vae.{_HOMES[name]}"), name)
     if name in __all__:
-        return import_module(f"pyro_vae.{name}")
+        return import_module(f"pyro_vae.{_MODULES.get(name, name)}")
     raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
+
+
+class _Moved:
+    """Lets ``import pyro_vae.noise`` find the module where it lies, ``pyro_vae.programs.noise``."""
+
+    @classmethod
+    def find_spec(cls, name: str, *_: "Any") -> "Any":
+        loader: Any = cls
+        return ModuleSpec(name, loader) if name.removeprefix("pyro_vae.") in _MODULES else None
+
+    @staticmethod
+    def create_module(spec: "Any") -> "Any":
+        module = import_module(f"pyro_vae.{_MODULES[spec.name.removeprefix('pyro_vae.')]}")
+        spec.loader_state = module.__spec__
+        return module
+
+    @staticmethod
+    def exec_module(module: "Any") -> None:
+        module.__spec__ = module.__spec__.loader_state  # its own, in place of the other name's
+
+
+sys.meta_path.append(_Moved)
 
 
 def __dir__() -> list[str]:

@@ -12,10 +12,10 @@ from partners import accepted, of_parts
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import data, decoders, encoders, objectives, priors
-from pyro_vae.evaluation import mean_bound
-from pyro_vae.handlers import LocalModules
+from pyro_vae.diagnostics.evaluation import mean_bound
 from pyro_vae.networks import MLP
 from pyro_vae.programs import check_programs, seeded
+from pyro_vae.programs.handlers import LocalModules
 
 BY_DENSITY = {  # of which a point has none
     objectives.VIMCO: "trains a guide by its density",

@@ -5,7 +5,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vae import plots, precision
+from pyro_vae import plots
+from pyro_vae.runtime import precision
 
 torch.set_num_threads(1)  # tensors here are small: more threads would only wait for each other
 

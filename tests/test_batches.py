@@ -27,11 +27,11 @@ from torch.utils.data import (
 )
 
 from pyro_vae import VAE, decoders, encoders, evaluate, fit, priors
-from pyro_vae.checkpoints import Checkpoints, Stopped
 from pyro_vae.data import Columns, EightBit, MemoryMapped, Ready, pieces
-from pyro_vae.distributed import Ranks
-from pyro_vae.evaluation import log_likelihood
+from pyro_vae.diagnostics.evaluation import log_likelihood
 from pyro_vae.objectives import IWAE
+from pyro_vae.runtime.checkpoints import Checkpoints, Stopped
+from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.training.batches import Batches
 
 N, D, CLASSES = 50, 3, 4
@@ -158,7 +158,7 @@ LOADERS = {
 @pytest.mark.parametrize("engine", ["eager", "recorded"])
 @pytest.mark.parametrize("kind", LOADERS)
 def test_ready_batches_are_trained_as_by_hand(kind, engine, monkeypatch):
-    monkeypatch.setattr("pyro_vae.engine.AGAIN", 5)
+    monkeypatch.setattr("pyro_vae.runtime.recording.AGAIN", 5)
     losses, ours, theirs = [], Conditional(), Conditional()
     loader, other = LOADERS[kind](), LOADERS[kind]()
     history = fit(

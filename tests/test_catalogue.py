@@ -5,7 +5,8 @@ from pyro.infer import ELBO
 import pyro_vae
 from pyro_vae import objectives
 from pyro_vae.cli import main
-from pyro_vae.config import Config, build, build_loss, catalogue, parts
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.parts import build, build_loss, catalogue, parts
 
 
 def test_every_part_and_objective_is_listed_with_a_line_and_a_reference():

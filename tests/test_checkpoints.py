@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_vae import VAE, checkpoints, decoders, encoders, files, fit, networks, priors
-from pyro_vae.checkpoints import COLUMNS, Checkpoints, check_random, checked_state, read_tensors, save_tensors
-from pyro_vae.config import Config
+from pyro_vae import VAE, decoders, encoders, files, fit, networks, priors
 from pyro_vae.files import write_whole
-from pyro_vae.runs import load_data_of, load_vae, read_moments
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.reading import load_data_of, load_vae, read_moments
+from pyro_vae.runtime import checkpoints
+from pyro_vae.runtime.checkpoints import COLUMNS, Checkpoints, check_random, checked_state, read_tensors, save_tensors
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7), "none": torch.empty(0, 2)}
 ABOUT = {"epoch": 3, "loss": float("inf"), "rows": [{"train": 0.1}]}
@@ -275,7 +276,7 @@ def test_a_file_that_grows_over_a_real_limit_leaves_the_old_one(tmp_path):
     script = (
         "import resource, signal, sys, torch\n"
         "from pathlib import Path\n"
-        "from pyro_vae.checkpoints import save_tensors\n"
+        "from pyro_vae.runtime.checkpoints import save_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "path = Path(sys.argv[1])\n"

@@ -18,11 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import pyro_vae
-from pyro_vae import VAE, config, data, decoders, encoders, evaluation, priors, runs
-from pyro_vae.checkpoints import read_tensors, save_tensors
+from pyro_vae import VAE, data, decoders, encoders, priors
 from pyro_vae.cli import main
-from pyro_vae.config import Config
-from pyro_vae.pictures import _two, grid_figure
+from pyro_vae.diagnostics import evaluation
+from pyro_vae.runs import parts as config
+from pyro_vae.runs import run as runs
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.pictures import _two, grid_figure
+from pyro_vae.runtime.checkpoints import read_tensors, save_tensors
 from pyro_vae.training import COLUMNS
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -1064,7 +1067,12 @@ def test_an_installed_module_is_never_taken_from_the_current_folder(name):
     "name",
     [
         *("torch.os.system", "torch.hub.load", "pyro_vae.cli.sys", "pyro_vae.__main__.main", "torch.nn._reduction.F"),
-        *("pyro_vae.config._import", "pyro_vae.launch.train", "pyro_vae.cli.subprocess.Popen", "torch.nn.Module.x"),
+        *(
+            "pyro_vae.runs.parts._import",
+            "pyro_vae.cli.launch.train",
+            "pyro_vae.cli.subprocess.Popen",
+            "torch.nn.Module.x",
+        ),
         *("torch.utils.data.DataLoader", "pyro_vae.vae.__dict__.VAE", "torch..nn.Linear", ".torch.nn", "torch.", "."),
         *("torch.testing._internal.common_utils.TestCase", "pyro.infer.svi.SVI", "pyro.infer.Trace_ELBO"),
     ],

@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import VAE, compare, comparison, data, decoders, encoders, priors
-from pyro_vae.comparison import TOLERANCE, controls, identity, speed, trajectory, twin_of, why_the_trick
+from pyro_vae import VAE, compare, data, decoders, encoders, priors
+from pyro_vae.diagnostics import comparison
+from pyro_vae.diagnostics.comparison import TOLERANCE, controls, identity, speed, trajectory, twin_of, why_the_trick
 from pyro_vae.networks import ConvDecoder, ConvEncoder
 
 SHAPE = (1, 8, 8)

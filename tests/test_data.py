@@ -142,7 +142,7 @@ def test_a_scale_divides_both_parts_of_a_file_whatever_its_type_and_where_it_is(
     save(path, values)
     parts = load(path)
     for in_memory in (2**30, 0):
-        monkeypatch.setattr(data, "IN_MEMORY", in_memory)
+        monkeypatch.setattr("pyro_vae.data.numpy_files.IN_MEMORY", in_memory)
         for eight_bit in (False, True):
             scaled = load(path, scale=4, eight_bit=eight_bit)
             for part, plain in zip(scaled[:2], parts[:2], strict=True):

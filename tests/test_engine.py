@@ -17,11 +17,15 @@ from torch.nn.functional import one_hot
 from torch.nn.modules.module import register_module_forward_hook
 
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
-from pyro_vae import engine as engines
-from pyro_vae.checkpoints import Checkpoints
-from pyro_vae.engine import ENGINES, Changes, Recorded, WholeStep, _same, chosen
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import IWAE, linear_warm_up
+from pyro_vae.runtime import whole_step
+from pyro_vae.runtime.changes import Changes
+from pyro_vae.runtime.checkpoints import Checkpoints
+from pyro_vae.runtime.engine import ENGINES, chosen
+from pyro_vae.runtime.recording import Recorded
+from pyro_vae.runtime.steps import same
+from pyro_vae.runtime.whole_step import WholeStep
 
 SMALL = partial(MLP, hidden=(5,))
 ELBO = partial(Trace_ELBO, num_particles=3)
@@ -257,7 +261,7 @@ def test_a_branch_on_the_batch_in_a_program_is_trained_as_without_a_recording():
 @pytest.fixture
 def early(monkeypatch):
     """Engine "auto" records also short trainings."""
-    monkeypatch.setattr(engines, "WORTHWHILE", 10)
+    monkeypatch.setattr("pyro_vae.runtime.engine.WORTHWHILE", 10)
 
 
 def scheduled(kind):
@@ -699,10 +703,10 @@ def test_weights_of_particles_are_compiled_though_they_magnify_rounding():
 def test_the_terms_of_a_sum_are_compared_at_the_size_of_the_largest():
     """A KL near 0 is a difference of large sums, which a compiler may add in another order."""
     sum_and_difference = torch.tensor(1e4), torch.tensor(0.1)
-    assert _same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.15)), 1e-5)
-    assert not _same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.25)), 1e-5)
-    assert not _same(sum_and_difference[1:], (torch.tensor(0.10001),), 1e-5)
-    assert not _same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.1000001)))
+    assert same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.15)), 1e-5)
+    assert not same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.25)), 1e-5)
+    assert not same(sum_and_difference[1:], (torch.tensor(0.10001),), 1e-5)
+    assert not same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.1000001)))
 
 
 @pytest.mark.slow
@@ -852,7 +856,7 @@ class Training:
 
 def test_a_whole_step_is_the_step_to_the_last_bit(monkeypatch):
     captured = []
-    monkeypatch.setattr(engines, "_on_one_graph", lambda function: captured.append(0) or function)
+    monkeypatch.setattr(whole_step, "_on_one_graph", lambda function: captured.append(0) or function)
     for settings in ({}, {"lengths": [5] * 19 + [2] + [5] * 20}, {"rates": [0.1] * 20 + [0.01] * 20}):
         captured.clear()
         whole = Training(whole=True)
@@ -865,7 +869,7 @@ def test_a_whole_step_is_the_step_to_the_last_bit(monkeypatch):
 
 def test_a_graph_that_does_not_what_the_step_does_is_not_launched(monkeypatch):
     """It leaves the optimizer out."""
-    monkeypatch.setattr(engines, "_on_one_graph", lambda _: lambda: torch.zeros(()))
+    monkeypatch.setattr(whole_step, "_on_one_graph", lambda _: lambda: torch.zeros(()))
     whole = Training(whole=True)
     with pytest.warns(RuntimeWarning, match=r"CUDA graph disabled: its result differs from the ordinary step"):
         losses = whole.run()
@@ -878,7 +882,7 @@ def test_a_capture_that_fails_half_way_leaves_the_steps_as_they_were(monkeypatch
         function()
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(engines, "_on_one_graph", capture)
+    monkeypatch.setattr(whole_step, "_on_one_graph", capture)
     whole = Training(whole=True)
     with pytest.warns(RuntimeWarning, match="operation not permitted"):
         losses = whole.run()

@@ -13,9 +13,10 @@ from scipy import integrate, stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from pyro_vae import VAE, data, decoders, encoders, evaluation, priors
-from pyro_vae.evaluation import Bound, evaluate, kl_parts, log_likelihood
-from pyro_vae.laboratory import discrete, exact_bound, linear_gaussian
+from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae.diagnostics import evaluation
+from pyro_vae.diagnostics.estimators import discrete, exact_bound, linear_gaussian
+from pyro_vae.diagnostics.evaluation import Bound, evaluate, kl_parts, log_likelihood
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import IWAE
 from pyro_vae.training import fit

@@ -13,12 +13,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import faults
-from pyro_vae import runs
-from pyro_vae.checkpoints import Checkpoints, Stopped
 from pyro_vae.cli import main
-from pyro_vae.launch import _handling_signals
-from pyro_vae.runs import Run
-from pyro_vae.settings import PARTS, Config
+from pyro_vae.cli.launch import _handling_signals
+from pyro_vae.runs import run as runs
+from pyro_vae.runs.config import PARTS, Config
+from pyro_vae.runs.run import Run
+from pyro_vae.runtime.checkpoints import Checkpoints, Stopped
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 FLAGS = ["--hidden=8", "--latent-dim=2", "--batch-size=4", "--latent-map=first", "--data=digits"]
@@ -308,8 +308,8 @@ def test_a_result_is_not_written_to_a_link_or_a_device(flag, received, capsys):
 
 SAYS = """
 import sys
-from pyro_vae.launch import lasting_streams, say
-from pyro_vae.settings import Config
+from pyro_vae.cli.launch import lasting_streams, say
+from pyro_vae.runs.config import Config
 
 with lasting_streams() as lost, open(sys.argv[1], "w+") as file:
     for _ in range(20_000):  # more than pipes and buffers hold
@@ -355,7 +355,7 @@ def test_a_training_goes_on_to_its_end_where_nobody_listens(redirected, tmp_path
 
 INHERITS = """
 import subprocess, sys
-from pyro_vae.launch import lasting_streams
+from pyro_vae.cli.launch import lasting_streams
 
 with lasting_streams():
     sys.exit(subprocess.call([sys.executable, "-c", "import os; os.fstat(1), os.fstat(2)"]))

@@ -16,9 +16,11 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from benchmarks import fuzz
-from pyro_vae import data, runs
-from pyro_vae.cli import _parse, main
-from pyro_vae.settings import Config, plain_yaml
+from pyro_vae import data
+from pyro_vae.cli import main
+from pyro_vae.cli.entry import parsed
+from pyro_vae.data.images import FORMATS
+from pyro_vae.runs.config import Config, plain_yaml
 
 
 @pytest.fixture
@@ -190,7 +192,7 @@ def test_only_the_formats_of_images_that_are_named_are_opened(form):
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")
-@pytest.mark.parametrize("form", data.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_the_formats_of_images_that_are_named_are_read(form):
     Path("images").mkdir()
     for name in ("a.png", "b.png"):
@@ -289,10 +291,10 @@ def main_code(argv):
     ],
 )
 def test_a_config_file_does_not_say_what_this_machine_reads_or_fetches(line, flag, capsys, monkeypatch):
-    def load(*_):
+    def load(*_, **__):
         raise ValueError("loaded")
 
-    monkeypatch.setattr(runs, "load_data", load)
+    monkeypatch.setattr(data, "load", load)
     Path("run").mkdir()
     Path("run/config.yaml").write_text(f"data: mnist\n{line}\n")
     for command in (["train", "--config=run/config.yaml"], ["evaluate", "run"], ["reconstruct", "run"]):
@@ -366,7 +368,7 @@ def test_numbers_of_a_config_file_are_those_of_the_flags(text, value):
 def test_a_number_of_a_part_may_have_an_exponent():
     Path("config.yaml").write_text("decoder: Normal\ndecoder.scale: 1e-2\ndata: none.npy\n")
     for flags in (["--config=config.yaml"], ["--decoder=Normal", "--decoder.scale=1e-2", "--data=none.npy"]):
-        assert _parse(["train", *flags]).config.options["decoder"] == {"scale": 0.01}
+        assert parsed(["train", *flags]).config.options["decoder"] == {"scale": 0.01}
 
 
 @pytest.mark.usefixtures("_in_an_empty_folder")
@@ -392,7 +394,7 @@ def test_files_that_torchvision_would_unpickle_are_not_read():
 def test_a_folder_that_holds_much_else_is_not_searched_to_its_end(monkeypatch):
     with pytest.raises(ValueError, match="/ is the whole disk: name the folder of the images"):
         data.load("/")
-    monkeypatch.setattr(data, "MOST_OTHERS", 3)
+    monkeypatch.setattr("pyro_vae.data.folders.MOST_OTHERS", 3)
     Path("images").mkdir()
     for number in range(4):
         Path(f"images/{number}.txt").touch()

@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vae.handlers import AtMean, KLWeight, LocalModules, weigh_kl
+from pyro_vae.programs.handlers import AtMean, KLWeight, LocalModules, weigh_kl
 
 
 def program():

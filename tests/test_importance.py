@@ -16,12 +16,13 @@ from scipy import stats
 from scipy.special import logsumexp
 from torch import nn
 
-from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, noise, objectives, priors
-from pyro_vae.handlers import weigh_kl
-from pyro_vae.memory import peak_of
+from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, objectives, priors
 from pyro_vae.networks import MLP
 from pyro_vae.objectives.bounds import maximum_mean_discrepancy
 from pyro_vae.objectives.importance import _leave_one_out
+from pyro_vae.programs import noise
+from pyro_vae.programs.handlers import weigh_kl
+from pyro_vae.runtime.memory import peak_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 SMALL = partial(MLP, hidden=())

@@ -8,8 +8,9 @@ import torch
 from scipy import integrate, stats
 from scipy.special import logsumexp
 
-from pyro_vae import VAE, encoders, laboratory
+from pyro_vae import VAE, encoders
 from pyro_vae.cli import main
+from pyro_vae.diagnostics import estimators as laboratory
 from pyro_vae.objectives import IWAE, DReG
 
 DRAWS = 10_000

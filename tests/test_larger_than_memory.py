@@ -11,10 +11,11 @@ import torch
 from peak_memory import WIDTH
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
-from pyro_vae import VAE, data, decoders, encoders, fit, priors, runs
+from pyro_vae import VAE, data, decoders, encoders, fit, priors
 from pyro_vae.cli import main
 from pyro_vae.data import EightBit, MemoryMapped, Stream, as_tensor, load
-from pyro_vae.programs import check_programs
+from pyro_vae.programs import check_programs, values
+from pyro_vae.runs import run as runs
 
 MEGABYTES = 10**6
 
@@ -102,13 +103,13 @@ def test_a_file_that_shrinks_between_its_look_and_its_read_is_an_error(tmp_path,
     path = tmp_path / "x.npy"
     np.save(path, np.asarray(np.zeros((10_000, 3)), order=order))
     mapped = MemoryMapped(path)
-    read = data._read_at
+    read = data.rows._read_at
 
     def shrink_first(file, start, size):
         os.truncate(path, 200)
         return read(file, start, size)
 
-    monkeypatch.setattr(data, "_read_at", shrink_first)
+    monkeypatch.setattr(data.rows, "_read_at", shrink_first)
     with pytest.raises(OSError, match="has changed while it was in use"):
         mapped[torch.tensor([9_999])]
 
@@ -116,7 +117,7 @@ def test_a_file_that_shrinks_between_its_look_and_its_read_is_an_error(tmp_path,
 def test_a_training_whose_file_shrinks_ends_in_one_line(tmp_path, monkeypatch, capsys):
     path, out = tmp_path / "x.npy", tmp_path / "run"
     np.save(path, np.zeros((40, 3), np.uint8))
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr("pyro_vae.data.numpy_files.IN_MEMORY", 0)
     append = runs.append_metrics
 
     def shrink_after_the_first_epoch(metrics, row):
@@ -175,7 +176,7 @@ def test_training_on_eight_bits_is_training_on_32_to_the_last_bit(array, form):
 
 def test_a_large_file_stays_on_disk_in_the_parts_of_a_small_one(tmp_path, array, monkeypatch):
     small = load(tmp_path / "x.npy")
-    monkeypatch.setattr(data, "IN_MEMORY", 4 * array.size - 1)
+    monkeypatch.setattr("pyro_vae.data.numpy_files.IN_MEMORY", 4 * array.size - 1)
     large = load(tmp_path / "x.npy")
     assert isinstance(small.train, torch.Tensor)
     assert isinstance(large.train, MemoryMapped)
@@ -202,7 +203,7 @@ def test_a_run_from_a_large_file_is_that_from_a_small_one(tmp_path, monkeypatch)
         "--scale=255",
     ]
     assert main(["train", *flags, f"--out={tmp_path / 'small'}"]) == 0
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr("pyro_vae.data.numpy_files.IN_MEMORY", 0)
     assert main(["train", *flags, f"--out={tmp_path / 'large'}"]) == 0
     rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("small", "large")]
     without_seconds = [[line.rpartition(",")[0] for line in lines] for lines in rows]
@@ -292,13 +293,13 @@ def test_a_file_that_holds_no_data_is_refused(tmp_path, array, words):
 
 @pytest.mark.parametrize(("value", "row"), [(np.inf, 7), (np.nan, 7), (-1.0, 7), (np.inf, 0)])
 def test_data_are_checked_to_the_last_chunk_and_named_by_their_place(tmp_path, monkeypatch, value, row):
-    from pyro_vae import VAE, decoders, encoders, priors, programs
+    from pyro_vae import VAE, decoders, encoders, priors
 
     x = np.zeros((8, 3), np.float32)
     x[row, 1] = value
     np.save(tmp_path / "x.npy", x)
     vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Bernoulli(2, 3))
-    monkeypatch.setattr(programs, "LARGEST_CHUNK", 9)  # three data
+    monkeypatch.setattr(values, "LARGEST_CHUNK", 9)  # three data
     words = f"hold {value:g}, outside" if np.isfinite(value) else re.escape(f"hold {value} at index ({row}, 1)")
     for rows in (MemoryMapped(tmp_path / "x.npy"), torch.tensor(x), Stream(torch.tensor(x))):
         with pytest.raises(ValueError, match=words):
@@ -312,7 +313,7 @@ def test_a_fingerprint_sees_every_value_of_a_small_part_and_the_ends_of_a_large_
     x[row, 1] = 1e-6
     np.save(tmp_path / "other.npy", x)
     for largest, seen in ((2**26, True), (2 * 12, row in (0, 7))):
-        monkeypatch.setattr(data, "HASHED", largest)
+        monkeypatch.setattr("pyro_vae.data.fingerprints.HASHED", largest)
         mapped = [data.Data(MemoryMapped(tmp_path / f"{name}.npy"), torch.ones(1, 3)) for name in ("one", "other")]
         assert (data.fingerprint(mapped[0]) != data.fingerprint(mapped[1])) is seen
         in_memory = [data.Data(part.train[:], part.test) for part in mapped]
@@ -323,7 +324,7 @@ def test_a_second_array_in_a_file_is_not_left_out(tmp_path, monkeypatch):
     with open(tmp_path / "two.npy", "wb") as file:
         np.save(file, np.zeros((3, 2)))
         np.save(file, np.ones((3, 2)))
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr("pyro_vae.data.numpy_files.IN_MEMORY", 0)
     for read in (MemoryMapped, load):
         with pytest.raises(ValueError, match="more follows its array"):
             read(tmp_path / "two.npy")
@@ -342,7 +343,7 @@ def test_rows_are_those_of_the_array_however_they_lie_in_the_file(tmp_path, shap
     np.save(tmp_path / "x.npy", np.asarray(x, order=order))
     mapped = MemoryMapped(tmp_path / "x.npy", torch.from_numpy(generator.permutation(shape[0])))
     for page in (0, 16, 2**12):
-        monkeypatch.setattr(data, "PAGE", page)
+        monkeypatch.setattr(data.rows, "PAGE", page)
         for size in (1, 7, 60):
             index = torch.from_numpy(generator.integers(0, shape[0], size))
             assert torch.equal(mapped[index], torch.from_numpy(x).float()[mapped.rows[index]])
@@ -351,13 +352,13 @@ def test_rows_are_those_of_the_array_however_they_lie_in_the_file(tmp_path, shap
 @pytest.mark.parametrize(("order", "reads"), [("C", 1), ("F", 12)])
 def test_rows_that_follow_one_another_are_read_at_once(tmp_path, order, reads, monkeypatch):
     np.save(tmp_path / "x.npy", np.asarray(np.zeros((5000, 3, 4)), order=order))
-    read, sizes = data._read_at, []
+    read, sizes = data.rows._read_at, []
 
     def counted(file, start, size):
         sizes.append(size)
         return read(file, start, size)
 
-    monkeypatch.setattr(data, "_read_at", counted)
+    monkeypatch.setattr(data.rows, "_read_at", counted)
     assert MemoryMapped(tmp_path / "x.npy")[1000:2000].shape == (1000, 3, 4)
     assert sizes == [8 * 12 * 1000 // reads] * reads
 

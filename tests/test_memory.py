@@ -7,7 +7,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyro_vae import VAE, decoders, encoders, fit, objectives, priors
-from pyro_vae.memory import as_bytes, most_within, peak_of
+from pyro_vae.runtime.memory import as_bytes, most_within, peak_of
 
 # The growth of the resident memory beyond that of one sample, in a process of its own: no earlier test has left a mark.
 GROWTH = """

@@ -9,9 +9,9 @@ from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 
-from pyro_vae import VAE, data, decoders, distributions, encoders, evaluate, fit, noise, objectives, priors
+from pyro_vae import VAE, data, decoders, distributions, encoders, evaluate, fit, objectives, priors
 from pyro_vae.distributions.wrappers import family
-from pyro_vae.programs import modules_of
+from pyro_vae.programs import modules_of, noise
 
 KINDS = {
     "fixed": lambda: noise.Fixed(0),

@@ -23,10 +23,10 @@ from scipy import stats
 from torch import nn
 
 from pyro_vae import VAE, decoders, encoders, evaluate, fit, objectives, priors
-from pyro_vae.handlers import weigh_kl
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import check_beta, kl, linear_warm_up, reconstruction, recording, terms_of
 from pyro_vae.programs import paired_traces
+from pyro_vae.programs.handlers import weigh_kl
 
 SCALE = 0.7
 BETAS = [0.0, 0.3, 1.0, 4.0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_vae import evaluate, fit, objectives
-from pyro_vae.evaluation import log_likelihood
+from pyro_vae.diagnostics.evaluation import log_likelihood
 from pyro_vae.objectives import IWAE
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from pyro_vae import fit
-from pyro_vae.checkpoints import Checkpoints, Stopped
+from pyro_vae.runtime.checkpoints import Checkpoints, Stopped
 from pyro_vae.training import Groups, PerStep, StopTraining, loggers
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
@@ -404,8 +404,9 @@ def test_a_comparison_and_a_run_that_are_interrupted_end_there(monkeypatch, tmp_
     """`fit` returns what it has measured; what is made of a whole training must not be made of a part."""
     from pathlib import Path
 
-    from pyro_vae import comparison, runs
-    from pyro_vae.settings import Config
+    from pyro_vae.diagnostics import comparison
+    from pyro_vae.runs import run as runs
+    from pyro_vae.runs.config import Config
 
     steps, step = [], torch.optim.Adam.step
 

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pyro_vae import VAE, data, decoders, encoders, fit, precision, priors
+from pyro_vae import VAE, data, decoders, encoders, fit, priors
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
-from pyro_vae.precision import BETWEEN_FLUSHES, FLUSHED, BFloat16Layers, check_precision, flush_subnormal
+from pyro_vae.runtime import precision
+from pyro_vae.runtime.precision import BETWEEN_FLUSHES, FLUSHED, BFloat16Layers, check_precision, flush_subnormal
 
 CPU = torch.device("cpu")
 

@@ -21,9 +21,9 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, log_likelihood, priors
-from pyro_vae.handlers import LocalModules
 from pyro_vae.networks import FillMissing
 from pyro_vae.programs import as_input, check_programs, mode, modules_of, paired_traces, seeded
+from pyro_vae.programs.handlers import LocalModules
 
 D, SHAPE = 3, (1, 4, 5)
 

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 from pyro_vae import fit
-from pyro_vae.batch import arguments, map_tensors, tensors_of
+from pyro_vae.data.batch import arguments, map_tensors, tensors_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS, SEED = 50, 3

@@ -14,9 +14,10 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, autoguide
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
 
-from pyro_vae import VAE, decoders, encoders, fit, networks, noise, objectives, priors
-from pyro_vae.checkpoints import Checkpoints, Stopped, read_tensors, save_tensors
+from pyro_vae import VAE, decoders, encoders, fit, networks, objectives, priors
 from pyro_vae.data import EightBit
+from pyro_vae.programs import noise
+from pyro_vae.runtime.checkpoints import Checkpoints, Stopped, read_tensors, save_tensors
 from pyro_vae.training import COLUMNS, StopTraining
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.programs import Programs

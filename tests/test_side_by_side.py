@@ -19,7 +19,8 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_vae import VAE, comparison, decoders, encoders, evaluate, fit, log_likelihood, objectives, priors
+from pyro_vae import VAE, decoders, encoders, evaluate, fit, log_likelihood, objectives, priors
+from pyro_vae.diagnostics import comparison
 
 SHAPE = (1, 4, 4)
 LOSSES = [Trace_ELBO(), objectives.IWAE(3), objectives.Renyi(0.5, 2)]

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from torch.utils.data import TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, objectives, priors
-from pyro_vae.evaluation import evaluate
+from pyro_vae.diagnostics.evaluation import evaluate
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import linear_warm_up
 from pyro_vae.training import COLUMNS, History, fit

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pyro_vae import distributions
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.distributions.wrappers import layers
-from pyro_vae.engine import kept_tensors
 from pyro_vae.networks import as_number, as_size
 from pyro_vae.networks._part import Part
+from pyro_vae.runtime.recording import kept_tensors
 
 # What SemiAmortized refuses: draws that have a first derivative alone (implicit reparameterization), one that is not
 # theirs, or no noise. Torch refuses a second one of a gamma variate; of the others, as of torch 2.13, it would be wrong

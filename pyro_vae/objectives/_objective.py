@@ -23,12 +23,12 @@ from torch.distributions import Independent, TransformedDistribution
 from torch.distributions.constraints import Constraint, real
 from torch.utils.checkpoint import checkpoint
 
-from pyro_vae.batch import Batch, arguments, count_of, tensors_of
+from pyro_vae.data.batch import Batch, arguments, count_of, tensors_of
 from pyro_vae.distributions.wrappers import family, layers, with_density
-from pyro_vae.engine import NOISE, PARTICLES
-from pyro_vae.memory import most_within, peak_of
 from pyro_vae.networks import as_size
 from pyro_vae.networks._part import kept_arguments
+from pyro_vae.objectives.particles import NOISE, PARTICLES
+from pyro_vae.runtime.memory import most_within, peak_of
 
 Program = Callable[..., Any]
 

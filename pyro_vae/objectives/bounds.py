@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.distributions.wrappers import family, layers
-from pyro_vae.engine import FRESH, INDEPENDENT
 from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import (
     Draws,
@@ -23,6 +22,7 @@ from pyro_vae.objectives._objective import (
     the_latent_site,
     unscaled,
 )
+from pyro_vae.objectives.particles import FRESH, INDEPENDENT
 
 
 class StickingTheLanding(Objective):

@@ -9,7 +9,6 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.distributions.wrappers import family, with_density
-from pyro_vae.engine import FRESH, INDEPENDENT
 from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import (
     Draws,
@@ -20,6 +19,7 @@ from pyro_vae.objectives._objective import (
     the_latent_site,
     without_path,
 )
+from pyro_vae.objectives.particles import FRESH, INDEPENDENT
 
 SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
 

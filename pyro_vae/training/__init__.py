@@ -1,6 +1,6 @@
 """Training: `fit`, and the objects that it is made of."""
 
-from pyro_vae.checkpoints import COLUMNS
+from pyro_vae.runtime.checkpoints import COLUMNS
 from pyro_vae.training import loggers
 from pyro_vae.training.checks import check_loss, check_settings
 from pyro_vae.training.fit import fit

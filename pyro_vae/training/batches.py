@@ -7,10 +7,11 @@ from itertools import islice
 
 import torch
 
-from pyro_vae.batch import Batch
-from pyro_vae.data import Ready, Rows, Sources, Stream, count_in, shuffled_batches
-from pyro_vae.distributed import Ranks
+from pyro_vae.data import Ready, Rows, Stream, count_in, shuffled_batches
+from pyro_vae.data.batch import Batch
+from pyro_vae.data.generators import Sources
 from pyro_vae.programs import Transform, transformed
+from pyro_vae.runtime.distributed import Ranks
 
 
 @dataclass

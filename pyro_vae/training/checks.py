@@ -10,10 +10,8 @@ import torch
 from pyro.infer import ELBO, RenyiELBO, TraceTMC_ELBO
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyro_vae.batch import arguments
 from pyro_vae.data import Ready
-from pyro_vae.engine import ENGINES, Changes
-from pyro_vae.memory import as_bytes
+from pyro_vae.data.batch import arguments
 from pyro_vae.networks import above, as_number, as_size
 from pyro_vae.objectives import (
     Beta,
@@ -25,8 +23,11 @@ from pyro_vae.objectives import (
     trained_by,
     with_plates,
 )
-from pyro_vae.precision import check_precision
 from pyro_vae.programs import check_points, check_programs, mode, paired_traces, seeded
+from pyro_vae.runtime.changes import Changes
+from pyro_vae.runtime.engine import ENGINES
+from pyro_vae.runtime.memory import as_bytes
+from pyro_vae.runtime.precision import check_precision
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.guards import GUARDS
 from pyro_vae.training.history import Measure

@@ -21,11 +21,11 @@ from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
 from torch.fx import GraphModule
 
-from pyro_vae.batch import in_words
-from pyro_vae.checkpoints import Tensors
 from pyro_vae.data import Columns, EightBit, Ready, Rows, Stream, digest_of
-from pyro_vae.engine import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
+from pyro_vae.data.batch import in_words
 from pyro_vae.objectives import Objective
+from pyro_vae.runtime.checkpoints import Tensors
+from pyro_vae.runtime.held import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 
 OPAQUE = (ReferenceType, ParamStoreDict, Logger)  # a run makes and changes them, and they change no number
 MADE = ("_cached", "_last", "_drawn", "_used", "_indices", "_intervener_id")  # what a library's objects note begins so

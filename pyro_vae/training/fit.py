@@ -10,13 +10,13 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 
-from pyro_vae.batch import Count
-from pyro_vae.checkpoints import Checkpoints
 from pyro_vae.data import Ready
-from pyro_vae.distributed import Ranks
-from pyro_vae.engine import chosen
+from pyro_vae.data.batch import Count
 from pyro_vae.objectives import Beta
 from pyro_vae.programs import Program, Transform, as_input, as_seed, mode, seeded
+from pyro_vae.runtime.checkpoints import Checkpoints
+from pyro_vae.runtime.distributed import Ranks
+from pyro_vae.runtime.engine import chosen
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.checks import (
     check_before,

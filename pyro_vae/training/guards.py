@@ -12,9 +12,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.batch import Batch, arguments, tensors_of
-from pyro_vae.handlers import LocalModules, Program
+from pyro_vae.data.batch import Batch, arguments, tensors_of
 from pyro_vae.programs import accepts_nan, modules_of, paired_traces
+from pyro_vae.programs.handlers import LocalModules, Program
 from pyro_vae.training.programs import Programs
 from pyro_vae.vae import VAE
 

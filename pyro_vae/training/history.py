@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae.checkpoints import COLUMNS
 from pyro_vae.data import Rows
-from pyro_vae.evaluation import Bound, mean_bound
-from pyro_vae.handlers import NoMeanError, Program
+from pyro_vae.diagnostics.evaluation import Bound, mean_bound
+from pyro_vae.programs.handlers import NoMeanError, Program
+from pyro_vae.runtime.checkpoints import COLUMNS
 
 Row = dict[str, float]
 

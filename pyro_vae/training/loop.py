@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pyro
 from torch import Tensor
 
-from pyro_vae.engine import WholeStep
+from pyro_vae.runtime.whole_step import WholeStep
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.guards import Guard
 from pyro_vae.training.history import Measure, OnEpoch, OnStep

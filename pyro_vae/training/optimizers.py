@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.checkpoints import checked_state
-from pyro_vae.engine import TRUSTED, import_tracers, root_of
 from pyro_vae.networks import as_function
+from pyro_vae.runtime.checkpoints import checked_state
+from pyro_vae.runtime.held import TRUSTED, root_of
+from pyro_vae.runtime.steps import import_tracers
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.schedules import Schedule
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_vae.handlers import LocalModules, Program
 from pyro_vae.programs import modules_of
+from pyro_vae.programs.handlers import LocalModules, Program
 from pyro_vae.training.descriptions import described_programs
 
 

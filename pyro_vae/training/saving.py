@@ -6,8 +6,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.checkpoints import Checkpoints, Stopped, Tensors
-from pyro_vae.distributed import Ranks
+from pyro_vae.runtime.checkpoints import Checkpoints, Stopped, Tensors
+from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.training.state import State
 
 BETWEEN_LOOKS = 100  # steps of several processes, until each hears whether another is to stop

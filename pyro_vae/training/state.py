@@ -16,9 +16,9 @@ import torch
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
-from pyro_vae.checkpoints import COLUMNS, Tensors, check_group, check_random, check_tensors, checked_state
-from pyro_vae.evaluation import Bound
-from pyro_vae.precision import BETWEEN_FLUSHES, flush_subnormal
+from pyro_vae.diagnostics.evaluation import Bound
+from pyro_vae.runtime.checkpoints import COLUMNS, Tensors, check_group, check_random, check_tensors, checked_state
+from pyro_vae.runtime.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.history import History, Measure

@@ -7,12 +7,14 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vae.batch import Batch
 from pyro_vae.data import Rows
-from pyro_vae.engine import Outputs, Recorded, WholeStep
-from pyro_vae.handlers import weigh_kl
+from pyro_vae.data.batch import Batch
 from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
-from pyro_vae.precision import layers_in
+from pyro_vae.programs.handlers import weigh_kl
+from pyro_vae.runtime.precision import layers_in
+from pyro_vae.runtime.recording import Recorded
+from pyro_vae.runtime.steps import Outputs
+from pyro_vae.runtime.whole_step import WholeStep
 from pyro_vae.training.guards import Guard, StopAtEndOfEpoch, norm_of
 from pyro_vae.training.programs import Programs
 from pyro_vae.training.state import State

@@ -1,0 +1,271 @@
+"""The commands. What needs torch is imported inside, so that ``pyro-vae --help`` answers at once."""
+
+import argparse
+import io
+import json
+import math
+import time
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyro_vae.cli import launch
+from pyro_vae.cli.launch import say
+from pyro_vae.files import check_no_link, printable, takes_files, write_whole
+from pyro_vae.runs.config import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyro_vae.vae import VAE
+from pyro_vae.cli.flags import config_of_run, local_flags
+
+
+def _new_folder(out: Path | None, name: str) -> Path:
+    if out:
+        return out
+    stem = Path("runs") / f"{Path(name).stem or 'data'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    count, folder = 1, stem
+    while folder.exists():
+        count, folder = count + 1, stem.with_name(f"{stem.name}-{count}")
+    return folder
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train a VAE and write a run."""
+    folder = _new_folder(arguments.out, arguments.config.data)
+    launch.train(arguments.config, folder, resume=bool(arguments.resume), debug=arguments.debug)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Compare the Pyro programs with the hand-coded VAE."""
+    from pyro_vae import plots
+    from pyro_vae.diagnostics.comparison import compare
+    from pyro_vae.runs.parts import device_named, load_data
+    from pyro_vae.runs.reading import seeded_vae
+    from pyro_vae.runs.run import as_seen, check_folder
+
+    config = arguments.config
+    folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
+    check_folder(folder)
+    _check_file(arguments.json, "--json")
+    device = device_named(config.device)
+    x = as_seen(config, load_data(config).train[:].to(device))
+    vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
+    counts = {"steps": arguments.steps, "draws": arguments.draws, "rounds": arguments.rounds}
+    found = compare(vae, x, batch_size=config.batch_size, seed=config.seed, **counts)
+    projections = [found.why_the_trick[name]["projections"] for name in ("pathwise", "score_function")]
+    pictures = {"gradients": plots.gradients(*projections), "trajectory": plots.trajectory(found.trajectory)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in pictures.items():
+        write_whole(folder / f"{name}.png", plots.png(figure))
+    for path in filter(None, (folder / "comparison.json", arguments.json)):
+        write_whole(path, (found.json() + "\n").encode())
+    say(found.table())
+    say(f"pictures and JSON: {printable(str(folder))}")
+
+
+def gradients(arguments: argparse.Namespace) -> None:
+    """Measure bias and variance of every gradient estimator."""
+    from pyro_vae import plots
+    from pyro_vae.diagnostics.estimators import gradients
+
+    _check_file(arguments.json, "--json")
+    _check_file(arguments.out, "--out", plots.KINDS)
+    found = gradients(arguments.model, arguments.draws, arguments.seed)
+    say(found.table())
+    if arguments.json:
+        write_whole(arguments.json, (found.json() + "\n").encode())
+    if arguments.out:
+        names, unbiased = (found.column(name, "encoder") for name in ("estimator", "unbiased_expected"))
+        variances = {block: found.column("variance", block) for block in ("encoder", "decoder")}
+        title = f"{found.model}: {found.draws} draws of each gradient (hollow: biased by design)"
+        figure = plots.estimators(names, variances, [not expected for expected in unbiased], title)
+        write_whole(arguments.out, plots.as_file(figure, arguments.out.suffix.lower()))
+
+
+def list_parts(arguments: argparse.Namespace) -> None:
+    """List all parts and objectives."""
+    from pyro_vae.runs.parts import catalogue
+
+    if arguments.markdown:
+        say("| kind | name | what it is | reference |\n| --- | --- | --- | --- |")
+    for row in catalogue():
+        say(
+            f"| {' | '.join(row).replace(':math:', '')} |"
+            if arguments.markdown
+            else f"{row[0]:<9}{row[1]:<29}{row[2]} ({row[3]})"
+        )
+
+
+def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
+    from pyro_vae.runs.reading import load_vae
+
+    local = local_flags(arguments) if hasattr(arguments, "data_root") else ["--data-root=", "--download"]  # not read
+    config = config_of_run(arguments.run, arguments.allow, *local)
+    vae = load_vae(arguments.run, config, best=arguments.best)
+    return vae, _with_named_data(config, arguments)
+
+
+def _with_named_data(config: Config, arguments: argparse.Namespace) -> Config:
+    """Put the data that --data names in the place of the run's, with the run's scale if it has one that fits."""
+    from pyro_vae.data import are_images
+
+    data, scale = getattr(arguments, "data", None), getattr(arguments, "scale", None)
+    if scale is not None and data is None:
+        raise ValueError("--scale goes with --data FILE: the run's own data have their scale")
+    if data is None:
+        return config
+    return replace(config, data=data, scale=config.scale if scale is None and not are_images(data) else scale)
+
+
+def _check_file(path: Path | None, flag: str, suffixes: Collection[str] = ()) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold."""
+    if path and path.exists() and not path.is_file():
+        raise ValueError(
+            f"{flag} {path} cannot be written: it is {'a folder' if path.is_dir() else 'no ordinary file'}"
+        )
+    if path and not path.absolute().parent.is_dir():
+        raise ValueError(f"{flag} {path} cannot be written: its folder does not exist")
+    if path:
+        check_no_link(path)
+    if path and not takes_files(path.absolute().parent):
+        raise ValueError(f"{flag} {path} cannot be written: its folder takes no files")
+    if path and suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{flag} {path} must end in {', '.join(suffixes)}, which says what is written")
+
+
+@contextmanager
+def _without_warnings_of_nan() -> Iterator[None]:
+    """Leave out Pyro's warnings of NaN, which is refused."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered")
+        yield
+
+
+def _check_results(found: dict[str, float]) -> None:
+    """Refuse results that are no numbers, as of weights so large that they overflow."""
+    if wrong := [name for name, value in found.items() if math.isnan(value)]:
+        raise ValueError(f"the weights of this run give {wrong[0]} as NaN: take --best, or train anew")
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """Decode samples from a run's prior."""
+    import torch
+
+    from pyro_vae import plots
+    from pyro_vae.networks import as_size
+    from pyro_vae.programs import seeded
+
+    as_size(arguments.n, "--n")
+    path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
+    _check_file(arguments.out, "--out", (*plots.KINDS, ".npy", ".csv"))
+    vae, config = _read_run(arguments)
+    with seeded(arguments.seed, torch.device(config.device)):
+        x = vae.sample(arguments.n)
+    _check_results({"a sample": x.sum().item()})
+    kind = path.suffix.lower()
+    title = "Samples from the prior, decoded"
+    write_whole(path, plots.as_file(plots.samples(x, title), kind) if kind in plots.KINDS else _numbers(x, kind))
+    say(printable(str(path)))
+
+
+def _numbers(x: "Tensor", suffix: str) -> bytes:
+    """Return data as a file of numpy's, or as lines of numbers, one datum each."""
+    import numpy as np
+
+    buffer, array = io.BytesIO(), x.cpu().numpy()
+    if suffix == ".npy":
+        np.save(buffer, array)
+    else:
+        np.savetxt(buffer, array.reshape(len(array), -1), "%.9g", ",")
+    return buffer.getvalue()
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    """Reconstruct test data of a run."""
+    import torch
+
+    from pyro_vae import plots
+    from pyro_vae.diagnostics.evaluation import evaluate
+    from pyro_vae.networks import as_size
+    from pyro_vae.programs import seeded
+    from pyro_vae.runs.facts import values_of
+    from pyro_vae.runs.parts import build_loss, check_choice, transform_of
+    from pyro_vae.runs.pictures import EVALUATE, reconstruction_figure
+    from pyro_vae.runs.reading import load_data_of
+    from pyro_vae.runs.run import check_part
+
+    check_choice("evaluate", arguments.evaluate, EVALUATE)
+    as_size(arguments.n, "--n")
+    _check_file(arguments.out, "--out", plots.KINDS)
+    vae, config = _read_run(arguments)
+    data = load_data_of(arguments.run, config, named=bool(arguments.data))
+    transform, device = transform_of(config), torch.device(config.device)
+    check_part(vae, config, data, "test", device)
+    x = data.test[: arguments.n].to(device)
+    with seeded(arguments.seed, device):
+        figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)
+    loss = build_loss(config, len(data.train))
+    settings = {"loss": loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
+    with _without_warnings_of_nan():
+        bound = evaluate(vae.model, vae.guide, data.test, **settings)
+    _check_results(bound._asdict())
+    path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
+    write_whole(path, plots.as_file(figure, path.suffix.lower()))
+    if arguments.data:
+        say(f"values: {values_of(config, data)}")
+    what = "a bound" if arguments.evaluate == "sample" else "no bound"
+    say(
+        f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"
+        f" {bound.reconstruction:.2f}, KL {bound.kl:.2f} nats per datum"
+    )
+    say(printable(str(path)))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print bounds and log-likelihood of a run on its test data."""
+    from pyro_vae.diagnostics.evaluation import evaluate, log_likelihood
+    from pyro_vae.networks import as_size
+    from pyro_vae.runs.facts import values_of
+    from pyro_vae.runs.parts import build_loss, device_named
+    from pyro_vae.runs.reading import load_data_of
+    from pyro_vae.runs.run import as_seen, check_part
+    from pyro_vae.runtime.memory import as_bytes
+
+    as_size(arguments.samples, "--samples")
+    as_bytes(arguments.memory)
+    _check_file(arguments.json, "--json")
+    vae, config = _read_run(arguments)
+    data = load_data_of(arguments.run, config, named=bool(arguments.data))
+    device = device_named(config.device)
+    check_part(vae, config, data, "test", device)
+    x, pair = as_seen(config, data.test[:].to(device)), (vae.model, vae.guide)
+    loss, seed = build_loss(config, len(data.train)), arguments.seed
+    with _without_warnings_of_nan():
+        bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))
+        log_p = log_likelihood(*pair, x, samples=arguments.samples, memory=arguments.memory, seed=seed)
+    terms = {"bound": -bound.loss, "reconstruction": -bound.reconstruction, "kl": bound.kl}
+    found = {**terms, "bound_at_mean": -at_mean.loss, "log_p": log_p}
+    _check_results(found)
+    if arguments.json:
+        about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
+        figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        write_whole(arguments.json, (json.dumps({**figures, **about}, indent=2, allow_nan=False) + "\n").encode())
+    say(f"{printable(config.data)}: {len(x)} test data, nats per datum; larger is better, but for the KL")
+    if arguments.data:
+        say(f"values: {values_of(config, data)}")
+    texts = {
+        "bound": f"bound ({config.loss})",
+        "reconstruction": "reconstruction, E log p(x|z)",
+        "kl": "KL(q(z|x) || p(z))",
+        "bound_at_mean": "at the posterior mean (no bound)",
+        "log_p": f"log p(x), {arguments.samples} samples",
+    }
+    for name, text in texts.items():
+        say(f"{text:<34}{found[name]:>12.2f}")
+    if getattr(vae.decoder, "grey", False):
+        say("grey pixels are scored by cross-entropy: these are no log-probabilities")

@@ -1,0 +1,152 @@
+"""What ``pyro-vae`` does first: parse its arguments, run a command, and say an error in one line."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyro_vae.cli import commands
+from pyro_vae.cli.flags import TRAIN_ONLY, Parser, add_allow, add_command, add_config_flags, parse
+from pyro_vae.cli.launch import lasting_streams, one_line, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Arguments:
+        argv: the arguments, without the program's name; those of the process if None.
+
+    Returns:
+        0, or 2 after an error, which is one line on standard error.
+
+    Example:
+        >>> main(["sample", "no-such-run"])
+        2
+    """
+    if argv is None:
+        _import_nothing_from_here()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams() as lost, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(f"pyro-vae: {message}", error=True)
+        code = _run(argv)
+        return code or (2 if lost() and argv[0] != "train" else 0)
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        arguments = parsed(argv)
+        arguments.command(arguments)
+    except KeyboardInterrupt:
+        say("pyro-vae: stopped", error=True)  # before a training has begun, or in a command that saves nothing
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        text = _out_of_memory(argv[0]) if _is_out_of_memory(error) else one_line(error)
+        say(f"pyro-vae: error: {text}", error=True)
+        return 2
+    return 0
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """Return what argv asks for, ``config`` being the config that it and its files make."""
+    return parse(_parser(), argv)
+
+
+def _import_nothing_from_here() -> None:
+    """Take the current folder off the path of this process and those it starts: a stranger's modules may lie there."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.environ.get("PYTHONPATH") else []
+    relative = {os.path.abspath(entry) for entry in entries if not os.path.isabs(entry)}  # as "" is in "/a:"
+    sys.path[:] = [entry for entry in sys.path if os.path.isabs(entry) and entry not in relative]
+    own = str(Path(__file__).resolve().parents[2])
+    if own not in sys.path:  # where this package lies in the current folder
+        sys.path.append(own)
+    os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the latter of torch
+    words = ("can't allocate memory", "calculation overflowed", "multiplication overflow")
+    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in words))
+
+
+def _out_of_memory(command: str) -> str:
+    flags = {
+        "evaluate": "--memory",
+        "train": "--batch-size, --latent-dim or --hidden, or --memory with an objective of several particles",
+        "compare": "--batch-size",
+    }
+    return f"out of memory; lower {flags.get(command, '--n')}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    from pyro_vae import __version__
+
+    parser = Parser(prog="pyro-vae", description="Variational autoencoders as Pyro programs.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    train = add_command(
+        subparsers, "train", commands.train, "train a VAE and write a run: metrics, weights, pictures, report"
+    )
+    add_config_flags(train)
+    train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/DATA-DATE-TIME)")
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped, by its own config"
+    )
+
+    compare = add_command(subparsers, "compare", commands.compare, "hold the Pyro programs against the hand-coded VAE")
+    add_config_flags(compare, TRAIN_ONLY)
+    add = compare.add_argument
+    add("--steps", type=int, default=300, metavar="N", help="steps of both trainings (default 300)")
+    add("--draws", type=int, default=2000, metavar="N", help="gradients drawn (default 2000)")
+    add("--rounds", type=int, default=5, metavar="N", help="rounds of timing (default 5)")
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    add("--out", type=Path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)")
+
+    laboratory = add_command(
+        subparsers, "gradients", commands.gradients, "measure bias and variance of every gradient estimator"
+    )
+    add = laboratory.add_argument
+    add("--model", default="linear-gaussian", metavar="NAME", help="linear-gaussian or discrete")
+    add("--draws", type=int, default=10_000, metavar="N", help="of each gradient (default 10000)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
+    add("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    add("--out", type=Path, metavar="FILE", help="draw the rows as a picture: .png, .jpg, .pdf or .svg")
+    listing = add_command(
+        subparsers, "list", commands.list_parts, "list all parts and objectives, with their references"
+    )
+    listing.add_argument("--markdown", action="store_true", help="as a table")
+
+    sample = add_command(subparsers, "sample", commands.sample, "decode samples from a run's prior")
+    reconstruct = add_command(subparsers, "reconstruct", commands.reconstruct, "reconstruct test data of a run")
+    for command, count in ((sample, 64), (reconstruct, 10)):
+        command.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+        command.add_argument("--n", type=int, default=count, metavar="N", help=f"how many (default {count})")
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
+        text = ".png, .jpg, .pdf or .svg" + ("; .npy or .csv for the numbers" if command is sample else "")
+        command.add_argument("--out", type=Path, metavar="FILE", help=f"{text} (default: a .png in the run's folder)")
+    evaluation = add_command(
+        subparsers, "evaluate", commands.evaluate, "bounds and log-likelihood of a run on its test data"
+    )
+    add = evaluation.add_argument
+    add("run", type=Path, metavar="RUN", help="the run's folder")
+    add("--samples", type=int, default=5000, metavar="N", help="of log p(x), for each datum (default 5000)")
+    add("--memory", default="2GB", metavar="SIZE", help="of the samples at a time: 512MB, 2GiB, ... (default 2GB)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too, an infinite one as null")
+    for command in (sample, reconstruct, evaluation):
+        add_allow(command)
+        command.add_argument("--best", action="store_true", help="the weights with the lowest test loss, not the last")
+    for command in (reconstruct, evaluation):
+        command.add_argument("--data-root", metavar="DIR", help="folder of torchvision's data sets")
+        command.add_argument(
+            "--download", action="store_true", default=None, help="fetch the data set if it is missing"
+        )
+        command.add_argument("--data", metavar="NAME|PATH", help="data to take in the place of the run's")
+        command.add_argument("--scale", type=float, metavar="X", help="of --data, if not the run's")
+    reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")
+    return parser

@@ -1,0 +1,107 @@
+"""Arrays of others as tensors: numpy's, frames, sparse matrices, and what is refused among them."""
+
+import sys
+from collections.abc import Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_scale(scale: Any) -> float:
+    """Return what data are divided by, or refuse what is no number above 0."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max:
+        raise ValueError(f"scale must be a number above 0, such as 255 for pixels of 8 bits, not {scale!r}")
+    return float(scale)
+
+
+def check_dense(data: Tensor, least: int = 2) -> None:
+    """Refuse a tensor that holds no data: real numbers, dense, with so many dimensions at least."""
+    if type(data).__name__ == "MaskedTensor":
+        raise TypeError("data must not be a MaskedTensor: give data.to_tensor(torch.nan), NaN for what is missing")
+    if data.layout != torch.strided or data.is_meta or data.is_nested:
+        kind = "a nested one" if data.is_nested else f"one of {data.layout} on {data.device}"
+        fix = "" if data.is_meta or data.is_nested else "; give data.to_dense()"
+        raise TypeError(f"data must be a dense tensor that holds its values, not {kind}{fix}")
+    if data.dim() < least or not data.numel():
+        fix = "; data[:, None] makes each number a datum" if data.dim() == 1 and data.numel() else ""
+        shape = f"shape (N, ...) with N at least 1{' and one dimension more' * (least > 1)}, not {shape_of(data)}"
+        raise ValueError(f"data must have {shape}{fix}")
+    if data.is_complex():
+        raise TypeError(f"data must hold real numbers, not {data.dtype}")
+
+
+def as_floats(data: Tensor) -> Tensor:
+    """Return numbers as floating-point ones of the same values; bytes stay as they are."""
+    if data.is_floating_point() or data.is_complex() or data.dtype == torch.uint8:
+        return data
+    floats, whole = data.to(torch.get_default_dtype()), data.to(torch.int64)
+    if (changed := floats.to(torch.int64) != whole).any():
+        fix = "give them as floating-point numbers, divided by their size, where rounding does no harm"
+        number = data.flatten()[int(changed.flatten().nonzero()[0])].item()
+        raise ValueError(f"data hold the whole number {number}, which {floats.dtype} would round: {fix}")
+    return floats
+
+
+def shape_of(data: Any) -> tuple[int, ...]:
+    """Return a shape as it is printed."""
+    return tuple(data.shape)
+
+
+def length_of(data: Any) -> int | None:
+    """Return the length of data, or None where they have none, as a chain of streams finds when it is asked."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:
+        return None
+
+
+def is_numbers(item: Any) -> bool:
+    """Whether an item is a number, or a nested list of numbers."""
+    return (
+        all(map(is_numbers, item)) if isinstance(item, list) else isinstance(item, int | float | np.number | np.bool_)
+    )
+
+
+def is_array(data: Any) -> bool:
+    """Whether data are an array, or a frame, a sparse matrix or another library's array, which can become one."""
+    if isinstance(data, Tensor) or is_image(data):  # which is no array of data
+        return False
+    return isinstance(data, np.ndarray | memoryview) or hasattr(data, "toarray") or hasattr(data, "__array__")
+
+
+def is_image(item: Any) -> bool:
+    """Whether an item is an image of Pillow's."""
+    return hasattr(item, "getbands")  # of Pillow's images alone
+
+
+def as_array(data: Any) -> np.ndarray:
+    """Return an array of numpy's for another array, a frame of numbers or a sparse matrix."""
+    array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
+    if array.dtype == object and hasattr(data, "columns"):
+        columns = {str(name): np.asarray(data[name]) for name in data.columns}
+        if len(columns) < len(data.columns):
+            raise TypeError(f"columns must differ in their names, but are {', '.join(map(str, data.columns))}")
+        if names := [name for name, column in columns.items() if column.dtype.kind not in "biuf"]:
+            fix = "drop them, or make them numbers, with NaN for what is missing"
+            raise TypeError(f"data must hold real numbers, but the columns {', '.join(names)} do not: {fix}")
+        return np.column_stack(list(columns.values()))
+    return array
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """Return a copy of an array of numbers, whatever its layout, byte order and width; what is masked becomes NaN."""
+    if array.dtype.kind not in "biuf":
+        fix = "; data.astype(float) makes numbers of them" if array.dtype.kind in "OSU" else ""
+        fix = "; numpy.lib.recfunctions.structured_to_unstructured joins its columns" if array.dtype.names else fix
+        raise TypeError(f"data must hold real numbers, not {array.dtype}{fix}")
+    if isinstance(array, np.ma.MaskedArray) and np.ma.getmaskarray(array).any():
+        known = as_floats(from_numpy(np.ma.filled(array, 0)))
+        floats = known if known.is_floating_point() else known.to(torch.get_default_dtype())
+        return floats.masked_fill(torch.from_numpy(np.ma.getmaskarray(array).copy()), torch.nan)
+    if array.dtype.kind == "u" and array.size and array.max() >= 2**63:
+        raise ValueError(f"data hold {array.max()}, beyond whole numbers of 64 bits with a sign: scale them")
+    wide = {"u2": "i8", "u4": "i8", "u8": "i8", "f16": "f8"}
+    kind = f"{array.dtype.kind}{array.dtype.itemsize}"
+    return torch.from_numpy(np.array(array, dtype=wide.get(kind, kind.replace("b1", "?")), order="C"))

@@ -1,0 +1,151 @@
+"""Data of any kind as rows, and rows in batches."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from pyro_vae.data.arrays import is_array, is_image, length_of
+from pyro_vae.data.batch import Batch, Count, count_of, in_words
+from pyro_vae.data.conversion import as_stored, collated, has_parts, only_first
+from pyro_vae.data.parts import Data
+from pyro_vae.data.rows import Columns, EightBit, LazyRows, MemoryMapped, rows_at
+from pyro_vae.data.streams import Ready, Stream
+
+Rows = Tensor | EightBit | MemoryMapped | Stream | Columns | Ready
+
+
+def count_in(x: Rows) -> Count:
+    """Return what counts the data of a batch of some rows."""
+    return count_of if isinstance(x, Tensor) else x.count
+
+
+def as_rows(data: Any, fits: Callable[[Batch], bool], count: Count | None = None) -> Rows:
+    """Return data as rows that can be taken in batches, with as many parts as what they are for can be called with.
+
+    Arguments:
+        data: a tensor, or what `as_tensor` makes one of; a tuple or a dict of these; a data set of either; a
+            ``DataLoader``, or another iterable of ready batches.
+        fits: whether a batch is what the programs can be called with.
+        count: returns the number of data of a ready batch.
+
+    Returns:
+        The rows. Of a data set or a loader of tuples the first part alone where that fits and all parts do not.
+
+    Raises:
+        TypeError, ValueError: for data that are none of these.
+
+    Example:
+        >>> as_rows((torch.zeros(3, 2), torch.arange(3)), lambda batch: True)[:1]
+        (tensor([[0., 0.]]), tensor([0]))
+    """
+    ready = _is_ready(data)
+    if count is not None and not ready:
+        raise ValueError(
+            f"count is for ready batches, as of a DataLoader, not for a {type(data).__name__}: leave it out"
+        )
+    if ready:
+        return Ready(data, count, fits)
+    data = dict(data) if isinstance(data, Mapping) else data
+    if isinstance(data, Data):
+        raise TypeError("the data have a train and a test part: give data.train, and validation=data.test")
+    if isinstance(data, dict | tuple) or (isinstance(data, list) and _are_columns(data, fits)):
+        return Columns(data)
+    if isinstance(data, IterableDataset):
+        return _as_stream(data, fits)
+    if _is_data_set(data) and has_parts(data[0]) and not only_first(data[0], fits):
+        if type(data) is TensorDataset:
+            return Columns(data.tensors)
+        return Columns(collated([data[index] for index in range(len(data))]))
+    if isinstance(data, Rows) and not isinstance(data, Tensor):
+        if len(data.shape) < 2 and not isinstance(data, Columns):
+            raise ValueError(f"data must have shape (N, ...) with one dimension more, not {tuple(data.shape)}")
+        return data
+    x = as_stored(data)
+    return EightBit(x, scale=1) if x.dtype == torch.uint8 else x
+
+
+def _is_ready(data: Any) -> bool:
+    """Whether data are batches already: of a loader, or of what can be iterated over and has no places."""
+    if isinstance(data, DataLoader | _BaseDataLoaderIter) or (isinstance(data, list) and _are_batches(data)):
+        return True
+    kinds = Dataset | str | bytes | dict | set | frozenset | Tensor | Ready
+    return isinstance(data, Iterable) and not isinstance(data, kinds) and not hasattr(data, "__getitem__")
+
+
+def _are_batches(data: list[Any]) -> bool:
+    """Whether a list holds batches of several parts, which differ in size or in structure, and not data one by one."""
+    if not (data and all(map(has_parts, data)) and all(map(_may_be_batch, data))):
+        return False
+    if len({in_words(item) for item in data}) > 1:
+        return True
+    raise ValueError(
+        f"a list of {in_words(data[0])} may hold data or ready batches: give DataLoader(data, batch_size=None) if they"
+        " are batches, and a tuple of stacked tensors, or a Dataset, if each is a datum"
+    )
+
+
+def _may_be_batch(item: Any) -> bool:
+    """Whether all parts of an item have one first dimension, as those of a batch do."""
+    leaves = [leaf for leaf in tree_leaves(item) if leaf is not None]
+    lengths = {len(leaf) if isinstance(leaf, Tensor) and leaf.dim() else 0 for leaf in leaves}
+    return len(lengths) == 1 and lengths != {0}
+
+
+def _is_data_set(data: Any) -> bool:
+    """Whether data have a length and places, as a ``Dataset``, but are no array."""
+    if isinstance(data, LazyRows | Tensor) or is_array(data) or is_image(data):
+        return False
+    return hasattr(data, "__getitem__") and bool(length_of(data))
+
+
+def _are_columns(data: list[Any], fits: Callable[[Batch], bool]) -> bool:
+    """Whether a list holds the parts of the data, and not the data one by one."""
+    tensors = len(data) > 1 and all(isinstance(part, LazyRows | Tensor) or is_array(part) for part in data)
+    return tensors and fits(tuple(data))
+
+
+def _as_stream(data: Any, fits: Callable[[Batch], bool]) -> Stream:
+    item = next(iter(data), None)
+    return Stream(data, collated if has_parts(item) and not only_first(item, fits) else None)
+
+
+def _all(rows: Batch) -> Batch:
+    return rows
+
+
+def shuffled_batches(
+    x: Rows, batch_size: int, order: torch.Generator, part: Callable[[Batch], Batch] = _all
+) -> Iterator[Batch]:
+    """Yield the data once in random order, in batches; the last may be smaller.
+
+    A stream has an order of its own. A batch of all data keeps their order.
+
+    Arguments:
+        x: data, whose first dimension counts them.
+        batch_size: data per batch, at least 1.
+        order: the source of the order, on the CPU, so that it is one order on every device.
+        part: takes from the rows of a batch those that are wanted, such as `pyro_vae.distributed.Ranks.part`.
+
+    Yields:
+        Batches of x, or what is wanted of them.
+
+    Example:
+        >>> batches = shuffled_batches(torch.arange(5), 2, torch.Generator().manual_seed(0))
+        >>> sorted(torch.cat(list(batches)).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    if isinstance(x, Stream):
+        yield from map(part, x.epoch(batch_size, order))
+        return
+    permutation = torch.randperm(len(x), generator=order)
+    if batch_size >= len(x):
+        permutation = permutation.sort().values  # parameters of a program for each datum stay with it
+    if not isinstance(x, MemoryMapped):
+        permutation = permutation.to(x.device)  # once, as each copy waits for the device
+    for index in map(part, permutation.split(batch_size)):
+        yield rows_at(x, index)  # of a tensor by index_select, which is twice as fast as x[index]

@@ -1,0 +1,64 @@
+"""What tells one data set from another: a hash of its values, and their range."""
+
+import hashlib
+from typing import Any
+
+import torch
+
+from pyro_vae.data.arrays import shape_of
+from pyro_vae.data.batch import named
+from pyro_vae.data.parts import Data
+from pyro_vae.data.rows import Columns, EightBit, MemoryMapped
+
+HASHED = 2**26  # bytes of each part that a fingerprint reads at most
+
+
+def fingerprint(data: Data) -> str:
+    """Return in a line how many data there are, of which shape, and a hash of their values: what tells files apart.
+
+    Example:
+        >>> fingerprint(Data(torch.zeros(3, 2), torch.ones(1, 2)))
+        '3 train and 1 test data of shape (2,), sha256 898b56ec687d2c02'
+    """
+    counts = f"{len(data.train)} train and {len(data.test)} test data"
+    return f"{counts} of shape {shape_of(data.train)[1:]}, sha256 {digest_of(data.train, data.test)}"
+
+
+def digest_of(*parts: Any) -> str:
+    """Return 16 digits of a hash of the values of data.
+
+    Of a part of more than 64 MiB, evenly spaced rows are hashed that take as much, the first and the last among them.
+
+    Example:
+        >>> digest_of(torch.zeros(3, 2))
+        '9d908ecfb6b256de'
+    """
+    digest = hashlib.sha256()
+    for part in [each for whole in parts for _, each in named(whole.parts if isinstance(whole, Columns) else whole)]:
+        if part is None:
+            continue
+        rows = part.values if isinstance(part, EightBit) else part
+        size = part.shape[1:].numel() * (1 if isinstance(part, EightBit) else part.dtype.itemsize)
+        count = min(len(part), max(2, HASHED // size))
+        index = torch.linspace(0, len(part) - 1, count, dtype=torch.float64).round().long()
+        for chunk in index.split(max(1, 2**20 // size)):
+            digest.update(rows[chunk].cpu().contiguous().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+    return digest.hexdigest()[:16]
+
+
+def range_of(data: Data) -> str:
+    """Say from where to where the values go, of each part where the parts differ; "" where they are on the disk.
+
+    Example:
+        >>> range_of(Data(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])))
+        '0 to 1, '
+    """
+    if isinstance(data.train, MemoryMapped):
+        return ""
+    train, test = (_range(part) for part in data[:2])
+    return f"{train}, " if train == test else f"{train} (test: {test}), "
+
+
+def _range(x: Any) -> str:
+    values, scale = (x.values, x.scale) if isinstance(x, EightBit) else (x[~x.isnan()], 1.0)
+    return f"{values.min().item() / scale:.4g} to {values.max().item() / scale:.4g}" if values.numel() else "all NaN"

@@ -1,0 +1,145 @@
+"""Data sets in .npy and .npz files."""
+
+import difflib
+import warnings
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from torch import Tensor
+
+from pyro_vae.data.arrays import from_numpy, shape_of
+from pyro_vae.data.conversion import as_stored
+from pyro_vae.data.parts import Data, split_into_parts, train_and_test
+from pyro_vae.data.rows import MORE, MemoryMapped
+
+ARRAYS = {f"{name}{part}" for name in "xy" for part in ("", "_train", "_test")}  # of a .npz file
+
+
+IN_MEMORY = 2**30  # bytes in 32 bits, from which on a .npy file stays where it is
+
+
+def neighbours(path: Path) -> list[str]:
+    """Return the files beside a path that could be data, as the path would name them."""
+    try:
+        return [str(path.with_name(file.name)) for file in path.parent.iterdir() if file.suffix in (".npy", ".npz")]
+    except (OSError, ValueError):
+        return []
+
+
+def _large(path: Path) -> MemoryMapped | None:
+    """Return the data of a .npy file that is too large for memory, or None."""
+    try:
+        mapped = MemoryMapped(path)
+    except (TypeError, ValueError):
+        return None
+    return mapped if 4 * mapped.shape.numel() > IN_MEMORY else None
+
+
+def read_numpy(path: Path) -> Data:
+    """Read a .npy or .npz file."""
+    if path.suffix == ".npy" and (large := _large(path)):
+        train, test = train_and_test(len(large))
+        return Data(MemoryMapped(path, train), MemoryMapped(path, test))
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"PK"
+            file.seek(0)
+            arrays = _zipped(file) if zipped else {"x": _array(file)}
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(str(path), neighbours(path), 1)
+        fix = f"did you mean {near[0]!r}?" if near else "correct its path"
+        raise ValueError(f"no file {path}; {fix}") from error
+    except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a damaged file
+        reason = "" if "pickle" in str(error) else f": {error}"  # numpy would advise to unpickle what it cannot read
+        raise ValueError(f"{path} is damaged, or holds Python objects, which are not read{reason}") from error
+    arrays = _numbered(_without_words(path, arrays))
+    tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
+    if len(tensors) == 1:
+        tensors = {"x": next(iter(tensors.values()))}
+    parts = ("_train", "_test") if {"x_train", "x_test"} <= set(tensors) else ("",)
+    if not {f"x{part}" for part in parts} <= set(tensors):
+        raise ValueError(
+            f"{path} needs arrays x_train and x_test, or x, but holds {', '.join(sorted(tensors)) or 'none'}"
+        )
+    if others := sorted(set(tensors) - {f"{name}{part}" for name in "xy" for part in parts}):
+        wanted = ", ".join(f"{name}{part}" for name in "xy" for part in parts)
+        raise ValueError(f"{path} holds {', '.join(others)}, too, which would be left out: save {wanted} alone")
+    data = [as_stored(tensors[f"x{part}"]) for part in parts]
+    labels = [tensors.get(f"y{part}") for part in parts]
+    labels = [y if y is None or y.shape[1:] != (1,) else y[:, 0] for y in labels]  # a column has one per datum, too
+    for part, x, y in zip(parts, data, labels, strict=True):
+        if y is not None and y.dim() != 1:
+            raise ValueError(f"y{part} in {path} must hold one label per datum, not shape {shape_of(y)}")
+        if y is not None and len(x) != len(y):
+            raise ValueError(f"{path} holds {len(x)} x{part} and {len(y)} y{part}; they must be as many")
+    if len(parts) == 1:
+        return split_into_parts(data[0], labels[0])
+    if data[0].shape[1:] != data[1].shape[1:]:
+        raise ValueError(f"x_train and x_test in {path} differ in shape: {shape_of(data[0])} and {shape_of(data[1])}")
+    _check_one_scale(path, tensors["x_train"], tensors["x_test"])
+    return Data(*data, *labels)
+
+
+def _without_words(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Leave out names of features and the like, which are neither data nor labels, and say so."""
+    words = sorted(key for key, array in arrays.items() if array.dtype.kind in "OSU" and key not in ARRAYS)
+    numbers = {key: array for key, array in arrays.items() if key not in words}
+    if words and numbers:
+        warnings.warn(f"{path}: {', '.join(words)} hold no numbers, and are left out", UserWarning, stacklevel=2)
+    return numbers or arrays
+
+
+def _numbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Number labels that are text in alphabetical order, those of both parts alike."""
+    labels = {key: array for key, array in arrays.items() if key in ARRAYS and key[0] == "y"}
+    if not labels or any(array.dtype.kind not in "SU" for array in labels.values()):
+        return arrays
+    names = np.unique(np.concatenate([array.ravel() for array in labels.values()]))
+    return arrays | {key: np.searchsorted(names, array) for key, array in labels.items()}
+
+
+def _zipped(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """Read the arrays of a .npz file by name in lower case, and refuse what else it holds."""
+    with zipfile.ZipFile(file) as archive:
+        names = [name.lower() for name in archive.namelist()]
+        if strange := [name for name in names if not name.endswith(".npy") or names.count(name) > 1]:
+            raise ValueError(f"{strange[0]} in it is {'there twice' if names.count(strange[0]) > 1 else 'no array'}")
+        found = {}
+        for name, entry in zip(names, archive.infolist(), strict=True):
+            with archive.open(entry) as member:
+                found[name.removesuffix(".npy")] = _array(member)
+        return found
+
+
+def _array(file: IO[bytes]) -> np.ndarray:
+    try:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        return np.empty(0, object)  # whose objects stay where they are
+    if file.read(1):
+        raise ValueError(MORE)
+    return array
+
+
+def _check_one_scale(path: Path, train: Tensor, test: Tensor) -> None:
+    """Refuse parts of which one has been brought to [0, 1] and the other still holds whole numbers."""
+    largest = [part[~part.isnan()].max().item() if not part.isnan().all() else 1 for part in (train, test)]
+    if train.is_floating_point() != test.is_floating_point() and min(largest) <= 1 < max(largest):
+        found = [
+            f"{name} of {part.dtype} up to {most:g}"
+            for name, part, most in zip(("x_train", "x_test"), (train, test), largest, strict=True)
+        ]
+        raise ValueError(f"{path} holds {' and '.join(found)}: bring both to one scale")
+
+
+def _tensor(array: np.ndarray, name: str) -> Tensor:
+    try:
+        tensor = from_numpy(array)
+    except TypeError as error:
+        kind = "Python objects, which are not read" if array.dtype == object else array.dtype
+        raise ValueError(f"{name} must hold numbers, not {kind}") from error
+    return tensor.float() if tensor.is_floating_point() else tensor

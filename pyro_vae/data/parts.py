@@ -1,0 +1,32 @@
+"""A data set in a train and a test part."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.rows import EightBit, MemoryMapped
+
+
+class Data(NamedTuple):
+    """A data set in fixed train and test parts; the labels are None where there are none."""
+
+    train: Tensor | EightBit | MemoryMapped
+    test: Tensor | EightBit | MemoryMapped
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+
+
+def split_into_parts(x: Tensor, y: Tensor | None = None, count: int | None = None) -> Data:
+    """Cut a test part off, of one fifth unless told otherwise, always in the same way."""
+    if len(x) < 2:
+        raise ValueError(f"at least 2 data are needed for a train and a test part, not {len(x)}")
+    parts = train_and_test(len(x), count)
+    return Data(*[x[part] for part in parts], *[None if y is None else y[part] for part in parts])
+
+
+def train_and_test(size: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return which data are for training and which for the test, always the same for one size."""
+    count = count or max(1, round(size / 5))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    return order[count:], order[:count]

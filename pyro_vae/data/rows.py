@@ -1,0 +1,280 @@
+"""Data of which a batch at a time is made: in 8 bits, in a file, or of several parts."""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from io import FileIO
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.data import Dataset
+
+from pyro_vae.data.arrays import as_array, as_floats, as_scale, check_dense, from_numpy, is_array, is_numbers
+from pyro_vae.data.batch import Batch, count_of, in_words, map_tensors, named
+
+PAGE = 2**12  # bytes of a file that the system reads in any case
+MORE = "more follows its array: save one array a file, or several as .npz"
+
+
+class LazyRows(Dataset[Tensor]):
+    """Rows that are made or read when they are asked for, with what `fit` and `evaluate` ask of a tensor."""
+
+    shape: torch.Size
+    device = torch.device("cpu")
+    as_given = False  # whether the data have not been brought anywhere
+
+    def __init__(self) -> None:
+        self.dtype = torch.get_default_dtype()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """Return the same rows, to be brought to a device and a precision as they are read."""
+        moved = copy.copy(self)
+        moved.device, moved.dtype, moved.as_given = device, dtype or self.dtype, False
+        return moved
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield the rows in order, so many at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def __getitem__(self, index: Any) -> Batch:
+        raise NotImplementedError
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of data of a batch."""
+        return count_of(batch)
+
+    def _moved(self, rows: Batch) -> Batch:
+        """Bring a tensor to the device and the precision; of several parts whole numbers keep their type."""
+        if self.as_given:
+            return rows
+        if isinstance(rows, Tensor):
+            return rows.to(self.device, self.dtype)
+        return map_tensors(
+            lambda part: part.to(self.device, self.dtype if part.is_floating_point() else part.dtype), rows
+        )
+
+
+class EightBit(LazyRows):
+    """Data in memory in 8 bits, a quarter of what they take in 32, of which a batch at a time becomes x / scale.
+
+    Arguments:
+        values: of type uint8, shape (N, ...).
+        scale: what the values are divided by, above 0; 255 makes pixels of 8 bits values in [0, 1].
+
+    Raises:
+        TypeError, ValueError: where they are not.
+
+    Example:
+        >>> x = EightBit(torch.tensor([[0], [51], [255]], dtype=torch.uint8))
+        >>> x[torch.tensor([2, 1])]
+        tensor([[1.0000],
+                [0.2000]])
+    """
+
+    def __init__(self, values: Tensor, scale: float = 255.0) -> None:
+        super().__init__()
+        if not isinstance(values, Tensor) or values.dtype != torch.uint8:
+            raise TypeError(f"values must be a tensor of torch.uint8, not {getattr(values, 'dtype', type(values))}")
+        check_dense(values[:1])  # which refuses what is no data
+        self.values, self.shape, self.device = values, values.shape, values.device
+        self.scale = as_scale(scale)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """Return the same data on a device, still in 8 bits, for batches in a precision."""
+        moved = super().to(device, dtype)
+        moved.values = self.values.to(device)
+        return moved
+
+    def __getitem__(self, index: Tensor | slice | int) -> Tensor:
+        rows = self.values.index_select(0, index) if isinstance(index, Tensor) else self.values[index]
+        return self._moved(rows / self.scale)
+
+
+class MemoryMapped(LazyRows):
+    """Data in a ``.npy`` file of any size, of which a batch at a time is in memory.
+
+    `fit` and `evaluate` take it in place of a tensor. They hold 8 bytes for each datum, its place in the shuffled
+    epoch, beside the batch. An array in Fortran order, whose rows lie scattered, is read more slowly.
+
+    Arguments:
+        path: the file: an array of shape (N, ...), N at least 1; of shape (N,) only beside others, as labels are.
+        rows: which of the array's rows, in which order: whole numbers from 0 to N - 1, shape (n,); None for all.
+        scale: what the values are divided by, above 0.
+
+    Raises:
+        TypeError, ValueError: for a file that is damaged, or whose array holds no real numbers or has no such shape.
+        OSError: when rows are read, if the file is gone or has changed since.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.npy"
+        >>> np.save(path, np.arange(6).reshape(3, 2))
+        >>> MemoryMapped(path)[torch.tensor([2, 0])]
+        tensor([[4., 5.],
+                [0., 1.]])
+    """
+
+    def __init__(self, path: str | Path, rows: Tensor | None = None, scale: float = 1.0) -> None:
+        super().__init__()
+        self.path, self.scale = Path(path), as_scale(scale)
+        try:
+            self.stamp = _stamp(os.stat(self.path))
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)  # for its header
+            whole, self.kind, self.start = array.shape, array.dtype, array.offset
+            if self.stamp[0] > array.offset + array.nbytes:
+                raise ValueError(MORE)
+        except Exception as error:  # numpy has a dozen ways to fail on a damaged file
+            raise ValueError(f"{self.path} cannot be read as a .npy file: {error}") from error
+        check_dense(from_numpy(np.zeros([min(1, size) for size in whole], self.kind)), least=1)
+        self.strides = (array.nbytes // len(array),) if array.flags.c_contiguous else array.strides
+        self.rows = torch.arange(whole[0]) if rows is None else _as_rows(rows, whole[0])
+        self.shape = torch.Size((len(self.rows), *whole[1:]))
+
+    def __getitem__(self, index: Tensor | slice | int) -> Tensor:
+        if isinstance(index, Integral):  # of a torch.utils.data.Subset
+            return self[torch.tensor([index])][0]
+        rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
+        if not len(rows):  # the part of a rank for which a batch had no data left
+            return torch.empty(0, *self.shape[1:], device=self.device, dtype=self.dtype)
+        values = from_numpy(self._read(rows.numpy()))
+        floats = values.to(torch.get_default_dtype()) if values.dtype == torch.uint8 else as_floats(values)
+        return self._moved(floats / self.scale)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Read rows by ordinary reads: a memory map would end the process by a signal if its file became shorter."""
+        event = self.shape[1:]
+        starts = np.array(self.start)  # of row 0; of each of its entries where they lie apart, in Fortran order
+        for size, stride in zip(event, self.strides[1:], strict=False):
+            starts = starts[..., None] + stride * np.arange(size)
+        each = self.strides[0]  # bytes: of a row, or of the entry of one
+        spans, places = _spans(rows, 1 + PAGE // each)
+        found = np.empty((starts.size, len(rows)), f"V{each}")
+        with open(self.path, "rb", buffering=0) as file:
+            unchanged = _stamp(os.fstat(file.fileno())) == self.stamp
+            for row, start in zip(found, starts.flat, strict=True):
+                content = b"".join([_read_at(file, start + each * first, each * count) for first, count in spans])
+                if not unchanged or len(content) != each * sum(count for _, count in spans):
+                    fix = "restore it, or start again with the new file"
+                    raise OSError(f"{self.path} has changed while it was in use: {fix}")
+                row[:] = np.frombuffer(content, found.dtype)[places]
+        values = found.view(self.kind).reshape(*starts.shape, len(rows), *event[starts.ndim :])
+        return np.moveaxis(values, starts.ndim, 0)
+
+
+def _spans(rows: np.ndarray, apart: int) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Return the first and the number of rows to read at a time, in their order, and where among them each row is.
+
+    Those that are at most so many rows apart are read together.
+    """
+    order = np.argsort(rows)
+    runs = np.split(order, np.flatnonzero(np.diff(rows[order]) > apart) + 1)
+    spans = [(int(rows[run[0]]), int(rows[run[-1]] - rows[run[0]]) + 1) for run in runs]
+    places, read = np.empty_like(rows), 0
+    for run, (first, count) in zip(runs, spans, strict=True):
+        places[run] = rows[run] - first + read
+        read += count
+    return spans, places
+
+
+def _as_rows(rows: Any, count: int) -> Tensor:
+    """Return the numbers of rows in 64 bits, or refuse what names none: they say where in a file is read."""
+    numbers = torch.as_tensor(rows)
+    whole = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+    places = numbers.long() if whole else numbers  # in fewer bits even the comparison with count goes wrong
+    if not (whole and places.dim() == 1 and places.numel() and 0 <= places.min() <= places.max() < count):
+        raise ValueError(f"rows must be whole numbers from 0 to {count - 1}, shape (n,), not {numbers.tolist()!s:.60}")
+    return places
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
+
+
+def _read_at(file: FileIO, start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)
+
+
+class Columns(LazyRows):
+    """Data of several parts, such as images and their labels, in memory or in files.
+
+    Arguments:
+        parts: a tuple or a dict of tensors, of arrays, or of `EightBit` and `MemoryMapped` data, all with one first
+            dimension, which counts the data. It may hold further tuples and dicts, and None for what is not there.
+            Whole numbers and truth values keep their types.
+
+    Raises:
+        TypeError: for a part that holds no numbers.
+        ValueError: where the parts differ in length, or there are no data.
+
+    Example:
+        >>> Columns({"x": torch.zeros(3, 2), "label": [0, 1, 2]})[torch.tensor([2, 0])]["label"]
+        tensor([2, 0])
+    """
+
+    def __init__(self, parts: Batch) -> None:
+        super().__init__()
+        self.parts: Batch = _as_parts(parts)
+        lengths = [(name, len(part)) for name, part in named(self.parts) if part is not None]
+        if not lengths or not lengths[0][1]:
+            raise ValueError(f"the data must hold a tensor of at least one datum, not {in_words(parts)}")
+        for name, length in lengths:
+            if length != lengths[0][1]:
+                both = f"part {lengths[0][0]} has {lengths[0][1]} data, and part {name} {length}"
+                raise ValueError(
+                    f"the parts of the data differ in length: {both}; give all of them one first dimension"
+                )
+        self.shape = torch.Size((lengths[0][1],))
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """Return the same data on a device, and the floating-point parts in a precision."""
+        moved = super().to(device, dtype)
+        moved.parts = map_parts(lambda part: _part_to(part, device, moved.dtype), self.parts)
+        return moved
+
+    def __getitem__(self, index: Tensor | slice | int) -> Batch:
+        return map_parts(lambda part: rows_at(part, index), self.parts)
+
+
+def _as_parts(parts: Any) -> Batch:
+    if isinstance(parts, dict):
+        return {name: _as_parts(part) for name, part in parts.items()}
+    if isinstance(parts, tuple) or (isinstance(parts, list) and not is_numbers(parts)):
+        made = map(_as_parts, parts)
+        return type(parts)(*made) if hasattr(parts, "_fields") else tuple(made)  # of a named tuple with its names
+    if parts is None or isinstance(parts, EightBit | MemoryMapped):
+        return parts
+    if not (isinstance(parts, Tensor | list) or is_array(parts)):
+        raise TypeError(f"a part of the data must be a tensor or an array, not a {type(parts).__name__}")
+    part = parts if isinstance(parts, Tensor) else from_numpy(as_array(parts))
+    check_dense(part, least=1)
+    return part
+
+
+def map_parts(function: Callable[[Any], Any], parts: Batch) -> Batch:
+    """Apply a function to each part that is not None."""
+    leaves, spec = tree_flatten(parts)
+    return tree_unflatten([leaf if leaf is None else function(leaf) for leaf in leaves], spec)
+
+
+def _part_to(part: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(part, MemoryMapped) and part.kind.kind in "biu" and part.scale == 1:
+        return part.to(device, from_numpy(np.empty(0, part.kind)).dtype)
+    return part.to(device, part.dtype if isinstance(part, Tensor) and not part.is_floating_point() else dtype)
+
+
+def rows_at(part: Any, index: Any) -> Tensor:
+    """Return the rows of one part at an index."""
+    taken: Tensor = (
+        part.index_select(0, index) if isinstance(part, Tensor) and isinstance(index, Tensor) else part[index]
+    )
+    return taken

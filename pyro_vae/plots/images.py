@@ -1,0 +1,153 @@
+"""Figures of images, and of data that are drawn as curves."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from pyro_vae.plots.figures import at_least_one, new_figure
+from pyro_vae.plots.tiles import as_pictures, aspect_of, draw_tiles, near_square
+
+
+def reconstructions(originals: ArrayLike, reconstructions: ArrayLike, title: str = "") -> Figure:
+    r"""Draw data above their reconstructions.
+
+    Arguments:
+        originals: shape (n, \*shape), values in [0, 1] for pictures.
+        reconstructions: of the same shape.
+        title: of the figure.
+
+    Returns:
+        A figure of two rows.
+
+    Raises:
+        ValueError: where the two differ in shape, or are no data.
+
+    Example:
+        >>> len(reconstructions(np.zeros((5, 8, 8)), np.zeros((5, 8, 8))).axes)
+        1
+    """
+    return _two_rows(originals, reconstructions, ("original", "reconstruction"), title)
+
+
+def samples(images: ArrayLike, title: str = "") -> Figure:
+    r"""Draw data in a near-square grid, row by row.
+
+    Arguments:
+        images: shape (n, \*shape), values in [0, 1] for pictures.
+        title: of the figure.
+
+    Returns:
+        A figure of one grid.
+
+    Raises:
+        ValueError: for what are no data.
+
+    Example:
+        >>> samples(np.zeros((7, 8, 8))).axes[0].images[0].get_size()
+        (24, 24)
+    """
+    return compare_samples({"": images}, title)
+
+
+def compare_samples(panels: Mapping[str, ArrayLike], title: str = "") -> Figure:
+    r"""Draw several near-square grids side by side, such as the samples of an autoencoder and of a VAE.
+
+    Arguments:
+        panels: from the title of a grid to its data, shape (n, \*shape), values in [0, 1] for pictures.
+        title: of the figure.
+
+    Returns:
+        A figure of one grid per panel.
+
+    Raises:
+        ValueError: for no panels, or what are no data.
+
+    Example:
+        >>> figure = compare_samples({"autoencoder": np.zeros((9, 8, 8)), "VAE": np.zeros((9, 8, 8))})
+        >>> [axes.get_title() for axes in figure.axes]
+        ['autoencoder', 'VAE']
+    """
+    grids = {name: near_square(as_pictures(images)) for name, images in at_least_one(panels).items()}
+    aspect = max(aspect_of(grid) * grid.shape[0] / grid.shape[1] for grid in grids.values())
+    width = max(5.0, 4.5 * len(grids))
+    figure, all_axes = new_figure(title, width, 4.5 * min(aspect, 1.6) + 0.4, columns=len(grids))
+    for axes, (name, grid) in zip(all_axes, grids.items(), strict=True):
+        draw_tiles(axes, grid)
+        axes.set_title(name)
+    return figure
+
+
+def interpolation(latent: ArrayLike, pixels: ArrayLike, title: str = "") -> Figure:
+    r"""Draw a path between two data in latent space, decoded, above the one in pixel space.
+
+    Arguments:
+        latent: decoded points of the straight line between two codes, shape (steps, \*shape).
+        pixels: points of the straight line between the two data, of the same shape.
+        title: of the figure.
+
+    Returns:
+        A figure of two rows.
+
+    Raises:
+        ValueError: where the two differ in shape, or are no data.
+
+    Example:
+        >>> rows = interpolation(np.zeros((10, 8, 8)), np.zeros((10, 8, 8))).axes[0].get_yticklabels()
+        >>> [row.get_text() for row in rows]
+        ['in latent space', 'in pixel space']
+    """
+    return _two_rows(latent, pixels, ("in latent space", "in pixel space"), title)
+
+
+def decoded_grid(images: ArrayLike, extent: tuple[float, float, float, float], title: str = "") -> Figure:
+    r"""Draw what an evenly spaced grid over a two-dimensional latent space decodes to, as one mosaic.
+
+    Arguments:
+        images: shape (rows, columns, \*shape), values in [0, 1] for pictures; row 0 belongs to the smallest z2 and is
+            drawn at the bottom, column 0 belongs to the smallest z1.
+        extent: (z1 min, z1 max, z2 min, z2 max), where the outermost images' centres lie.
+        title: of the figure.
+
+    Returns:
+        A figure with ticks in units of z.
+
+    Raises:
+        ValueError: for what are no data, or an extent that does not ascend.
+
+    Example:
+        >>> figure = decoded_grid(np.zeros((4, 5, 8, 8)), (-2.0, 2.0, -1.5, 1.5))
+        >>> [float(z) for z in figure.axes[0].get_xlim()]
+        [-2.5, 2.5]
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes, figure 4.
+    """
+    tiles = as_pictures(images, leading=2)
+    rows, columns = tiles.shape[:2]
+    if not (extent[0] <= extent[1] and extent[2] <= extent[3]):
+        raise ValueError(f"extent is (z1 min, z1 max, z2 min, z2 max), not {extent!r}")
+    figure, (axes,) = new_figure(title, 6.5, 6.5 * min(aspect_of(tiles) * rows / columns, 2) + 0.4)
+    draw_tiles(axes, tiles[::-1], (*_outer_edges(*extent[:2], columns), *_outer_edges(*extent[2:], rows)))
+    axes.set(xlabel="$z_1$", ylabel="$z_2$")
+    return figure
+
+
+def _two_rows(upper: ArrayLike, lower: ArrayLike, names: tuple[str, str], title: str) -> Figure:
+    above, below = as_pictures(upper), as_pictures(lower)
+    if above.shape != below.shape:
+        raise ValueError(f"both rows must have one shape, not {above.shape} and {below.shape}")
+    tiles = np.stack([above, below])
+    cell = min(1.0, 15 / len(above))
+    figure, (axes,) = new_figure(title, max(4.5, cell * len(above) + 1.2), 2 * cell * min(aspect_of(tiles), 4) + 0.2)
+    draw_tiles(axes, tiles)
+    axes.set_yticks([0.5, 1.5], names, fontsize=10)
+    axes.tick_params(length=0)
+    return figure
+
+
+def _outer_edges(low: float, high: float, count: int) -> tuple[float, float]:
+    """Return where the outer tiles end, if their centres lie at low and high."""
+    half = (high - low) / max(count - 1, 1) / 2 or 0.5
+    return low - half, high + half

@@ -1,0 +1,77 @@
+"""Tiles: many small pictures or curves in one panel."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from numpy.typing import ArrayLike
+
+from pyro_vae.plots.figures import SMALL, as_array
+
+
+def as_pictures(images: ArrayLike, leading: int = 1) -> np.ndarray:
+    """Return data as (*leading, h, w), (*leading, h, w, 3), or (*leading, d) where they are a single row or column."""
+    array = as_array(images)
+    shape = array.shape[leading:]
+    if len(shape) not in (1, 2) and shape[:-2] not in ((1,), (3,)):
+        before = ("", "n, ", "rows, columns, ")[leading]
+        wanted = f"({before}*shape), *shape being (h, w), (1, h, w), (3, h, w) or (d,)"
+        raise ValueError(f"data must have shape {wanted}, but have {array.shape}")
+    if not array.size:
+        raise ValueError(f"there is nothing to draw in data of shape {array.shape}")
+    if len(shape) == 3 and shape[0] == 3:
+        return np.moveaxis(array, leading, -1)
+    if 1 in shape[-2:] and len(shape) > 1:  # such as sound of one channel
+        return array.reshape(*array.shape[:leading], -1)
+    return array.squeeze(leading) if len(shape) == 3 else array
+
+
+def aspect_of(tiles: np.ndarray) -> float:
+    """Height by width of one tile; that of a curve is a matter of taste."""
+    return 0.75 if tiles.ndim == 3 else tiles.shape[2] / tiles.shape[3]
+
+
+def near_square(data: np.ndarray) -> np.ndarray:
+    """Return data in rows and columns, the last row filled up with NaN."""
+    columns = math.ceil(math.sqrt(len(data)))
+    rows = math.ceil(len(data) / columns)
+    empty = np.full((rows * columns - len(data), *data.shape[1:]), np.nan)
+    return np.concatenate([data, empty]).reshape(rows, columns, *data.shape[1:])
+
+
+def draw_tiles(axes: Axes, tiles: np.ndarray, box: tuple[float, float, float, float] | None = None) -> None:
+    """Draw data of shape (rows, columns, ...) from top to bottom, in a box (left, right, bottom, top) of the axes."""
+    rows, columns = tiles.shape[:2]
+    left, right, bottom, top = box or (0, columns, rows, 0)
+    width, height = (right - left) / columns, (top - bottom) / rows
+    if tiles.ndim == 3:
+        axes.add_collection(_curves_in_cells(tiles, left, top, width, height))
+    else:
+        mosaic = np.concatenate(np.concatenate(tiles, axis=1), axis=1)
+        mosaic = np.clip(np.nan_to_num(mosaic, nan=1.0), 0, 1)
+        image = axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest", origin="upper")
+        image.set_extent((left, right, bottom, top))
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect=aspect_of(tiles) * abs(width / height))
+    axes.set_anchor("N")
+    axes.grid(False)
+    if box is None:
+        axes.spines[:].set_visible(False)
+        axes.set(xticks=[], yticks=[])
+        if tiles.ndim == 3:
+            axes.set_xlabel(f"heights from {np.nanmin(tiles):.3g} to {np.nanmax(tiles):.3g}", fontsize=SMALL)
+    colour = "0.8" if tiles.ndim == 3 else axes.figure.get_facecolor()
+    between = {"colors": colour, "linewidths": min(1.0, 10 / columns)}
+    axes.vlines(left + width * np.arange(1, columns), bottom, top, **between)
+    axes.hlines(bottom + height * np.arange(1, rows), left, right, **between)
+
+
+def _curves_in_cells(tiles: np.ndarray, left: float, top: float, width: float, height: float) -> LineCollection:
+    """Return curves of shape (rows, columns, d) as lines, all on one scale, each in the middle of its cell."""
+    tiles = np.repeat(tiles, 2, axis=-1) if tiles.shape[-1] == 1 else tiles
+    low, high = np.nanmin(tiles), np.nanmax(tiles)
+    up = (tiles - low) / (high - low) if high > low else np.full_like(tiles, 0.5)
+    row, column = np.indices(tiles.shape[:2])[..., None]
+    x = left + width * (column + np.linspace(0.08, 0.92, tiles.shape[-1]))
+    y = top - height * (row + 0.9 - 0.8 * up)
+    return LineCollection([*np.stack([x, y], -1).reshape(-1, tiles.shape[-1], 2)], colors="tab:blue", linewidths=1)

@@ -1,0 +1,167 @@
+"""Whether a pair of programs fits itself and the data."""
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_vae.data import Ready, Rows, count_in, cut
+from pyro_vae.data.batch import Batch, are_rows, map_tensors, tensors_of
+from pyro_vae.networks import as_function
+from pyro_vae.objectives import DataPlates, data_plates
+from pyro_vae.programs.calls import Transform, check_calls, transformed
+from pyro_vae.programs.handlers import STORE_HOLDS, Program
+from pyro_vae.programs.indices import Indices
+from pyro_vae.programs.modules import modules_of, reached
+from pyro_vae.programs.sites import PyroDistributions, check_parts, check_sites
+from pyro_vae.programs.traces import filled, probe, unchanged
+from pyro_vae.programs.values import LARGEST_CHUNK, check_data, refuse_infinite, site_of_batch
+from pyro_vae.vae import VAE
+
+
+@torch.no_grad()
+def check_programs(
+    model: Program, guide: Program, x: Rows, transform: Transform | None = None, batch_size: int = 2, of: str = ""
+) -> DataPlates:
+    """Refuse programs that do not fit each other or the data, naming the part and the fix.
+
+    The programs run on a copy of the parameter store, which stays as it is.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        x: all data, shape (N, \\*shape). NaN is accepted where the support of the model's site for x has it, as a
+            missing entry (`pyro_vae.decoders.Masked`), and where the programs themselves leave it out.
+        transform: what is done to a batch before the programs see it.
+        batch_size: how many data the programs are going to see at a time.
+        of: which data these are, to be said behind the index of one, such as " of the validation data".
+
+    Returns:
+        The programs' plates over the data.
+
+    Raises:
+        TypeError: for a part or a site that is a plain torch distribution, or none.
+        ValueError: for data that are not finite or outside the model's support, shapes that do not fit, a prior and an
+            encoder on different supports, and sites or parameters that hang on how the data are cut into batches.
+    """
+    for program in (model, guide):
+        if isinstance(poutine.unwrap(program), VAE):
+            raise TypeError("a VAE is two programs: take vae.model and vae.guide of it")
+        if isinstance(poutine.unwrap(program), GuideMessenger):
+            kind = type(poutine.unwrap(program)).__name__
+            raise TypeError(
+                f"{kind} runs the model itself, and is no program beside it: take AutoNormal or another guide"
+            )
+    count_rows = count_in(x)
+    first = x[:batch_size]
+    count = count_rows(first)
+    refuse_infinite(first, 0, of)
+    first = filled(first)  # numbers that every network can take; what is missing comes below
+    if transform is not None:
+        as_function(transform, "transform")
+    with unchanged(first, "the transform changes"):
+        batch = transformed(first, transform, count_rows)
+    check_calls(batch, model, guide)
+    for module in modules_of(model, guide):
+        if isinstance(module, VAE) and isinstance(batch, Tensor):
+            check_parts(module, batch[:2])
+    _check_names(model, guide)
+    with pyro.validation_enabled(), PyroDistributions(), reached(model, guide):
+        with Indices(tensors_of(batch)) as indices:
+            pair = _first_traces(model, guide, batch, count)
+        _check_names(model, guide)  # also of parameters that have just been made
+        check_sites(*pair)
+        other, other_count = _of_another_size(x, batch, count, transform)
+        other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, len(x))
+        plates = data_plates(pair, count, other_pair, other_count, len(x))
+        if count < len(x):
+            named_by_data = plates.size == count or plates.names <= indices.given
+            _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
+            indices.check(plates, count, len(x))
+        holds = site_of_batch(pair[0], batch)
+        size = max(1, sum(part.numel() for part in tensors_of(first)) // count)
+        most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // size))
+        if not holds and (other_pair is None or plates.size > count):
+            most = count  # programs that take no other number, or no more than their plate has
+        check_data(model, guide, x.split(most), transform, holds, count_rows, of)
+    return plates
+
+
+def _of_another_size(x: Rows, batch: Batch, count: int, transform: Transform | None) -> tuple[Batch, int]:
+    """Return a batch with another number of data, and this number; None where there is none.
+
+    Ready batches whose tensors do not all begin with the dimension of the data cannot be cut.
+    """
+    if are_rows(batch, count_in(x)):
+        if count > 1:
+            return cut(batch, count - 1, count_in(x)), count - 1
+        return map_tensors(lambda part: torch.cat([part, part]), batch), 2
+    if isinstance(x, Ready) and (rows := x.of_another_size()) is not None:
+        return transformed(rows, transform, x.count), x.count(rows)
+    return None, count
+
+
+def _check_names(*programs: Program) -> None:
+    """Refuse parameters of a ``PyroModule`` whose names another one has, as Pyro joins them.
+
+    The module would take over the other one's value, and train it, or never train its own.
+    """
+    if pyro.settings.get("module_local_params"):  # then they are not joined
+        return
+    held = {name: value.unconstrained() for name, value in pyro.get_param_store().items()}
+    for module in [module for owner in modules_of(*programs) for module in owner.modules()]:
+        for name, parameter in module._parameters.items() if isinstance(module, PyroModule) else ():
+            full_name = f"{module._pyro_name}.{name}".removeprefix(".").removesuffix("_unconstrained")
+            if held.setdefault(full_name, parameter) is not parameter:
+                kind = type(module).__name__
+                stored = full_name in pyro.get_param_store()
+                fix = "call pyro.clear_param_store() first" if stored else "name each, super().__init__('the name')"
+                where = "in Pyro's parameter store, of another module or training" if stored else "in another module"
+                raise ValueError(f"Pyro would join the parameter {full_name!r} of {kind} with that {where}: {fix}")
+
+
+def _first_traces(model: Program, guide: Program, batch: Batch, count: int) -> tuple[Trace, Trace]:
+    try:
+        return probe(model, guide, batch)
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]  # behind which Pyro lists the shapes of the trace
+        if "subsample_size does not match" in reason:
+            reason = (
+                f"a plate of the programs has another size than the batch of {count} that it is to hold: give it"
+                " the number of all data and subsample_size=len(x) in both programs, or lower the batch size"
+            )
+        elif not reason.startswith(STORE_HOLDS):
+            raise
+        raise ValueError(reason) from error
+
+
+def _on_another_size(
+    model: Program, guide: Program, batch: Batch, count: int, other: int, total: int
+) -> tuple[Trace, Trace] | None:
+    """Run a pair of programs on a batch of another size; None where they take all data together alone."""
+    try:
+        return probe(model, guide, batch)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        if count == total:
+            return None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the programs run on {count} data, but fail on {other} ({reason}): let them take any number, or all"
+            f" {total} data at a time (batch_size={total})"
+        ) from error
+
+
+def _check_parameters(pair: tuple[Trace, Trace], other: tuple[Trace, Trace], size: int, total: int) -> None:
+    """Refuse parameters for each datum of a batch, or of a scaled plate, where the next batch holds other data."""
+    for trace, another in zip(pair, other, strict=True):
+        for name in sorted({*trace.param_nodes} & {*another.param_nodes}):
+            shapes = [each.nodes[name]["value"].shape for each in (trace, another)]
+            if shapes[0] != shapes[1] or size in shapes[0][:1]:
+                raise ValueError(
+                    f"the parameter {name!r} of shape {tuple(shapes[0])} has an entry for each datum, but each batch"
+                    f" holds other data, in any order: take all of them (batch_size={total}), compute it from x, or let"
+                    f" the data hold the index of each datum, i, and give it to the plate, subsample=i"
+                )

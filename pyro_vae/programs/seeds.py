@@ -1,0 +1,77 @@
+"""Seeds, and random numbers that leave the process's own as they were."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from numbers import Integral
+
+import torch
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+
+_TURN = threading.RLock()
+
+
+def as_seed(seed: int) -> int:
+    """Return a seed, or refuse what torch does not take as one.
+
+    Raises:
+        TypeError, ValueError: with the value received.
+
+    Example:
+        >>> as_seed(-1)
+        -1
+    """
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed must be an integer, not {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be from -2^63 to 2^64 - 1, not {seed!r}")
+    return int(seed)
+
+
+def _wait_for_short_locks() -> None:
+    """Let another thread that trains end its draw and its import: a forked process would wait for either for ever."""
+    if _TURN.acquire(blocking=False):
+        _TURN.release()
+        return
+    for name, module in list(sys.modules.items()):
+        if getattr(getattr(module, "__spec__", None), "_initializing", False):
+            with suppress(ImportError):
+                import_module(name)  # which ends when the other thread's import does; torch imports much when asked
+    torch.default_generator.get_state()
+
+
+def _take_turns_anew() -> None:
+    """Begin a forked process without a training of another thread, which has not come along.
+
+    It would have kept the lock for ever, and left its handlers and plates to the programs of this process.
+    """
+    global _TURN
+    if _TURN.acquire(blocking=False):
+        _TURN.release()
+    else:
+        _TURN = threading.RLock()
+        _PYRO_STACK.clear()
+        _DIM_ALLOCATOR._stack.clear()
+
+
+if hasattr(os, "register_at_fork"):  # where processes can be forked
+    os.register_at_fork(before=_wait_for_short_locks, after_in_child=_take_turns_anew)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's random state on the CPU and on a device, and put both back at the end.
+
+    Both are the whole process's, and so is Pyro's stack of handlers: threads take turns here.
+    """
+    cuda = device.type == "cuda"
+    seed = as_seed(seed)
+    with _TURN, torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,157 @@
+"""Checks of the parts of a VAE and of the sites of a pair of programs."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae.data.batch import Batch
+from pyro_vae.distributions.wrappers import layers, with_density
+from pyro_vae.programs.handlers import Program
+from pyro_vae.programs.supports import check_same_support, check_values, support_of, without_events
+from pyro_vae.programs.traces import observed_in, probe
+from pyro_vae.vae import VAE
+
+
+def check_parts(vae: VAE, x: Tensor) -> None:
+    """Refuse parts of a VAE whose shapes or supports do not fit each other or the data."""
+    prior = _distribution("the prior", (), vae.prior)
+    posterior = _distribution("the encoder", (len(x),), vae.encoder, x)
+    if prior.event_shape != posterior.event_shape:
+        shapes = f"{tuple(prior.event_shape)} and the encoder's {tuple(posterior.event_shape)}"
+        raise ValueError(f"the prior's event shape is {shapes}: give both one latent_dim")
+    check_same_support("the prior", prior, "the encoder", posterior)
+    likelihood = _distribution("the decoder", (len(x),), vae.decoder, posterior())
+    if likelihood.event_shape != x.shape[1:]:
+        shapes = f"{tuple(likelihood.event_shape)}, but one datum has shape {tuple(x.shape[1:])}"
+        raise ValueError(f"the decoder's event shape is {shapes}: build the decoder for it, or reshape the data")
+
+
+def _distribution(part: str, batch_shape: tuple[int, ...], module: nn.Module, *args: Tensor) -> TorchDistributionMixin:
+    try:
+        result = module(*args)
+    except (RuntimeError, TypeError) as error:
+        shapes = " and ".join(str(tuple(arg.shape)) for arg in args) or "no input"
+        raise ValueError(f"{part}, {type(module).__name__}, fails on {shapes}: {error}") from error
+    if not isinstance(result, TorchDistributionMixin):
+        raise TypeError(f"{part} must return a distribution of pyro.distributions, but returned {kind_of(result)}")
+    if tuple(result.batch_shape) != batch_shape:
+        extra = len(result.batch_shape) - len(batch_shape)
+        whole = "give it data of shape (N, *shape), and take fewer dimensions into its event"
+        raise ValueError(
+            f"{part} must return a distribution of batch shape {batch_shape}, but returned batch shape"
+            f" {tuple(result.batch_shape)} and event shape {tuple(result.event_shape)}:"
+            f" {whole if extra < 0 else f'end it with .to_event({max(1, extra)})'}"
+        )
+    return result
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, as an error names it."""
+    name = f"{type(value).__module__}.{type(value).__name__}"
+    plain = isinstance(value, torch.distributions.Distribution)
+    return f"a plain {name}; take pyro.distributions.{type(value).__name__}" if plain else f"a {name}"
+
+
+class PyroDistributions(Messenger):
+    """Refuse a sample site whose distribution is not one of Pyro's, before anything is drawn from it."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not isinstance(msg["fn"], TorchDistributionMixin) and type(msg["fn"]).__name__ != "_Subsample":
+            raise TypeError(
+                f"site {msg['name']!r} must have a distribution of pyro.distributions, not {kind_of(msg['fn'])}"
+            )
+
+
+def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse sites of a model and a guide that do not fit each other."""
+    observed = observed_in(model_trace)
+    if not observed:
+        raise ValueError("the model observes nothing: give one of its sample sites obs=x")
+    for site in observed:
+        _check_observed_shape(site)
+    _check_both_draw(model_trace, guide_trace)
+    for name in guide_trace.stochastic_nodes:
+        if name in model_trace.nodes:
+            prior, posterior = model_trace.nodes[name]["fn"], guide_trace.nodes[name]["fn"]
+            if (prior.batch_shape, prior.event_shape) != (posterior.batch_shape, posterior.event_shape):
+                shapes = f"{tuple(prior.shape())} in the model and {tuple(posterior.shape())} in the guide"
+                events = f"event shape {tuple(prior.event_shape)} and {tuple(posterior.event_shape)}"
+                raise ValueError(f"site {name!r} has shape {shapes}, {events}; they must be equal (see .to_event)")
+            if _is_point(posterior) or support_of(posterior) is None:
+                check_values(name, prior, guide_trace.nodes[name]["value"])
+            else:
+                check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
+    for site in [*observed, *(model_trace.nodes[name] for name in model_trace.stochastic_nodes)]:
+        if any(hasattr(layer, "transforms") for layer in layers(site["fn"])):
+            with torch.no_grad(), pyro.validation_enabled(False), with_density(site["name"], site["fn"]):
+                site["fn"].log_prob(site["value"])
+
+
+def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse sites of one program whose density the other does not answer: the KL of them would be no KL."""
+    for site in observed_in(guide_trace):
+        if not site["infer"].get("_deterministic"):
+            raise ValueError(
+                f"the guide observes site {site['name']!r}, whose density is of no latent site: let the model have it"
+                " (a pyro.factor of the guide with the opposite sign)"
+            )
+    for name in model_trace.stochastic_nodes:
+        site, drawn = model_trace.nodes[name], guide_trace.nodes.get(name)
+        if drawn is None and site["mask"] is not False and not site["infer"].get("enumerate"):
+            raise ValueError(f"the model draws site {name!r}, and the guide does not: let the guide draw it, too")
+        masks = [each["mask"] for each in (site, drawn) if each and isinstance(each["mask"], Tensor)]
+        if drawn and masks and not (len(masks) == 2 and torch.equal(*torch.broadcast_tensors(*masks))):
+            raise ValueError(
+                f"site {name!r} has another mask in the model than in the guide: put poutine.mask around it in both"
+            )
+
+
+def _is_point(distribution: Any) -> bool:
+    return any(isinstance(layer, dist.Delta) for layer in layers(distribution))
+
+
+@torch.no_grad()
+def check_points(model: Program, guide: Program, batch: Batch) -> bool:
+    """Refuse points of a guide that lie outside the support of the model's site, where training may bring them.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        batch: what both are called with.
+
+    Returns:
+        Whether there are points that may leave their support.
+
+    Raises:
+        ValueError: with the site and the value.
+    """
+    model_trace, guide_trace = probe(model, guide, batch)
+    points = [name for name in guide_trace.stochastic_nodes if _is_point(guide_trace.nodes[name]["fn"])]
+    bounded = [name for name in points if name in model_trace and not _is_real(model_trace.nodes[name]["fn"])]
+    for name in bounded:
+        check_values(name, model_trace.nodes[name]["fn"], guide_trace.nodes[name]["value"])
+    return bool(bounded)
+
+
+def _is_real(distribution: Any) -> bool:
+    support = support_of(distribution)
+    return support is None or without_events(support) in (constraints.real, constraints.real_vector)
+
+
+def _check_observed_shape(site: dict[str, Any]) -> None:
+    """Refuse a value that would be scored several times, or have several scores."""
+    fn, shape = site["fn"], torch.as_tensor(site["value"]).shape
+    batch, event = shape[: len(shape) - len(fn.event_shape)], shape[len(shape) - len(fn.event_shape) :]
+    if event != fn.event_shape or batch != fn.batch_shape[len(fn.batch_shape) - len(batch) :]:
+        raise ValueError(
+            f"site {site['name']!r} observes a value of shape {tuple(shape)} under a distribution of batch shape"
+            f" {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}: they must be equal, as one number is"
+            " scored once"
+        )

@@ -1,0 +1,158 @@
+"""The pictures of a run: what `pyro_vae.plots` draws, of a trained VAE and its test data."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_vae import plots
+from pyro_vae.diagnostics.evaluation import kl_parts
+from pyro_vae.distributions import shown_of
+from pyro_vae.plots import Figure
+from pyro_vae.runs.config import Config
+from pyro_vae.training import History
+from pyro_vae.vae import VAE
+
+EVALUATE = ("mean", "sample")
+MAP_NAMES = {"first": "first dimensions", "pca": "principal components", "tsne": "t-SNE"}
+Moments = tuple[Tensor, Tensor]
+
+
+def draw(
+    vae: VAE, config: Config, history: History, snapshots: dict[str, Moments], x: Tensor, labels: Tensor | None
+) -> tuple[dict[str, Figure], dict[str, str]]:
+    """Draw every picture that a VAE's parts allow.
+
+    Arguments:
+        vae: the trained VAE.
+        config: the config of its run.
+        history: what `fit` measured.
+        snapshots: the posteriors' moments of x by title, from `posterior_moments`.
+        x: test data, shape (N, \\*shape).
+        labels: labels of x, and of test data that follow, or None.
+
+    Returns:
+        Figures by name, in the order of the report; and by name why a picture is left out.
+    """
+    labels = None if labels is None else labels[: len(x)]
+    pictures: dict[str, Callable[[], Figure | str]] = {
+        "curves": lambda: plots.curves(history, f"{Path(config.data).name}: training"),
+        "samples": lambda: plots.samples(vae.sample(64), "Samples from the prior, decoded"),
+        "reconstructions": lambda: reconstruction_figure(vae, x[:10], config.evaluate),
+        "interpolation": lambda: (
+            interpolation_figure(vae, *x[_two(labels)]) if len(x) > 1 else "there is a single test datum"
+        ),
+        "latent_map": lambda: map_figure(config, snapshots, labels),
+        "posterior_cloud": lambda: cloud_figure(vae, x, config.seed),
+        "kl_per_dimension": lambda: kl_figure(vae, x) or "prior and posteriors are not both diagonal normals",
+    }
+    if config.latent_dim == 2:
+        pictures["decoded_grid"] = lambda: grid_figure(vae) or "the codes do not fill a rectangle"
+    figures, left_out = {}, {}
+    for name, picture in pictures.items():
+        try:
+            found = picture()
+        except ValueError as error:  # such as of data that are no pictures, or codes that are not finite
+            found = " ".join(str(error).split())
+        if isinstance(found, str):
+            left_out[name] = found
+        else:
+            figures[name] = found
+    return figures, left_out
+
+
+def _two(labels: Tensor | None) -> list[int]:
+    """Return the indices of two data to interpolate between, of different labels where there are such."""
+    others = [] if labels is None else (labels[1:] != labels[0]).nonzero().flatten().tolist()
+    return [0, 1 + others[0] if others else 1]
+
+
+def snapshot_epochs(epochs: int) -> set[int]:
+    """Return the epochs at which the latent map is drawn: the start, half time and the end.
+
+    Example:
+        >>> sorted(snapshot_epochs(10))
+        [0, 5, 10]
+    """
+    return {0, epochs // 2, epochs}
+
+
+@torch.no_grad()
+def posterior_moments(vae: VAE, x: Tensor) -> Moments:
+    """Return the posteriors' means and standard deviations, each (n, D), of draws where there is no closed form.
+
+    Codes of several dimensions, such as (variables, categories), are laid out in one.
+    """
+    posterior = vae.encoder(x)
+    try:
+        moments = posterior.mean, posterior.stddev
+    except NotImplementedError:
+        moments = None
+    if moments is None or not all(moment.isfinite().all() for moment in moments):  # such as heavy tails
+        codes = posterior.sample((100,))
+        moments = codes.mean(0), codes.std(0)
+    mean, scale = (moment.flatten(1).cpu() for moment in moments)
+    return mean, scale
+
+
+def map_figure(config: Config, snapshots: dict[str, Moments], labels: Tensor | None) -> Figure:
+    """Draw the posteriors of test data at each snapshot."""
+    shape = next(iter(snapshots.values()))[0].shape
+    method = "first" if shape[1] <= 2 else config.latent_map if shape[0] >= 4 else "pca"  # t-SNE needs 4
+    seed = config.seed % 2**32  # of more bits scikit-learn takes none
+    panels = {name: plots.project(*moments, method, seed) for name, moments in snapshots.items()}
+    title = f"Posteriors of test data, {MAP_NAMES[method]}"
+    shared = method != "tsne"  # a t-SNE map has no unit, so that two of them have no common scale
+    return plots.latent_map(panels, labels, title=title, shared=shared)
+
+
+def reconstruction_figure(vae: VAE, x: Tensor, evaluate: str) -> Figure:
+    """Draw data above their reconstructions, at the posterior's mean or a sample of it."""
+    reconstructed = vae.reconstruct(x, mean=evaluate == "mean")
+    return plots.reconstructions(x, reconstructed, f"Test data and reconstructions, z at the posterior {evaluate}")
+
+
+def interpolation_figure(vae: VAE, a: Tensor, b: Tensor) -> Figure:
+    """Draw the way from one datum to another, in latent space and in the space of the data."""
+    path = vae.interpolate(a[None], b[None])[:, 0]
+    weight = torch.linspace(0, 1, len(path), device=a.device).reshape(-1, *[1] * a.dim())
+    return plots.interpolation(path, torch.lerp(a, b, weight), "From one datum to another")
+
+
+@torch.no_grad()
+def kl_figure(vae: VAE, x: Tensor) -> Figure | None:
+    """Draw what each latent dimension adds to the KL, or return None where it does not fall apart by dimension."""
+    parts = kl_parts(vae.encoder(x), vae.prior())
+    return plots.kl_per_dimension(*parts, "KL per latent dimension, test data") if parts else None
+
+
+@torch.no_grad()
+def cloud_figure(vae: VAE, x: Tensor, seed: int) -> Figure:
+    """Draw 100 posterior samples of the first datum in the map of the others, and what some of them decode to."""
+    codes, _ = posterior_moments(vae, x)
+    draws = vae.encoder(x[:1]).sample((100,))[:, 0]
+    both = torch.cat([codes, draws.flatten(1).cpu()])
+    centres, _ = plots.project(both, torch.zeros_like(both), "pca" if both.shape[-1] > 2 else "first", seed)
+    title = "100 posterior samples of one datum"
+    decoded = shown_of(vae.decoder(draws[:25]))
+    return plots.posterior_cloud(x[0], centres[len(x) :], decoded, centres[: len(x)], title)
+
+
+@torch.no_grad()
+def grid_figure(vae: VAE, side: int = 20) -> Figure | None:
+    """Decode an even grid over a 2-dimensional latent space, as far as the prior reaches but for 1 draw in 370.
+
+    Return None where the grid's points are not all codes, as on a circle or of discrete variables.
+    """
+    prior = vae.prior()
+    if prior.event_shape != (2,):
+        return None
+    reach = torch.tensor([0.00135, 0.99865], device=prior.sample().device)  # 3 standard deviations of a normal
+    low, high = (prior.sample((100_000,)).float().quantile(reach, 0) * 10).round() / 10
+    columns, rows = (torch.linspace(*ends, side, device=low.device) for ends in zip(low, high, strict=True))
+    z = torch.stack([columns.expand(side, side), rows[:, None].expand(side, side)], -1)
+    if not prior.support.check(z).all():
+        return None
+    extent = (*columns[[0, -1]].tolist(), *rows[[0, -1]].tolist())
+    return plots.decoded_grid(shown_of(vae.decoder(z)), extent, "Decoded grid over the latent space")

@@ -1,0 +1,1 @@
+"""How a training or an evaluation is computed: recordings, precision, memory, processes, checkpoints."""

@@ -1,0 +1,46 @@
+"""What a step changes in place, so that it can be put back."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Changes(TorchDispatchMode):
+    """Keeps what tensors are before an operation changes them in place, such as running means.
+
+    Example:
+        >>> count = torch.zeros(1)
+        >>> with Changes() as changes:
+        ...     _ = count.add_(1)
+        >>> changes.undo()
+        >>> count
+        tensor([0.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        arguments = func._schema.arguments
+        named = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+        for argument in arguments:
+            # The schema of a batch normalization does not say that it changes its running moments.
+            if argument.name.startswith("running_") or (argument.alias_info and argument.alias_info.is_write):
+                values = named.get(argument.name)
+                for value in values if isinstance(values, list | tuple) else [values]:
+                    if isinstance(value, Tensor) and id(value) not in self._before:
+                        self._before[id(value)] = value, value.clone()
+        return func(*args, **kwargs)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back what they were."""
+        for value, before in reversed(self._before.values()):
+            if value.shape == before.shape:
+                value.copy_(before)
+            else:  # it was transposed in place, or given another size
+                value.data = before

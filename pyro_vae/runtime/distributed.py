@@ -1,0 +1,243 @@
+"""Training on several processes and machines, one rank and one device each, on Lightning Fabric."""
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import reduce
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+from pyro_vae.data.batch import Batch, Count, are_rows, count_of, in_words, map_tensors
+
+T = TypeVar("T")
+TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # the variables that it sets
+TIMEOUT_MINUTES = 5  # for all ranks to join a sum: far longer than a step, or than what rank 0 writes after an epoch
+
+
+class Ranks:
+    r"""The processes of one training, as each of them sees the others.
+
+    A step's batch is cut into one part for each rank. With :math:`n_r` data on rank r, and its own gradient
+    :math:`g_r` of the mean over them, all ranks take the gradient of the mean over the whole batch,
+
+    .. math:: g = \frac{\sum_r n_r \, g_r}{\sum_r n_r},
+
+    so that parameters that begin equal stay so, however unevenly the data divide.
+
+    Arguments:
+        fabric: a launched ``lightning_fabric.Fabric``; without one there is a single process, and nothing to do.
+
+    Example:
+        >>> ranks = Ranks()
+        >>> ranks.size, ranks.part(torch.arange(3))
+        (1, tensor([0, 1, 2]))
+
+    Reference:
+        Li et al., 2020, PyTorch Distributed: Experiences on Accelerating Data Parallel Training, section 2.2.
+    """
+
+    def __init__(self, fabric: "Fabric | None" = None) -> None:
+        self.fabric = fabric
+        self.rank: int = fabric.global_rank if fabric else 0
+        self.size: int = fabric.world_size if fabric else 1
+
+    def part(self, rows: Tensor) -> Tensor:
+        """Return what this rank takes of a batch, which is nothing where there are fewer rows than ranks."""
+        return rows.tensor_split(self.size)[self.rank]
+
+    def part_of(self, batch: Batch, count: Count = count_of) -> Batch:
+        """Return what this rank takes of a batch of any structure.
+
+        Arguments:
+            batch: the batch of all ranks.
+            count: returns the number of data of a batch.
+
+        Raises:
+            ValueError: where there are several ranks, and the tensors of the batch differ in their first dimension.
+        """
+        if self.size == 1:
+            return batch
+        if not are_rows(batch, count):
+            fix = "give each tensor the data in its first dimension, or train by one process"
+            raise ValueError(f"several processes split each batch, which they cannot do with {in_words(batch)}: {fix}")
+        return map_tensors(self.part, batch)
+
+    def seed(self, seed: int) -> int:
+        """Return the seed of this rank's own noise: for rank 0, and so for a single process, the seed itself."""
+        return seed if self.rank == 0 else int(np.random.SeedSequence([seed % 2**64, self.rank]).generate_state(1)[0])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of every rank's values, the same to the last bit on all of them.
+
+        Raises:
+            ConnectionError: where another rank has ended, or does not answer.
+        """
+        if self.fabric is None:
+            return values
+        total = values.to(self.fabric.device, copy=True)
+        try:
+            torch.distributed.all_reduce(total)  # Fabric's own waits at a barrier first, which a step has no need of
+        except RuntimeError as error:
+            minutes = f"or has not answered for {TIMEOUT_MINUTES} minutes"
+            raise ConnectionError(f"another process of this training has ended, {minutes}") from error
+        return total.to(values.device)
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """Return every rank's value, by rank.
+
+        Raises:
+            ConnectionError: as `sum`.
+        """
+        all_ = torch.zeros(self.size, *value.shape, dtype=torch.int64)
+        all_[self.rank] = value
+        return list(self.sum(all_).to(value))
+
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set on some rank."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
+
+    def combine(
+        self, terms: Sequence[Tensor], gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], count: int
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor | None], int | Tensor]:
+        """Bring the ranks' results of one step together, in a single sum over a flat tensor.
+
+        Arguments:
+            terms: scalars, summed over this rank's data.
+            gradients: of the mean over this rank's data, one for each parameter, or None.
+            parameters: the parameters, of the same shapes on all ranks.
+            count: how many data this rank has; where there are none, what stands in the terms and gradients is left
+                out.
+
+        Returns:
+            The terms summed over all data of the step, the gradients of their mean, and their number.
+
+        Raises:
+            ConnectionError: as `sum`.
+        """
+        if self.size == 1:
+            return terms, gradients, count
+        dtype = reduce(torch.promote_types, (parameter.dtype for parameter in parameters))
+        like = torch.empty(0, dtype=dtype, device=parameters[0].device)
+        used = [gradient is not None for gradient in gradients]
+        weighed = [
+            like.new_zeros(parameter.numel()) if gradient is None else gradient.flatten().to(like) * count
+            for parameter, gradient in zip(parameters, gradients, strict=True)
+        ]
+        own_terms = torch.stack([term.to(like) for term in terms]) * bool(count)
+        flat = torch.cat([own_terms, like.new_tensor([count, *used]), *weighed])
+        sizes = [len(terms), 1, len(used), *(len(piece) for piece in weighed)]
+        all_terms, total, used_by, *sums = self.sum(flat).split(sizes)
+        means = [
+            # Only a rank without a gradient has to look whether others have one, which waits for the device.
+            (value / total).view_as(parameter).to(parameter.dtype) if mine or theirs > 0 else None
+            for value, parameter, mine, theirs in zip(sums, parameters, used, used_by, strict=True)
+        ]
+        return all_terms.unbind(), means, total[0]
+
+    @torch.no_grad()
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Give every rank the values that the tensors have on rank 0."""
+        if self.fabric is None:
+            return
+        values = self.fabric.broadcast([tensor.detach().cpu() for tensor in tensors])
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+
+    def together(self, function: Callable[[], T]) -> T:
+        """Call a function on every rank; where it fails on some, end all of them by the error of the first.
+
+        Raises:
+            Exception: the function's own, on the first rank where it failed.
+            SystemExit: with code 2, on all other ranks.
+        """
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+        failed = torch.zeros(self.size)
+        failed[self.rank] = error is not None
+        failed = self.sum(failed)
+        if error is not None and failed.argmax() == self.rank:
+            raise error
+        if failed.any():
+            raise SystemExit(2)
+        return result  # type: ignore[return-value]
+
+
+def started() -> tuple[int, int] | None:
+    """Return how many processes torchrun or SLURM's srun has started on each machine, and on how many machines.
+
+    Raises:
+        ValueError: where torchrun's variables contradict each other.
+
+    Example:
+        >>> started() is None
+        True
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        try:
+            world, local, rank, local_rank = (int(os.environ[name]) for name in TORCHRUN)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"torchrun sets {', '.join(TORCHRUN)} to numbers, but here: {error}") from error
+        if not (0 <= local_rank < local <= world and local_rank <= rank < world and world % local == 0):
+            found = f"WORLD_SIZE {world}, LOCAL_WORLD_SIZE {local}, RANK {rank}, LOCAL_RANK {local_rank}"
+            raise ValueError(f"torchrun's variables contradict each other: {found}; start as many on every machine")
+        return local, world // local
+    tasks, machines = (int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    if tasks > 1 and "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return tasks // machines, machines
+    return None
+
+
+def connect(devices: int | None, device: str) -> "Fabric | None":
+    """Return a Fabric that is yet to be launched, or None where a single process does.
+
+    Arguments:
+        devices: processes on this machine, each with a device of its own; None for as many as torchrun or srun has
+            started, else one.
+        device: "cpu" or "cuda", the kind of the devices.
+
+    Returns:
+        A Fabric that starts the processes, or joins those that torchrun or srun has started.
+
+    Raises:
+        ValueError: for devices that are not there, and numbers that contradict those of torchrun or srun; where
+            Lightning Fabric is not installed.
+
+    Example:
+        >>> connect(0, "cpu")
+        Traceback (most recent call last):
+        ...
+        ValueError: --devices must be at least 1, not 0
+    """
+    if devices is not None and devices < 1:
+        raise ValueError(f"--devices must be at least 1, not {devices}")
+    outside = started()
+    local, machines = outside or (devices or 1, 1)
+    if devices not in (None, local):
+        raise ValueError(f"--devices {devices} contradicts torchrun or srun, which started {local} here; leave it out")
+    if local * machines == 1:
+        return None
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"several processes take --device cpu or cuda, one device each, not {device!r}")
+    there = os.cpu_count() or 1 if device == "cpu" else torch.cuda.device_count()
+    if local > there:
+        raise ValueError(f"--devices {local} is more than this machine has: {there} of {device}")
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies import DDPStrategy
+    except ImportError as error:
+        fix = "python -m pip install 'pyro-vae[distributed]'"
+        raise ValueError(f"training on several processes needs Lightning Fabric: {fix}") from error
+    how = DDPStrategy(start_method="popen" if outside else "spawn", timeout=timedelta(minutes=TIMEOUT_MINUTES))
+    try:
+        return Fabric(accelerator=device, devices=local, num_nodes=machines, strategy=how)
+    except RuntimeError as error:  # such as of srun's variables
+        raise ValueError(str(error)) from error

@@ -1,0 +1,279 @@
+"""Recordings of a step: made once, checked, and replayed in place of the programs."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.infer
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.fx import GraphModule
+from torch.nn.functional import one_hot
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.data.batch import structure_of, tensors_of, with_tensors
+from pyro_vae.runtime.changes import Changes
+from pyro_vae.runtime.compiling import compiled, kept_on_device
+from pyro_vae.runtime.held import Held
+from pyro_vae.runtime.steps import (
+    Outputs,
+    Step,
+    constants_of,
+    get_random_state,
+    import_tracers,
+    reason_of,
+    same,
+    set_random_state,
+)
+
+AGAIN = 100  # calls with inputs of another structure than the first, from which on it pays to record them, too
+
+
+MOST = 8  # structures that are recorded
+
+
+CHANGED = "what the programs hold in Python changes from step to step"
+
+
+class _OneHot(TorchFunctionMode):
+    """Make one-hot codes without a look at the labels, as torch's own takes one, which no recording can replay."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return (_one_hot if func is one_hot else func)(*args, **(kwargs or {}))
+
+
+def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:  # noqa: A002 (torch's name)
+    if num_classes == -1:  # as many as there are in the data, which a recording does not know
+        return one_hot(input)
+    return input.new_zeros(*input.shape, num_classes).scatter(-1, input[..., None], 1)
+
+
+class Recorded:
+    """A step that runs its programs a few times, and from then on replays the arithmetic that they did.
+
+    The first call runs the step itself, so that lazy initialization happens before recording. The second one records
+    every tensor operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of
+    calls has doubled since, the recording is run beside the step, on the same random numbers, and must give the same
+    outputs to the last bit (within a relative ``tolerance`` where it is compiled or runs on a GPU, whose sums have
+    another order; single numbers are compared with the largest of them); all other calls run the recording alone.
+    Parameters and buffers are the programs' own, not copies, and noise is drawn anew at every call.
+
+    Each structure of the inputs (shapes, types, strides, and the numbers of Python among them) has a recording of its
+    own; inputs that hold other objects are left to the step.
+    Structures other than the first, such as the smaller batch at the end of an epoch, are recorded once they have been
+    met `AGAIN` times; those beyond the first `MOST` never are. Everything is left to the step where it cannot be
+    recorded (a branch of Python on data), differs from its recording at the first check, or where something that the
+    step holds in Python has changed (see `Held`). A difference that a later check finds is an
+    error, as the steps since the check before it were replayed.
+
+    Arguments:
+        step: a function of a batch, and of further tensors and numbers, to tensors or None.
+        compiled: have ``torch.compile`` make one kernel of many operations. This takes seconds, once.
+        quiet: do not warn where the step cannot be recorded.
+        tolerance: of what is compiled, or runs on a GPU.
+        graphs: on a GPU, have the compiler replay its kernels as a CUDA graph; not where a `WholeStep` is one.
+
+    Raises:
+        ValueError: by a call or by `verify`, where a check finds that replayed steps may have been wrong.
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> step = Recorded(lambda x: torch.autograd.grad((weight * x).sin().sum(), weight))
+        >>> for number in range(4):
+        ...     gradient, = step(torch.full((2,), float(number)))
+        >>> torch.equal(gradient, 3 * torch.full((2,), 3.0).cos()), step.replayed
+        (True, 1)
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        *,
+        compiled: bool = False,
+        quiet: bool = False,
+        tolerance: float = 1e-5,
+        graphs: bool = True,
+    ) -> None:
+        self.step, self.compiled, self.quiet, self.tolerance, self.graphs = step, compiled, quiet, tolerance, graphs
+        self.calls = self.replayed = 0
+        self.first = 0  # the number of the first call's step
+        self.reason = ""
+        self._held: Held | None = None
+        self._recordings: dict[Any, _Recording] = {}  # by the structure of their inputs
+
+    def __call__(self, *inputs: Any) -> Outputs:
+        """Return the step's outputs."""
+        self.calls += 1
+        own = None if self.reason else self._recording_of(inputs)
+        if own is None:
+            return self.step(*inputs)
+        own.calls += 1
+        if own.graph is None:
+            return self._record(own, inputs) if own.calls > own.eager else self.step(*inputs)
+        if not self._is_current():
+            self._fall_back(CHANGED)
+            return self.step(*inputs)
+        if own.calls >= own.check_at:
+            own.check_at = 2 * own.calls
+            return self._check(own, inputs)
+        self._count_replay(own, inputs)
+        with torch.no_grad():
+            return own.replay(*tensors_of(inputs))
+
+    def _recording_of(self, inputs: tuple[Any, ...]) -> "_Recording | None":
+        structure = structure_of(inputs)
+        if structure not in self._recordings:
+            if structure is None or len(self._recordings) == MOST:
+                return None
+            self._recordings[structure] = _Recording(eager=AGAIN if self._recordings else 1)
+        return self._recordings[structure]
+
+    def replays(self, *inputs: Any) -> bool:
+        """Whether a call with these inputs, of the first structure, would run its recording alone."""
+        own = next(iter(self._recordings.values()), None)
+        if own is None or own.graph is None or self._recordings.get(structure_of(inputs)) is not own:
+            return False
+        return own.calls + 1 < own.check_at and self._is_current()
+
+    def count_replay(self, *inputs: Any) -> None:
+        """Keep in mind that a recording has been replayed on these inputs, by a call from outside."""
+        own = self._recordings[structure_of(inputs)]
+        self.calls, own.calls = self.calls + 1, own.calls + 1
+        self._count_replay(own, inputs)
+
+    def uncounted(self) -> AbstractContextManager[None]:
+        """Return a context in which calls are not counted."""
+        return _restored([self, *self._recordings.values()], "calls", "replayed", "replayed_at", "unchecked")
+
+    def _count_replay(self, own: "_Recording", inputs: tuple[Any, ...]) -> None:
+        self.replayed += 1
+        own.replayed_at, own.unchecked = self.calls, inputs
+
+    def verify(self) -> None:
+        """Check each recording now, on the inputs that were replayed last, unless it has been checked since.
+
+        All tensors and the random state are put back. Programs in which something has changed, which the next call will
+        notice, are not checked: they no longer are those that were recorded.
+
+        Raises:
+            ValueError: where the programs do not do what was recorded.
+        """
+        for own in self._recordings.values():
+            if own.unchecked and own.graph is not None and self._is_current():
+                random_state = get_random_state()
+                with Changes() as changes:
+                    self._check(own, own.unchecked)
+                changes.undo()
+                set_random_state(random_state)
+
+    def _is_current(self) -> bool:
+        return self._held is not None and self._held.unchanged()
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"eager: the step cannot be recorded ({self.reason})"
+        return f"{'compiled' if self.compiled else 'recorded'}: {self.replayed} of {self.calls} steps were replayed"
+
+    def _record(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
+        import_tracers()
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        outputs: Outputs = ()
+
+        def step(*tensors: Tensor) -> Outputs:
+            nonlocal outputs
+            outputs = self.step(*with_tensors(inputs, tensors))
+            return outputs
+
+        random_state, before = get_random_state(), self._hold()
+        try:
+            with Changes() as changes, kept_on_device(), _OneHot():
+                own.graph = make_fx(step)(*tensors_of(inputs))
+        except Exception as error:  # any program may stand here, and fail in any way
+            changes.undo()
+            set_random_state(random_state)
+            if not before.unchanged():  # what Python holds cannot be put back
+                raise ValueError(f"the step cannot be recorded ({reason_of(error)}): take engine='eager'") from error
+            self._fall_back(reason_of(error))
+            return self.step(*inputs)
+        own.replay, self._held, own.checked_at = own.graph, self._hold(), self.calls
+        if not before.unchanged():
+            self._fall_back(CHANGED)
+        return outputs
+
+    def _hold(self) -> Held:
+        return Held(self.step, pyro.get_param_store())
+
+    def _check(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
+        graph: Any = own.graph  # which has been made
+        tensors = tensors_of(inputs)
+        state = [(value, value.clone()) for value in constants_of(graph)]  # programs may change any, and parameters
+        random_state = get_random_state()
+        failure = ""
+        replayed: Outputs = ()
+        with torch.no_grad():
+            try:
+                if self.compiled and not own.compiled:
+                    own.replay, own.compiled = compiled(graph, self.graphs, *tensors), True
+                replayed = own.replay(*tensors)
+            except Exception as error:  # of the compiler, or where there is none
+                failure = reason_of(error)
+            for value, before in state:  # such as the running mean of a batch normalization, or a codebook
+                if not same([value], [before]):
+                    value.copy_(before)
+        after = get_random_state()
+        set_random_state(random_state)
+        outputs = self.step(*inputs)
+        tolerance = self.tolerance if self.compiled or tensors[0].device.type != "cpu" else 0.0
+        if not (failure or (same(outputs, replayed, tolerance) and same(after, get_random_state()))):
+            failure = "the programs' arithmetic is not the same at every step"
+        if failure and own.unchecked:
+            first, last = self.first + own.checked_at, self.first + own.replayed_at - 1
+            raise ValueError(
+                f"the programs no longer do what was recorded ({failure}): steps {first} to {last}, replayed since the"
+                f" last check, cannot be trusted; train, or resume the checkpoint from before, with engine='eager'"
+            )
+        if failure:
+            self._fall_back(failure)
+        own.checked_at, own.unchecked = self.calls, ()
+        return outputs
+
+    def _fall_back(self, reason: str) -> None:
+        self.reason = reason
+        self._held = None
+        self._recordings.clear()
+        if not self.quiet:
+            warnings.warn(f"the step cannot be recorded and is run eagerly ({reason})", RuntimeWarning, stacklevel=4)
+
+
+@dataclass
+class _Recording:
+    """A recording of one structure of inputs, and when it was made, checked and replayed."""
+
+    eager: int  # calls that the step takes before it is recorded
+    graph: GraphModule | None = None
+    replay: Step = tuple
+    compiled: bool = False
+    calls: int = 0
+    check_at: int = 0
+    checked_at: int = 0  # counted over all structures, as is the next
+    replayed_at: int = 0
+    unchecked: tuple[Any, ...] = ()  # the inputs of the last call that was replayed since the last check
+
+
+@contextmanager
+def _restored(owners: Sequence[Any], *names: str) -> Iterator[None]:
+    """Put attributes back to what they are now."""
+    before = [(owner, name, getattr(owner, name)) for owner in owners for name in names if hasattr(owner, name)]
+    yield
+    for owner, name, value in before:
+        setattr(owner, name, value)
+
+
+def kept_tensors() -> saved_tensors_hooks:
+    """Return the context in which a checkpoint around it keeps what the gradients need, and does not run it again."""
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)

@@ -1,0 +1,109 @@
+"""A step and its optimizer as one CUDA graph."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.batch import Batch, map_tensors, tensors_of
+from pyro_vae.runtime.recording import Recorded
+from pyro_vae.runtime.steps import get_random_state, reason_of, same, set_random_state
+
+
+class WholeStep:
+    """A step on a GPU, its optimizer included, that is captured as one CUDA graph, and then launched by a single call.
+
+    It is captured once its recording has been replayed a few times. Before the graph is trusted it is run beside the
+    step, from the same state and on the same random numbers, and must change the state alike, to the recording's
+    tolerance. Batches of another structure than the first, and the calls at which the recording is checked, are left to
+    the step; an optimizer whose settings change, such as its learning rate, has the step captured anew.
+
+    Arguments:
+        step: a function of a batch, a KL weight and the number of data to a tensor. It changes tensors in place, never
+            waits for the device, and computes by ``recorded``.
+        recorded: the recording of the step's arithmetic.
+        optim: the optimizer, a fused one.
+        state: returns all tensors that the step changes, but for the optimizer's own.
+    """
+
+    WARM = 3  # replays of the recording, after which nothing is made lazily any more
+
+    def __init__(
+        self,
+        step: Callable[[Batch, Tensor | float, int], Tensor],
+        recorded: Recorded,
+        optim: torch.optim.Optimizer,
+        state: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        self.step, self.recorded, self.optim, self.state = step, recorded, optim, state
+        recorded.graphs = False
+        for group in optim.param_groups:
+            group |= {"capturable": True} if "capturable" in group else {}
+        self.launched = 0
+        self.reason = ""
+        self._launch: Callable[[], Tensor] | None = None
+        self._inputs: list[Tensor] = []
+        self._captured_with: list[Any] = []
+
+    def __call__(self, batch: Batch, weight: Tensor | float, count: int) -> Tensor:
+        """Return what the step returns."""
+        recorded = self.recorded
+        ready = recorded.replayed >= self.WARM and recorded.replays(batch, weight, count)
+        if self.reason or not ready:
+            return self.step(batch, weight, count)
+        if self._launch is None or self._captured_with != self._settings():
+            return self._capture(batch, weight, count)
+        for own, value in zip(self._inputs, tensors_of((batch, weight)), strict=True):
+            own.copy_(value)
+        recorded.count_replay(batch, weight, count)
+        self.launched += 1
+        return self._launch()
+
+    def _capture(self, batch: Batch, weight: Tensor | float, count: int) -> Tensor:
+        own_batch, own_weight = map_tensors(Tensor.clone, (batch, weight))
+        self._inputs = tensors_of((own_batch, own_weight))
+        self._captured_with = self._settings()
+        before, random_state = [value.clone() for value in self._state()], get_random_state()
+        launched: list[Tensor] = []
+        with self.recorded.uncounted():
+            try:
+                self._launch = _on_one_graph(lambda: self.step(own_batch, own_weight, count))
+                self._launch()
+                launched = [value.clone() for value in self._state()]
+            except RuntimeError as error:  # of CUDA, at what waits for the device or cannot be captured
+                self.reason = reason_of(error)
+        with torch.no_grad():
+            for value, value_before in zip(self._state(), before, strict=True):
+                value.copy_(value_before)
+        set_random_state(random_state)
+        output = self.step(batch, weight, count)
+        with torch.no_grad():
+            if not (self.reason or same(self._state(), launched, self.recorded.tolerance)):
+                self.reason = "its result differs from the ordinary step"
+        if self.reason:
+            self._launch = None
+            warnings.warn(f"CUDA graph disabled: {self.reason}", RuntimeWarning, stacklevel=3)
+        return output
+
+    def _state(self) -> list[Tensor]:
+        own = [value for values in self.optim.state.values() for value in values.values() if isinstance(value, Tensor)]
+        return [*self.state(), *own]
+
+    def _settings(self) -> list[Any]:
+        groups = self.optim.param_groups
+        return [[value for name, value in group.items() if name != "params"] for group in groups]
+
+
+def _on_one_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Capture a function's work on the GPU, without doing it, and return what does it and returns its result."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+
+    def launch() -> Tensor:
+        graph.replay()
+        return result.clone()  # the next launch writes there again
+
+    return launch
