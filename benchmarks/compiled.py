@@ -22,7 +22,7 @@ from benchmarks.grid import part_of
 from pyro_vae import VAE, decoders, encoders, fit, priors
 from pyro_vae.runtime import recording as engine
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the cases of the contract are
+sys.path.extend([str(Path(__file__).parents[1] / "tests" / room) for room in ("support", "cases")])  # of the contract
 from all_cases import CASES
 from combinations import OBJECTIVES
 from partners import vae_around

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import machine
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the cases of the contract are
+sys.path.extend([str(Path(__file__).parents[1] / "tests" / room) for room in ("support", "cases")])  # of the contract
 from combinations import OBJECTIVES, TRIPLES, grey, outcomes
 
 OUTCOMES = ("decreased", "trained", "refused", "failed")

@@ -28,7 +28,7 @@ decoder_cases = pytest.mark.parametrize("case", cases("decoders"), ids=repr)
 @pytest.mark.parametrize("family", sorted(public_parts(), key=str))
 def test_every_part_is_held_to_the_contract(family):
     known = {case.family for case in CASES}
-    assert family in known, f"{family} has no construction: enter it in the CASES of tests/part_cases.py"
+    assert family in known, f"{family} has no construction: enter it in the CASES of tests/support/part_cases.py"
 
 
 def test_the_walk_finds_the_parts():
@@ -291,7 +291,7 @@ def test_pathwise_gradients_are_those_of_the_expectation(case):
     part = built(case, latent_dim=case.dim, shape=WIDTH, network=FromInput)
     outputs = 0.5 * torch.randn(numbers_shape(part), dtype=torch.float64)
     if not on_a_small_event(case, outputs).has_rsample or getattr(part, "straight_through", False):
-        return  # no pathwise gradient is promised, or one of the relaxed draw (tests/test_encoders_discrete.py)
+        return  # no pathwise gradient is promised, or one of the relaxed draw (see test_encoders_discrete)
     leaf = outputs.clone().requires_grad_()
     distribution = on_a_small_event(case, leaf)
     nodes, weights = quadrature.rule(distribution)

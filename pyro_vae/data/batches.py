@@ -129,7 +129,7 @@ def shuffled_batches(
         x: data, whose first dimension counts them.
         batch_size: data per batch, at least 1.
         order: the source of the order, on the CPU, so that it is one order on every device.
-        part: takes from the rows of a batch those that are wanted, such as `pyro_vae.distributed.Ranks.part`.
+        part: takes from the rows of a batch those that are wanted, such as `pyro_vae.runtime.distributed.Ranks.part`.
 
     Yields:
         Batches of x, or what is wanted of them.

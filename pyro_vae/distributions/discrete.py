@@ -94,7 +94,7 @@ class EnumerableIndependent(dist.Independent):
 
 
 class OneHotCategorical(dist.OneHotCategorical):
-    """One-hot vectors whose drawing can be recorded by `pyro_vae.engine`.
+    """One-hot vectors whose drawing can be recorded by `pyro_vae.runtime.engine`.
 
     Torch's own drawing turns tensors into numbers to check their range (seen in torch 2.13), which a recording cannot.
 

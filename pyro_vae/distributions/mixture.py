@@ -151,7 +151,7 @@ def squared_distances(value: Tensor, loc: Tensor, precision: Tensor) -> Tensor:
     The square is multiplied out, so that the sums over the dimensions are matrix products and no array of shape
     (N, K, D) is made. Where its terms are so much larger than it that 64 bits cannot hold it, the differences are
     squared one by one, which takes several times as long. This is an operation of torch, as a recording of the step
-    (`pyro_vae.engine`) cannot hang on values.
+    (`pyro_vae.runtime.engine`) cannot hang on values.
 
     Arguments:
         value: z, shape (N, D), in 64 bits.

@@ -1,6 +1,6 @@
 """Quantiles of gamma and beta variables, which torch lacks, with the derivatives that torch has for their draws.
 
-They are operations of torch, so that a step with them can be recorded (`pyro_vae.engine`).
+They are operations of torch, so that a step with them can be recorded (`pyro_vae.runtime.engine`).
 """
 
 from collections.abc import Callable

@@ -200,8 +200,8 @@ def check_settings(
         beta: at least 0 and finite.
         clip_norm: above 0, or None.
         lr: above 0 and finite.
-        engine: one of ``pyro_vae.engine.ENGINES``.
-        precision: one of ``pyro_vae.precision.PRECISIONS``, which the device has.
+        engine: one of ``pyro_vae.runtime.engine.ENGINES``.
+        precision: one of ``pyro_vae.runtime.precision.PRECISIONS``, which the device has.
         on_nan: one of `pyro_vae.training.guards.GUARDS`.
         device: where the training will be.
 

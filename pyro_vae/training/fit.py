@@ -126,14 +126,14 @@ def fit(
         count: returns the number of data of a ready batch; by default its first tensor's first dimension.
         engine: "eager" runs the programs at every step. "recorded" runs them a few times and then replays their
             arithmetic, with the same result to the last bit, as long as the programs do the same at every step (see
-            `pyro_vae.engine.Recorded`). A step that cannot be recorded runs eagerly, with a warning. "compiled" lets
-            ``torch.compile`` fuse the recorded operations, which takes some seconds once; results agree within
-            1e-5, or within 1e-3 for objectives that weigh particles, whose weights magnify rounding. "auto" records,
-            without a warning, where that saves time and the programs consist of parts of this package and of torch; it
-            never changes a digit. Programs and networks of your own may count or have schedules, so "auto" runs them
-            eagerly.
+            `pyro_vae.runtime.recording.Recorded`). A step that cannot be recorded runs eagerly, with a warning.
+            "compiled" lets ``torch.compile`` fuse the recorded operations, which takes some seconds once; results agree
+            within 1e-5, or within 1e-3 for objectives that weigh particles, whose weights magnify rounding. "auto"
+            records, without a warning, where that saves time and the programs consist of parts of this package and of
+            torch; it never changes a digit. Programs and networks of your own may count or have schedules, so "auto"
+            runs them eagerly.
         precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
-            and all else, evaluations included, in 32 bits (see `pyro_vae.precision.BFloat16Layers`).
+            and all else, evaluations included, in 32 bits (see `pyro_vae.runtime.precision.BFloat16Layers`).
         memory: limit for the particles of a step, as a number of bytes or a text such as "2GB". Particles of the
             objectives of this package are processed in chunks that fit; such steps run eagerly. This changes nothing
             but rounding, and the noise of a model that draws noise of its own.
@@ -145,9 +145,9 @@ def fit(
         on_nan: what happens where a loss or a gradient is not finite, before it changes a parameter. "stop" raises an
             error that names the step and the first part that is not finite; "skip" leaves the batch out; "rollback"
             restores the parameters from the start of the epoch, and continues with the next batch.
-        checkpoints: a folder for checkpoints, or `pyro_vae.checkpoints.Checkpoints`, which says when one is written. A
-            folder that holds the checkpoint of a training is refused unless ``resume`` names it, and so is a folder
-            that another training writes to.
+        checkpoints: a folder for checkpoints, or `pyro_vae.runtime.checkpoints.Checkpoints`, which says when one is
+            written. A folder that holds the checkpoint of a training is refused unless ``resume`` names it, and so is
+            a folder that another training writes to.
         resume: a folder that holds a checkpoint of a training with the same programs, data and arguments. The training
             continues as if it had never been stopped, to the last bit on the same machine unless the engine is
             "compiled"; ``epochs`` may be larger. Ready batches begin again at the start of their epoch. Checkpoints are

@@ -44,7 +44,7 @@ class Measure:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         test: data for the test columns, or None.
-        settings: what `pyro_vae.evaluation.mean_bound` is called with.
+        settings: what `pyro_vae.diagnostics.evaluation.mean_bound` is called with.
         check: called after each epoch, before anything is measured.
     """
 

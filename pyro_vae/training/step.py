@@ -27,7 +27,7 @@ class Estimator:
         loss: the objective.
         programs: the model and the guide.
         plates: names of their plates over the data, which `check_before` finds.
-        precision: one of ``pyro_vae.precision.PRECISIONS``.
+        precision: one of ``pyro_vae.runtime.precision.PRECISIONS``.
     """
 
     def __init__(self, loss: ELBO, programs: Programs, plates: Collection[str] = (), precision: str = "32") -> None:

@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py trains: in its own process, and as a script in two, of half the batch each."""
+"""What tests/runtime/test_distributed.py trains: in its own process, and as a script in two, of half the batch each."""
 
 import sys
 import tempfile

@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO
 from pyro_vae import fit
 from pyro_vae.data.batch import arguments, map_tensors, tensors_of
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS, SEED = 50, 3
 PROGRAMS = [  # the first is the one of the quick tier
     "bayesian_regression",

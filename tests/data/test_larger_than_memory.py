@@ -29,7 +29,7 @@ def array(tmp_path):
 
 def growth(argument):
     """Return by how many bytes the peak of a process grows when it trains on many data."""
-    script = Path(__file__).parent / "peak_memory.py"
+    script = Path(__file__).parents[1] / "support" / "peak_memory.py"
     found = subprocess.run([sys.executable, script, argument], capture_output=True, text=True, check=True, timeout=300)
     return 1024 * int(found.stdout)
 

@@ -1,6 +1,6 @@
-"""What tests/test_larger_than_memory.py runs in a process of its own: the growth of its memory's peak in a training.
+"""What test_larger_than_memory.py runs in a process of its own: the growth of its memory's peak in a training.
 
-python tests/peak_memory.py FILE, or a number of data to make up one by one
+python tests/support/peak_memory.py FILE, or a number of data to make up one by one
 """
 
 import resource

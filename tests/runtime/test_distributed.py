@@ -6,7 +6,7 @@ import pytest
 import ranks
 import torch
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow  # the two processes take half a minute; the quick tier has one run of test_launch.py
 
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # the two processes take half a minute; the quick
 def two_ranks(tmp_path_factory):
     """What each of two real processes has found."""
     folder = tmp_path_factory.mktemp("ranks")
-    subprocess.run([sys.executable, TESTS / "ranks.py", folder], check=True, timeout=300)
+    subprocess.run([sys.executable, TESTS / "support" / "ranks.py", folder], check=True, timeout=300)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -1,11 +1,11 @@
-"""The cases of all parts, from the files ``cases_*.py`` beside this one."""
+"""The cases of all parts, from the files of ``tests/cases``."""
 
 import importlib
 from pathlib import Path
 
 CASES = [
     case
-    for path in sorted(Path(__file__).parent.glob("cases_*.py"))
+    for path in sorted((Path(__file__).parents[1] / "cases").glob("cases_*.py"))
     for case in importlib.import_module(path.stem).CASES
 ]
 
