@@ -133,11 +133,10 @@ class StopAtEndOfEpoch(Guard):
 
 
 class Skip(Guard):
-    """Leaves the batch out; the buffers, which the programs may have changed, are put back."""
+    """Leaves the batch out; what the programs may have changed themselves, buffers or parameters, is put back."""
 
     def start_step(self) -> None:
-        values = self.programs.values().items()
-        self._before = {name: value.clone() for name, value in values if name.startswith("buffer/")}
+        self._before = {name: value.detach().clone() for name, value in self.programs.values().items()}
 
     def refuse(self, what: str) -> None:
         warnings.warn(f"a step is left out (skip): {what}", RuntimeWarning, stacklevel=6)
@@ -145,16 +144,16 @@ class Skip(Guard):
 
 
 class Rollback(Guard):
-    """Goes back to the parameters from the start of the epoch, and on with the next batch."""
+    """Goes back to the parameters from the start of the epoch, and on with the next batch and its learning rate."""
 
     def start_epoch(self) -> None:
-        self._good = copy.deepcopy((self.programs.values(), self.optim.state_dict()))
+        self._good = copy.deepcopy((self.programs.values(), self.optim.state_dict()["state"]))
 
     def refuse(self, what: str) -> None:
         warnings.warn(f"a step is left out (rollback): {what}", RuntimeWarning, stacklevel=6)
-        values, optim = self._good
+        values, state = self._good
         _put_back(self.programs.values(), values)
-        self.optim.load_state_dict(copy.deepcopy(optim))
+        self.optim.load_state_dict(self.optim.state_dict() | {"state": copy.deepcopy(state)})
 
 
 GUARDS = {"stop": Stop, "skip": Skip, "rollback": Rollback}

@@ -1,12 +1,15 @@
 import math
 import warnings
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_vae import VAE, decoders, encoders, fit, priors
+from pyro_vae.training import PerStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:Encountered")  # by Pyro, which says less
 SHAPE, COUNT, BATCH = (1, 4, 4), 40, 8  # 5 steps to an epoch
@@ -208,3 +211,66 @@ def test_a_loss_near_0_does_not_warn_where_it_moves():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(model, lambda _: None, x, epochs=20, batch_size=8, on_step=spoil(x, 60, 1.0))
+
+
+def test_a_rollback_leaves_the_schedule_of_the_learning_rate_alone():
+    vae = normal()
+    settings = {"schedule": PerStep(partial(ExponentialLR, gamma=0.9)), "optimizer": partial(torch.optim.SGD, lr=1e-3)}
+    with pytest.warns(RuntimeWarning, match="rollback"):
+        _, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="rollback", **settings)
+    assert history.column("learning_rate") == pytest.approx([1e-3 * 0.9 ** (5 * epoch) for epoch in range(4)])
+
+
+def of_one_code(weight, shift):
+    """A pair of programs that change the weight themselves, or call for a parameter late."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z * pyro.param("w", torch.tensor(1.0)) + shift(x), 1.0), obs=x[:, 0])
+
+    def guide(x):
+        pyro.module("weight", weight)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(weight.mean + pyro.param("m", torch.zeros(())), 1.0))
+
+    return model, guide
+
+
+class Mean(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
+
+@pytest.mark.filterwarnings("ignore:mean was not registered")
+def test_a_skipped_batch_leaves_no_trace_in_parameters_that_programs_change():
+    pyro.clear_param_store()
+    weight, means = Mean(), []
+
+    def running(x):
+        if torch.is_grad_enabled():
+            means.append(weight.mean.item())
+            weight.mean.data.mul_(0.9).add_(0.1 * x.mean())
+        return 0.0
+
+    x = torch.rand(COUNT, 1)
+    with pytest.warns(RuntimeWarning, match="left out"):
+        fit(*of_one_code(weight, running), x, epochs=3, batch_size=BATCH, on_nan="skip", on_step=spoil(x, 6))
+    assert weight.mean.isfinite()
+    assert means[8] == means[7]  # the step that was left out changed it, and it was put back
+
+
+@pytest.mark.filterwarnings("ignore:mean was not registered")
+def test_a_rollback_takes_parameters_that_were_met_meanwhile():
+    pyro.clear_param_store()
+    steps = []
+
+    def late(_):
+        steps.extend([0] * torch.is_grad_enabled())
+        return pyro.param("late", torch.tensor(0.1)) if len(steps) > 6 else 0.0
+
+    x = torch.rand(COUNT, 1)
+    with pytest.warns(RuntimeWarning, match="rollback"):
+        history = fit(*of_one_code(Mean(), late), x, epochs=3, batch_size=BATCH, on_nan="rollback", on_step=spoil(x, 7))
+    assert math.isfinite(history[-1]["train_loss"])
