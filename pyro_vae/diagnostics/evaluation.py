@@ -32,6 +32,7 @@ from pyro_vae.objectives import (
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded, transformed
 from pyro_vae.programs.handlers import AtMean, LocalModules, NoMeanError
+from pyro_vae.programs.seeds import noise_seed
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import WORTHWHILE
 from pyro_vae.runtime.held import Held
@@ -136,7 +137,7 @@ def mean_bound(
     """
     total = torch.zeros(3, dtype=torch.float64)
     local, count = LocalModules(), count_in(x)
-    with seeded(ranks.seed(seed), x.device), mode(False, model, guide):
+    with seeded(noise_seed(ranks.seed(seed)), x.device), mode(False, model, guide):
         for rows in filter(count, (ranks.part_of(whole, count) for whole in x.split(batch_size))):
             batch = transformed(rows, transform, count)
             pair = local(model), local(guide)
@@ -270,11 +271,11 @@ def log_likelihood(
     count_rows = count_in(x)
     local, total = LocalModules(), 0.0
     keep_freed_memory()
-    with seeded(seed, x.device), mode(False, model, guide):
+    with seeded(noise_seed(seed), x.device), mode(False, model, guide):
         check_programs(model, guide, x)
         with pyro.validation_enabled(False), _on_particles(log_likelihood.__name__):  # all data have been checked
             weights = _LogLikelihood(local(model), local(guide), x[:1], count_rows)
-            with seeded(seed, x.device):
+            with seeded(noise_seed(seed), x.device):
                 batch_size, chunk = weights.sizes(x, samples, budget)
             batches, chunks = math.ceil(len(x) / batch_size), math.ceil(samples / chunk)
             draw = _replayed(partial(weights.draw, count=samples), batches, batches * chunks >= MANY)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from numbers import Integral
 
+import numpy as np
 import torch
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 
@@ -55,6 +56,18 @@ def _take_turns_anew() -> None:
         _TURN = threading.RLock()
         _PYRO_STACK.clear()
         _DIM_ALLOCATOR._stack.clear()
+
+
+def noise_seed(seed: int) -> int:
+    """Return the seed of an evaluation's noise, whose numbers ``torch.manual_seed(seed)`` does not draw.
+
+    Data that were made from these would meet the noise that they are made of again, in the same order.
+
+    Example:
+        >>> noise_seed(0) == noise_seed(0) != noise_seed(1)
+        True
+    """
+    return int(np.random.SeedSequence(as_seed(seed) % 2**64).generate_state(1)[0])
 
 
 if hasattr(os, "register_at_fork"):  # where processes can be forked

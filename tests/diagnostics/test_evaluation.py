@@ -748,3 +748,24 @@ def test_programs_that_fail_on_the_values_of_a_site_alone_are_refused_in_a_line_
     x = torch.ones(6, 2)
     with pytest.raises(ValueError, match=r"^TraceEnum_ELBO runs the programs on all values of a site.*expand.*$"):
         run(model, guide, x, loss=TraceEnum_ELBO(max_plate_nesting=1))
+
+
+def test_data_do_not_meet_the_noise_that_they_were_made_of():
+    torch.manual_seed(0)
+    x = torch.randn(1000, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", torch.tensor(0.2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.5).to_event(1))
+
+    square = x.square().mean().item()
+    exact = 0.5 * math.log(2 * math.pi) + (0.64 + 0.04) * square / 2 + 0.25 + math.log(2) - 0.5
+    row = fit(model, guide, x, epochs=0, validation=x)[0]
+    found = evaluate(model, guide, x).loss, -log_likelihood(model, guide, x, samples=1), row["test_loss"]
+    assert found == pytest.approx([exact] * 3, abs=0.075)  # 5 standard errors of 1,000 data

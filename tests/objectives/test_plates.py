@@ -238,7 +238,7 @@ def test_the_log_likelihood_under_a_scaled_plate_is_that_under_one_of_the_batch(
     for size in (None, N):
         torch.manual_seed(0)
         own = Drawn(size)
-        found.append(log_likelihood(own.model, own.guide, numbers()[:7], samples=20_000))
+        found.append(log_likelihood(own.model, own.guide, numbers()[:7], samples=100_000))
     assert found[1] == pytest.approx(found[0], abs=0.05)
 
 
