@@ -50,10 +50,10 @@ def as_rows(data: Any, fits: Callable[[Batch], bool], count: Count | None = None
         )
     if ready:
         return Ready(data, count, fits)
-    data = dict(data) if isinstance(data, Mapping) else data
+    data = dict(data) if isinstance(data, Mapping) and not is_array(data) else data
     if isinstance(data, Data):
         raise TypeError("the data have a train and a test part: give data.train, and validation=data.test")
-    if isinstance(data, dict | tuple) or (isinstance(data, list) and _are_columns(data, fits)):
+    if (isinstance(data, dict | tuple) and not is_array(data)) or (isinstance(data, list) and _are_columns(data, fits)):
         return Columns(data)
     if isinstance(data, IterableDataset):
         return _as_stream(data, fits)
@@ -73,6 +73,8 @@ def _is_ready(data: Any) -> bool:
     """Whether data are batches already: of a loader, or of what can be iterated over and has no places."""
     if isinstance(data, DataLoader | _BaseDataLoaderIter) or (isinstance(data, list) and _are_batches(data)):
         return True
+    if is_array(data):  # of scipy's sparse matrices some have no places, and one is a dict
+        return False
     kinds = Dataset | str | bytes | dict | set | frozenset | Tensor | Ready
     return isinstance(data, Iterable) and not isinstance(data, kinds) and not hasattr(data, "__getitem__")
 

@@ -22,12 +22,13 @@ def threshold(x: Tensor) -> Tensor:
 
 
 def _outside(x: Tensor) -> str:
-    bounds = f"{x.min().item():.6g} to {x.max().item():.6g}"
+    known = x[~x.isnan()]
+    bounds = f"{known.min().item():.6g} to {known.max().item():.6g}"
     return f"values in [0, 1], but the data hold {bounds}: scale them (8-bit pixels: x / 255, or --scale 255)"
 
 
 def dynamic(x: Tensor) -> Tensor:
-    """Binarize by chance: each value in [0, 1] is the probability of a 1.
+    """Binarize by chance: each value in [0, 1] is the probability of a 1; NaN, a missing entry, stays NaN.
 
     As a ``transform`` of `fit` it is drawn anew for every batch of every epoch, from the run's seed.
 
@@ -42,7 +43,7 @@ def dynamic(x: Tensor) -> Tensor:
         Salakhutdinov and Murray, 2008, On the Quantitative Analysis of Deep Belief Networks, section 6.
     """
     try:
-        return torch.bernoulli(x)
+        return torch.where(x.isnan(), x, torch.bernoulli(x.nan_to_num(0.0)))
     except RuntimeError as error:
         raise ValueError(f"dynamic binarization takes {_outside(x)}") from error
 

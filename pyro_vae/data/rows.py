@@ -145,9 +145,9 @@ class MemoryMapped(LazyRows):
         rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
         if not len(rows):  # the part of a rank for which a batch had no data left
             return torch.empty(0, *self.shape[1:], device=self.device, dtype=self.dtype)
-        values = from_numpy(self._read(rows.numpy()))
-        floats = values.to(torch.get_default_dtype()) if values.dtype == torch.uint8 else as_floats(values)
-        return self._moved(floats / self.scale)
+        values = as_floats(from_numpy(self._read(rows.numpy())))
+        wide = torch.promote_types(values.dtype, torch.get_default_dtype())  # 16 bits would lose digits of the quotient
+        return self._moved(values.to(wide) / self.scale)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         """Read rows by ordinary reads: a memory map would end the process by a signal if its file became shorter."""
@@ -246,7 +246,7 @@ class Columns(LazyRows):
 
 
 def _as_parts(parts: Any) -> Batch:
-    if isinstance(parts, dict):
+    if isinstance(parts, dict) and not is_array(parts):
         return {name: _as_parts(part) for name, part in parts.items()}
     if isinstance(parts, tuple) or (isinstance(parts, list) and not is_numbers(parts)):
         made = map(_as_parts, parts)

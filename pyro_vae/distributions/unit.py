@@ -169,6 +169,14 @@ def _powers(x: Tensor, coefficients: list[float]) -> Tensor:
     return total
 
 
+@register_kl(torch.distributions.ContinuousBernoulli, torch.distributions.ContinuousBernoulli)
+def _kl_of_continuous_bernoulli(p: dist.ContinuousBernoulli, q: dist.ContinuousBernoulli) -> Tensor:
+    """Take both at the mean of p, as log p - log q is linear in the value; torch's clamps probabilities."""
+    sign = torch.where(p.logits > 0, -1.0, 1.0).to(p.logits)  # mirrored, the mean is near 0, where it keeps its digits
+    one, other = (ContinuousBernoulli(logits=sign * each.logits, validate_args=False) for each in (p, q))
+    return one.log_prob(one.mean) - other.log_prob(one.mean)
+
+
 class _OpenUnitInterval(constraints.interval):
     """The numbers strictly between 0 and 1."""
 

@@ -85,6 +85,8 @@ def check_support(site: dict[str, Any], value: Tensor) -> None:
         fix = inner.hint
     elif kind == "{0, 1}" and bad.min() >= 0 and bad.max() <= 1:
         fix = "binarize the data (threshold or dynamic), or accept grey values by name (decoders.Bernoulli(grey=True))"
+    elif inner.is_discrete and kind != "{0, 1}":
+        fix = "give whole numbers in it, such as raw counts or numbers of tokens, or choose another decoder"
     elif bad.min() >= 0 and bad.max() > 1:
         fix = "scale the data to [0, 1] (8-bit pixels: x / 255, or --scale 255), or choose another decoder"
     else:

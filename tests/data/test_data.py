@@ -135,7 +135,7 @@ def test_numbers_of_every_kind_become_floats_of_the_same_values(tmp_path, dtype)
 
 
 @pytest.mark.parametrize("save", [np.save, np.savez])
-@pytest.mark.parametrize("kind", ["u1", "i4", "f4"])
+@pytest.mark.parametrize("kind", ["f2", "u1", "i4", "f4"])
 def test_a_scale_divides_both_parts_of_a_file_whatever_its_type_and_where_it_is(tmp_path, save, kind, monkeypatch):
     values = np.random.default_rng(0).integers(0, 200, (10, 3)).astype(kind)
     path = tmp_path / f"x.np{'y' if save is np.save else 'z'}"
@@ -144,9 +144,9 @@ def test_a_scale_divides_both_parts_of_a_file_whatever_its_type_and_where_it_is(
     for in_memory in (2**30, 0):
         monkeypatch.setattr("pyro_vae.data.numpy_files.IN_MEMORY", in_memory)
         for eight_bit in (False, True):
-            scaled = load(path, scale=4, eight_bit=eight_bit)
+            scaled = load(path, scale=7, eight_bit=eight_bit)
             for part, plain in zip(scaled[:2], parts[:2], strict=True):
-                assert torch.equal(as_tensor(part), plain / 4)
+                assert torch.equal(as_tensor(part), plain / 7)
 
 
 @pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf"), "255", True])
@@ -762,6 +762,17 @@ def of_each_kind():
     }
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_channel_that_is_no_colour_is_not_left_out(mode, tmp_path):
+    """Such as the second one of a microscope, which Pillow does not read."""
+    Image.new(mode, (4, 6)).save(tmp_path / "x.tif")
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    content[content.index(struct.pack("<HHI", 338, 3, 1)) + 8] = 0  # it is not said what the sample is
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"its pixels have {len(mode)} samples, and {mode[:-1]} is read alone"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("name", of_each_kind())
 def test_a_picture_from_which_no_values_follow_is_refused_by_name(tmp_path, name):
     image, how, words = of_each_kind()[name]
@@ -1200,3 +1211,28 @@ def test_streams_are_read_with_a_length_without_one_and_in_a_chain():
     for source in (Counted(X), ChainDataset([Stream(X[:1]), Counted(X[1:])]), ChainDataset([Counted(X)])):
         assert torch.equal(as_tensor(source), X)
         assert torch.equal(data.Stream(source)[:], X)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "bsr", "lil", "dia", "dok"])
+@pytest.mark.parametrize("container", ["matrix", "array"])
+def test_sparse_counts_of_every_format_are_evaluated_alike(kind, container):
+    counts = np.random.default_rng(0).poisson(0.5, (20, 6)).astype(np.float32)
+    stored = getattr(sparse, f"{kind}_{container}")(counts)
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Poisson(2, 6))
+    assert evaluate(vae.model, vae.guide, stored) == evaluate(vae.model, vae.guide, torch.tensor(counts))
+    assert torch.equal(data.Columns((stored, [0] * 20))[:][0], torch.tensor(counts))
+
+
+@pytest.mark.parametrize(("value", "decoder"), [(3.5, "Poisson"), (-1.0, "Poisson"), (300.0, "Categorical")])
+def test_counts_outside_a_support_are_not_to_be_scaled(value, decoder):
+    vae = VAE(priors.Normal(2), encoders.Normal(3, 2), getattr(decoders, decoder)(2, 3))
+    with pytest.raises(ValueError, match=rf"hold {value:g}, outside .*: give whole numbers in it, such as raw counts"):
+        evaluate(vae.model, vae.guide, torch.full((4, 3), value))
+
+
+def test_missing_pixels_stay_missing_when_the_others_are_binarized():
+    x = torch.tensor([[0.0, torch.nan, 1.0]])
+    for binarized in (dynamic(x), threshold(x)):
+        assert torch.equal(binarized.nan_to_num(7.0), torch.tensor([[0.0, 7.0, 1.0]]))
+    with pytest.raises(ValueError, match="but the data hold 0 to 3"):
+        dynamic(torch.tensor([0.0, torch.nan, 3.0]))

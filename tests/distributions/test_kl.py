@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -31,6 +32,24 @@ def test_the_kl_between_a_continuous_bernoulli_and_a_uniform_distribution(logit)
         assert kl_or_none(p, q).item() == pytest.approx(integral(p, q, *ends), abs=1e-8)
     assert kl_or_none(bernoulli, within).item() == math.inf
     assert kl_or_none(dist.Uniform(zero, zero + 2), bernoulli).item() == math.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kl_between_two_continuous_bernoulli_distributions(dtype):
+    """Torch's is below 0 at logits that its clamped probabilities do not reach: -0.67 for 1.047."""
+    logits = [-200.0, -30.0, -17.0, -1e-3, 0.0, 0.05, 5.0, 30.0, 200.0]
+    for one in logits:
+        for other in logits:
+            p, q = (dist.ContinuousBernoulli(logits=torch.tensor(each, dtype=dtype)) for each in (one, other))
+
+            def normalizer(logit):
+                return -mpmath.log(mpmath.expm1(logit) / logit) if logit else mpmath.mpf(0)
+
+            mean = mpmath.mpf("0.5") if not one else 1 / (1 - mpmath.exp(-one)) - 1 / mpmath.mpf(one)
+            exact = (mpmath.mpf(one) - other) * mean + normalizer(one) - normalizer(other)
+            assert kl_or_none(p, q).item() == pytest.approx(
+                float(exact), rel=1e-5, abs=3e-6 if dtype is torch.float32 else 1e-9
+            )
 
 
 def test_the_kl_of_a_folded_distribution_is_not_that_of_what_is_folded():
