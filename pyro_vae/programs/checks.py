@@ -8,13 +8,13 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.data import Ready, Rows, count_in, cut
+from pyro_vae.data import Ready, Rows, count_in
 from pyro_vae.data.batch import Batch, are_rows, map_tensors, tensors_of
 from pyro_vae.networks import as_function
 from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.programs.calls import Transform, check_calls, transformed
 from pyro_vae.programs.handlers import STORE_HOLDS, Program
-from pyro_vae.programs.indices import Indices
+from pyro_vae.programs.indices import Indices, check_positions
 from pyro_vae.programs.modules import modules_of, reached
 from pyro_vae.programs.sites import PyroDistributions, check_parts, check_sites
 from pyro_vae.programs.traces import filled, probe, unchanged
@@ -80,6 +80,8 @@ def check_programs(
         if count < len(x):
             named_by_data = plates.size == count or plates.names <= indices.given
             _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
+            if other_count == count - 1:
+                check_positions(pair, other_pair or pair, plates, len(x))
             indices.check(plates, count, len(x))
         holds = site_of_batch(pair[0], batch)
         size = max(1, sum(part.numel() for part in tensors_of(first)) // count)
@@ -91,13 +93,13 @@ def check_programs(
 
 
 def _of_another_size(x: Rows, batch: Batch, count: int, transform: Transform | None) -> tuple[Batch, int]:
-    """Return a batch with another number of data, and this number; None where there is none.
+    """Return a batch with another number of data, and this number: without the first, or twice; None if there is none.
 
     Ready batches whose tensors do not all begin with the dimension of the data cannot be cut.
     """
     if are_rows(batch, count_in(x)):
         if count > 1:
-            return cut(batch, count - 1, count_in(x)), count - 1
+            return map_tensors(lambda part: part[1:], batch), count - 1
         return map_tensors(lambda part: torch.cat([part, part]), batch), 2
     if isinstance(x, Ready) and (rows := x.of_another_size()) is not None:
         return transformed(rows, transform, x.count), x.count(rows)

@@ -1,10 +1,11 @@
-"""What programs look up by the indices of a plate."""
+"""What programs look up by the indices of a plate, and by the position in the batch."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -60,3 +61,55 @@ class Indices(Messenger):
                     f"the programs read the indices of the plate {name!r}, which are not the numbers of the data in a"
                     f" batch: let x hold all that belongs to a datum, or take all data at a time (batch_size={total})"
                 )
+
+
+def check_positions(pair: tuple[Trace, Trace], later: tuple[Trace, Trace], plates: DataPlates, total: int) -> None:
+    """Refuse programs that take observations or parameters by the position in the batch, as each holds other data.
+
+    Arguments:
+        pair: traces of the model and the guide on a batch.
+        later: their traces on the same batch without its first datum.
+        plates: the plates over the data.
+        total: the number of all data.
+
+    Raises:
+        ValueError: for values that did not move up with the data; for parameters that a sequential plate numbers.
+    """
+    fix = (
+        f"give them with the data, fit(model, guide, (x, values), ...), or take all data at a time (batch_size={total})"
+    )
+    here, there = (_observations(traces[0], plates) for traces in (pair, later))
+    for name in here.keys() & there.keys():
+        before, after = here[name], there[name]
+        if len(before) == len(after) + 1 and torch.equal(after, before[:-1]) and not torch.equal(after, before[1:]):
+            raise ValueError(
+                f"site {name!r} observes the same values for other data, so they are not of the batch: {fix}"
+            )
+    for trace, other in zip(pair, later, strict=True):
+        frames = {frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())}
+        numbered = sorted({*trace.param_nodes} - {*other.param_nodes})
+        if numbered and any(frame.dim is None and frame.name in plates.names for frame in frames):
+            raise ValueError(
+                f"the parameter {numbered[0]!r} is of a position in the batch, not of a datum: compute it from x, or"
+                f" take all data at a time (batch_size={total})"
+            )
+
+
+def _observations(trace: Trace, plates: DataPlates) -> dict[str, Tensor]:
+    """Return what the sites in plates over the data observe, the first dimension being that of the plate."""
+    found: dict[str, Tensor] = {}
+    one_by_one: dict[int, list[tuple[str, Tensor]]] = {}
+    for name in trace.observation_nodes:
+        site = trace.nodes[name]
+        value = torch.as_tensor(site["value"]).nan_to_num(7.0)  # of which two are equal
+        for frame in [frame for frame in site["cond_indep_stack"] if frame.name in plates.names]:
+            if frame.dim is None:
+                one_by_one.setdefault(frame.counter, []).append((name, value))
+                continue
+            axis = frame.dim - site["fn"].event_dim
+            if value.dim() >= -axis and value.shape[axis] == frame.size:
+                found[name] = value.movedim(axis, 0)
+    for sites in zip(*one_by_one.values(), strict=False):  # the same site of each datum
+        if len({value.shape for _, value in sites}) == 1:
+            found[sites[0][0]] = torch.stack([value for _, value in sites])
+    return found

@@ -502,3 +502,64 @@ def test_parameters_for_each_datum_are_trained_where_the_data_hold_its_index(sub
 
     with pytest.raises(ValueError, match="or let the data hold the index of each datum, i, and give it to the plate"):
         fit(in_order(model), in_order(guide), (torch.arange(N), x), batch_size=20)
+
+
+LABELS = (torch.arange(N) % 3 == 0).float()
+
+
+def one_by_one(x, labels=None):
+    for i in pyro.plate("data", len(x)):
+        z = pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+        pyro.sample(f"y{i}", dist.Bernoulli(logits=x[i, 0] + z), obs=(LABELS if labels is None else labels)[i])
+
+
+def together(x, labels=None):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        seen = LABELS[: len(x)] if labels is None else labels
+        pyro.sample("y", dist.Bernoulli(logits=x[:, 0] + z), obs=seen)
+
+
+def in_an_event(x, labels=None):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        seen = (LABELS[: len(x)] if labels is None else labels)[:, None].expand(-1, 2)
+        pyro.sample("y", dist.Bernoulli(logits=(x[:, 0] + z)[:, None].expand(-1, 2)).to_event(1), obs=seen)
+
+
+def guide_of(model):
+    def guide(x, _=None):
+        mean = pyro.param("mean", torch.tensor(0.0))
+        if model is one_by_one:
+            for i in pyro.plate("data", len(x)):
+                pyro.sample(f"z{i}", dist.Normal(mean, 1.0))
+        else:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(mean, 1.0))
+
+    return guide
+
+
+@pytest.mark.parametrize("model", [one_by_one, together, in_an_event])
+def test_labels_from_outside_are_refused_where_each_batch_holds_other_data(model):
+    """Of all data at a time they are right, and so are labels that the data hold."""
+    x, guide = torch.randn(N, 2), guide_of(model)
+    for call in (fit, evaluate):
+        with pytest.raises(
+            ValueError, match=rf"site 'y0?' observes the same values .* \(x, values\), .*batch_size={N}"
+        ):
+            call(model, guide, x, batch_size=8)
+    whole = evaluate(model, guide, x, batch_size=N)
+    assert evaluate(model, guide, (x, LABELS), batch_size=8).loss > 0
+    assert evaluate(model, guide, (x, LABELS), batch_size=N) == whole
+
+
+def test_parameters_of_positions_in_the_batch_are_refused_under_a_sequential_plate():
+    def guide(x, _):
+        for i in pyro.plate("data", len(x)):
+            pyro.sample(f"z{i}", dist.Normal(pyro.param(f"mean{i}", torch.tensor(0.0)), 1.0))
+
+    data = torch.randn(N, 2), LABELS
+    with pytest.raises(ValueError, match=rf"parameter 'mean7' is of a position in the batch.*batch_size={N}"):
+        fit(one_by_one, guide, data, batch_size=8)
+    assert len(fit(one_by_one, guide, data, batch_size=N, epochs=1)) == 2
