@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -58,7 +59,22 @@ def save_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None
     Raises:
         OSError: as `write_whole`.
     """
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, as_file(tensors, about))
+
+
+def as_file(tensors: Tensors, about: Mapping[str, Any]) -> bytes:
+    """Return what `save_tensors` writes.
+
+    Raises:
+        TypeError, ValueError: for what it cannot hold.
+
+    Example:
+        >>> as_file({"x": torch.zeros(1, dtype=torch.complex128)}, {})
+        Traceback (most recent call last):
+        ...
+        ValueError: a checkpoint cannot hold a tensor of torch.complex128: take another type, or train without one
+    """
+    kept = {name: tensor.detach().cpu().resolve_conj().contiguous() for name, tensor in tensors.items()}
     places: set[int] = set()
     for name, tensor in kept.items():
         place = tensor.untyped_storage().data_ptr()
@@ -67,7 +83,11 @@ def save_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None
         places.add(place)
     head = {"format": FORMAT, **versions(), "about": about}
     head["sha256"] = _digest(kept, head)
-    write_whole(path, save(kept, {"pyro_vae": json.dumps(head)}))
+    try:
+        return save(kept, {"pyro_vae": json.dumps(head)})
+    except KeyError as error:  # of safetensors, which does not know the type
+        what = f"a tensor of {error}: take another type, or train without one"
+        raise ValueError(f"a checkpoint cannot hold {what}") from error
 
 
 def read_tensors(path: Path, fix: str = "correct its path") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -437,19 +457,7 @@ def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
         ...
         ValueError: the checkpoint's optimizer/0/momentum_buffer cannot be resumed from: a tensor...
     """
-    trial = copy.deepcopy(optim)
-    for group in trial.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    try:
-        type(trial).step(trial)  # a scheduler has put another step on the object, which is that of the optimizer
-    except AttributeError as error:  # a copy of an optimizer has its groups and its state alone
-        kind = type(optim).__name__
-        raise ValueError(
-            f"a checkpoint cannot hold what {kind} has of its own ({error}): keep it in its groups or its state, or"
-            " train without checkpoints"
-        ) from error
-    like = trial.state_dict()
+    like = stepped(optim).state_dict()
     groups, expected = saved["param_groups"], like["param_groups"]
     if len(groups) != len(expected):
         _refuse("optimizer groups", groups)
@@ -465,8 +473,30 @@ def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
     return saved
 
 
+def stepped(optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return a copy of an optimizer that has taken a step, by gradients of 0.
+
+    Raises:
+        ValueError: for an optimizer that a checkpoint cannot hold, as a copy of it takes no step.
+    """
+    trial = copy.deepcopy(optim)
+    for group in trial.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    try:
+        type(trial).step(trial)  # a scheduler has put another step on the object, which is that of the optimizer
+    except AttributeError as error:  # a copy of an optimizer has its groups and its state alone
+        kind = type(optim).__name__
+        raise ValueError(
+            f"a checkpoint cannot hold what {kind} has of its own ({error}): keep it in its groups or its state, or"
+            " train without checkpoints"
+        ) from error
+    return trial
+
+
 def _alike(found: Any, like: Any, *, exactly: bool = False) -> bool:
     """Whether a value could stand in the place of another one of the same kind, or, exactly, is the same."""
+    found, like = (each.item() if isinstance(each, np.generic) else each for each in (found, like))
     if isinstance(like, Tensor) and isinstance(found, Tensor):
         return found.shape == like.shape and found.dtype == like.dtype
     if isinstance(like, Tensor) and like.dim() == 0:
@@ -475,5 +505,5 @@ def _alike(found: Any, like: Any, *, exactly: bool = False) -> bool:
         same = isinstance(found, list) and len(found) == len(like)
         return same and all(_alike(*pair, exactly=exactly) for pair in zip(found, like, strict=True))
     if type(like) in (int, float) and not exactly:
-        return _is(found, type(like)) and math.isfinite(found) and (found >= 0 or like < 0)
+        return _is(found, float) and math.isfinite(found) and (found >= 0 or like < 0)  # 0 may have become 0.1
     return type(found) is type(like) and bool(found == like)

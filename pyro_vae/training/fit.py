@@ -14,7 +14,7 @@ from pyro_vae.data import Ready
 from pyro_vae.data.batch import Count
 from pyro_vae.objectives import Beta
 from pyro_vae.programs import Program, Transform, as_input, as_seed, mode, seeded
-from pyro_vae.runtime.checkpoints import Checkpoints
+from pyro_vae.runtime.checkpoints import Checkpoints, as_file
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import chosen
 from pyro_vae.training.batches import Batches
@@ -34,6 +34,7 @@ from pyro_vae.training.loop import interruptible, train
 from pyro_vae.training.optimizers import (
     Groups,
     Optimizer,
+    as_plain,
     check_factory,
     check_resumable,
     described_optimizer,
@@ -224,9 +225,12 @@ def fit(
             stack.enter_context(held(keeper, ranks))
             keeper_of(checkpoints, resume)  # once more, as another training may have ended there meanwhile
             given |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
-            state.settings = numbers | given | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
+            given |= numbers | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
+            state.settings = {name: as_plain(value, name) for name, value in given.items()}
             check_resumable(made.optim)
         state.described = [as_given, described_first]
+        if keeper:
+            as_file(*state.save())  # which refuses what a checkpoint cannot hold, while nothing is lost
         if resume is not None:
             state.load(*Checkpoints(resume).read())
             state.best = state.best[0], Checkpoints(resume).read_best() if patience else {}

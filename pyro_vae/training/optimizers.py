@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
@@ -14,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.networks import as_function
-from pyro_vae.runtime.checkpoints import checked_state
+from pyro_vae.runtime.checkpoints import checked_state, stepped
 from pyro_vae.runtime.held import TRUSTED, root_of
 from pyro_vae.runtime.steps import import_tracers
 from pyro_vae.training.descriptions import described
@@ -203,6 +204,10 @@ def check_resumable(optim: torch.optim.Optimizer) -> None:
     Raises:
         TypeError, ValueError: with what it cannot hold.
     """
+    for state in stepped(optim).state.values():
+        for name, value in state.items():
+            if not isinstance(value, Tensor):
+                as_plain(value, f"state {name!r}")
     groups = [settings_of(group, params=group["params"]) for group in optim.state_dict()["param_groups"]]
     checked_state(optim, {"state": {}, "param_groups": groups})
 
@@ -232,12 +237,12 @@ def settings_of(group: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def as_plain(value: Any, name: str) -> Any:
-    """Return what JSON holds of a setting or a state of an optimizer.
+    """Return what JSON holds of a setting or a state, a number of torch or numpy as one of Python.
 
     Raises:
         TypeError: for what it does not hold.
     """
-    if isinstance(value, Tensor) and value.dim() == 0:
+    if (isinstance(value, Tensor) and value.dim() == 0) or isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
         return [as_plain(each, name) for each in value]
@@ -247,7 +252,7 @@ def as_plain(value: Any, name: str) -> Any:
 
 
 def as_in(group: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return plain settings as tensors where those of an optimizer's group are: a tensor of 32 bits is no number of 64.
+    """Return plain settings as tensors, or numbers of numpy, where those of a group are: 32 bits are not 64.
 
     Example:
         >>> as_in({"lr": torch.tensor(0.1), "eps": 1e-8}, {"lr": 0.5, "eps": 1e-6})
@@ -259,4 +264,6 @@ def as_in(group: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 def _as(value: Any, like: Any) -> Any:
     if isinstance(like, list | tuple):
         return list(map(_as, value, like))
+    if isinstance(like, np.generic):
+        return type(like)(value)
     return torch.full_like(like, value) if isinstance(like, Tensor) else value

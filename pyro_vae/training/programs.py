@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.programs import modules_of
@@ -55,7 +56,8 @@ class Programs:
         for number, module in enumerate(self.modules):
             prefix = f"{number}." if len(self.modules) > 1 else ""
             values |= {f"parameter/{prefix}{name}": parameter for name, parameter in module.named_parameters()}
-            values |= {f"buffer/{prefix}{name}": buffer for name, buffer in module.named_buffers()}
+            buffers = {name: buffer for name, buffer in module.named_buffers() if _can_be_set(buffer)}
+            values |= {f"buffer/{prefix}{name}": buffer for name, buffer in buffers.items()}
         known = set(map(id, values.values()))
         for name, parameter in zip(self.local.names, self.parameters, strict=True):
             if id(parameter) not in known:
@@ -72,3 +74,10 @@ class Programs:
     def described(self) -> list[str]:
         """Return a digest of what each program, transform and KL weight computes with, trained values left out."""
         return described_programs(self.called, self.values())
+
+
+def _can_be_set(buffer: Tensor) -> bool:
+    """Whether a buffer can be kept and put back; a sparse or an expanded one is a constant that the programs hold."""
+    if buffer.layout is not torch.strided or buffer.dtype is torch.complex128:  # which no file of tensors has
+        return False
+    return not any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))

@@ -858,6 +858,110 @@ def test_an_optimizer_that_could_not_be_resumed_is_refused_before_the_first_step
     fit_programs(program(), 1, optimizer=Counting)
 
 
+class Listing(torch.optim.SGD):
+    """Descent that keeps a list of tensors in its state."""
+
+    def step(self):
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter].setdefault("before", []).append(parameter.detach().clone())
+
+
+def complex_guide():
+    model, guide = program()
+
+    def with_another(x):
+        pyro.param("c", torch.ones(3, dtype=torch.complex128))
+        guide(x)
+
+    return model, with_another
+
+
+@pytest.mark.parametrize(
+    ("make", "optimizer", "words"),
+    [
+        (program, partial(Listing, lr=1e-3), "a checkpoint cannot hold the optimizer's state 'before', a Tensor"),
+        (complex_guide, torch.optim.Adam, "a checkpoint cannot hold a tensor of torch.complex128: take another type"),
+    ],
+    ids=["state", "parameter"],
+)
+def test_what_a_checkpoint_cannot_hold_is_refused_before_the_first_step(make, optimizer, words, tmp_path):
+    steps, programs = [], make()
+    with pytest.raises((TypeError, ValueError), match=words):
+        fit_programs(programs, 1, checkpoints=tmp_path, optimizer=optimizer, on_step=lambda *_: steps.append(1))
+    assert not steps
+
+
+NUMBERS = {
+    "rate of 64 bits": {"optimizer": partial(torch.optim.Adam, lr=np.float64(0.02))},
+    "rate of 32 bits": {"optimizer": partial(torch.optim.Adam, lr=np.float32(0.02))},
+    "schedule": {
+        "optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+        "schedule": partial(LambdaLR, lr_lambda=lambda epoch: np.cos(0.1 * epoch)),
+    },
+    "others": {"seed": np.int64(3), "clip_norm": np.float32(1.0), "beta": np.float32(0.5)},
+    "a tensor": {"clip_norm": torch.tensor(1.0)},
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_numpy_are_resumed_as_others_are(name, tmp_path):
+    whole = fit_programs(program(), 3, **NUMBERS[name])
+    after = {key: value.clone() for key, value in pyro.get_param_store().items()}
+    fit_programs(program(), 1, checkpoints=tmp_path, **NUMBERS[name])
+    resumed = fit_programs(program(), 3, resume=tmp_path, **NUMBERS[name])
+    assert whole.column("train_loss") == resumed.column("train_loss")
+    assert all(torch.equal(value, pyro.get_param_store()[key]) for key, value in after.items())
+
+
+def test_a_setting_that_was_a_whole_number_is_resumed_as_a_fraction(tmp_path):
+    """Such as a weight decay that begins at 0, and that a function of the user's raises."""
+    made = []
+
+    def optimizer(parameters):
+        made.append(torch.optim.Adam(parameters, lr=1e-3, weight_decay=0))
+        return made[-1]
+
+    def raised(*_):
+        made[-1].param_groups[0]["weight_decay"] = 0.1
+
+    fit_programs(program(), 1, checkpoints=tmp_path, optimizer=optimizer, on_step=raised)
+    fit_programs(program(), 2, resume=tmp_path, optimizer=optimizer)
+    assert made[-1].param_groups[0]["weight_decay"] == 0.1
+
+
+CONSTANTS = {
+    "expanded": lambda: torch.ones(1).expand(3),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "complex": lambda: torch.ones(3, dtype=torch.complex128),
+    "conjugated": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+}
+
+
+@pytest.mark.parametrize("kind", CONSTANTS)
+def test_buffers_that_no_file_holds_or_that_cannot_be_set_are_constants(kind, tmp_path):
+    """They stand in the way of no checkpoint, no patience and no rollback, and others are refused on resuming."""
+    x = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
+
+    def made(times=1):
+        torch.manual_seed(0)
+        vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
+        vae.register_buffer("constant", times * CONSTANTS[kind]() if times != 1 else CONSTANTS[kind]())
+        return vae
+
+    def trained(vae, **settings):
+        fit(vae.model, vae.guide, x, batch_size=10, validation=x, patience=4, on_nan="rollback", **settings)
+        return vae.encoder.state_dict()
+
+    whole = trained(made(), epochs=2)
+    trained(made(), epochs=1, checkpoints=tmp_path)
+    resumed = trained(made(), epochs=2, resume=tmp_path)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    if kind in ("sparse", "complex"):
+        with pytest.raises(ValueError, match="cannot resume: the model is not the checkpoint's"):
+            trained(made(times=2), epochs=3, resume=tmp_path)
+
+
 @pytest.mark.parametrize("counts", [True, False])
 def test_what_a_hook_of_an_optimizer_counts_in_python_is_said_to_be_lost(counts, tmp_path):
     def optimizer(parameters):
