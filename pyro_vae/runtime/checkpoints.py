@@ -243,7 +243,7 @@ class Checkpoints:
             ValueError: where another training holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._made = True
+        self._made, self._best = True, math.inf  # of this training
         check_no_link(self.folder / LOCK)
         lock = FileLock(self.folder / LOCK)
         try:
@@ -266,9 +266,29 @@ class Checkpoints:
         since = time.monotonic() - self._written_at
         return self.stopping or since > 60 * self.minutes or (at_end_of_epoch and SHARE * since >= self._took)
 
-    def read_best(self) -> dict[str, Tensor]:
-        """Return the parameters with the lowest test loss so far; none where they have not been written."""
-        return read_tensors(self.best)[0] if self.best.exists() else {}
+    def read_best(self, loss: float, like: Tensors) -> dict[str, Tensor]:
+        """Return the parameters with the lowest test loss so far.
+
+        Arguments:
+            loss: that test loss, as the last checkpoint says it; if it is infinite, there are none.
+            like: tensors of the programs by name, of whose types and shapes they must be.
+
+        Raises:
+            ValueError: where they are missing, of another training, or of a higher test loss.
+        """
+        if loss == math.inf:
+            return {}
+        fix = "take the one that was written beside the last checkpoint, or leave patience out"
+        tensors, head = read_tensors(self.best, fix)
+        about = head["about"] if isinstance(head.get("about"), dict) else {}
+        if self.of:
+            check_same(self.best, about.get("of"), self.of)
+        found: Any = about.get("test_loss")
+        if not (_is(found, float) and found <= loss):  # a lower one is of a later epoch, which will be trained anew
+            raise ValueError(f"{self.best} has test_loss {_short(found)}, but the lowest one so far is {loss}: {fix}")
+        late = {name for name in like if name.startswith("param/") and name not in tensors}
+        check_tensors(tensors, {name: tensor for name, tensor in like.items() if name not in late})
+        return tensors
 
     def write(self, tensors: Tensors, about: Mapping[str, Any], best: tuple[float, Tensors]) -> None:
         """Write the last checkpoint, and the best one before it where it is a new one.

@@ -20,6 +20,7 @@ from pyro_vae.runtime.engine import chosen
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.checks import (
     check_before,
+    check_epochs,
     check_loss,
     check_patience,
     check_settings,
@@ -30,7 +31,7 @@ from pyro_vae.training.descriptions import described, described_data, described_
 from pyro_vae.training.guards import guard_of
 from pyro_vae.training.history import History, Measure, OnEpoch, OnStep
 from pyro_vae.training.loggers import Progress, both
-from pyro_vae.training.loop import interruptible, train
+from pyro_vae.training.loop import StopTraining, interruptible, train
 from pyro_vae.training.optimizers import (
     Groups,
     Optimizer,
@@ -151,8 +152,8 @@ def fit(
             a folder that another training writes to.
         resume: a folder that holds a checkpoint of a training with the same programs, data and arguments. The training
             continues as if it had never been stopped, to the last bit on the same machine unless the engine is
-            "compiled"; ``epochs`` may be larger. Ready batches begin again at the start of their epoch. Checkpoints are
-            written there, unless ``checkpoints`` names another folder.
+            "compiled"; ``epochs`` may be larger, but not fewer than have been begun. Ready batches begin again at the
+            start of their epoch. Checkpoints are written there, unless ``checkpoints`` names another folder.
         progress: show a progress bar.
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
         on_epoch: called with each row of the history as it is measured. `pyro_vae.training.loggers` has some for
@@ -187,9 +188,10 @@ def fit(
     check_loss(loss, beta, memory)
     check_factory(optimizer)
     check_patience(patience, validation)
-    if resume is not None:
-        Checkpoints(resume).read()  # which refuses it before any work
     keeper = keeper_of(checkpoints, resume)
+    before = Checkpoints(resume, of=keeper.of) if keeper and resume is not None else None
+    if before:
+        before.read()  # which refuses it before any work
     programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
     given: dict[str, Any] = {"count": count, "transform": transform}
     x = as_input(data, programs.model, programs.guide, **given)
@@ -220,7 +222,10 @@ def fit(
             if resume is None:
                 history.append(measure.row(0, measure.bound(x), state.rate, 0.0))
         if on_epoch and resume is None:
-            on_epoch(history[-1])
+            try:
+                on_epoch(history[-1])
+            except StopTraining:
+                epochs = 0
         if keeper:
             stack.enter_context(held(keeper, ranks))
             keeper_of(checkpoints, resume)  # once more, as another training may have ended there meanwhile
@@ -231,9 +236,11 @@ def fit(
         state.described = [as_given, described_first]
         if keeper:
             as_file(*state.save())  # which refuses what a checkpoint cannot hold, while nothing is lost
-        if resume is not None:
-            state.load(*Checkpoints(resume).read())
-            state.best = state.best[0], Checkpoints(resume).read_best() if patience else {}
+        if before:
+            state.load(*before.read())
+            check_epochs(epochs, state.begun)
+            if patience:
+                state.best = state.best[0], before.read_best(state.best[0], programs.values())
         verify, guard = begin_at(estimate, state.step), guard_of(on_nan, programs, made.optim)
         step = as_graph(Step(estimate, state, guard, clip_norm))
         saver = Saver(keeper, state, ranks, verify, whole_epochs=isinstance(x, Ready)) if keeper else NoSaver()
@@ -241,7 +248,7 @@ def fit(
             bar = stack.enter_context(Progress(epochs, len(batches), shown=ranks.rank == 0))
             on_step, on_epoch = both(bar.on_step, on_step), both(bar.on_epoch, on_epoch)
         weights, called = as_schedule(beta, x), (on_step, on_epoch)
-        with interruptible(state):
+        with interruptible(state, saver):
             train(state, batches, step, guard, measure, epochs, weights, saver, *called, patience=patience)
         verify()
         if patience is not None:

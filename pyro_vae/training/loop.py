@@ -21,12 +21,12 @@ class StopTraining(Exception):  # noqa: N818 (no error)
 
 
 @contextmanager
-def interruptible(state: State) -> Iterator[None]:
-    """End a training where it stands, as it asks for by `StopTraining`, or by Ctrl-C."""
+def interruptible(state: State, saver: Saver | NoSaver) -> Iterator[None]:
+    """End a training where it stands: by `StopTraining`, behind a checkpoint, or by Ctrl-C, perhaps within a step."""
     try:
         yield
     except StopTraining:
-        pass
+        saver.after_end()
     except KeyboardInterrupt:
         state.history.interrupted = True
         where = f"in epoch {state.epoch}, before step {state.step + 1}"

@@ -22,6 +22,9 @@ class NoSaver:
     def after_epoch(self, *, last: bool) -> None:
         """Do nothing."""
 
+    def after_end(self) -> None:
+        """Do nothing."""
+
 
 class Saver:
     """Writes a checkpoint where one is due, and ends a training that is to stop.
@@ -59,6 +62,14 @@ class Saver:
         self._keep_start()
         self._save_if(last or (self.ranks.rank == 0 and self.keeper.due(at_end_of_epoch=True)))
 
+    def after_end(self) -> None:
+        """Write a checkpoint of a training that has ended by itself.
+
+        Raises:
+            Stopped: where it was asked to stop, too.
+        """
+        self._save_if(due=True)
+
     def _keep_start(self) -> None:
         self._start = copy.deepcopy(self._now()) if self.whole_epochs else None
 
@@ -69,10 +80,11 @@ class Saver:
     def _save_if(self, due: bool) -> None:
         if not self.ranks.any(due or self.keeper.stopping):
             return
-        tensors, about = self._start or self._now()
+        tensors, about = self._start if self._start and self.state.batches else self._now()
         if self.ranks.rank == 0:
             self.keeper.write(tensors, about, self.state.best)
         if self.ranks.any(self.keeper.stopping):
+            self.keeper.stopping = False  # it may keep another training
             where = f"in epoch {self.state.epoch}, before step {self.state.step}"
             raise Stopped(f"stopped {where}; checkpoint: {self.keeper.last}")
 

@@ -103,6 +103,11 @@ class State:
         self.schedule.after_epoch(self.history[-1])
 
     @property
+    def begun(self) -> int:
+        """The last epoch of which a step has been taken."""
+        return self.epoch - (self.batches == 0)
+
+    @property
     def rate(self) -> float:
         """The learning rate of the optimizer's first group of parameters."""
         return float(self.optim.param_groups[0].get("lr", math.nan))

@@ -323,6 +323,15 @@ def test_a_callback_stops_a_training_which_returns_its_history(where):
         assert_same(ours, trained(epochs=4)[1])
 
 
+def test_a_callback_may_stop_a_training_before_its_first_step():
+    def stop(_):
+        raise StopTraining
+
+    history, ours = trained(on_epoch=stop)
+    assert len(history) == 1
+    assert_same(ours, trained(epochs=0)[1])
+
+
 def test_an_interrupted_training_returns_its_history():
     def interrupt(step, _):
         if step == 7:

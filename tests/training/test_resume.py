@@ -3,6 +3,7 @@ import random
 import warnings
 from functools import partial
 from importlib import import_module
+from shutil import rmtree
 from types import FunctionType
 
 import numpy as np
@@ -576,6 +577,74 @@ def test_two_trainings_do_not_write_to_one_folder(tmp_path):
 
     train(normal, checkpoints=tmp_path, on_step=lambda step, _: second(step))
     train_store(Store(), checkpoints=tmp_path, epochs=1)  # the lock has gone with the first one
+
+
+def test_fewer_epochs_than_a_checkpoint_has_begun_are_refused(tmp_path):
+    """The programs are behind them, and a history of as many rows would not be theirs."""
+    stopped(normal, tmp_path, 12)  # in epoch 3
+    for epochs in (0, 2):
+        with pytest.raises(ValueError, match=f"has begun epoch 3: epochs must be at least 3, not {epochs}"):
+            train(normal, resume=tmp_path, epochs=epochs)
+    rows, *_ = train(normal, resume=tmp_path, epochs=3)
+    assert len(rows) == 4
+
+
+def test_a_checkpoint_that_says_it_is_of_something_else_is_not_resumed(tmp_path):
+    stopped(normal, tmp_path, 3)
+    train(normal, epochs=1, checkpoints=Checkpoints(tmp_path / "of", of={"fold": 1}))
+    with pytest.raises(ValueError, match=r"last.safetensors is of another run, with fold 1, not 2"):
+        train(normal, checkpoints=Checkpoints(tmp_path / "of", of={"fold": 2}), resume=tmp_path / "of")
+
+
+def waiting(**settings):
+    """Train with patience, at a rate so large that the test loss rises again."""
+    return train(normal, optimizer=partial(torch.optim.Adam, lr=0.3), epochs=9, patience=3, **settings)
+
+
+@pytest.mark.parametrize("what", ["as it was", "missing", "of another shape", "of a higher test loss"])
+def test_the_best_parameters_that_patience_goes_back_to_are_those_of_the_checkpoint(what, tmp_path):
+    whole = waiting()
+    keeper, last = Checkpoints(tmp_path), 5 * (len(whole[0]) - 1)
+    with pytest.raises(Stopped):
+        waiting(checkpoints=keeper, on_step=lambda step, _: step + 2 == last and keeper.stop())
+    if what == "as it was":
+        same(waiting(resume=tmp_path), whole)
+        return
+    tensors, head = read_tensors(keeper.best)
+    if what == "missing":
+        keeper.best.unlink()
+    elif what == "of another shape":
+        save_tensors(keeper.best, {name: tensor[..., :1] for name, tensor in tensors.items()}, head["about"])
+    else:
+        save_tensors(keeper.best, tensors, head["about"] | {"test_loss": 1e9})
+    words = {"missing": "no file .*best.safetensors; take the one", "of another shape": "cannot be resumed from"}
+    with pytest.raises(ValueError, match=words.get(what, "has test_loss 1000000000.0, but the lowest one so far is")):
+        waiting(resume=tmp_path)
+
+
+def test_what_keeps_one_training_keeps_the_next(tmp_path):
+    """It has been asked to stop once, and its best parameters are those of each training."""
+    keeper, whole = Checkpoints(tmp_path / "one"), train(normal)
+    with pytest.raises(Stopped):
+        train(normal, checkpoints=keeper, on_step=lambda step, _: step == 7 and keeper.stop())
+    same(train(normal, checkpoints=keeper, resume=keeper.folder), whole)
+    rmtree(keeper.folder)
+    train(normal, checkpoints=keeper, optimizer=partial(torch.optim.Adam, lr=1e-5))  # which remains at a higher loss
+    assert keeper.best.exists()
+
+
+@pytest.mark.parametrize(("of", "at"), [("on_epoch", 2), ("on_step", 12)])
+def test_a_training_that_ends_by_itself_is_kept_as_it_is(of, at, tmp_path):
+    def end(number, *_):
+        if (number["epoch"] if of == "on_epoch" else number + 1) == at:
+            raise StopTraining
+
+    keeper = Checkpoints(tmp_path, minutes=1e9)
+    keeper.due = lambda **_: False
+    _, weights, _ = train(normal, checkpoints=keeper, **{of: end})
+    tensors, _ = read_tensors(keeper.last)
+    assert all(torch.equal(tensors[f"parameter/{name}"], weights[name]) for name in weights)
+    same(train(normal, resume=tmp_path), train(normal))
 
 
 def test_the_best_parameters_are_those_of_the_best_row(tmp_path):
