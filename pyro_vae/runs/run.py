@@ -31,7 +31,7 @@ from pyro_vae.runs.parts import (
 )
 from pyro_vae.runs.pictures import EVALUATE, MAP_NAMES, Moments, draw, posterior_moments, snapshot_epochs
 from pyro_vae.runs.report import write_report
-from pyro_vae.runtime.checkpoints import LOCK, Checkpoints, save_tensors
+from pyro_vae.runtime.checkpoints import LOCK, Checkpoints, read_tensors, save_tensors
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.training import History, Row, check_loss, check_settings, fit
 from pyro_vae.training.checks import check_patience
@@ -95,6 +95,8 @@ class Run:
         check_loss(self.loss, beta_of(config, steps_per_epoch=1), config.memory)
         self.shape = tuple(self.data.train.shape[1:])
         self.vae = seeded_vae(config, self.shape).to(self.device)
+        if resume and not self.resumed and (folder / WEIGHTS).exists():
+            self._check_untrained()
         for name in ("train", "test"):
             check_part(self.vae, config, self.data, name, self.device)
 
@@ -136,6 +138,14 @@ class Run:
             raise ValueError(f"another process is training in {self.folder}: wait for it, or give --out") from error
         if not self.resume:
             check_folder(self.folder)
+
+    def _check_untrained(self) -> None:
+        """Refuse to begin anew over weights that were trained: their checkpoint has not come with the folder."""
+        there, here = read_tensors(self.folder / WEIGHTS)[0], self.vae.state_dict()
+        if there.keys() != here.keys() or not all(torch.equal(there[name], here[name].cpu()) for name in here):
+            anew = f"pyro-vae train --config {shlex.quote(str(self.folder / 'config.yaml'))} --out DIR"
+            reason = f"{self.folder} holds trained weights, but no checkpoints/last.safetensors to go on from"
+            raise ValueError(f"{reason}: copy it there, or train anew by {anew}")
 
     def save_weights(self) -> None:
         """Write the weights as they are."""

@@ -369,7 +369,10 @@ def _check_about(about: Mapping[str, Any]) -> None:
         numbers = known and all(_is(each, float) for each in row.values())
         if not numbers or row["epoch"] != number or not 0 <= row["seconds"] < math.inf:
             _refuse(f"row {number} of the history", row)
-    if len(about["programs"]) != 8:
+    if len(about["programs"]) == 8:
+        earlier = "an earlier version, which did not note what the optimizer holds of its own"
+        raise ValueError(f"the checkpoint is of {earlier}: go on with that version, or begin a new training")
+    if len(about["programs"]) != 10:  # as they came and as they were last: four, and the optimizer
         _refuse("programs", about["programs"])
     state, groups = (about["optimizer"].get(name) for name in ("state", "groups"))
     if not (isinstance(state, dict) and all(isinstance(values, dict) for values in state.values())):

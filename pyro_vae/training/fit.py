@@ -233,7 +233,7 @@ def fit(
             given |= numbers | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
             state.settings = {name: as_plain(value, name) for name, value in given.items()}
             check_resumable(made.optim)
-        state.described = [as_given, described_first]
+        state.described = [[*each, state.own] for each in (as_given, described_first)]
         if keeper:
             as_file(*state.save())  # which refuses what a checkpoint cannot hold, while nothing is lost
         if before:

@@ -22,7 +22,8 @@ class CSV:
 
     Arguments:
         path: the file.
-        append: go on with what the file holds, as a resumed training does; otherwise it is written anew.
+        append: go on with what the file holds, as a resumed training does; otherwise it is written anew. Rows of epochs
+            that are trained once more, as after a crash, give way to the new ones.
 
     Example:
         >>> import tempfile
@@ -34,16 +35,27 @@ class CSV:
 
     def __init__(self, path: str | Path, *, append: bool = False) -> None:
         self.path = Path(path)
-        self._begun = append and self.path.exists()
+        self._append, self._begun = append, False
 
     def on_epoch(self, row: Row) -> None:
         """Write a row."""
+        kept = [] if self._begun else self._rows_before(row)
         with open(self.path, "a" if self._begun else "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if not self._begun:
                 writer.writerow(row)
-            writer.writerow(row.values())
+            writer.writerows([*kept, row.values()])
         self._begun = True
+
+    def _rows_before(self, row: Row) -> list[list[str]]:
+        """Return what the file holds of earlier epochs, if it is to be gone on with: whole rows alone."""
+        if not (self._append and self.path.exists()):
+            return []
+        with open(self.path, newline="", encoding="utf-8") as file:
+            header, *rows = [*csv.reader(file)] or [[]]
+        if header and header != list(row):
+            raise ValueError(f"{self.path} has the columns {header}, not {list(row)}: give another file")
+        return [each for each in rows if len(each) == len(row) and float(each[header.index("epoch")]) < row["epoch"]]
 
 
 class TensorBoard:

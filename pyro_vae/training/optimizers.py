@@ -18,7 +18,7 @@ from pyro_vae.networks import as_function
 from pyro_vae.runtime.checkpoints import checked_state, stepped
 from pyro_vae.runtime.held import TRUSTED, root_of
 from pyro_vae.runtime.steps import import_tracers
-from pyro_vae.training.descriptions import described
+from pyro_vae.training.descriptions import described, described_programs
 from pyro_vae.training.schedules import Schedule
 
 # What a checkpoint keeps of an optimizer, and what torch and `fit` note there.
@@ -212,8 +212,12 @@ def check_resumable(optim: torch.optim.Optimizer) -> None:
     checked_state(optim, {"state": {}, "param_groups": groups})
 
 
-def held_by(optim: torch.optim.Optimizer) -> Any:
+def held_by(optim: torch.optim.Optimizer, values: Mapping[str, Any] = {}) -> str:
     """Return a digest of what an optimizer holds of its own beside its groups and their state, such as hooks.
+
+    Arguments:
+        optim: the optimizer.
+        values: the tensors that training changes, by name, of which the names count alone.
 
     Example:
         >>> optim = torch.optim.SGD([torch.zeros(1)], lr=0.1)
@@ -223,7 +227,9 @@ def held_by(optim: torch.optim.Optimizer) -> Any:
     """
     own = {name: value for name, value in vars(optim).items() if name not in KEPT_OR_NOTED}
     # Hooks are known by numbers that count all hooks of the process.
-    return described({name: list(value.values()) if name.endswith("_hooks") else value for name, value in own.items()})
+    told = {name: list(value.values()) if name.endswith("_hooks") else value for name, value in own.items()}
+    known: dict[str, Any] = {**values, "the optimizer": optim}
+    return described_programs([told], known)[0]
 
 
 def settings_of(group: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ DREW = (
     "numpy or Python's random drew numbers, and a checkpoint does not keep where these sources stand: if the programs"
     " or the transform drew them, the resumed training is another one; let them draw by torch"
 )
-CALLED = ("model", "guide", "transform", "beta")  # what `Programs` describes, in this order
+CALLED = ("model", "guide", "transform", "beta", "optimizer")  # what is described, in this order
 BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
 
 
@@ -74,7 +74,7 @@ class State:
         self.best: tuple[float, Tensors] = math.inf, {}
         self.described: list[list[str]] = []  # the programs as they came, and behind the checks of `fit`
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
-        self._met, self._own, self._sources = programs.parameters, held_by(optim), _sources()
+        self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
         self._started: float | None = None
 
     def start_epoch(self) -> None:
@@ -139,6 +139,10 @@ class State:
         if loss < self.best[0]:
             self.best = loss, {name: tensor.detach().clone() for name, tensor in self.programs.values().items()}
 
+    def _held(self) -> str:
+        """Return a digest of what the optimizer holds of its own."""
+        return held_by(self.optim, self.programs.values())
+
     def _elapsed(self) -> float:
         return self.seconds if self._started is None else time.perf_counter() - self._started
 
@@ -153,7 +157,7 @@ class State:
             ValueError: for one that holds a parameter without a name.
         """
         self.seconds, optim, local = self._elapsed(), self.optim, self.programs.local
-        if held_by(optim) != self._own:
+        if self._held() != self.own:
             warnings.warn(CHANGES.format("optimizer"), RuntimeWarning, stacklevel=4)
         if _sources() != self._sources:
             warnings.warn(DREW, RuntimeWarning, stacklevel=4)
@@ -181,7 +185,7 @@ class State:
             "optimizer": {"state": plain, "groups": groups},
             "constraints": local.constraints | {name: there for name, (_, there) in local.saved.items()},
             "frozen": self.programs.frozen(),
-            "programs": [*self.described[1], *self.programs.described()],
+            "programs": [*self.described[1], *self.programs.described(), self._held()],
         }
         return tensors, about
 

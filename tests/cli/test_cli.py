@@ -723,6 +723,18 @@ def test_a_finished_run_is_extended(capsys):
     assert words in refused(capsys, "train", "--resume", "round", "--epochs", "2")
 
 
+def test_trained_weights_without_their_checkpoint_are_not_overwritten(capsys):
+    """As of a run that was copied without its checkpoints; one that was killed before the first one begins anew."""
+    run = train()
+    capsys.readouterr()
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    before = [(run / name).read_bytes() for name in ("model.safetensors", "metrics.csv")]
+    words = "run holds trained weights, but no checkpoints/last.safetensors to go on from: copy it there, or train anew"
+    assert words in refused(capsys, "train", "--resume", "run")
+    assert [(run / name).read_bytes() for name in ("model.safetensors", "metrics.csv")] == before
+
+
 def test_patience_leaves_the_best_weights(capsys):
     """At this rate the test loss rises soon."""
     flags = ["--optimizer", "sgd", "--lr", "0.02", "--patience", "2", "--epochs", "40"]

@@ -354,8 +354,23 @@ def test_a_csv_file_holds_the_history(tmp_path):
     for row, expected in zip(rows, history, strict=True):
         assert all(value == expected[name] or math.isnan(value) for name, value in row.items())
     more = loggers.CSV(tmp_path / "history.csv", append=True)
-    more.on_epoch(history[-1])
+    more.on_epoch(history[-1] | {"epoch": len(history)})
     assert len((tmp_path / "history.csv").read_text().splitlines()) == len(history) + 2
+
+
+def test_a_csv_file_of_a_resumed_training_has_each_epoch_once(tmp_path):
+    """Also after a crash, which comes later than the last checkpoint, perhaps in the middle of a line."""
+    path = tmp_path / "history.csv"
+    for epoch in range(4):
+        loggers.CSV(path, append=True).on_epoch({"epoch": epoch, "train_loss": 9.0})
+    with open(path, "a") as file:
+        file.write("4")
+    more = loggers.CSV(path, append=True)
+    for epoch in (2, 3):
+        more.on_epoch({"epoch": epoch, "train_loss": 1.0})
+    assert path.read_text().split() == ["epoch,train_loss", "0,9.0", "1,9.0", "2,1.0", "3,1.0"]
+    with pytest.raises(ValueError, match=r"history.csv has the columns \['epoch', 'train_loss'\], not \['epoch'\]"):
+        loggers.CSV(path, append=True).on_epoch({"epoch": 4})
 
 
 def test_tensorboard_and_mlflow_get_what_has_a_value(monkeypatch):

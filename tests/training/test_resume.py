@@ -576,7 +576,7 @@ def test_two_trainings_do_not_write_to_one_folder(tmp_path):
         raise StopTraining
 
     train(normal, checkpoints=tmp_path, on_step=lambda step, _: second(step))
-    train_store(Store(), checkpoints=tmp_path, epochs=1)  # the lock has gone with the first one
+    train(normal, checkpoints=tmp_path, resume=tmp_path, epochs=1)  # the lock has gone with the first one
 
 
 def test_fewer_epochs_than_a_checkpoint_has_begun_are_refused(tmp_path):
@@ -1042,6 +1042,30 @@ def test_what_a_hook_of_an_optimizer_counts_in_python_is_said_to_be_lost(counts,
         warnings.simplefilter("always")
         fit_programs(program(), 2, checkpoints=tmp_path, optimizer=optimizer)
     assert any("the optimizer changes what it holds in Python" in str(each.message) for each in caught) == counts
+
+
+def clipping(norm):
+    def optimizer(parameters):
+        parameters = list(parameters)
+        optim = torch.optim.SGD(parameters, lr=1e-3)
+        optim.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(parameters, norm) and None)
+        return optim
+
+    return optimizer
+
+
+def of_pyro(norm):
+    return pyro.optim.Adam({"lr": 1e-3}, {"clip_norm": norm})
+
+
+@pytest.mark.parametrize("make", [clipping, of_pyro])
+def test_another_hook_of_an_optimizer_is_refused(make, tmp_path):
+    fit_programs(program(), 1, checkpoints=tmp_path, optimizer=make(1.0))
+    with pytest.raises(ValueError, match="cannot resume: the optimizer is not the checkpoint's"):
+        fit_programs(program(), 2, resume=tmp_path, optimizer=make(0.01))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_programs(program(), 2, resume=tmp_path, optimizer=make(1.0))
 
 
 DRAW = {
