@@ -242,7 +242,7 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
     from tqdm import tqdm
 
     from pyro_vae.runs.parts import load_data
-    from pyro_vae.runs.run import Run
+    from pyro_vae.runs.run import Run, row_of_weights
     from pyro_vae.runtime.distributed import Ranks
     from pyro_vae.training.loggers import Progress
 
@@ -259,10 +259,10 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
         warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
         warnings.filterwarnings("ignore", "the step (cannot be|is not) recorded")  # said below
         history = run.train(bar.on_epoch, None if ranks.rank else bar.on_step)
-    last = history[-1]
+    row = row_of_weights(run.config, history)
     say_once(f"{'engine:':<20}{history.engine}")
     say_once(
-        f"epoch {last['epoch']:.0f}: train_loss {last['train_loss']:.2f}, test_loss {last['test_loss']:.2f},"
-        f" test_loss_at_mean {last['test_loss_at_mean']:.2f} nats per datum"
+        f"epoch {row['epoch']:.0f}: train_loss {row['train_loss']:.2f}, test_loss {row['test_loss']:.2f},"
+        f" test_loss_at_mean {row['test_loss_at_mean']:.2f} nats per datum"
     )
     say_once(printable(f"{run.folder}/report.html shows pictures and numbers; run: {run.folder}"))

@@ -1,5 +1,6 @@
 """Runs: a config trained into a folder of its own, and read back from it."""
 
+import math
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
@@ -202,13 +203,16 @@ class Run:
             return history
         if self.resumed or config.patience:  # it may have been stopped between a checkpoint and these; the best ones
             self.save_weights()
-        snapshots = self._snapshots(len(history) - 1)
+        row = row_of_weights(config, history)
+        snapshots = self._snapshots(int(row["epoch"]))
         with seeded(config.seed, self.device), mode(False, self.vae):
             figures, left_out = draw(self.vae, config, history, snapshots, self.shown, self.data.test_labels)
         for name, figure in figures.items():
             write_whole(self.folder / f"{name}.png", plots.png(figure))
         without = {f"no {name.replace('_', ' ').replace('kl', 'KL')}": reason for name, reason in left_out.items()}
-        write_report(self.folder, {**self.facts(), **without}, history, list(figures))
+        best = f"of epoch {row['epoch']:.0f}, which has the lowest test loss, {row['test_loss']:.3f}"
+        weights = {"weights": best} if config.patience else {}
+        write_report(self.folder, {**self.facts(), **weights, **without}, history, list(figures))
         return history
 
     def _snapshot(self, epoch: int) -> Path:
@@ -280,6 +284,12 @@ class Run:
         if ours and not self.loss.weighs_kl:
             return name
         return f"{name}, beta {config.beta:g}" + f", from 0 over {config.warm_up} epochs" * bool(config.warm_up)
+
+
+def row_of_weights(config: Config, history: History) -> Row:
+    """Return the row of the epoch whose weights a run has at its end: with patience, that of the lowest test loss."""
+    rows = [row for row in history[1:] if not math.isnan(row["test_loss"])] if config.patience else []
+    return min(rows or history[-1:], key=lambda row: row["test_loss"])
 
 
 def as_seen(config: Config, x: Tensor) -> Tensor:

@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 import pyro_vae
 from pyro_vae import VAE, data, decoders, encoders, priors
 from pyro_vae.cli import main
+from pyro_vae.cli.flags import config_of_run
 from pyro_vae.diagnostics import evaluation
 from pyro_vae.runs import parts as config
 from pyro_vae.runs import run as runs
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.pictures import _two, grid_figure
+from pyro_vae.runs.pictures import _two, grid_figure, posterior_moments
+from pyro_vae.runs.reading import load_vae
 from pyro_vae.runtime.checkpoints import read_tensors, save_tensors
 from pyro_vae.training import COLUMNS
 
@@ -743,7 +745,16 @@ def test_patience_leaves_the_best_weights(capsys):
     assert main(["train", *QUICK, "--data", "x.npz", "--decoder", "Normal", *flags, "--out", "run"]) == 0
     losses = [float(row["test_loss"]) for row in metrics(Path("run"))][1:]
     assert len(losses) == losses.index(min(losses)) + 3 < 40
-    capsys.readouterr()
+    best = losses.index(min(losses)) + 1
+    assert f"epoch {best}: train_loss" in capsys.readouterr().out.splitlines()[-2]
+    assert f"of epoch {best}, which has the lowest test loss, {min(losses):.3f}" in Path("run/report.html").read_text()
+    held = read_tensors(Path(f"run/checkpoints/posteriors-{best}.safetensors"))[0]["mean"]
+    assert torch.equal(
+        held,
+        posterior_moments(load_vae(Path("run"), config_of_run(Path("run"), [])), torch.from_numpy(x[:8] + 2.0).float())[
+            0
+        ],
+    )
     evaluated = []
     for best in ([], ["--best"]):
         assert main(["evaluate", "run", *best]) == 0

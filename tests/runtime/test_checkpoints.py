@@ -429,9 +429,8 @@ def test_weights_of_a_running_mean_stay_below_1(betas, small, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the (model|guide|transform|beta) changes what it holds in Python")
+@pytest.mark.filterwarnings("ignore:the (model|guide|transform|beta|optimizer) changes what it holds in Python")
 @pytest.mark.usefixtures("_without_waiting_for_the_disk")
-@pytest.mark.filterwarnings("ignore:the optimizer changes what it holds")  # as the last of the digests then says
 def test_whatever_stands_in_a_checkpoint_in_plain_values_is_refused_in_words_of_our_own(small, tmp_path):
     tensors, about = small
     accepted = set()
