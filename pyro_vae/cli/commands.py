@@ -51,7 +51,7 @@ def compare(arguments: argparse.Namespace) -> None:
     config = arguments.config
     folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
     check_folder(folder)
-    _check_file(arguments.json, "--json")
+    _check_file(arguments.json, "--json", [".json"])
     device = device_named(config.device)
     x = as_seen(config, load_data(config).train[:].to(device))
     vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
@@ -73,7 +73,7 @@ def gradients(arguments: argparse.Namespace) -> None:
     from pyro_vae import plots
     from pyro_vae.diagnostics.estimators import gradients
 
-    _check_file(arguments.json, "--json")
+    _check_file(arguments.json, "--json", [".json"])
     _check_file(arguments.out, "--out", plots.KINDS)
     found = gradients(arguments.model, arguments.draws, arguments.seed)
     say(found.table())
@@ -238,7 +238,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     as_size(arguments.samples, "--samples")
     as_bytes(arguments.memory)
-    _check_file(arguments.json, "--json")
+    _check_file(arguments.json, "--json", [".json"])
     vae, config = _read_run(arguments)
     data = load_data_of(arguments.run, config, named=bool(arguments.data))
     device = device_named(config.device)

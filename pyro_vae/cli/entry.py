@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyro_vae.cli import commands
-from pyro_vae.cli.flags import TRAIN_ONLY, Parser, add_allow, add_command, add_config_flags, parse
+from pyro_vae.cli.flags import TRAIN_ONLY, Parser, add_allow, add_command, add_config_flags, as_path, parse
 from pyro_vae.cli.launch import lasting_streams, one_line, say
 
 
@@ -93,9 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         subparsers, "train", commands.train, "train a VAE and write a run: metrics, weights, pictures, report"
     )
     add_config_flags(train)
-    train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/DATA-DATE-TIME)")
+    train.add_argument("--out", type=as_path, metavar="DIR", help="the run's folder (default: runs/DATA-DATE-TIME)")
     train.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with a run that was stopped, by its own config"
+        "--resume", type=as_path, metavar="RUN", help="go on with a run that was stopped, by its own config"
     )
 
     compare = add_command(subparsers, "compare", commands.compare, "hold the Pyro programs against the hand-coded VAE")
@@ -104,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=300, metavar="N", help="steps of both trainings (default 300)")
     add("--draws", type=int, default=2000, metavar="N", help="gradients drawn (default 2000)")
     add("--rounds", type=int, default=5, metavar="N", help="rounds of timing (default 5)")
-    add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
-    add("--out", type=Path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)")
+    add("--json", type=as_path, metavar="FILE", help="write the figures as JSON, too")
+    add("--out", type=as_path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)")
 
     laboratory = add_command(
         subparsers, "gradients", commands.gradients, "measure bias and variance of every gradient estimator"
@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default="linear-gaussian", metavar="NAME", help="linear-gaussian or discrete")
     add("--draws", type=int, default=10_000, metavar="N", help="of each gradient (default 10000)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-    add("--json", type=Path, metavar="FILE", help="write the rows as JSON")
-    add("--out", type=Path, metavar="FILE", help="draw the rows as a picture: .png, .jpg, .pdf or .svg")
+    add("--json", type=as_path, metavar="FILE", help="write the rows as JSON")
+    add("--out", type=as_path, metavar="FILE", help="draw the rows as a picture: .png, .jpg, .pdf or .svg")
     listing = add_command(
         subparsers, "list", commands.list_parts, "list all parts and objectives, with their references"
     )
@@ -124,20 +124,22 @@ def _parser() -> argparse.ArgumentParser:
     sample = add_command(subparsers, "sample", commands.sample, "decode samples from a run's prior")
     reconstruct = add_command(subparsers, "reconstruct", commands.reconstruct, "reconstruct test data of a run")
     for command, count in ((sample, 64), (reconstruct, 10)):
-        command.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+        command.add_argument("run", type=as_path, metavar="RUN", help="the run's folder")
         command.add_argument("--n", type=int, default=count, metavar="N", help=f"how many (default {count})")
         command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
         text = ".png, .jpg, .pdf or .svg" + ("; .npy or .csv for the numbers" if command is sample else "")
-        command.add_argument("--out", type=Path, metavar="FILE", help=f"{text} (default: a .png in the run's folder)")
+        command.add_argument(
+            "--out", type=as_path, metavar="FILE", help=f"{text} (default: a .png in the run's folder)"
+        )
     evaluation = add_command(
         subparsers, "evaluate", commands.evaluate, "bounds and log-likelihood of a run on its test data"
     )
     add = evaluation.add_argument
-    add("run", type=Path, metavar="RUN", help="the run's folder")
+    add("run", type=as_path, metavar="RUN", help="the run's folder")
     add("--samples", type=int, default=5000, metavar="N", help="of log p(x), for each datum (default 5000)")
     add("--memory", default="2GB", metavar="SIZE", help="of the samples at a time: 512MB, 2GiB, ... (default 2GB)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-    add("--json", type=Path, metavar="FILE", help="write the figures as JSON, too, an infinite one as null")
+    add("--json", type=as_path, metavar="FILE", help="write the figures as JSON, too, an infinite one as null")
     for command in (sample, reconstruct, evaluation):
         add_allow(command)
         command.add_argument("--best", action="store_true", help="the weights with the lowest test loss, not the last")

@@ -59,7 +59,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
     if getattr(arguments, "resume", None):
         _check_resume(arguments, rest)
         local = local_flags(arguments)
-        local += [f"--data={arguments.data}"] if arguments.data else []
+        local += [] if arguments.data is None else [f"--data={arguments.data}"]
         local += [f"--epochs={arguments.epochs}"] if arguments.epochs is not None else []
         arguments.out, arguments.config = arguments.resume, config_of_run(arguments.resume, arguments.allow, *local)
     elif arguments.builds_vae:
@@ -166,7 +166,12 @@ def add_config_flags(parser: argparse.ArgumentParser, left_out: Collection[str] 
     add = parser.add_argument
     add_allow(parser)
     add("--preset", choices=sorted(PRESETS), help="a known recipe; flags beside it take precedence")
-    add("--config", type=Path, metavar="FILE", help="flags from a YAML file, such as a run's config.yaml")
+    add("--config", type=as_path, metavar="FILE", help="flags from a YAML file, such as a run's config.yaml")
+
+
+def as_path(text: str) -> Path:
+    """Return a path, with the user's home in the place of ~, which a shell leaves alone behind an equals sign."""
+    return Path(text).expanduser()
 
 
 def add_allow(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,11 @@
 """The random generators that an iterable of batches draws from, so that a run can be resumed."""
 
+import random
 from collections.abc import Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,13 +50,40 @@ def drawn(items: Iterable[Any], sources: Sources, states: Tensor) -> Iterator[An
 
 def generators_in(value: Any) -> list[torch.Generator]:
     """Return the generators on the CPU that an iterable holds, itself or in its samplers and data sets."""
+    return [each for each in _objects_in(value) if isinstance(each, torch.Generator) and each.device.type == "cpu"]
+
+
+def numbers_in(value: Any) -> list[Any]:
+    """Return what an iterable counts in Python, and where generators of numpy's and Python's stand that it holds.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> numbers_in(SimpleNamespace(epoch=3))
+        [[3]]
+    """
+    return [_numbers_of(each) for each in _objects_in(value)]
+
+
+def _numbers_of(value: Any) -> Any:
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, np.random.RandomState):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    library = type(value).__module__.partition(".")[0] == "torch"  # whose loaders count in private
+    own = vars(value).items() if hasattr(value, "__dict__") else ()
+    return [each for name, each in own if isinstance(each, int | float | str) and not (library and name[:1] == "_")]
+
+
+def _objects_in(value: Any) -> list[Any]:
+    """Return an iterable and the objects that its attributes hold, and theirs."""
     found, seen, waiting = [], set[int](), [value]
     while waiting:
         each = waiting.pop()
         if id(each) in seen or isinstance(each, type | ModuleType | FunctionType | Tensor | nn.Module):
             continue
         seen.add(id(each))
-        if isinstance(each, torch.Generator):
-            found += [each] if each.device.type == "cpu" else []
+        found.append(each)
         waiting += reversed(vars(each).values()) if hasattr(each, "__dict__") else []
     return found

@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 
 from pyro_vae.data import Ready, Rows, Stream, count_in, shuffled_batches
 from pyro_vae.data.batch import Batch
-from pyro_vae.data.generators import Sources
+from pyro_vae.data.generators import Sources, numbers_in
 from pyro_vae.programs import Transform, transformed
 from pyro_vae.runtime.distributed import Ranks
 
@@ -36,6 +37,11 @@ class Batches:
         self.count = count_in(self.x)
         # Their states are a part of where a training stands.
         self.sources = Sources(self.order, *(self.x.generators if isinstance(self.x, Ready | Stream) else ()))
+
+    def numbers(self) -> list[Any]:
+        """Return what data that are iterated over count in Python, and where their other generators stand."""
+        held = {Ready: "batches", Stream: "dataset"}.get(type(self.x), "")
+        return numbers_in(getattr(self.x, held, None))
 
     def __len__(self) -> int:
         if isinstance(self.x, Ready):

@@ -30,6 +30,10 @@ CHANGES = (
     "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
     "depend on it, the resumed training is another one; keep it in a buffer of a module, or an optimizer's state"
 )
+ORDERS = (
+    "the data count, or draw from generators, in Python, and a checkpoint does not keep that: if their order or values"
+    " depend on it, the resumed training is another one; let them draw by a torch.Generator that they hold"
+)
 DREW = (
     "numpy or Python's random drew numbers, and a checkpoint does not keep where these sources stand: if the programs"
     " or the transform drew them, the resumed training is another one; let them draw by torch"
@@ -75,6 +79,7 @@ class State:
         self.described: list[list[str]] = []  # the programs as they came, and behind the checks of `fit`
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
         self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
+        self._numbers, self._began_at = batches.numbers, described(batches.numbers())
         self._started: float | None = None
 
     def start_epoch(self) -> None:
@@ -159,6 +164,8 @@ class State:
         self.seconds, optim, local = self._elapsed(), self.optim, self.programs.local
         if self._held() != self.own:
             warnings.warn(CHANGES.format("optimizer"), RuntimeWarning, stacklevel=4)
+        if described(self._numbers()) != self._began_at:
+            warnings.warn(ORDERS, RuntimeWarning, stacklevel=4)
         if _sources() != self._sources:
             warnings.warn(DREW, RuntimeWarning, stacklevel=4)
         values = self.programs.values(strict=True)

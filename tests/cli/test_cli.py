@@ -516,6 +516,7 @@ def test_evaluate_says_that_grey_pixels_have_no_log_probability(capsys):
         (["--memory", "2QB"], "one with a unit, as '512MB' or '2GiB': '2QB'"),
         (["--memory", "1kB"], "too small for 5000 samples"),
         (["--json", "no/folder.json"], "its folder does not exist"),
+        (["--json", "run/config.yaml"], "must end in .json"),
         (["--sample", "3"], "did you mean --samples?"),
     ],
 )
@@ -1160,3 +1161,13 @@ def test_a_matplotlibrc_in_the_current_folder_is_not_read():
     script = "import sys, pyro_vae.plots; print(sys.modules['matplotlib'].rcParams['lines.linewidth'])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() != "99.0"
+
+
+def test_a_path_may_begin_with_the_home_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert main(["train", *QUICK, "--out=~/run"]) == 0
+    assert (tmp_path / "home/run/model.safetensors").exists()
+    assert not Path("~").exists()
+    capsys.readouterr()
+    assert "no data set or file ''" in refused(capsys, "train", "--resume=~/run", "--data", "")

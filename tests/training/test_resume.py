@@ -1106,3 +1106,58 @@ def test_what_a_schedule_or_a_transform_counts_in_python_is_said_to_be_lost(name
     fit_programs(program(), 1, checkpoints=tmp_path, **{name: make()})
     with pytest.warns(RuntimeWarning, match=f"the {name} changes what it holds in Python, such as a count"):
         fit_programs(program(), 2, resume=tmp_path, **{name: make()})
+
+
+class Ordered:
+    """Ready batches in an order of their own, anew in each pass, by what ``kind`` makes."""
+
+    def __init__(self, kind):
+        self.source, self.epoch = kind(), 0
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        if isinstance(self.source, torch.Generator):
+            order = torch.randperm(40, generator=self.source)
+        elif self.source is None:
+            order = torch.randperm(40, generator=torch.Generator().manual_seed(self.epoch))
+            self.epoch += 1
+        elif isinstance(self.source, random.Random):
+            order = torch.tensor(self.source.sample(range(40), 40))
+        else:
+            order = torch.from_numpy(self.source.permutation(40))
+        yield from torch.linspace(-1.0, 1.0, 120).reshape(40, 3)[order].split(10)
+
+
+GENERATORS = {
+    "torch": lambda: torch.Generator().manual_seed(0),
+    "numpy": lambda: np.random.default_rng(0),
+    "numpy's older": lambda: np.random.RandomState(0),
+    "Python's": lambda: random.Random(0),  # noqa: S311
+    "a count": lambda: None,
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("held", ["itself", "by a sampler"])
+def test_an_order_that_no_checkpoint_keeps_is_said_to_be_lost(kind, held, tmp_path):
+    data = Ordered(GENERATORS[kind])
+    if held == "by a sampler":
+        data = torch.utils.data.DataLoader(torch.zeros(4, 3), sampler=Indices(data), batch_size=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(*program(), data, epochs=2, checkpoints=tmp_path)
+    assert any("the data count, or draw" in str(each.message) for each in caught) == (kind != "torch")
+
+
+class Indices(torch.utils.data.Sampler):
+    def __init__(self, ordered):
+        self.ordered = ordered
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        next(iter(self.ordered))
+        return iter(range(4))
