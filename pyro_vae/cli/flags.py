@@ -15,8 +15,6 @@ from pyro_vae.files import printable
 from pyro_vae.runs.config import LOCAL, PARTS, TRUSTED, Config, plain_yaml, read_flags
 
 PRESETS = {"practicum": {"latent_dim": 20, "epochs": 10, "batch_size": 256}}  # and the defaults
-
-
 TRAIN_ONLY = {
     *("epochs", "lr", "loss", "beta", "warm_up", "clip_norm", "engine", "precision", "devices"),
     *("optimizer", "weight_decay", "eps", "lr_schedule", "patience"),

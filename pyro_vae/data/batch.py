@@ -19,11 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 Batch = Any
-
-
 PLAIN = bool | int | float | complex | str | bytes | None  # never change
-
-
 Count = Callable[[Batch], int]
 
 

@@ -14,8 +14,6 @@ from pyro_vae.data.images import frames_of, open_image
 from pyro_vae.data.parts import Data, split_into_parts
 
 MOST_OTHERS = 100_000  # files that are no images, in a folder of images
-
-
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 

@@ -8,8 +8,6 @@ import torch
 from pyro_vae.data.parts import Data, split_into_parts
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-
-
 NAMES = ("digits", *TORCHVISION)
 
 

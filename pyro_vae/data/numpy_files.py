@@ -15,8 +15,6 @@ from pyro_vae.data.parts import Data, split_into_parts, train_and_test
 from pyro_vae.data.rows import MORE, MemoryMapped
 
 ARRAYS = {f"{name}{part}" for name in "xy" for part in ("", "_train", "_test")}  # of a .npz file
-
-
 IN_MEMORY = 2**30  # bytes in 32 bits, from which on a .npy file stays where it is
 
 

@@ -16,11 +16,7 @@ _PANELS = {
     "reconstruction": ("train_reconstruction", "test_reconstruction"),
     "KL": ("train_kl", "test_kl"),
 }
-
-
 _LABELS = ("train", "test", "test at the posterior mean (no bound)")
-
-
 _STYLES = (("tab:blue", "-"), ("tab:orange", "-"), ("tab:orange", ":"))
 
 

@@ -14,8 +14,6 @@ from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.modules import modules_of
 
 Transform = Callable[[Batch], Batch]
-
-
 RESERVED = {"model", "guide", "particles", "dims"}  # what Pyro's ELBOs and those of this package take by name
 
 

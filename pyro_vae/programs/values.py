@@ -14,8 +14,6 @@ from pyro_vae.programs.supports import accepts_nan, check_support, support_of, w
 from pyro_vae.programs.traces import filled, observed_in, probe
 
 FINITE = "remove or fill what is not finite"
-
-
 LARGEST_CHUNK = 2**20  # numbers that are checked together
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     pass
 
 WEIGHTS = "model.safetensors"
-
-
 MOST_DIMENSIONS = 60  # of a datum; torch takes 64, those of particles and data among them
 
 

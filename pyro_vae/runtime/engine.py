@@ -8,8 +8,6 @@ from pyro_vae.runtime.recording import Recorded
 from pyro_vae.runtime.steps import Step
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
-
-
 WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 steps save
 
 

@@ -22,20 +22,10 @@ TRUSTED = {
     "enum",
     "builtins",
 }  # do the same at every step
-
-
 LIBRARIES = {*sys.stdlib_module_names, "pyro", "pyro_vae", "torch"} - {"__main__"}
-
-
 GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")  # operations of Python
-
-
 MANY = 1000  # elements: of a longer list or array, only the length is watched
-
-
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, types.ModuleType)
-
-
 HOOKS = [each for name, each in vars(torch.nn.modules.module).items() if name.startswith("_global_")]  # on all modules
 
 

@@ -31,11 +31,7 @@ from pyro_vae.runtime.steps import (
 )
 
 AGAIN = 100  # calls with inputs of another structure than the first, from which on it pays to record them, too
-
-
 MOST = 8  # structures that are recorded
-
-
 CHANGED = "what the programs hold in Python changes from step to step"
 
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 Outputs = Sequence[Any]  # tensors, or None for the gradient of a parameter that has none
-
-
 Step = Callable[..., Outputs]
 
 
