@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pyro_vae.cli import commands
 from pyro_vae.cli.flags import TRAIN_ONLY, Parser, add_allow, add_command, add_config_flags, as_path, parse
@@ -89,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
+    _add_trainings(subparsers)
+    _add_uses_of_runs(subparsers)
+    return parser
+
+
+def _add_trainings(subparsers: Any) -> None:
     train = add_command(
         subparsers, "train", commands.train, "train a VAE and write a run: metrics, weights, pictures, report"
     )
@@ -121,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--markdown", action="store_true", help="as a table")
 
+
+def _add_uses_of_runs(subparsers: Any) -> None:
     sample = add_command(subparsers, "sample", commands.sample, "decode samples from a run's prior")
     reconstruct = add_command(subparsers, "reconstruct", commands.reconstruct, "reconstruct test data of a run")
     for command, count in ((sample, 64), (reconstruct, 10)):
@@ -151,4 +160,3 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", metavar="NAME|PATH", help="data to take in the place of the run's")
         command.add_argument("--scale", type=float, metavar="X", help="of --data, if not the run's")
     reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")
-    return parser

@@ -79,22 +79,6 @@ def check_patience(patience: int | None, validation: Any) -> None:
             raise ValueError("patience looks at the test loss: give validation data, or leave it out")
 
 
-def check_epochs(epochs: int, begun: int) -> None:
-    """Refuse fewer epochs than a checkpoint has begun, which no training undoes.
-
-    Raises:
-        ValueError: with both.
-
-    Example:
-        >>> check_epochs(2, begun=5)
-        Traceback (most recent call last):
-        ...
-        ValueError: the checkpoint has begun epoch 5: epochs must be at least 5, not 2
-    """
-    if epochs < begun:
-        raise ValueError(f"the checkpoint has begun epoch {begun}: epochs must be at least {begun}, not {epochs}")
-
-
 def check_before(
     programs: Programs, batches: Batches, measure: Measure, loss: ELBO, seed: int
 ) -> tuple[DataPlates, ELBO]:

@@ -14,13 +14,12 @@ from pyro_vae.data import Ready
 from pyro_vae.data.batch import Count
 from pyro_vae.objectives import Beta
 from pyro_vae.programs import Program, Transform, as_input, as_seed, mode, seeded
-from pyro_vae.runtime.checkpoints import Checkpoints, as_file
+from pyro_vae.runtime.checkpoints import Checkpoints
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import chosen
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.checks import (
     check_before,
-    check_epochs,
     check_loss,
     check_patience,
     check_settings,
@@ -35,9 +34,7 @@ from pyro_vae.training.loop import StopTraining, interruptible, train
 from pyro_vae.training.optimizers import (
     Groups,
     Optimizer,
-    as_plain,
     check_factory,
-    check_resumable,
     described_optimizer,
     made_by,
 )
@@ -231,16 +228,9 @@ def fit(
             keeper_of(checkpoints, resume)  # once more, as another training may have ended there meanwhile
             given |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
             given |= numbers | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
-            state.settings = {name: as_plain(value, name) for name, value in given.items()}
-            check_resumable(made.optim)
-        state.described = [[*each, state.own] for each in (as_given, described_first)]
-        if keeper:
-            as_file(*state.save())  # which refuses what a checkpoint cannot hold, while nothing is lost
+            state.begin(given, as_given, described_first)
         if before:
-            state.load(*before.read())
-            check_epochs(epochs, state.begun)
-            if patience:
-                state.best = state.best[0], before.read_best(state.best[0], programs.values())
+            state.resume(before, epochs, patience)
         verify, guard = begin_at(estimate, state.step), guard_of(on_nan, programs, made.optim)
         step = as_graph(Step(estimate, state, guard, clip_norm))
         saver = Saver(keeper, state, ranks, verify, whole_epochs=isinstance(x, Ready)) if keeper else NoSaver()

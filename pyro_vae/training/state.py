@@ -7,7 +7,7 @@ import random
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,21 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
 from pyro_vae.diagnostics.evaluation import Bound
-from pyro_vae.runtime.checkpoints import COLUMNS, Tensors, check_group, check_random, check_tensors, checked_state
+from pyro_vae.runtime.checkpoints import (
+    COLUMNS,
+    Checkpoints,
+    Tensors,
+    as_file,
+    check_group,
+    check_random,
+    check_tensors,
+    checked_state,
+)
 from pyro_vae.runtime.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.history import History, Measure
-from pyro_vae.training.optimizers import Settings, as_in, as_plain, held_by, settings_of
+from pyro_vae.training.optimizers import Settings, as_in, as_plain, check_resumable, held_by, settings_of
 from pyro_vae.training.programs import Programs
 from pyro_vae.training.schedules import Schedule
 
@@ -81,6 +90,26 @@ class State:
         self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
         self._numbers, self._began_at = batches.numbers, described(batches.numbers())
         self._started: float | None = None
+
+    def begin(self, settings: Mapping[str, Any], as_given: list[str], checked: list[str]) -> None:
+        """Take what the training is of, and refuse what a checkpoint cannot hold, while nothing is lost.
+
+        Arguments:
+            settings: by name, what a checkpoint to resume from must be equal in.
+            as_given: the programs, described as they came.
+            checked: the programs, described behind the checks of `fit`.
+        """
+        self.settings = {name: as_plain(value, name) for name, value in settings.items()}
+        check_resumable(self.optim)
+        self.described = [[*each, self.own] for each in (as_given, checked)]
+        as_file(*self.save())
+
+    def resume(self, keeper: Checkpoints, epochs: int, patience: int | None) -> None:
+        """Take the place of a keeper's checkpoint, and with patience also its best parameters."""
+        self.load(*keeper.read())
+        check_epochs(epochs, self.begun)
+        if patience:
+            self.best = self.best[0], keeper.read_best(self.best[0], self.programs.values())
 
     def start_epoch(self) -> None:
         """Start the clock."""
@@ -367,6 +396,22 @@ def _name(parameter: Tensor, names: dict[int, str]) -> str:
 
 def _moved(value: Any, parameter: Tensor) -> Any:
     return value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
+
+
+def check_epochs(epochs: int, begun: int) -> None:
+    """Refuse fewer epochs than a checkpoint has begun, which no training undoes.
+
+    Raises:
+        ValueError: with both.
+
+    Example:
+        >>> check_epochs(2, begun=5)
+        Traceback (most recent call last):
+        ...
+        ValueError: the checkpoint has begun epoch 5: epochs must be at least 5, not 2
+    """
+    if epochs < begun:
+        raise ValueError(f"the checkpoint has begun epoch {begun}: epochs must be at least {begun}, not {epochs}")
 
 
 def _sources() -> Any:
