@@ -61,7 +61,7 @@ def numbers_in(value: Any) -> list[Any]:
         >>> numbers_in(SimpleNamespace(epoch=3))
         [[3]]
     """
-    return [_numbers_of(each) for each in _objects_in(value)]
+    return [found for each in _objects_in(value) if (found := _numbers_of(each))]
 
 
 def _numbers_of(value: Any) -> Any:
