@@ -97,18 +97,22 @@ class _Moved:
 
     @classmethod
     def find_spec(cls, name: str, *_: "Any") -> "Any":
+        """Answer for the public names of this package alone: another module may be called noise, too."""
+        package, public = name.rpartition(".")[::2]
         loader: Any = cls
-        return ModuleSpec(name, loader) if name.removeprefix("pyro_vae.") in _MODULES else None
+        return ModuleSpec(name, loader) if package == "pyro_vae" and public in _MODULES else None
 
     @staticmethod
     def create_module(spec: "Any") -> "Any":
-        module = import_module(f"pyro_vae.{_MODULES[spec.name.removeprefix('pyro_vae.')]}")
+        """Return the module that lies elsewhere."""
+        module = import_module(f"pyro_vae.{_MODULES[spec.name.rpartition('.')[2]]}")
         spec.loader_state = module.__spec__
         return module
 
     @staticmethod
     def exec_module(module: "Any") -> None:
-        module.__spec__ = module.__spec__.loader_state  # its own, in place of the other name's
+        """Give the module its own spec back, in place of the other name's; it has been run."""
+        module.__spec__ = module.__spec__.loader_state
 
 
 sys.meta_path.append(_Moved)

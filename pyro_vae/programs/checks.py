@@ -80,7 +80,7 @@ def check_programs(
         if count < len(x):
             named_by_data = plates.size == count or plates.names <= indices.given
             _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
-            if other_count == count - 1:
+            if are_rows(batch, count_rows) and count > 1:  # then the other batch is this one without its first datum
                 check_positions(pair, other_pair or pair, plates, len(x))
             indices.check(plates, count, len(x))
         holds = site_of_batch(pair[0], batch)

@@ -1163,6 +1163,18 @@ def test_a_matplotlibrc_in_the_current_folder_is_not_read():
     assert done.stdout.strip() != "99.0"
 
 
+@pytest.mark.parametrize("name", ["noise", "handlers", "evaluation", "laboratory", "comparison"])
+def test_a_public_module_is_found_where_it_lies_under_its_own_name_alone(name):
+    own = (
+        f"import pyro_vae.{name} as one, pyro_vae, importlib; from pyro_vae import {name} as other;"
+        f" assert one is other is pyro_vae.{name} and one.__spec__.name == one.__name__ != 'pyro_vae.{name}';"
+        f" importlib.reload(one)"
+    )
+    foreign = f"import pyro_vae, importlib.util; assert importlib.util.find_spec('{name}') is None"
+    for script in (own, foreign):
+        subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_path_may_begin_with_the_home_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()

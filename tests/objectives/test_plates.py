@@ -528,8 +528,9 @@ def in_an_event(x, labels=None):
 
 
 def guide_of(model):
-    def guide(x, _=None):
+    def guide(x, labels=None):
         mean = pyro.param("mean", torch.tensor(0.0))
+        x = x if labels is None else labels
         if model is one_by_one:
             for i in pyro.plate("data", len(x)):
                 pyro.sample(f"z{i}", dist.Normal(mean, 1.0))
@@ -563,3 +564,20 @@ def test_parameters_of_positions_in_the_batch_are_refused_under_a_sequential_pla
     with pytest.raises(ValueError, match=rf"parameter 'mean7' is of a position in the batch.*batch_size={N}"):
         fit(one_by_one, guide, data, batch_size=8)
     assert len(fit(one_by_one, guide, data, batch_size=N, epochs=1)) == 2
+
+
+def test_ready_batches_whose_labels_are_alike_by_chance_are_taken():
+    """Another batch, of one datum less, has the labels of the first one."""
+    batches = [
+        (torch.randn(3, 2), torch.tensor([0.0, 1.0, 1.0])),
+        (torch.randn(2, 2), torch.tensor([0.0, 1.0])),
+    ]
+    time_first = [(x.T, labels) for x, labels in batches]
+
+    def model(x, labels):
+        with pyro.plate("data", len(labels)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Bernoulli(logits=z + x[0]), obs=labels)
+
+    loader = torch.utils.data.DataLoader(time_first, batch_size=None)
+    assert len(fit(model, guide_of(together), loader, count=lambda batch: len(batch[1]), epochs=1)) == 2
