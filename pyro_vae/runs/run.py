@@ -210,7 +210,7 @@ class Run:
         for name, figure in figures.items():
             write_whole(self.folder / f"{name}.png", plots.png(figure))
         without = {f"no {name.replace('_', ' ').replace('kl', 'KL')}": reason for name, reason in left_out.items()}
-        best = f"of epoch {row['epoch']:.0f}, which has the lowest test loss, {row['test_loss']:.3f}"
+        best = f"of epoch {row['epoch']:.0f}, the trained one with the lowest test loss, {row['test_loss']:.3f}"
         weights = {"weights": best} if config.patience else {}
         write_report(self.folder, {**self.facts(), **weights, **without}, history, list(figures))
         return history
