@@ -67,8 +67,9 @@ def pixels_of(image: Any) -> Tensor:
 
 def _check_colours(image: Any) -> None:
     mode, tags = image.mode, getattr(image, "tag_v2", {})
-    if tags.get(277, 1) > len(image.getbands()):  # samples of each pixel; Pillow leaves out those that are no colours
-        raise ValueError(f"its pixels have {tags[277]} samples, and {mode} is read alone: save all channels as .npy")
+    read = sum(band != "X" for band in image.getbands())  # X is what Pillow before 11 calls a sample that is no colour
+    if tags.get(277, 1) > read:
+        raise ValueError(f"its pixels have {tags[277]} samples, of which {read} would be read: save them all as .npy")
     if mode == "L" and 2 in tags.get(339, ()):  # the sample format; Pillow takes -1 for 255
         raise ValueError("its whole numbers have a sign: save it in 8 or 16 bits without one, 0 for black")
     if mode == "I" and image.format != "PNG":  # Pillow has had PNG files of 16 bits as those of 32
