@@ -30,7 +30,7 @@ setup(
         "filelock>=3.12",
         "pyyaml>=6",
         "tqdm>=4.66",
-        "pillow>=10",
+        "pillow>=10.1",  # 10.0 leaves some rotated TIFFs as they are
         "zuko>=1.5",
     ],
     extras_require={

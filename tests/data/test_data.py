@@ -770,7 +770,9 @@ def test_a_channel_that_is_no_colour_is_not_left_out(mode, tmp_path):
     content[content.index(struct.pack("<HHI", 338, 3, 1)) + 8] = 0  # it is not said what the sample is
     (tmp_path / "x.tif").write_bytes(content)
     reason = f"its pixels have {len(mode)} samples, of which {len(mode) - 1} would be read"
-    with pytest.raises(ValueError, match=rf"x.tif cannot be read as an image: ({reason}|cannot identify)"):  # Pillow 10
+    with pytest.raises(
+        ValueError, match=rf"x.tif cannot be read as an image: ({reason}|cannot identify)"
+    ):  # before Pillow 10.4
         load(tmp_path)
 
 
