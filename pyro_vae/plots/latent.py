@@ -65,10 +65,10 @@ def latent_map(
 
 
 def project(mean: ArrayLike, scale: ArrayLike, method: str = "first", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    r"""Map diagonal normal posteriors to two dimensions.
+    r"""Map posteriors, by their means and covariances, to two dimensions.
 
-    .. math:: \mu_n \mapsto W \mu_n, \qquad
-              \operatorname{diag}(\sigma_n^2) \mapsto W \operatorname{diag}(\sigma_n^2) W^T
+    .. math:: \mu_n \mapsto W \mu_n, \qquad L_n L_n^T \mapsto W L_n L_n^T W^T, \qquad
+              L_n = \operatorname{diag}(\sigma_n) \text{ of independent dimensions}
 
     "first" takes the first two dimensions and "pca" the two directions in which the means vary most, about their
     average: linear maps both, so the covariances are exact. "tsne" is no linear map. There each covariance is a circle
@@ -78,7 +78,8 @@ def project(mean: ArrayLike, scale: ArrayLike, method: str = "first", seed: int 
 
     Arguments:
         mean: the posteriors' means, shape (n, D).
-        scale: their standard deviations, at least 0, of the same shape.
+        scale: their standard deviations, at least 0, of the same shape; of dimensions that are correlated a factor L of
+            each covariance, shape (n, D, K), such as the one by Cholesky.
         method: "first", "pca" or "tsne"; the latter needs at least 4 means that differ, and seconds for thousands.
         seed: of t-SNE, from 0.
 
@@ -97,9 +98,10 @@ def project(mean: ArrayLike, scale: ArrayLike, method: str = "first", seed: int 
         Van der Maaten and Hinton, 2008, Visualizing Data using t-SNE.
     """
     means, scales = as_array(mean), as_array(scale)
-    if means.ndim != 2 or means.shape != scales.shape or not means.size:
-        raise ValueError(f"mean and scale must have one shape (n, D), not {means.shape} and {scales.shape}")
-    if not (scales >= 0).all():
+    if means.ndim != 2 or scales.ndim not in (2, 3) or means.shape != scales.shape[:2] or not scales.size:
+        shapes = f"{means.shape} and {scales.shape}"
+        raise ValueError(f"mean and scale must have one shape (n, D), or (n, D) and (n, D, K), not {shapes}")
+    if scales.ndim == 2 and not (scales >= 0).all():
         raise ValueError(f"scale must be at least 0, not {scales.min()}")
     if method == "first":
         return _linear(means, scales, np.eye(2, means.shape[1]))
@@ -262,7 +264,8 @@ def _dots(axes: Axes, points: np.ndarray, size: float, colour: Any, label: str |
 
 
 def _linear(means: np.ndarray, scales: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return means @ weight.T, np.einsum("id,nd,jd->nij", weight, scales**2, weight)
+    moved = weight @ scales if scales.ndim == 3 else weight * scales[:, None]
+    return means @ weight.T, moved @ moved.swapaxes(1, 2)
 
 
 def _tsne(means: np.ndarray, scales: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -275,6 +278,6 @@ def _tsne(means: np.ndarray, scales: np.ndarray, seed: int) -> tuple[np.ndarray,
     perplexity = min(30, (len(means) - 1) / 3)
     centres = TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(means).astype(np.float64)
     with np.errstate(divide="ignore"):
-        typical = np.exp(np.log(scales).mean(1))
+        typical = np.exp(np.log(np.linalg.norm(scales.reshape(*means.shape, -1), axis=2)).mean(1))
     radii = typical / spread * math.sqrt(centres.var(0).mean())
     return centres, radii[:, None, None] ** 2 * np.eye(2)

@@ -1,10 +1,12 @@
 """The pictures of a run: what `pyro_vae.plots` draws, of a trained VAE and its test data."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal
 
 from pyro_vae import plots
 from pyro_vae.diagnostics.evaluation import kl_parts
@@ -80,20 +82,33 @@ def snapshot_epochs(epochs: int) -> set[int]:
 
 @torch.no_grad()
 def posterior_moments(vae: VAE, x: Tensor) -> Moments:
-    """Return the posteriors' means and standard deviations, each (n, D), of draws where there is no closed form.
+    """Return the posteriors' means, (n, D), and scales, as `plots.project` takes them: of draws without a closed form.
 
     Codes of several dimensions, such as (variables, categories), are laid out in one.
     """
     posterior = vae.encoder(x)
-    try:
-        moments = posterior.mean, posterior.stddev
-    except NotImplementedError:
-        moments = None
-    if moments is None or not all(moment.isfinite().all() for moment in moments):  # such as heavy tails
-        codes = posterior.sample((100,))
-        moments = codes.mean(0), codes.std(0)
-    mean, scale = (moment.flatten(1).cpu() for moment in moments)
-    return mean, scale
+    codes = posterior.sample((100,))
+    mean, scale = codes.mean(0), codes.std(0)
+    with suppress(NotImplementedError):
+        if posterior.mean.isfinite().all() and posterior.stddev.isfinite().all():  # not of heavy tails
+            mean, scale = posterior.mean, posterior.stddev
+    scale = scale.flatten(1) if _is_independent(posterior) else _factor_of(posterior, codes)
+    return mean.flatten(1).cpu(), scale.cpu()
+
+
+def _is_independent(posterior: Distribution) -> bool:
+    """Say whether the dimensions of a posterior are independent."""
+    while isinstance(posterior, Independent):
+        posterior = posterior.base_dist
+    return not posterior.event_shape
+
+
+def _factor_of(posterior: Distribution, draws: Tensor) -> Tensor:
+    """Return a factor of each posterior's covariance, (n, D, K): by Cholesky where it is known, else of draws."""
+    if isinstance(posterior, MultivariateNormal | LowRankMultivariateNormal) and posterior.event_shape[0] <= len(draws):
+        return posterior.scale_tril
+    deviations = (draws - draws.mean(0)).flatten(2).permute(1, 0, 2)
+    return torch.linalg.qr(deviations).R.mT / (len(draws) - 1) ** 0.5
 
 
 def map_figure(config: Config, snapshots: dict[str, Moments], labels: Tensor | None) -> Figure:

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,24 +13,17 @@ from pyro_vae.files import check_no_link
 from pyro_vae.networks import Shape
 from pyro_vae.programs import seeded
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.parts import (
-    build,
-    device_named,
-    load_data,
-)
+from pyro_vae.runs.parts import build, device_named, load_data
 from pyro_vae.runs.pictures import Moments
 from pyro_vae.runtime.checkpoints import check_same, read_tensors
 from pyro_vae.vae import VAE
-
-if TYPE_CHECKING:
-    pass
 
 WEIGHTS = "model.safetensors"
 MOST_DIMENSIONS = 60  # of a datum; torch takes 64, those of particles and data among them
 
 
 def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None) -> Moments:
-    """Read the posteriors' means and standard deviations of so many data, as `posterior_moments` gives them.
+    """Read the posteriors' means and scales of so many data, as `posterior_moments` gives them.
 
     Raises:
         ValueError: as `read_tensors`; where the file holds something else, or says other things about it.
@@ -38,11 +31,11 @@ def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None)
     tensors, head = read_tensors(path)
     if about is not None:
         check_same(path, head.get("about"), about)
-    found = [tensors[name] for name in ("mean", "scale") if name in tensors]
-    shapes = {tuple(moment.shape) if moment.is_floating_point() else () for moment in found}
-    if len(found) < 2 or len(shapes) > 1 or [len(shape) for shape in shapes] != [2] or min(shapes)[0] != count:
+    mean, scale = (tensors.get(name, torch.tensor(0)) for name in ("mean", "scale"))
+    fits = mean.dim() == 2 and scale.dim() in (2, 3) and mean.shape == scale.shape[:2] and len(mean) == count
+    if not fits or not (mean.is_floating_point() and scale.is_floating_point()):
         raise ValueError(f"{path} holds no posteriors of {count} data")
-    return found[0], found[1]
+    return mean, scale
 
 
 def seeded_vae(config: Config, shape: Shape) -> VAE:
