@@ -20,7 +20,7 @@ from pyro_vae.runs.config import Config
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pyro_vae.vae import VAE
+    from pyro_vae.runs.experiment import Experiment
 from pyro_vae.cli.flags import config_of_run, local_flags
 
 
@@ -44,17 +44,15 @@ def compare(arguments: argparse.Namespace) -> None:
     """Compare the Pyro programs with the hand-coded VAE."""
     from pyro_vae import plots
     from pyro_vae.diagnostics.comparison import compare
-    from pyro_vae.runs.parts import device_named, load_data
-    from pyro_vae.runs.reading import seeded_vae
-    from pyro_vae.runs.run import as_seen, check_folder
+    from pyro_vae.runs.experiment import Experiment
+    from pyro_vae.runs.folder import RunFolder
 
     config = arguments.config
     folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
-    check_folder(folder)
+    RunFolder(folder).check_new()
     _check_file(arguments.json, "--json", [".json"])
-    device = device_named(config.device)
-    x = as_seen(config, load_data(config).train[:].to(device))
-    vae = seeded_vae(config, tuple(x.shape[1:])).to(device)
+    experiment = Experiment(config)
+    vae, x = experiment.vae, experiment.as_seen(experiment.data.train[:])
     counts = {"steps": arguments.steps, "draws": arguments.draws, "rounds": arguments.rounds}
     found = compare(vae, x, batch_size=config.batch_size, seed=config.seed, **counts)
     projections = [found.why_the_trick[name]["projections"] for name in ("pathwise", "score_function")]
@@ -101,13 +99,14 @@ def list_parts(arguments: argparse.Namespace) -> None:
         )
 
 
-def _read_run(arguments: argparse.Namespace) -> "tuple[VAE, Config]":
-    from pyro_vae.runs.reading import load_vae
+def _experiment_of_run(arguments: argparse.Namespace) -> "Experiment":
+    from pyro_vae.runs.experiment import Experiment
+    from pyro_vae.runs.folder import RunFolder
 
-    local = local_flags(arguments) if hasattr(arguments, "data_root") else ["--data-root=", "--download"]  # not read
-    config = config_of_run(arguments.run, arguments.allow, *local)
-    vae = load_vae(arguments.run, config, best=arguments.best)
-    return vae, _with_named_data(config, arguments)
+    config = config_of_run(arguments.run, arguments.allow, *local_flags(arguments))
+    folder, named = RunFolder(arguments.run), _with_named_data(config, arguments)
+    vae = folder.load_vae(config, best=arguments.best)
+    return Experiment(named, folder.load_data(named, named=bool(arguments.data)), vae)
 
 
 def _with_named_data(config: Config, arguments: argparse.Namespace) -> Config:
@@ -159,11 +158,13 @@ def sample(arguments: argparse.Namespace) -> None:
     from pyro_vae import plots
     from pyro_vae.networks import as_size
     from pyro_vae.programs import seeded
+    from pyro_vae.runs.folder import RunFolder
 
     as_size(arguments.n, "--n")
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
     _check_file(arguments.out, "--out", (*plots.KINDS, ".npy", ".csv"))
-    vae, config = _read_run(arguments)
+    config = config_of_run(arguments.run, arguments.allow, "--data-root=", "--download")  # data are not read
+    vae = RunFolder(arguments.run).load_vae(config, best=arguments.best)
     with seeded(arguments.seed, torch.device(config.device)):
         x = vae.sample(arguments.n)
     _check_results({"a sample": x.sum().item()})
@@ -187,37 +188,31 @@ def _numbers(x: "Tensor", suffix: str) -> bytes:
 
 def reconstruct(arguments: argparse.Namespace) -> None:
     """Reconstruct test data of a run."""
-    import torch
-
     from pyro_vae import plots
     from pyro_vae.diagnostics.evaluation import evaluate
     from pyro_vae.networks import as_size
     from pyro_vae.programs import seeded
     from pyro_vae.runs.facts import values_of
-    from pyro_vae.runs.parts import build_loss, check_choice, transform_of
+    from pyro_vae.runs.parts import check_choice
     from pyro_vae.runs.pictures import EVALUATE, reconstruction_figure
-    from pyro_vae.runs.reading import load_data_of
-    from pyro_vae.runs.run import check_part
 
     check_choice("evaluate", arguments.evaluate, EVALUATE)
     as_size(arguments.n, "--n")
     _check_file(arguments.out, "--out", plots.KINDS)
-    vae, config = _read_run(arguments)
-    data = load_data_of(arguments.run, config, named=bool(arguments.data))
-    transform, device = transform_of(config), torch.device(config.device)
-    check_part(vae, config, data, "test", device)
-    x = data.test[: arguments.n].to(device)
-    with seeded(arguments.seed, device):
+    experiment = _experiment_of_run(arguments)
+    vae, data, transform = experiment.vae, experiment.data, experiment.transform
+    experiment.check("test")
+    x = data.test[: arguments.n].to(experiment.device)
+    with seeded(arguments.seed, experiment.device):
         figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)
-    loss = build_loss(config, len(data.train))
-    settings = {"loss": loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
+    settings = {"loss": experiment.loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
     with _without_warnings_of_nan():
         bound = evaluate(vae.model, vae.guide, data.test, **settings)
     _check_results(bound._asdict())
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
     write_whole(path, plots.as_file(figure, path.suffix.lower()))
     if arguments.data:
-        say(f"values: {values_of(config, data)}")
+        say(f"values: {values_of(experiment.config, data)}")
     what = "a bound" if arguments.evaluate == "sample" else "no bound"
     say(
         f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"
@@ -231,20 +226,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from pyro_vae.diagnostics.evaluation import evaluate, log_likelihood
     from pyro_vae.networks import as_size
     from pyro_vae.runs.facts import values_of
-    from pyro_vae.runs.parts import build_loss, device_named
-    from pyro_vae.runs.reading import load_data_of
-    from pyro_vae.runs.run import as_seen, check_part
     from pyro_vae.runtime.memory import as_bytes
 
     as_size(arguments.samples, "--samples")
     as_bytes(arguments.memory)
     _check_file(arguments.json, "--json", [".json"])
-    vae, config = _read_run(arguments)
-    data = load_data_of(arguments.run, config, named=bool(arguments.data))
-    device = device_named(config.device)
-    check_part(vae, config, data, "test", device)
-    x, pair = as_seen(config, data.test[:].to(device)), (vae.model, vae.guide)
-    loss, seed = build_loss(config, len(data.train)), arguments.seed
+    experiment = _experiment_of_run(arguments)
+    config, vae, seed = experiment.config, experiment.vae, arguments.seed
+    experiment.check("test")
+    x, pair, loss = experiment.as_seen(experiment.data.test[:]), (vae.model, vae.guide), experiment.loss
     with _without_warnings_of_nan():
         bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))
         log_p = log_likelihood(*pair, x, samples=arguments.samples, memory=arguments.memory, seed=seed)
@@ -257,7 +247,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         write_whole(arguments.json, (json.dumps({**figures, **about}, indent=2, allow_nan=False) + "\n").encode())
     say(f"{printable(config.data)}: {len(x)} test data, nats per datum; larger is better, but for the KL")
     if arguments.data:
-        say(f"values: {values_of(config, data)}")
+        say(f"values: {values_of(config, experiment.data)}")
     texts = {
         "bound": f"bound ({config.loss})",
         "reconstruction": "reconstruction, E log p(x|z)",

@@ -108,7 +108,7 @@ def train(config: Config, folder: Path, *, resume: bool = False, debug: bool = F
     """
     from torch.multiprocessing import ProcessExitedException
 
-    from pyro_vae.runs.run import what_stands
+    from pyro_vae.runs.folder import RunFolder
     from pyro_vae.runtime.distributed import connect
 
     fabric = connect(config.devices, config.device)
@@ -127,12 +127,12 @@ def train(config: Config, folder: Path, *, resume: bool = False, debug: bool = F
             fabric.launch(_train_rank, config, folder, debug, resume)
     except ProcessExitedException as error:
         if received and error.exit_code != STOPPED:
-            say(f"pyro-vae: stopped; {printable(what_stands(folder))}", error=True)
+            say(f"pyro-vae: stopped; {printable(RunFolder(folder).what_stands())}", error=True)
         if received or error.exit_code in (SAID, STOPPED):
             raise SystemExit(128 + received[0] if received else error.exit_code) from error
         how = f"was ended by {error.signal_name}" if error.signal_name else "has ended, or no longer answers"
         which = "a process" if error.exit_code == LOST else f"process {error.error_index}"
-        raise ConnectionError(f"{which} of this training {how}; {what_stands(folder)}") from error
+        raise ConnectionError(f"{which} of this training {how}; {RunFolder(folder).what_stands()}") from error
 
 
 def one_line(error: Exception) -> str:
@@ -160,7 +160,7 @@ def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: 
 
 def _rank_code(fabric: Any, config: Config, folder: Path, debug: bool, resume: bool) -> int:
     """Train, and return with which code the process ends."""
-    from pyro_vae.runs.run import what_stands
+    from pyro_vae.runs.folder import RunFolder
 
     code = 0
     if parent_process():
@@ -178,7 +178,7 @@ def _rank_code(fabric: Any, config: Config, folder: Path, debug: bool, resume: b
         if lost and parent_process():
             code = LOST
         elif rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # which all ranks meet
-            text = one_line(error) + (f"; {what_stands(folder)}" if lost else "")
+            text = one_line(error) + (f"; {RunFolder(folder).what_stands()}" if lost else "")
             say(f"\npyro-vae: error: rank {rank}: {text}" if rank else f"pyro-vae: error: {text}", error=True)
     return code
 
@@ -209,7 +209,7 @@ def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
 @contextmanager
 def _stopping_at_signals(stop: Callable[[], None], folder: Path, rank: int) -> Iterator[None]:
     """Have a signal stop a training by its checkpoint, and say how to go on; a second one leaves at once."""
-    from pyro_vae.runs.run import what_stands
+    from pyro_vae.runs.folder import RunFolder
     from pyro_vae.runtime.checkpoints import Stopped
 
     received: list[int] = []
@@ -227,7 +227,7 @@ def _stopping_at_signals(stop: Callable[[], None], folder: Path, rank: int) -> I
             yield
         except Stopped as error:
             if rank == 0:
-                say(printable(f"pyro-vae: {error}; {what_stands(folder)}"), error=True)
+                say(printable(f"pyro-vae: {error}; {RunFolder(folder).what_stands()}"), error=True)
             code = 128 + received[0] if received else STOPPED  # where another rank was told to
             if parent_process():  # before the parent, which another rank has left, ends this one by a signal
                 os._exit(code)
@@ -235,14 +235,16 @@ def _stopping_at_signals(stop: Callable[[], None], folder: Path, rank: int) -> I
         except ConnectionError:  # of another rank, to which the words are added once, above
             raise
         except OSError as error:
-            raise type(error)(f"{error}; {what_stands(folder)}") from error
+            raise type(error)(f"{error}; {RunFolder(folder).what_stands()}") from error
 
 
 def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool = False) -> None:
     from tqdm import tqdm
 
+    from pyro_vae.runs.facts import facts_of
     from pyro_vae.runs.parts import load_data
-    from pyro_vae.runs.run import Run, row_of_weights
+    from pyro_vae.runs.recorder import row_of_weights
+    from pyro_vae.runs.run import Run
     from pyro_vae.runtime.distributed import Ranks
     from pyro_vae.training.loggers import Progress
 
@@ -251,18 +253,19 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
         ranks.together(lambda: load_data(config) if fabric.local_rank == 0 else None)
     run = ranks.together(lambda: Run(config, folder, fabric, resume=resume))
     say_once = say if ranks.rank == 0 else lambda _: None
-    for name, text in run.facts().items():
+    for name, text in facts_of(run.experiment, ranks.size).items():
         say_once(f"{name + ':':<20}{printable(text)}")
-    bar = Progress(run.config.epochs, run.steps_per_epoch, shown=ranks.rank == 0)
+    config = run.experiment.config
+    bar = Progress(config.epochs, run.experiment.steps_per_epoch(ranks.size), shown=ranks.rank == 0)
     with _stopping_at_signals(run.checkpoints.stop, folder, ranks.rank), bar, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: tqdm.write(printable(f"pyro-vae: {message}"), file=sys.stderr)
         warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
         warnings.filterwarnings("ignore", "the step (cannot be|is not) recorded")  # said below
         history = run.train(bar.on_epoch, None if ranks.rank else bar.on_step)
-    row = row_of_weights(run.config, history)
+    row = row_of_weights(config, history)
     say_once(f"{'engine:':<20}{history.engine}")
     say_once(
         f"epoch {row['epoch']:.0f}: train_loss {row['train_loss']:.2f}, test_loss {row['test_loss']:.2f},"
         f" test_loss_at_mean {row['test_loss_at_mean']:.2f} nats per datum"
     )
-    say_once(printable(f"{run.folder}/report.html shows pictures and numbers; run: {run.folder}"))
+    say_once(printable(f"{folder}/report.html shows pictures and numbers; run: {folder}"))

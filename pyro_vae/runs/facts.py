@@ -1,14 +1,39 @@
-"""What the report of a run says in words."""
-
-from typing import TYPE_CHECKING
+"""What a run says of itself in words: its first lines, and its report."""
 
 import torch
 
 from pyro_vae.data import Data, are_images, range_of
+from pyro_vae.objectives import Objective
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.experiment import Experiment
+from pyro_vae.runs.parts import OPTIMIZERS
 
-if TYPE_CHECKING:
-    pass
+
+def facts_of(experiment: Experiment, processes: int = 1) -> dict[str, str]:
+    """Return what an experiment is, in words by name, trained by so many processes.
+
+    Example:
+        >>> facts_of(Experiment(Config(data="digits", latent_dim=2, epochs=3)))["training"]
+        '3 epochs, batch 64, Adam 0.001, seed 0, cpu'
+    """
+    config, data, vae = experiment.config, experiment.data, experiment.vae
+    count = sum(parameter.numel() for parameter in vae.parameters())
+    shape = "x".join(map(str, experiment.shape))
+    grey = ", grey pixels scored by cross-entropy" if getattr(vae.decoder, "grey", False) else ""
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    seen = {"none": "not binarized", "threshold": "binarized at one half", "dynamic": "binarized anew every epoch"}
+    return {
+        "data": f"{config.data}: {len(data.train)} train, {len(data.test)} test, {shape}",
+        "values": f"{values_of(config, data)}; {seen[config.binarize]} (--binarize {config.binarize}){grey}",
+        "prior": name_of(vae.prior),
+        "encoder": name_of(vae.encoder),
+        "decoder": name_of(vae.decoder),
+        "latent dimensions": str(config.latent_dim),
+        "parameters": f"{count:,}",
+        "objective": _objective(experiment),
+        "training": f"{epochs}, batch {config.batch_size}, {_optimizing(config)}, seed {config.seed},"
+        f" {experiment.device}{f', {processes} processes' if processes > 1 else ''}",
+    }
 
 
 def values_of(config: Config, data: Data) -> str:
@@ -22,3 +47,23 @@ def name_of(module: torch.nn.Module) -> str:
     own = module.extra_repr()
     network = getattr(module, "network", None)
     return f"{type(module).__name__}({own}){', network ' + type(network).__name__ if network is not None else ''}"
+
+
+def _optimizing(config: Config) -> str:
+    """Name the optimizer, its settings and the schedule of its learning rate."""
+    settings = {"weight decay": config.weight_decay, "eps": config.eps}
+    more = [f"{name} {value:g}" for name, value in settings.items() if value is not None]
+    more += [f"{config.lr_schedule} schedule"] * bool(config.lr_schedule)
+    name = OPTIMIZERS[config.optimizer or "adam"].__name__
+    return ", ".join([f"{name} {config.lr:g}", *more])
+
+
+def _objective(experiment: Experiment) -> str:
+    """Name the objective, with its parameters, and the weight of the KL where there is one."""
+    loss, config = experiment.loss, experiment.config
+    ours = isinstance(loss, Objective)
+    given = ", ".join(f"{name}={value}" for name, value in config.options.get("loss", {}).items())
+    name = repr(loss) if ours else config.loss + f"({given})" * bool(given)
+    if ours and not loss.weighs_kl:
+        return name
+    return f"{name}, beta {config.beta:g}" + f", from 0 over {config.warm_up} epochs" * bool(config.warm_up)

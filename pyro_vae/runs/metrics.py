@@ -2,13 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pyro_vae.files import append, write_whole
 from pyro_vae.training import COLUMNS, Row
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_metrics(path: Path, rows: Sequence[Row]) -> None:

@@ -25,8 +25,9 @@ from pyro_vae.diagnostics import evaluation
 from pyro_vae.runs import parts as config
 from pyro_vae.runs import run as runs
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.facts import facts_of
+from pyro_vae.runs.folder import RunFolder
 from pyro_vae.runs.pictures import _two, grid_figure, posterior_moments
-from pyro_vae.runs.reading import load_vae
 from pyro_vae.runtime.checkpoints import read_tensors, save_tensors
 from pyro_vae.training import COLUMNS
 
@@ -707,7 +708,7 @@ def test_what_is_no_flag_is_not_likened_to_one(capsys):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_first_lines_say_what_was_asked_for(config, words):
-    assert words in runs.Run(config, Path("run")).facts().values()
+    assert words in facts_of(runs.Run(config, Path("run")).experiment).values()
 
 
 def test_a_finished_run_is_extended(capsys):
@@ -753,12 +754,8 @@ def test_patience_leaves_the_best_weights(capsys):
         in Path("run/report.html").read_text()
     )
     held = read_tensors(Path(f"run/checkpoints/posteriors-{best}.safetensors"))[0]["mean"]
-    assert torch.equal(
-        held,
-        posterior_moments(load_vae(Path("run"), config_of_run(Path("run"), [])), torch.from_numpy(x[:8] + 2.0).float())[
-            0
-        ],
-    )
+    vae = RunFolder(Path("run")).load_vae(config_of_run(Path("run"), []))
+    assert torch.equal(held, posterior_moments(vae, torch.from_numpy(x[:8] + 2.0).float())[0])
     evaluated = []
     for best in ([], ["--best"]):
         assert main(["evaluate", "run", *best]) == 0

@@ -15,7 +15,7 @@ from pyro_vae import VAE, data, decoders, encoders, fit, priors
 from pyro_vae.cli import main
 from pyro_vae.data import EightBit, MemoryMapped, Stream, as_tensor, load
 from pyro_vae.programs import check_programs, values
-from pyro_vae.runs import run as runs
+from pyro_vae.runs import recorder
 
 MEGABYTES = 10**6
 
@@ -118,14 +118,14 @@ def test_a_training_whose_file_shrinks_ends_in_one_line(tmp_path, monkeypatch, c
     path, out = tmp_path / "x.npy", tmp_path / "run"
     np.save(path, np.zeros((40, 3), np.uint8))
     monkeypatch.setattr("pyro_vae.data.numpy_files.IN_MEMORY", 0)
-    append = runs.append_metrics
+    append = recorder.append_metrics
 
     def shrink_after_the_first_epoch(metrics, row):
         append(metrics, row)
         if row["epoch"] == 1:
             shrink(path)
 
-    monkeypatch.setattr(runs, "append_metrics", shrink_after_the_first_epoch)
+    monkeypatch.setattr(recorder, "append_metrics", shrink_after_the_first_epoch)
     flags = ["--hidden=4", "--latent-dim=2", "--epochs=3", "--batch-size=7", f"--data={path}", f"--out={out}"]
     assert main(["train", *flags]) == 2
     said = capsys.readouterr().err

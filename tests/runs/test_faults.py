@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks import faults
 from pyro_vae.cli import main
 from pyro_vae.cli.launch import _handling_signals
-from pyro_vae.runs import run as runs
+from pyro_vae.runs import recorder
 from pyro_vae.runs.config import PARTS, Config
 from pyro_vae.runs.run import Run
 from pyro_vae.runtime.checkpoints import Checkpoints, Stopped
@@ -423,7 +423,7 @@ def drawn(monkeypatch):
         maps.append([int(name.split()[1]) for name in given[3]])
         return {"latent_map": Figure((1, 1))}, {}
 
-    monkeypatch.setattr(runs, "draw", draw)
+    monkeypatch.setattr(recorder, "draw", draw)
     return maps
 
 

@@ -17,7 +17,7 @@ import torch
 from pyro_vae import VAE, decoders, encoders, files, fit, networks, priors
 from pyro_vae.files import write_whole
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.reading import load_data_of, load_vae, read_moments
+from pyro_vae.runs.folder import RunFolder, read_moments
 from pyro_vae.runtime import checkpoints
 from pyro_vae.runtime.checkpoints import COLUMNS, Checkpoints, check_random, checked_state, read_tensors, save_tensors
 
@@ -558,9 +558,9 @@ def test_the_state_of_every_optimizer_is_taken_and_of_another_shape_refused(opti
 )
 def test_crafted_weights_are_refused(about, tmp_path):
     save_tensors(tmp_path / "model.safetensors", {}, about)
-    for read in (load_vae, load_data_of):
+    for read in (RunFolder(tmp_path).load_vae, RunFolder(tmp_path).load_data):
         with pytest.raises(ValueError, match="holds no weights of a VAE"):
-            read(tmp_path, Config())
+            read(Config())
 
 
 def test_a_link_to_itself_is_refused(path):

@@ -443,7 +443,7 @@ def test_a_comparison_and_a_run_that_are_interrupted_end_there(monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     run = runs.Run(Config(epochs=2, latent_dim=2, hidden=[4]), Path("run"))
     monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
-    for whole in (run.train, lambda: comparison._time_fit(run.vae, run.data.train, 100, 0)):
+    for whole in (run.train, lambda: comparison._time_fit(run.experiment.vae, run.experiment.data.train, 100, 0)):
         with pytest.warns(RuntimeWarning, match="the training was interrupted"), pytest.raises(KeyboardInterrupt):
             whole()
     assert not Path("run/report.html").exists()

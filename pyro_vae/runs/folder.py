@@ -1,0 +1,273 @@
+"""The folder of a run: its files, who may write them, and what they hold."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from pyro_vae.data import Data, are_images, fingerprint
+from pyro_vae.files import check_no_link, partial_of, takes_files
+from pyro_vae.runs.config import Config, read_flags
+from pyro_vae.runs.experiment import Experiment, seeded_vae
+from pyro_vae.runs.metrics import write_metrics
+from pyro_vae.runs.parts import device_named, load_data
+from pyro_vae.runs.pictures import Moments
+from pyro_vae.runtime.checkpoints import LOCK, Checkpoints, check_same, read_tensors, save_tensors
+from pyro_vae.training import Row
+from pyro_vae.vae import VAE
+
+MOST_DIMENSIONS = 60  # of a datum; torch takes 64, those of particles and data among them
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Arguments:
+        path: the folder; it need not exist.
+
+    Example:
+        >>> RunFolder(Path("runs/digits")).weights.as_posix()
+        'runs/digits/model.safetensors'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.weights = path / "config.yaml", path / "model.safetensors"
+        self.metrics, self.checkpoints = path / "metrics.csv", path / "checkpoints"
+        self._lock = FileLock(path / LOCK)
+
+    # Who may write
+
+    def check_new(self) -> None:
+        """Refuse a folder that holds anything, or cannot be written.
+
+        Raises:
+            ValueError: with the fix.
+        """
+        folder = self.path
+        if "\0" in str(folder):
+            raise ValueError(f"no folder can be named {str(folder)!r}; give --out another one")
+        if not folder.exists():
+            check_no_link(folder)
+        if self.config.exists():
+            raise ValueError(f"{folder} already holds a run; give --out another folder")
+        left = {folder / LOCK, partial_of(self.config)}  # by a process that was killed as it began
+        if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - left):
+            raise ValueError(f"{folder} exists and is not an empty folder; give --out another one")
+        parent = next(path for path in (folder, *folder.parents) if path.exists())
+        if not takes_files(parent):
+            raise ValueError(
+                f"{folder} cannot be written: {parent} is not a folder that you can write to; give --out another one"
+            )
+
+    def hold(self) -> None:
+        """Make the folder if need be, and keep others from it, by a lock that dies with this process.
+
+        Raises:
+            ValueError: where another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in (LOCK, "checkpoints"):
+            check_no_link(self.path / name)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"another process is training in {self.path}: wait for it, or give --out") from error
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let others write at the end, if this process has held the folder."""
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def what_stands(self) -> str:
+        """Say what a run that ended before its time has left."""
+        if not self.config.exists():
+            return "nothing had been written"
+        return f"progress is saved; continue with: pyro-vae train --resume {shlex.quote(str(self.path))}"
+
+    # What it is resumed from
+
+    def rewrite(self, config: Config, rows: Sequence[Row]) -> None:
+        """Write the metrics of a checkpoint, and a config whose data have moved, or whose epochs are more."""
+        write_metrics(self.metrics, rows)
+        saved = read_flags(self.config)
+        if (saved.get("data"), saved.get("epochs")) != (config.data, config.epochs):
+            config.save(self.config)
+
+    def with_epochs(self, config: Config, begun: int) -> Config:
+        """Return a config with at least the epochs that have begun, which are not undone."""
+        config = replace(config, epochs=max(config.epochs, begun))
+        planned = read_flags(self.config).get("epochs", config.epochs)
+        if config.lr_schedule == "cosine" and config.epochs != planned:
+            fix = "train anew, or take another schedule from the start"
+            raise ValueError(f"the cosine schedule of this run ends at epoch {planned}, not {config.epochs}: {fix}")
+        return config
+
+    def check_untrained(self, vae: VAE) -> None:
+        """Refuse to begin anew over weights that were trained: their checkpoint has not come with the folder."""
+        if not self.weights.exists():
+            return
+        there, here = read_tensors(self.weights)[0], vae.state_dict()
+        if there.keys() != here.keys() or not all(torch.equal(there[name], here[name].cpu()) for name in here):
+            anew = f"pyro-vae train --config {shlex.quote(str(self.config))} --out DIR"
+            reason = f"{self.path} holds trained weights, but no checkpoints/last.safetensors to go on from"
+            raise ValueError(f"{reason}: copy it there, or train anew by {anew}")
+
+    # Its data and its weights
+
+    @property
+    def write_cpu(self) -> str:
+        """The fix for a run whose device is not there."""
+        return f"write 'device: cpu' into {self.config}"
+
+    def load_data(self, config: Config, *, named: bool = False) -> Data:
+        """Load the data of the run, and refuse others that stand in their place.
+
+        Arguments:
+            config: the run's config.
+            named: the user has named these data in the place of the run's; they may be others of the same shape.
+
+        Returns:
+            The data.
+
+        Raises:
+            ValueError: where they are not there, not those that the run was trained on, or of another shape.
+        """
+        found = load_data(config) if named else self._find_data(config)
+        if self.weights.exists():
+            self._check_data(config, found, only_shape=named)
+        return found
+
+    def _find_data(self, config: Config) -> Data:
+        try:
+            return load_data(config)
+        except ValueError as error:
+            if are_images(config.data) or Path(config.data).exists():
+                raise
+            reason = f"{self.path} was trained on {config.data}, which is not there"
+            raise ValueError(f"{reason}: name the file with --data FILE if it has moved") from error
+
+    def _check_data(self, config: Config, found: Data, *, only_shape: bool) -> None:
+        _, trained_on, of = read_weights(self.weights)
+        shape = list(found.train.shape[1:])
+        if shape != trained_on:
+            raise ValueError(f"{config.data} has data of shape {shape}, but {self.path} was trained on {trained_on}")
+        there, here = of.get("data"), fingerprint(found)
+        if not only_shape and here != there:
+            reason = f"{self.path} was trained on {there}, but {config.data} holds {here}"
+            raise ValueError(f"{reason}: name the right file with --data FILE")
+
+    def save_weights(self, experiment: Experiment) -> None:
+        """Write the weights as they are."""
+        about = {"shape": list(experiment.shape), "of": experiment.identity}
+        save_tensors(self.weights, experiment.vae.state_dict(), about)
+
+    def load_vae(self, config: Config, *, best: bool = False) -> VAE:
+        """Read the weights into the VAE of the run's config. Its data need not be there.
+
+        Arguments:
+            config: the run's config.
+            best: those with the lowest test loss, in place of the last ones.
+
+        Returns:
+            The VAE, on the config's device.
+
+        Raises:
+            ValueError: for weights that are missing, damaged or of another config.
+        """
+        path = self.weights
+        weights, shape, of = read_weights(path)
+        check_same(path, of, config.identity() | {"data": of.get("data")})  # the data need not be there
+        vae = seeded_vae(config, tuple(shape))
+        if best:
+            path = Checkpoints(self.checkpoints).best
+            weights = _best_weights(path, of, weights)
+        _check_weights(path, weights, vae)
+        vae.load_state_dict(weights)
+        return vae.to(device_named(config.device, self.write_cpu))
+
+    def load(self, config: Config, *, best: bool = False, named: bool = False) -> Experiment:
+        """Return the run's experiment, with its weights: as `load_vae` and `load_data`."""
+        vae = self.load_vae(config, best=best)
+        return Experiment(config, self.load_data(config, named=named), vae)
+
+    # The posteriors of its pictures
+
+    def save_moments(self, epoch: int, moments: Moments, about: Mapping[str, Any]) -> None:
+        """Write the posteriors of an epoch."""
+        self.checkpoints.mkdir(exist_ok=True)
+        save_tensors(self._moments(epoch), dict(zip(("mean", "scale"), moments, strict=True)), about)
+
+    def load_moments(self, epoch: int, count: int, about: Mapping[str, Any]) -> Moments | None:
+        """Return the posteriors of an epoch, or None where there is no file of this run's that holds them."""
+        with suppress(ValueError):
+            return read_moments(self._moments(epoch), count, about)
+        return None
+
+    def _moments(self, epoch: int) -> Path:
+        return self.checkpoints / f"posteriors-{epoch}.safetensors"
+
+
+def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None) -> Moments:
+    """Read the posteriors' means and scales of so many data, as `posterior_moments` gives them.
+
+    Raises:
+        ValueError: as `read_tensors`; where the file holds something else, or says other things about it.
+    """
+    tensors, head = read_tensors(path)
+    if about is not None:
+        check_same(path, head.get("about"), about)
+    mean, scale = (tensors.get(name, torch.tensor(0)) for name in ("mean", "scale"))
+    fits = mean.dim() == 2 and scale.dim() in (2, 3) and mean.shape == scale.shape[:2] and len(mean) == count
+    if not fits or not (mean.is_floating_point() and scale.is_floating_point()):
+        raise ValueError(f"{path} holds no posteriors of {count} data")
+    return mean, scale
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
+    """Read weights, the shape of a datum, and the plain values that say what they are of."""
+    weights, head = read_tensors(path, f"go on with pyro-vae train --resume {shlex.quote(str(path.parent))}")
+    about = head["about"] if isinstance(head.get("about"), dict) else {}
+    shape = about.get("shape")
+    sizes = shape if isinstance(shape, list) and len(shape) < MOST_DIMENSIONS else []
+    if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
+        raise ValueError(f"{path} holds no weights of a VAE")
+    return weights, sizes, about["of"] if isinstance(about.get("of"), dict) else {}
+
+
+def _best_weights(path: Path, of: dict[str, Any], names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read those of a checkpoint's best parameters that are named."""
+    check_no_link(path.parent)
+    tensors, head = read_tensors(path, "leave out --best")
+    if not (isinstance(head.get("about"), dict) and "test_loss" in head["about"]):
+        raise ValueError(f"{path} holds no best weights of a run")
+    check_same(path, head["about"].get("of"), of)
+    values = {name.partition("/")[2]: tensor for name, tensor in tensors.items()}
+    return {name: values[name] for name in names if name in values}
+
+
+def _check_weights(path: Path, weights: Mapping[str, Tensor], vae: VAE) -> None:
+    """Refuse weights that are not those of a VAE, or that no training leaves."""
+    own = vae.state_dict()
+    for name in sorted({*own, *weights}):
+        there, here = (
+            None if each is None else (each.dtype, *each.shape) for each in (weights.get(name), own.get(name))
+        )
+        if there != here:
+            raise ValueError(f"{path} does not fit the run's config.yaml: {name} is {_kind(there)}, not {_kind(here)}")
+    for name, _ in vae.named_parameters():
+        if not weights[name].isfinite().all():
+            raise ValueError(f"{path} holds {name} with values that are not finite: take --best, or train anew")
+
+
+def _kind(tensor: tuple[Any, ...] | None) -> str:
+    return "missing" if tensor is None else f"of {tensor[0]} {tensor[1:]}"

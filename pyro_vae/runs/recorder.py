@@ -1,0 +1,89 @@
+"""What a training writes into the folder of its run."""
+
+import math
+from collections.abc import Sequence
+
+from pyro_vae import plots
+from pyro_vae.files import write_whole
+from pyro_vae.runs.config import Config
+from pyro_vae.runs.experiment import SHOWN, Experiment
+from pyro_vae.runs.facts import facts_of
+from pyro_vae.runs.folder import RunFolder
+from pyro_vae.runs.metrics import append_metrics
+from pyro_vae.runs.pictures import Moments, draw, posterior_moments, snapshot_epochs
+from pyro_vae.runs.report import write_report
+from pyro_vae.training import History, Row
+
+
+class Recorder:
+    """Writes rows, weights and posteriors as they come, and in the end the pictures and the report.
+
+    Arguments:
+        folder: where to.
+        experiment: what is trained.
+        processes: how many processes train it.
+    """
+
+    def __init__(self, folder: RunFolder, experiment: Experiment, processes: int = 1) -> None:
+        self.folder, self.experiment, self.processes = folder, experiment, processes
+
+    def begin(self) -> None:
+        """Begin a new run: its folder, its config and its weights before the first step."""
+        self.folder.hold()
+        self.folder.check_new()
+        self.experiment.config.save(self.folder.config)
+        self.folder.save_weights(self.experiment)
+
+    def resume(self, rows: Sequence[Row]) -> None:
+        """Go on with a run, of which a checkpoint has these rows."""
+        self.folder.hold()
+        self.folder.rewrite(self.experiment.config, rows)
+        if rows and self._moments(0) is None:  # of the weights from the seed, which stand here still
+            self._save_moments(0)
+
+    def record(self, row: Row) -> None:
+        """Write a row, and the posteriors at the start, half time and the end."""
+        append_metrics(self.folder.metrics, row)
+        if row["epoch"] in snapshot_epochs(self.experiment.config.epochs):
+            self._save_moments(int(row["epoch"]))
+
+    def finish(self, history: History) -> None:
+        """Write the weights, the pictures and the report."""
+        experiment, config = self.experiment, self.experiment.config
+        self.folder.save_weights(experiment)  # the best ones; or the last, if it was stopped behind a checkpoint
+        row = row_of_weights(config, history)
+        snapshots, labels = self._snapshots(int(row["epoch"])), experiment.data.test_labels
+        with experiment.evaluating():
+            figures, left_out = draw(experiment.vae, config, history, snapshots, experiment.shown, labels)
+        for name, figure in figures.items():
+            write_whole(self.folder.path / f"{name}.png", plots.png(figure))
+        facts = facts_of(experiment, self.processes)
+        if config.patience:
+            best = f"of epoch {row['epoch']:.0f}, the trained one with the lowest test loss, {row['test_loss']:.3f}"
+            facts["weights"] = best
+        facts |= {f"no {name.replace('_', ' ').replace('kl', 'KL')}": reason for name, reason in left_out.items()}
+        write_report(self.folder.path, facts, history, list(figures))
+
+    def _save_moments(self, epoch: int) -> None:
+        experiment = self.experiment
+        with experiment.evaluating():  # what is looked at stays as it is
+            moments = posterior_moments(experiment.vae, experiment.shown)
+        self.folder.save_moments(epoch, moments, {"epoch": epoch, "of": experiment.identity})
+
+    def _moments(self, epoch: int) -> Moments | None:
+        about = {"epoch": epoch, "of": self.experiment.identity}
+        return self.folder.load_moments(epoch, min(SHOWN, len(self.experiment.data.test)), about)
+
+    def _snapshots(self, last: int) -> dict[str, Moments]:
+        """Return the posteriors at the start, as near to half time as there are some, and at the end, by title."""
+        if self._moments(last) is None:
+            self._save_moments(last)
+        kept = {epoch: moments for epoch in range(last + 1) if (moments := self._moments(epoch))}
+        middle = min(kept, key=lambda epoch: abs(epoch - last // 2))
+        return {f"epoch {epoch}": kept[epoch] for epoch in sorted({min(kept), middle, last})}
+
+
+def row_of_weights(config: Config, history: History) -> Row:
+    """Return the row of the epoch whose weights a run has at its end: with patience, that of the lowest test loss."""
+    rows = [row for row in history[1:] if not math.isnan(row["test_loss"])] if config.patience else []
+    return min(rows or history[-1:], key=lambda row: row["test_loss"])
