@@ -22,11 +22,11 @@ from pyro_vae.runtime.held import Held
 from pyro_vae.runtime.steps import (
     Outputs,
     Step,
+    Trial,
     constants_of,
     get_random_state,
     import_tracers,
     reason_of,
-    same,
     set_random_state,
 )
 
@@ -207,26 +207,17 @@ class Recorded:
     def _check(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
         graph: Any = own.graph  # which has been made
         tensors = tensors_of(inputs)
-        state = [(value, value.clone()) for value in constants_of(graph)]  # programs may change any, and parameters
-        random_state = get_random_state()
-        failure = ""
-        replayed: Outputs = ()
-        with torch.no_grad():
-            try:
-                if self.compiled and not own.compiled:
-                    own.replay, own.compiled = compiled(graph, self.graphs, *tensors), True
-                replayed = own.replay(*tensors)
-            except Exception as error:  # of the compiler, or where there is none
-                failure = reason_of(error)
-            for value, before in state:  # such as the running mean of a batch normalization, or a codebook
-                if not same([value], [before]):
-                    value.copy_(before)
-        after = get_random_state()
-        set_random_state(random_state)
-        outputs = self.step(*inputs)
+
+        @torch.no_grad()
+        def replay() -> Outputs:
+            if self.compiled and not own.compiled:
+                own.replay, own.compiled = compiled(graph, self.graphs, *tensors), True
+            return own.replay(*tensors)
+
+        state = constants_of(graph)  # such as the running mean of a batch normalization, or a codebook
         tolerance = self.tolerance if self.compiled or tensors[0].device.type != "cpu" else 0.0
-        if not (failure or (same(outputs, replayed, tolerance) and same(after, get_random_state()))):
-            failure = "the programs' arithmetic is not the same at every step"
+        trial = Trial(replay, lambda: self.step(*inputs), lambda: state, tolerance)
+        failure = "" if trial.same else trial.failure or "the programs' arithmetic is not the same at every step"
         if failure and own.unchecked:
             first, last = self.first + own.checked_at, self.first + own.replayed_at - 1
             raise ValueError(
@@ -236,7 +227,7 @@ class Recorded:
         if failure:
             self._fall_back(failure)
         own.checked_at, own.unchecked = self.calls, ()
-        return outputs
+        return trial.outputs
 
     def _fall_back(self, reason: str) -> None:
         self.reason = reason

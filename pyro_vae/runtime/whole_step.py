@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.data.batch import Batch, map_tensors, tensors_of
 from pyro_vae.runtime.recording import Recorded
-from pyro_vae.runtime.steps import get_random_state, reason_of, same, set_random_state
+from pyro_vae.runtime.steps import Trial
 
 
 class WholeStep:
@@ -65,27 +65,21 @@ class WholeStep:
         own_batch, own_weight = map_tensors(Tensor.clone, (batch, weight))
         self._inputs = tensors_of((own_batch, own_weight))
         self._captured_with = self._settings()
-        before, random_state = [value.clone() for value in self._state()], get_random_state()
-        launched: list[Tensor] = []
-        with self.recorded.uncounted():
-            try:
+
+        def launch() -> list[Tensor]:
+            with self.recorded.uncounted():
                 self._launch = _on_one_graph(lambda: self.step(own_batch, own_weight, count))
-                self._launch()
-                launched = [value.clone() for value in self._state()]
-            except RuntimeError as error:  # of CUDA, at what waits for the device or cannot be captured
-                self.reason = reason_of(error)
-        with torch.no_grad():
-            for value, value_before in zip(self._state(), before, strict=True):
-                value.copy_(value_before)
-        set_random_state(random_state)
-        output = self.step(batch, weight, count)
-        with torch.no_grad():
-            if not (self.reason or same(self._state(), launched, self.recorded.tolerance)):
-                self.reason = "its result differs from the ordinary step"
-        if self.reason:
+                return [self._launch()]
+
+        # A graph that waits for the device, or cannot be captured, fails; its generators count on by themselves.
+        trial = Trial(
+            launch, lambda: [self.step(batch, weight, count)], self._state, self.recorded.tolerance, noise=False
+        )
+        if not trial.same:
+            self.reason = trial.failure or "its result differs from the ordinary step"
             self._launch = None
             warnings.warn(f"CUDA graph disabled: {self.reason}", RuntimeWarning, stacklevel=3)
-        return output
+        return trial.outputs[0]
 
     def _state(self) -> list[Tensor]:
         own = [value for values in self.optim.state.values() for value in values.values() if isinstance(value, Tensor)]
