@@ -54,7 +54,7 @@ def test_bad_input_is_refused_in_words_of_its_own(examples):
     ],
 )
 def test_a_case_is_judged(call, verdict, monkeypatch):
-    monkeypatch.setattr(fuzz, "SECONDS", 1 if verdict == "hang" else 10)
+    monkeypatch.setattr(fuzz, "PATIENCE", 1 if verdict == "hang" else 60)
     assert fuzz.outcome(fuzz.Case("", (), call)).verdict == verdict
 
 
