@@ -30,7 +30,7 @@ from pyro_vae.training.descriptions import described, described_data, described_
 from pyro_vae.training.guards import guard_of
 from pyro_vae.training.history import History, Measure, OnEpoch, OnStep
 from pyro_vae.training.loggers import Progress, both
-from pyro_vae.training.loop import StopTraining, interruptible, train
+from pyro_vae.training.loop import goes_on, interruptible, train
 from pyro_vae.training.optimizers import (
     Groups,
     Optimizer,
@@ -39,7 +39,7 @@ from pyro_vae.training.optimizers import (
     made_by,
 )
 from pyro_vae.training.programs import Programs
-from pyro_vae.training.saving import NoSaver, Saver, held, keeper_of
+from pyro_vae.training.saving import NoSaver, Saver, checkpoint_of, held, keeper_of
 from pyro_vae.training.schedules import Factory, schedule_of
 from pyro_vae.training.state import State
 from pyro_vae.training.step import Estimator, Step, as_graph, as_schedule, begin_at
@@ -186,9 +186,7 @@ def fit(
     check_factory(optimizer)
     check_patience(patience, validation)
     keeper = keeper_of(checkpoints, resume)
-    before = Checkpoints(resume, of=keeper.of) if keeper and resume is not None else None
-    if before:
-        before.read()  # which refuses it before any work
+    before = checkpoint_of(keeper, resume)
     programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
     given: dict[str, Any] = {"count": count, "transform": transform}
     x = as_input(data, programs.model, programs.guide, **given)
@@ -218,11 +216,8 @@ def fit(
             state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings)
             if resume is None:
                 history.append(measure.row(0, measure.bound(x), state.rate, 0.0))
-        if on_epoch and resume is None:
-            try:
-                on_epoch(history[-1])
-            except StopTraining:
-                epochs = 0
+        if resume is None and not goes_on(on_epoch, history[-1]):
+            epochs = 0
         if keeper:
             stack.enter_context(held(keeper, ranks))
             keeper_of(checkpoints, resume)  # once more, as another training may have ended there meanwhile

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.runtime.whole_step import WholeStep
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.guards import Guard
-from pyro_vae.training.history import Measure, OnEpoch, OnStep
+from pyro_vae.training.history import Measure, OnEpoch, OnStep, Row
 from pyro_vae.training.saving import NoSaver, Saver
 from pyro_vae.training.state import State
 from pyro_vae.training.step import Step
@@ -18,6 +18,16 @@ from pyro_vae.training.step import Step
 
 class StopTraining(Exception):  # noqa: N818 (no error)
     """Raised by ``on_step`` or ``on_epoch`` to end a training, which then returns what it has measured so far."""
+
+
+def goes_on(on_epoch: OnEpoch | None, first: Row) -> bool:
+    """Call ``on_epoch`` with the row before the first step, and return whether it lets the training go on."""
+    try:
+        if on_epoch:
+            on_epoch(first)
+    except StopTraining:
+        return False
+    return True
 
 
 @contextmanager

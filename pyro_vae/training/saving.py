@@ -107,6 +107,15 @@ def keeper_of(checkpoints: Checkpoints | str | Path | None, resume: str | Path |
     return keeper
 
 
+def checkpoint_of(keeper: Checkpoints | None, resume: str | Path | None) -> Checkpoints | None:
+    """Return the checkpoint that a training goes on from, if any, and refuse it before any work if it cannot."""
+    if keeper is None or resume is None:
+        return None
+    before = Checkpoints(resume, of=keeper.of)
+    before.read()
+    return before
+
+
 @contextmanager
 def held(keeper: Checkpoints, ranks: Ranks) -> Iterator[None]:
     """Keep other trainings from the folder of the checkpoints, by rank 0."""
