@@ -1,4 +1,8 @@
-"""Figures of images, and of data that are drawn as curves."""
+"""Figures of images, and of data that are drawn as curves.
+
+Images are black at 0 and white at 1. Where values lie beyond, the least is black and the largest white, as the figure
+then says; missing values, NaN, have a colour of their own.
+"""
 
 from collections.abc import Mapping
 
@@ -130,7 +134,8 @@ def decoded_grid(images: ArrayLike, extent: tuple[float, float, float, float], t
         raise ValueError(f"extent is (z1 min, z1 max, z2 min, z2 max), not {extent!r}")
     figure, (axes,) = new_figure(title, 6.5, 6.5 * min(aspect_of(tiles) * rows / columns, 2) + 0.4)
     draw_tiles(axes, tiles[::-1], (*_outer_edges(*extent[:2], columns), *_outer_edges(*extent[2:], rows)))
-    axes.set(xlabel="$z_1$", ylabel="$z_2$")
+    axes.set_xlabel("\n".join(["$z_1$", axes.get_xlabel()]).strip(), fontsize="medium")
+    axes.set_ylabel("$z_2$")
     return figure
 
 

@@ -2,12 +2,16 @@
 
 import math
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike
 
 from pyro_vae.plots.figures import SMALL, as_array
+
+_MISSING = "tab:pink"
 
 
 def as_pictures(images: ArrayLike, leading: int = 1) -> np.ndarray:
@@ -33,24 +37,27 @@ def aspect_of(tiles: np.ndarray) -> float:
 
 
 def near_square(data: np.ndarray) -> np.ndarray:
-    """Return data in rows and columns, the last row filled up with NaN."""
+    """Return data in rows and columns, the last row filled up with blank paper: no curves, or pictures all white."""
     columns = math.ceil(math.sqrt(len(data)))
     rows = math.ceil(len(data) / columns)
-    empty = np.full((rows * columns - len(data), *data.shape[1:]), np.nan)
+    empty = np.full((rows * columns - len(data), *data.shape[1:]), np.nan if data.ndim == 2 else np.inf)
     return np.concatenate([data, empty]).reshape(rows, columns, *data.shape[1:])
 
 
 def draw_tiles(axes: Axes, tiles: np.ndarray, box: tuple[float, float, float, float] | None = None) -> None:
-    """Draw data of shape (rows, columns, ...) from top to bottom, in a box (left, right, bottom, top) of the axes."""
+    """Draw data of shape (rows, columns, ...) from top to bottom, in a box (left, right, bottom, top) of the axes.
+
+    Pictures are black at 0 and white at 1, or at the least and the largest value where these lie beyond.
+    """
     rows, columns = tiles.shape[:2]
     left, right, bottom, top = box or (0, columns, rows, 0)
     width, height = (right - left) / columns, (top - bottom) / rows
     if tiles.ndim == 3:
         axes.add_collection(_curves_in_cells(tiles, left, top, width, height))
     else:
-        mosaic = np.concatenate(np.concatenate(tiles, axis=1), axis=1)
-        mosaic = np.clip(np.nan_to_num(mosaic, nan=1.0), 0, 1)
-        image = axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest", origin="upper")
+        mosaic = _shades(np.concatenate(np.concatenate(tiles, axis=1), axis=1))
+        greys = matplotlib.colormaps["gray"].with_extremes(bad=_MISSING)
+        image = axes.imshow(mosaic, cmap=greys, vmin=0, vmax=1, interpolation="nearest", origin="upper")
         image.set_extent((left, right, bottom, top))
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect=aspect_of(tiles) * abs(width / height))
     axes.set_anchor("N")
@@ -58,18 +65,47 @@ def draw_tiles(axes: Axes, tiles: np.ndarray, box: tuple[float, float, float, fl
     if box is None:
         axes.spines[:].set_visible(False)
         axes.set(xticks=[], yticks=[])
-        if tiles.ndim == 3:
-            axes.set_xlabel(f"heights from {np.nanmin(tiles):.3g} to {np.nanmax(tiles):.3g}", fontsize=SMALL)
+    axes.set_xlabel(caption_of(tiles), fontsize=SMALL)
     colour = "0.8" if tiles.ndim == 3 else axes.figure.get_facecolor()
     between = {"colors": colour, "linewidths": min(1.0, 10 / columns)}
     axes.vlines(left + width * np.arange(1, columns), bottom, top, **between)
     axes.hlines(bottom + height * np.arange(1, rows), left, right, **between)
 
 
+def caption_of(tiles: np.ndarray) -> str:
+    """Say how to read the heights of curves, and of pictures what is not as usual: other limits, missing values."""
+    if tiles.ndim == 3:
+        low, high = _range(tiles)
+        return f"heights from {low:.3g} to {high:.3g}"
+    black, white = _limits(tiles)
+    said = [f"black is {black:.3g}, white {white:.3g}"] if (black, white) != (0, 1) else []
+    said += [f"missing values are {_MISSING.removeprefix('tab:')}"] if np.isnan(tiles).any() else []
+    return "\n".join(said)
+
+
+def _range(tiles: np.ndarray) -> tuple[float, float]:
+    """Return the least and the largest number; NaN where there is none."""
+    numbers = tiles[np.isfinite(tiles)]
+    return (numbers.min(), numbers.max()) if numbers.size else (math.nan, math.nan)
+
+
+def _limits(pictures: np.ndarray) -> tuple[float, float]:
+    """Return what is black and what is white."""
+    low, high = _range(pictures)
+    return float(np.fmin(0, low)), float(np.fmax(1, high))
+
+
+def _shades(mosaic: np.ndarray) -> np.ndarray:
+    """Return a picture's values from 0 for black to 1 for white; a colour that is missing becomes that of a gap."""
+    black, white = _limits(mosaic)
+    shades = np.clip((mosaic - black) / (white - black), 0, 1)
+    return np.where(np.isnan(shades).any(-1, keepdims=True), to_rgb(_MISSING), shades) if shades.ndim == 3 else shades
+
+
 def _curves_in_cells(tiles: np.ndarray, left: float, top: float, width: float, height: float) -> LineCollection:
     """Return curves of shape (rows, columns, d) as lines, all on one scale, each in the middle of its cell."""
     tiles = np.repeat(tiles, 2, axis=-1) if tiles.shape[-1] == 1 else tiles
-    low, high = np.nanmin(tiles), np.nanmax(tiles)
+    low, high = _range(tiles)
     up = (tiles - low) / (high - low) if high > low else np.full_like(tiles, 0.5)
     row, column = np.indices(tiles.shape[:2])[..., None]
     x = left + width * (column + np.linspace(0.08, 0.92, tiles.shape[-1]))

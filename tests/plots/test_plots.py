@@ -101,7 +101,7 @@ CORNERS = {"upper left": (0, 0), "upper right": (0, 1), "lower left": (1, 0), "l
 def test_pictures_are_seen_upright_on_the_screen(shape):
     # White in the upper right corner, grey in the lower left one, else black.
     image = np.zeros(shape)
-    image[..., 0, -1], image[..., -1, 0] = 2.0, 0.5
+    image[..., 0, -1], image[..., -1, 0] = 1.0, 0.5
     figure = plots.samples(image[None])
     seen = np.asarray(Image.open(io.BytesIO(plots.png(figure, figure.dpi))).convert("L")).astype(int)
     x0, y0, x1, y1 = figure.axes[0].get_window_extent().extents.round().astype(int)
@@ -133,9 +133,41 @@ def test_rows_of_reconstructions_and_interpolations():
         assert axes.get_yticks().tolist() == [0.5, 1.5]
 
 
-def test_values_outside_of_0_and_1_are_clipped():
-    mosaic = pixels(plots.samples([[[-1.0, 0.25], [math.nan, 7.0]]]).axes[0])
-    assert mosaic.tolist() == [[0, 0.25], [1, 1]]
+@pytest.mark.parametrize(
+    ("values", "shades", "caption"),
+    [
+        ([[0.0, 0.25], [0.5, 1.0]], [[0.0, 0.25], [0.5, 1.0]], ""),
+        ([[-1.0, 1.0], [3.0, 7.0]], [[0.0, 0.25], [0.5, 1.0]], "black is -1, white 7"),  # without a clipped value
+        ([[0.0, 51.0], [102.0, 255.0]], [[0.0, 0.2], [0.4, 1.0]], "black is 0, white 255"),
+        ([[-1.0, -0.5], [0.0, 0.5]], [[0.0, 0.25], [0.5, 0.75]], "black is -1, white 1"),
+        ([[-np.inf, 0.5], [0.5, np.inf]], [[0.0, 0.5], [0.5, 1.0]], ""),
+    ],
+)
+@pytest.mark.parametrize("colours", [1, 3])
+def test_pictures_outside_of_0_and_1_are_seen_and_said(values, shades, caption, colours):
+    images = np.array(values)[None, None].repeat(colours, 1)
+    for figure in (plots.samples(images), plots.reconstructions(images, images), plots.decoded_grid([images], [0] * 4)):
+        seen = pixels(figure.axes[0]).reshape(-1, 2, 2, colours)[0]
+        np.testing.assert_allclose(seen, np.array(shades)[..., None].repeat(colours, -1))
+        assert figure.axes[0].get_xlabel().removeprefix("$z_1$").strip() == caption
+    assert plots.posterior_cloud(images[0], np.zeros((1, 2)), images).axes[2].get_xlabel() == caption
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_missing_values_have_a_colour_of_their_own(colours):
+    """Beside white pixels, and beside the blank paper after three pictures."""
+    images = np.ones((3, colours, 4, 4))
+    images[0, -1, 0, 0] = math.nan
+    figure = plots.samples(images)
+    assert figure.axes[0].get_xlabel() == "missing values are pink"
+    image = figure.axes[0].images[0]
+    seen = np.asarray(image.to_rgba(image.get_array(), bytes=True))[..., :3]
+    pink = np.array(matplotlib.colors.to_rgb("tab:pink")) * 255
+    np.testing.assert_allclose(seen[0, 0], pink, atol=1)
+    seen[0, 0] = 255
+    assert (seen == 255).all()
+    drawn(plots.samples(np.full((1, colours, 4, 4), math.nan)))
+    drawn(plots.samples(np.full((3, 4), math.nan)))
 
 
 def test_compared_samples_keep_their_titles_and_their_order():
