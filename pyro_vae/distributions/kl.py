@@ -1,10 +1,13 @@
 """Closed forms of KL divergences that neither torch nor Pyro has, registered with torch, so that Pyro finds them."""
 
+import math
+
 import torch
 from pyro.distributions import Delta, Distribution, FoldedDistribution
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import register_kl
+from torch.nn.functional import logsigmoid
 
 from pyro_vae.distributions._gammas import wide
 
@@ -53,6 +56,35 @@ def _kl_of_uniform(p: td.Uniform, q: td.ContinuousBernoulli) -> Tensor:
     """Replace that of torch 2, which is infinite also where p is within [0, 1]; log q is linear in the value."""
     divergence = -p.entropy() - q.log_prob(p.mean.clamp(0, 1))
     return divergence.masked_fill((p.low < 0) | (p.high > 1), torch.inf)
+
+
+@register_kl(td.Bernoulli, td.Bernoulli)
+def _kl_of_bernoulli(p: td.Bernoulli, q: td.Bernoulli) -> Tensor:
+    """Replace that of torch 2, which is infinite also where a probability of q, by its logit, is rounded to 0 or 1."""
+    terms = []
+    for sign, end in ((1, 0), (-1, 1)):
+        ours, theirs = sign * p.logits, sign * q.logits
+        weight = ours.sigmoid().masked_fill((p.probs == end) & (p.logits.sigmoid() != end), 0.0)
+        never = (q.probs == end) & (q.logits.sigmoid() != end)  # given so, and not by its logit
+        terms.append(_weighted(weight, (logsigmoid(ours) - logsigmoid(theirs)).masked_fill(never, math.inf)))
+    return terms[0] + terms[1]
+
+
+@register_kl(td.Categorical, td.Categorical)
+def _kl_of_categorical(p: td.Categorical, q: td.Categorical) -> Tensor:
+    """Replace that of torch 2, which is infinite also where a probability of q, by its logit, is rounded to 0."""
+    never = (q.probs == 0) & (q.logits.exp() != 0)  # given so, and not by its logit
+    return _weighted(p.probs, (p.logits - q.logits).masked_fill(never, math.inf)).sum(-1)
+
+
+@register_kl(td.OneHotCategorical, td.OneHotCategorical)
+def _kl_of_one_hot(p: td.OneHotCategorical, q: td.OneHotCategorical) -> Tensor:
+    return _kl_of_categorical(p._categorical, q._categorical)
+
+
+def _weighted(weight: Tensor, difference: Tensor) -> Tensor:
+    """Return a product that is 0, as is its gradient, where a weight is 0 and a difference of logarithms infinite."""
+    return weight * difference.masked_fill(weight == 0, 0.0)
 
 
 @register_kl(td.StudentT, td.Normal)

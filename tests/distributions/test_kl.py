@@ -10,7 +10,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from scipy.integrate import quad
 
-from pyro_vae import evaluate
+from pyro_vae import distributions, evaluate
 from pyro_vae.distributions.kl import kl_or_none
 
 
@@ -50,6 +50,44 @@ def test_the_kl_between_two_continuous_bernoulli_distributions(dtype):
             assert kl_or_none(p, q).item() == pytest.approx(
                 float(exact), rel=1e-5, abs=3e-6 if dtype is torch.float32 else 1e-9
             )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kl_between_two_variables_of_sure_probabilities(dtype):
+    """Torch's is infinite where a probability rounds to 1, from logits of 17 on in 32 bits; 9.31 is right from 0."""
+    logits = [-200.0, -90.0, -40.0, -20.0, -5.0, 0.0, 1e-3, 5.0, 20.0, 40.0, 90.0, 200.0]
+    for one in logits:
+        for other in logits:
+            exact = mpmath.mpf(0)
+            for p, q in ((one, other), (-one, -other)):
+                gain = mpmath.log1p(mpmath.exp(-mpmath.mpf(q))) - mpmath.log1p(mpmath.exp(-mpmath.mpf(p)))
+                exact += gain / (1 + mpmath.exp(-mpmath.mpf(p)))
+            p, q = (torch.tensor([each, 0.0], dtype=dtype) for each in (one, other))
+            pairs = [
+                [dist.Bernoulli(logits=logit[0]) for logit in (p, q)],
+                [dist.Categorical(logits=logit) for logit in (p, q)],
+                [distributions.OneHotCategorical(logits=logit) for logit in (p, q)],
+            ]
+            tolerance = {"rel": 1e-5, "abs": 1e-6} if dtype is torch.float32 else {"rel": 1e-10, "abs": 1e-14}
+            for pair in pairs:
+                assert kl_or_none(*pair).item() == pytest.approx(float(exact), **tolerance)
+
+
+def test_the_kl_to_what_is_impossible_is_infinite():
+    zero, half, one = (torch.tensor(each) for each in (0.0, 0.5, 1.0))
+    sure, never = dist.Bernoulli(one), dist.Bernoulli(zero)
+    assert sure.logits.item() != never.logits.item()  # which torch keeps, and clamps
+    for p, q, right in ((half, one, math.inf), (one, half, math.log(2)), (one, one, 0), (one, zero, math.inf)):
+        of_bernoulli = kl_or_none(dist.Bernoulli(p), dist.Bernoulli(q))
+        of_categories = kl_or_none(*(dist.Categorical(torch.stack([1 - each, each])) for each in (p, q)))
+        assert of_bernoulli.item() == pytest.approx(right, abs=1e-6)
+        assert of_categories.item() == pytest.approx(right, abs=1e-6)
+    assert kl_or_none(dist.Bernoulli(half), sure).item() == kl_or_none(dist.Bernoulli(half), never).item() == math.inf
+    logits = torch.tensor([0.0, 1.0, -math.inf], requires_grad=True)  # of a category that is left out
+    kl = kl_or_none(dist.Categorical(logits=logits), dist.Categorical(logits=torch.tensor([0.0, 0.0, -math.inf])))
+    kl.backward()
+    assert kl.item() == pytest.approx(math.log(2) - dist.Categorical(logits=logits).entropy().item())
+    assert logits.grad.isfinite().all()
 
 
 def test_the_kl_of_a_folded_distribution_is_not_that_of_what_is_folded():
