@@ -177,6 +177,14 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
     no gradient where it rounds to 1. This one does not keep that probability, and goes on from the logit. Of the two
     forms of :math:`\log p(0)` it takes the one that loses no digits.
 
+    Arguments:
+        base_dist: a distribution of counts, of event shape ().
+        gate: the probability :math:`\pi` of a further zero, in [0, 1]; or
+        gate_logits: its logits, any numbers.
+
+    Raises:
+        ValueError: where neither or both are given, or out of range, or the counts have an event shape.
+
     Example:
         >>> import torch
         >>> gate = torch.tensor(20.0, requires_grad=True)
@@ -185,6 +193,23 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
         >>> bool(gate.grad.isfinite())
         True
     """
+
+    def __init__(
+        self,
+        base_dist: dist.TorchDistribution,
+        *,
+        gate: Tensor | float | None = None,
+        gate_logits: Tensor | float | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if (gate is None) == (gate_logits is None):
+            raise ValueError("give one of gate, a probability, and gate_logits, and not both")
+        if gate is not None:
+            probability = torch.as_tensor(gate)
+            if not ((probability >= 0) & (probability <= 1)).all():
+                raise ValueError(f"gate is a probability, from 0 to 1, not {gate!s:.60}; or give gate_logits")
+            gate_logits = probability.logit()
+        super().__init__(base_dist, gate_logits=torch.as_tensor(gate_logits), validate_args=validate_args)
 
     @property
     def gate(self) -> Tensor:

@@ -174,3 +174,28 @@ def test_zero_inflated_scores_other_counts_as_pyro_does():
     gate, rate, x = torch.tensor([-2.0, 0.3]), torch.tensor([0.5, 4.0]), torch.tensor([0.0, 3.0])
     ours = distributions.ZeroInflated(dist.Poisson(rate), gate_logits=gate)
     torch.testing.assert_close(ours.log_prob(x), dist.ZeroInflatedPoisson(rate, gate_logits=gate).log_prob(x))
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.3, 1.0, torch.tensor([0.2, 0.7])])
+def test_a_gate_is_given_as_a_probability_or_as_its_logits(gate):
+    x, counts = torch.tensor([[0.0, 0.0], [3.0, 3.0]]), dist.Poisson(torch.tensor(2.0))
+    zero_inflated, given = ZeroInflated(counts, gate=gate), torch.as_tensor(gate)
+    exact = (torch.where(x == 0, given, 0.0) + (1 - given) * counts.log_prob(x).exp()).log()
+    torch.testing.assert_close(zero_inflated.log_prob(x), exact)
+    torch.testing.assert_close(zero_inflated.expand((2,)).mean, (2 * (1 - given)).expand(2))
+    of_logits = ZeroInflated(counts, gate_logits=given.logit())
+    assert torch.equal(of_logits.log_prob(x), zero_inflated.log_prob(x))
+
+
+@pytest.mark.parametrize(
+    ("gate", "named"),
+    [
+        ({"gate": 1.3}, "not 1.3; or give gate_logits"),
+        ({"gate": torch.tensor([math.nan])}, r"not tensor\(\[nan\]\)"),
+        ({}, "give one of gate"),
+        ({"gate": 0.3, "gate_logits": 0.0}, "give one of gate"),
+    ],
+)
+def test_what_is_no_gate_is_refused(gate, named):
+    with pytest.raises(ValueError, match=named):
+        ZeroInflated(dist.Poisson(torch.tensor(2.0)), **gate)
