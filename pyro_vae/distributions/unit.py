@@ -291,7 +291,11 @@ class Kumaraswamy(dist.Kumaraswamy):
         if self._validate_args:
             self._validate_sample(value)
         one, zero, log_z = self.concentration1, self.concentration0, _inside(value).log()
-        return (one * zero).log() + (one - 1) * log_z + (zero - 1) * _log_1_minus_exp(-one * log_z)
+        constant = (one * zero).log()
+        inside = constant + (one - 1) * log_z + (zero - 1) * _log_1_minus_exp(-one * log_z)
+        nearest = torch.where(value < 0.5, one, zero)  # the concentration that says how the density ends there
+        at_end = constant.masked_fill(nearest > 1, -torch.inf).masked_fill(nearest < 1, torch.inf)
+        return torch.where((value > 0) & (value < 1), inside, at_end)
 
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -134,11 +134,21 @@ def test_a_kumaraswamy_draw_that_rounds_to_1_keeps_its_gradient():
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kumaraswamy_ends_as_the_beta_distribution_does(dtype):
+    """At 0 as z^(a - 1), at 1 as (1 - z)^(b - 1), with the same factors where the concentration is 1."""
+    a, b = torch.cartesian_prod(*[torch.tensor([1e-3, 0.7, 1.0, 1.5, 1e4], dtype=dtype)] * 2).unbind(-1)
+    ends = torch.tensor([[0.0], [1.0]], dtype=dtype)
+    ours = Kumaraswamy(a.requires_grad_(), b.requires_grad_()).log_prob(ends)
+    torch.testing.assert_close(ours, Beta(a, b).log_prob(ends))
+    gradients = torch.autograd.grad(ours[ours.isfinite()].sum(), (a, b))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_the_kumaraswamy_is_uniform_at_concentrations_of_1_edges_included():
     one = torch.ones(())
     edges = torch.tensor([0.0, 0.3, 1.0])
     torch.testing.assert_close(Kumaraswamy(one, one).log_prob(edges), torch.zeros(3))
-    assert Kumaraswamy(one / 2, one / 2).log_prob(edges).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
