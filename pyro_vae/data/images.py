@@ -81,7 +81,7 @@ def _check_colours(image: Any) -> None:
     if mode == "F" or mode.startswith("I"):
         if tags.get(262) == 0 or (mode != "F" and tags.get(258, (16,)) != (16,)):  # which Pillow leaves as they are
             raise ValueError("its greys are inverted, or not of 16 bits: save it as greys of 8 or 16 bits, 0 for black")
-        transparent = "transparency" in image.info
+        transparent = "transparency" in image.info and (np.asarray(image) == image.info["transparency"]).any()
     else:
         has_alpha = mode[-1:] in "Aa" or "transparency" in image.info
         transparent = has_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255

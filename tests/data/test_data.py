@@ -863,6 +863,17 @@ def test_opaque_transparency_is_dropped(tmp_path):
     assert torch.equal(load(tmp_path).train[0], torch.tensor(colour.transpose(2, 0, 1)) / 255)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_transparent_grey_matters_where_it_occurs(tmp_path, kind):
+    grey, most = np.arange(0, 240, 20, dtype=kind).reshape(3, 4), np.iinfo(kind).max
+    for transparent in (7, 40):
+        Image.fromarray(grey).save(tmp_path / f"{transparent}.png", transparency=transparent)
+    with Image.open(tmp_path / "7.png") as image:
+        torch.testing.assert_close(as_tensor([image])[0, 0], torch.tensor(grey / most).float())
+    with Image.open(tmp_path / "40.png") as image, pytest.raises(ValueError, match="transparent pixels"):
+        as_tensor([image])
+
+
 # Containers
 
 
