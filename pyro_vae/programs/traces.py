@@ -69,6 +69,8 @@ def probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
                 raise
             reason = str(error).partition("\n")[0]  # behind which Pyro lists the shapes of the trace
             fix = "give parts that fit each other and the programs"
+            if "type" in reason and not all(part.is_floating_point() for part in tensors_of(batch)):
+                fix = "whole numbers of data of several parts keep their type: give those as floats, x.float()"
             raise ValueError(f"the programs fail on {in_words(batch)} ({reason}): {fix}") from error
 
 

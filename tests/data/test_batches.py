@@ -419,6 +419,14 @@ class Shrinking:
         return iter([(X, Y)] * (1 + (self.passes < 4)))
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 4, 3))])
+def test_whole_numbers_beside_others_are_refused_by_their_type(layer):
+    """Of one part they become floats; of several, labels among them, they are indices as often as not."""
+    vae = VAE(priors.Normal(2), encoders.Normal(3, 2, network=lambda *_: layer), decoders.Poisson(2, 3))
+    with pytest.raises(ValueError, match=r"whole numbers of data .* keep their type: give those as floats, x\.float"):
+        evaluate(vae.model, vae.guide, {"x": torch.ones(10, 3, dtype=torch.int32)})
+
+
 def test_a_loader_that_ends_early_is_refused():
     pair = Conditional()
     with pytest.raises(ValueError, match="the Shrinking gave 50 data in this pass, and 100 before"):
