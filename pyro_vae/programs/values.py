@@ -102,7 +102,7 @@ def _takes_missing(model: Program, guide: Program, batch: Batch) -> bool:
     try:
         trace = probe(model, guide, batch)[0]
         trace.compute_log_prob(lambda _, site: site["is_observed"])
-    except (RuntimeError, ValueError):
+    except (IndexError, RuntimeError, ValueError):
         return False
     return all(bool(site["log_prob"].isfinite().all()) for site in observed_in(trace))
 
@@ -111,7 +111,7 @@ def _check_guide_of_missing(guide: Program, batch: Batch) -> None:
     fix = "build the encoder with network=networks.FillMissing"
     try:
         _, trace = probe(lambda *_, **__: None, guide, batch)
-    except (RuntimeError, ValueError) as error:
+    except (IndexError, RuntimeError, ValueError) as error:  # the first of an embedding
         raise ValueError(f"the guide fails on data with missing entries: {fix}") from error
     for name in trace.stochastic_nodes:
         if not trace.nodes[name]["value"].isfinite().all():

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, log_likelihood, priors
-from pyro_vae.networks import FillMissing
+from pyro_vae.networks import FillMissing, GRUEncoder
 from pyro_vae.programs import as_input, check_programs, mode, modules_of, paired_traces, seeded
 from pyro_vae.programs.handlers import LocalModules
 
@@ -319,6 +319,19 @@ def test_infinite_entries_are_refused_by_every_decoder():
 def test_an_encoder_that_cannot_take_missing_entries_is_refused_with_the_network_to_take(encoder, row):
     with pytest.raises(ValueError, match=r"missing entries.*networks\.FillMissing"):
         check(vae_of_missing(encoder), incomplete(row))
+
+
+@pytest.mark.parametrize(
+    ("masked", "named"),
+    [(decoders.Masked, r"missing entries.*networks\.FillMissing"), (lambda part: part, "hold nan at")],
+)
+def test_an_embedding_of_tokens_that_are_missing_is_refused(masked, named):
+    """It looks NaN up, which is no place in it."""
+    x = torch.ones(10, 6)
+    x[3, 2] = math.nan
+    encoder = encoders.Normal(6, D, partial(GRUEncoder, categories=5))
+    with pytest.raises(ValueError, match=named):
+        check(vae(encoder=encoder, decoder=masked(decoders.Categorical(D, 6, categories=5))), x)
 
 
 def test_what_is_outside_the_support_is_named_also_among_missing_entries():
