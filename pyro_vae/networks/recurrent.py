@@ -23,7 +23,8 @@ class GRUEncoder(_Network):
 
     Raises:
         TypeError: for sizes that are not integers.
-        ValueError: for a size below 1, and for an ``in_shape`` that is none of a sequence.
+        ValueError: for a size below 1, and for an ``in_shape`` that is none of a sequence; in ``forward``, for tokens
+            outside of the categories.
 
     Example:
         >>> import torch
@@ -49,9 +50,19 @@ class GRUEncoder(_Network):
 
     def layers(self, steps: Tensor) -> Tensor:
         if self.embedding is not None:
-            steps = self.embedding(steps.squeeze(-1).long())
+            steps = self._embedded(self.embedding, steps.squeeze(-1))
         _, state = self.recurrent(steps)
         return self.last(state[0])
+
+    @staticmethod
+    def _embedded(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+        try:
+            return embedding(tokens.long())
+        except IndexError as error:
+            most, found = embedding.num_embeddings - 1, f"{tokens.min().item():g} to {tokens.max().item():g}"
+            raise ValueError(
+                f"GRUEncoder takes tokens from 0 to {most}, not {found}: number them from 0, or give more"
+            ) from error
 
 
 class GRUDecoder(_Network):

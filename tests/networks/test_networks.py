@@ -392,3 +392,11 @@ def test_gru_networks_refuse_sizes_that_are_none(network):
         network(3, 7, hidden=0)
     with pytest.raises(TypeError, match="hidden must be an integer"):
         network(3, 7, hidden=2.5)
+
+
+@pytest.mark.parametrize("token", [-1.0, 5.0])
+def test_a_gru_encoder_refuses_tokens_that_are_none_of_its_categories(token):
+    x = torch.tensor([[0.0, 4.0, 2.0], [1.0, token, 3.0]])
+    found = f"{min(0, token):g} to {max(4, token):g}"
+    with pytest.raises(ValueError, match=rf"takes tokens from 0 to 4, not {found}: number them from 0, or give more"):
+        GRUEncoder(3, 2, categories=5)(x)
