@@ -16,6 +16,7 @@ from pyro_vae.plots.figures import as_array, as_points, at_least_one, new_figure
 from pyro_vae.plots.tiles import as_pictures, draw_tiles, near_square
 
 _ACTIVE = 0.01  # nats per datum
+_MOST_CLASSES = 40  # that a legend names one by one
 
 
 def latent_map(
@@ -34,7 +35,8 @@ def latent_map(
     Arguments:
         panels: from the title of a panel, such as "epoch 15", to the posteriors' means, shape (n, 2), and covariances,
             shape (n, 2, 2), as `project` returns them.
-        labels: one number per datum, shape (n,), the same for all panels; each gets a colour.
+        labels: one number per datum, shape (n,), the same for all panels; each gets a colour. More than 40 different
+            ones are taken for measurements, whose colours go from the least to the largest; NaN is grey among them.
         ellipses: whether to draw the ellipses, else a dot at each mean.
         title: of the figure.
         shared: one scale for all panels, so that their bubbles can be compared; else each has its own.
@@ -214,15 +216,23 @@ def _colours(labels: ArrayLike | None, counts: set[int]) -> tuple[list[Line2D], 
     if values.ndim != 1 or counts != {len(values)}:
         raise ValueError(f"labels must have shape (n,) with n one of {sorted(counts)}, not {values.shape}")
     classes, index = np.unique(values, return_inverse=True)
+    turbo = matplotlib.colormaps["turbo"].with_extremes(bad="0.7")
+    if len(classes) > _MOST_CLASSES:
+        places = np.linspace(np.nanmin(values), np.nanmax(values), 6)
+        colours = turbo(np.interp(values, places[[0, -1]], (0.05, 0.95)))
+        return _legend(places, turbo(np.linspace(0.05, 0.95, 6)), ".4g"), colours
     if np.isin(classes, range(10)).all():
         palette = matplotlib.colormaps["tab10"](classes.astype(int))
     else:
-        palette = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(classes)))
-    legend = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{value:g}")
-        for value, colour in zip(classes, palette, strict=True)
+        palette = turbo(np.linspace(0.05, 0.95, len(classes)))
+    return _legend(classes, palette, "g"), palette[index]
+
+
+def _legend(values: np.ndarray, palette: np.ndarray, style: str) -> list[Line2D]:
+    return [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=format(value, style))
+        for value, colour in zip(values, palette, strict=True)
     ]
-    return legend, palette[index]
 
 
 def _bounds(maps: list[tuple[np.ndarray, np.ndarray]], ellipses: bool, shared: bool) -> np.ndarray:

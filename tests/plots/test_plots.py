@@ -312,6 +312,15 @@ def test_labels_have_fixed_colours_and_a_legend_of_those_that_occur():
     assert not plots.latent_map({"": (centres, covariances)}).legends
 
 
+def test_labels_that_are_measurements_have_colours_by_their_size():
+    values = np.append(np.linspace(1950, 2020, 99), math.nan)
+    figure = drawn(plots.latent_map({"": (np.zeros((100, 2)), np.zeros((100, 2, 2)))}, labels=values))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{1950 + 14 * k}" for k in range(6)]
+    faces, turbo = figure.axes[0].collections[0].get_facecolor(), matplotlib.colormaps["turbo"]
+    np.testing.assert_allclose(faces[:99, :3], turbo(np.linspace(0.05, 0.95, 99))[:, :3])
+    np.testing.assert_allclose(faces[99, :3], 0.7)
+
+
 @pytest.mark.parametrize("covariance", [0.0, 1.0])
 def test_a_single_posterior_is_drawn(covariance):
     drawn(plots.latent_map({"one": (np.ones((1, 2)), covariance * np.eye(2)[None])}, labels=[3]))
