@@ -31,11 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     with lasting_streams() as lost, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"pyro-vae: {message}", error=True)
-        code = _run(argv)
+        try:
+            code = _run(argv)
+        except SystemExit as error:
+            if error.code or not lost():
+                raise
+            return 2  # a help that was lost
         return code or (2 if lost() and argv[0] != "train" else 0)
 
 
 def _run(argv: list[str]) -> int:
+    if sys.flags.optimize > 1:
+        say("pyro-vae: error: Pyro needs docstrings: leave out -OO and PYTHONOPTIMIZE=2", error=True)
+        return 2
     try:
         arguments = parsed(argv)
         arguments.command(arguments)

@@ -61,7 +61,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
         local += [f"--epochs={arguments.epochs}"] if arguments.epochs is not None else []
         arguments.out, arguments.config = arguments.resume, config_of_run(arguments.resume, arguments.allow, *local)
     elif arguments.builds_vae:
-        tokens = _tokens(_flags_of_files(arguments))
+        tokens = _tokens_of_files(arguments)
         command = argv[:1] if "command" in arguments else []
         arguments, rest = _known(parser, [*command, *tokens, *argv[len(command) :]])
         arguments.config = _config(arguments, rest)
@@ -80,6 +80,18 @@ def _flags_of_files(arguments: argparse.Namespace) -> dict[str, Any]:
     flags = PRESETS.get(arguments.preset, {}) | from_file
     _check_classes({name: value for name, value in flags.items() if not getattr(arguments, name, None)}, arguments)
     return {name: value for name, value in flags.items() if "." in name or name.replace("-", "_") in arguments}
+
+
+def _tokens_of_files(arguments: argparse.Namespace) -> list[str]:
+    """Return the tokens that say the same as --preset and --config, refusing a value by the name of its file."""
+    try:
+        tokens = _tokens(_flags_of_files(arguments))
+    except TypeError as error:
+        raise ValueError(f"{arguments.config}: {error}") from error
+    of_file = Parser(prog=f"pyro-vae: {arguments.config}", allow_abbrev=False)
+    add_config_flags(of_file)
+    of_file.parse_known_args(tokens)
+    return tokens
 
 
 def _known(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -186,10 +198,10 @@ def _tokens(flags: dict[str, Any]) -> list[str]:
         flag = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
         if isinstance(value, list):
             if not value or not all(type(each) is int for each in value):  # a text might be another flag
-                raise ValueError(f"{name} takes one value, or whole numbers where it is a list, not {value!r}")
+                raise TypeError(f"{name} takes one value, or whole numbers where it is a list, not {value!r}")
             tokens += [flag, *map(str, value)]
         elif "." not in name and isinstance(value, bool) is not isinstance(default, bool) and value is not None:
-            raise ValueError(
+            raise TypeError(
                 f"{name} takes {'true or false' if isinstance(default, bool) else 'a value'}, not {value!r}"
             )
         elif isinstance(default, bool):

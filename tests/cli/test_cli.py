@@ -650,7 +650,9 @@ def test_a_wrong_flag_gets_one_line_that_names_the_fix(flags, words, capsys):
 )
 def test_a_wrong_config_gets_one_line(text, words, capsys):
     Path("bad.yaml").write_text(text)
-    assert words in refused(capsys, "train", "--config", "bad.yaml")
+    said = refused(capsys, "train", "--config", "bad.yaml")
+    assert words in said
+    assert "bad.yaml" in said
 
 
 @pytest.mark.parametrize(

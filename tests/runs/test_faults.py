@@ -342,6 +342,14 @@ def test_commands_that_nobody_listens_to_end_as_ever(redirected, command):
     assert not any(word in done.stdout + done.stderr for word in ("Traceback", "Exception", "Broken"))
 
 
+@pytest.mark.parametrize("command", ["--help", "train --help", "--version"])
+def test_a_help_that_is_lost_is_an_error(command):
+    line = f"'{sys.executable}' -m pyro_vae {command} >/dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "pyro-vae: error: the standard output could not be written, and is incomplete\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("redirected", ["2>&1 | head -1", ">&- 2>&-", ">/dev/full 2>/dev/full"])
 def test_a_training_goes_on_to_its_end_where_nobody_listens(redirected, tmp_path):
