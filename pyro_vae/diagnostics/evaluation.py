@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELB
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.data import Rows, count_in, pieces
-from pyro_vae.data.batch import Batch, Count, arguments
+from pyro_vae.data import Ready, Rows, count_in, pieces
+from pyro_vae.data.batch import Batch, Count, arguments, cut, structure_of, tensors_of
 from pyro_vae.distributions.wrappers import layers
 from pyro_vae.networks import as_size
 from pyro_vae.objectives import (
@@ -23,7 +23,7 @@ from pyro_vae.objectives import (
     check_per_datum,
     is_theirs,
     kl,
-    particle_by_particle_if_needed,
+    made_for,
     reconstruction,
     recording,
     share_of,
@@ -111,8 +111,9 @@ def evaluate(
         with seeded(seed, x.device), mode(False, model, guide):
             plates = check_programs(model, guide, x, transform, batch_size)
             plates.check_objective(loss)
-            local, first = LocalModules(), transformed(x[:batch_size], transform, count_in(x))
-            loss = particle_by_particle_if_needed(loss, local(model), local(guide), first)
+            local, count_rows = LocalModules(), count_in(x)
+            first = transformed(x[:batch_size], transform, count_rows)
+            loss = made_for(loss, local(model), local(guide), first, count_rows)
         settings = {"loss": loss, "at": at, "batch_size": batch_size, "seed": seed, "transform": transform}
         return mean_bound(model, guide, x, plates=plates.names, **settings)
 
@@ -274,17 +275,23 @@ def log_likelihood(
     with seeded(noise_seed(seed), x.device), mode(False, model, guide):
         check_programs(model, guide, x)
         with pyro.validation_enabled(False), _on_particles(log_likelihood.__name__):  # all data have been checked
-            weights = _LogLikelihood(local(model), local(guide), x[:1], count_rows)
+            weights = _LogLikelihood(local(model), local(guide), count_rows)
+            weights.meet(x[:1])
             with seeded(noise_seed(seed), x.device):
-                batch_size, chunk = weights.sizes(x, samples, budget)
+                batch_size, chunk = weights.sizes(lambda size: x[:size], len(x), samples, budget)
             batches, chunks = math.ceil(len(x) / batch_size), math.ceil(samples / chunk)
             draw = _replayed(partial(weights.draw, count=samples), batches, batches * chunks >= MANY)
             log_of_sum = _replayed(weights.log_of_sum, batches * chunks, batches * chunks >= MANY)
-            for rows in (part for whole in x.split(batch_size) for part in pieces(whole, batch_size, count_rows)):
-                of_rows = torch.full((count_rows(rows),), -math.inf, dtype=torch.float64, device=x.device)
-                for part in zip(*(drawn.split(chunk) for drawn in draw(rows)), strict=True):
-                    of_rows = of_rows.logaddexp(log_of_sum(rows, *part)[0])
-                total += of_rows.sum().item()
+            for whole in x.split(batch_size):
+                with seeded(noise_seed(seed), x.device) if isinstance(x, Ready) else nullcontext():
+                    if isinstance(x, Ready) and weights.meet(cut(whole, 1, count_rows)):  # they may have other sites
+                        first = partial(cut, whole, count=count_rows)
+                        batch_size, chunk = weights.sizes(first, count_rows(whole), samples, budget)
+                for rows in pieces(whole, batch_size, count_rows):
+                    of_rows = torch.full((count_rows(rows),), -math.inf, dtype=torch.float64, device=x.device)
+                    for part in zip(*(drawn.split(chunk) for drawn in draw(rows)), strict=True):
+                        of_rows = of_rows.logaddexp(log_of_sum(rows, *part)[0])
+                    total += of_rows.sum().item()
     return total / len(x) - math.log(samples)
 
 
@@ -300,14 +307,21 @@ class _LogLikelihood(Objective):
 
     pathwise = False
 
-    def __init__(self, model: Program, guide: Program, datum: Batch, count: Count) -> None:
+    def __init__(self, model: Program, guide: Program, count: Count) -> None:
         super().__init__(2)  # particles, as a model may take one of a single datum, and no more
-        self.model, self.guide, self.count = model, guide, count
+        self.model, self.guide, self.count, self.count_data = model, guide, count, count
+        self.structure: Any = ()
+
+    def meet(self, datum: Batch) -> bool:
+        """Find the sites of a datum, and return whether it has another structure than the one before."""
+        before, self.structure = self.structure, structure_of(datum)
+        if self.structure is not None and self.structure == before:
+            return False
         args, kwargs = arguments(datum)
-        self.drawn = self.guide_trace(guide, *args, particles=1, **kwargs)  # the guide's sites, whatever their values
-        self.one_by_one = particle_by_particle_if_needed(self, model, guide, datum).one_by_one
+        self.drawn = self.guide_trace(self.guide, *args, particles=1, **kwargs)  # the sites, whatever their values
+        self.one_by_one = made_for(self, self.model, self.guide, datum, self.count).one_by_one
         values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
-        self.of_particles(model, self.drawn, 1, values, *args, **kwargs)  # which refuses programs that do not fit
+        self.of_particles(self.model, self.drawn, 1, values, *args, **kwargs)  # which refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes
         sites = [self.drawn.nodes[name] for name in self.latents]
         points = [site["name"] for site in sites if any(isinstance(layer, Delta) for layer in layers(site["fn"]))]
@@ -316,6 +330,7 @@ class _LogLikelihood(Objective):
                 f"log_likelihood weighs draws by their density, which a Delta at site {points[0]!r} has not: take an"
                 " encoder that has one, or evaluate"
             )
+        return True
 
     def draw(self, rows: Batch, count: int) -> list[Tensor]:
         """Draw particles of some data: their log q, of shape (K, B), and the values of the sites, (K, B, ...)."""
@@ -323,7 +338,7 @@ class _LogLikelihood(Objective):
         trace = self.guide_trace(self.guide, *args, particles=count, **kwargs)
         log_q = log_prob(trace, self.latents)
         if self.latents:
-            self._check_count(log_q.shape[-1], self.count(rows))
+            self._check_count(log_q.shape[-1], rows)
         log_q = log_q.expand(count, self.count(rows))  # one number, if there is no site
         return [log_q, *(trace.nodes[name]["value"] for name in self.latents)]
 
@@ -338,25 +353,25 @@ class _LogLikelihood(Objective):
             weights.append(likelihood + prior - part)
         return (torch.cat(weights).double().logsumexp(0),)
 
-    def sizes(self, x: Rows, samples: int, memory: int) -> tuple[int, int]:
+    def sizes(self, first: Callable[[int], Batch], total: int, samples: int, memory: int) -> tuple[int, int]:
         """Return for how many data to draw, and how many particles to weigh, at a time: half of the memory for each.
 
         A CPU is fastest where the tensors of one chunk take the places of those of the chunk before.
         """
+        datum = first(1)
+        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors_of(datum))
 
         def most(peak: Callable[[int], int], count: int) -> int:
             half = memory // 2
-            return (x.device.type == "cpu" and most_within(min(half, KEPT), peak, count)) or most_within(
-                half, peak, count
-            )
+            return (on_cpu and most_within(min(half, KEPT), peak, count)) or most_within(half, peak, count)
 
         def weigh(count: int) -> int:
-            drawn = self.draw(x[:1], count)
-            return peak_of(lambda: self.log_of_sum(x[:1], *drawn))
+            drawn = self.draw(datum, count)
+            return peak_of(lambda: self.log_of_sum(datum, *drawn))
 
-        particles = most_within(memory // 2, lambda count: peak_of(lambda: self.draw(x[:1], count)), samples)
-        data = particles == samples and most(lambda count: peak_of(lambda: self.draw(x[:count], samples)), len(x))
-        rows = most(weigh, samples * len(x))
+        particles = most_within(memory // 2, lambda count: peak_of(lambda: self.draw(datum, count)), samples)
+        data = particles == samples and most(lambda count: peak_of(lambda: self.draw(first(count), samples)), total)
+        rows = most(weigh, samples * total)
         if not (data and rows):
             raise ValueError(
                 f"a memory of {memory:,} bytes is too small for {samples} samples of a datum: give more, or take fewer"

@@ -3,7 +3,7 @@
 Each is a ``pyro.infer.ELBO``, to be given as ``loss=`` to `pyro_vae.fit` and to ``pyro.infer.SVI``.
 """
 
-from pyro_vae.objectives._objective import Draws, Objective, Terms, particle_by_particle_if_needed
+from pyro_vae.objectives._objective import Draws, Objective, Terms, made_for
 from pyro_vae.objectives.bounds import BetaTC, FreeBits, InfoVAE, StickingTheLanding, Thermodynamic
 from pyro_vae.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, VIMCO, DReG, Renyi
 from pyro_vae.objectives.plates import DataPlates, data_plates, share_of
@@ -46,7 +46,7 @@ __all__ = [
     "is_theirs",
     "kl",
     "linear_warm_up",
-    "particle_by_particle_if_needed",
+    "made_for",
     "reconstruction",
     "recording",
     "share_of",

@@ -23,7 +23,7 @@ from torch.distributions import Independent, TransformedDistribution
 from torch.distributions.constraints import Constraint, real
 from torch.utils.checkpoint import checkpoint
 
-from pyro_vae.data.batch import Batch, arguments, count_of, tensors_of
+from pyro_vae.data.batch import Batch, Count, arguments, count_of, tensors_of
 from pyro_vae.distributions.wrappers import family, layers, with_density
 from pyro_vae.networks import as_size
 from pyro_vae.networks._part import kept_arguments
@@ -72,6 +72,7 @@ class Objective(ELBO):
     """
 
     one_by_one = False
+    count_data: Count | None = None  # returns how many data a batch holds; its first dimension does where there is none
 
     weighs_kl = False
     pathwise = True
@@ -119,8 +120,7 @@ class Objective(ELBO):
         whole = chunks[0] if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
         likelihood, prior, unweighed_prior, *models_own = whole
         posterior, *own = self.of_guide(guide_trace)
-        size = next((len(tensor) for tensor in tensors_of((args, kwargs))[:1] if tensor.dim()), likelihood.shape[-1])
-        self._check_count(likelihood.shape[-1], size)
+        self._check_count(likelihood.shape[-1], kwargs or (args[0] if len(args) == 1 else args))
         kl = unweighed(guide_trace) - unweighed_prior
         return Draws(likelihood, prior, posterior, kl, (*own, *models_own))
 
@@ -262,8 +262,12 @@ class Objective(ELBO):
                 " without a word; leave beta at 1, or take Trace_ELBO"
             )
 
-    def _check_count(self, count: int, size: int) -> None:
+    def _check_count(self, count: int, batch: Batch) -> None:
         """Refuse programs that themselves take a part of the batch: the sum of that part is none over the batch."""
+        if self.count_data:
+            size = self.count_data(batch)
+        else:
+            size = next((len(tensor) for tensor in tensors_of(batch)[:1] if tensor.dim()), count)
         if count != size:
             raise ValueError(
                 f"{type(self).__name__} weighs each datum of a batch, but the programs take {count} of {size}: let"
@@ -296,7 +300,7 @@ class Objective(ELBO):
             )
 
 
-def particle_by_particle_if_needed(loss: Any, model: Program, guide: Program, batch: Batch) -> Any:
+def made_for(loss: Any, model: Program, guide: Program, batch: Batch, count: Count) -> Any:
     """Return an objective that takes a model: where it fails on particles side by side, one that runs it on each.
 
     The numbers are the same. Two particles tell. Torch's random state is as before.
@@ -306,10 +310,13 @@ def particle_by_particle_if_needed(loss: Any, model: Program, guide: Program, ba
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         batch: what both are called with.
+        count: returns the number of data of a batch.
     """
     if not isinstance(loss, Objective):
         return loss
     args, kwargs = arguments(batch)
+    loss = copy.copy(loss)
+    loss.count_data = count
     state, trial, alone = torch.get_rng_state(), copy.copy(loss), copy.copy(loss)
     trial.num_particles = trial.chunk = min(2, loss.num_particles)
     alone.one_by_one = True

@@ -19,7 +19,7 @@ from pyro_vae.objectives import (
     Objective,
     check_beta,
     check_per_datum,
-    particle_by_particle_if_needed,
+    made_for,
     trained_by,
     with_plates,
 )
@@ -107,7 +107,7 @@ def check_before(
             size = measure.settings["batch_size"]
             check_programs(*programs.given, measure.test, transform, size, " of the validation data")
     with _evaluating(programs, batches, seed):
-        loss = particle_by_particle_if_needed(loss, programs.model, programs.guide, batches.first())
+        loss = made_for(loss, programs.model, programs.guide, batches.first(), batches.count)
         loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
     check_last_batch(programs, batches)
     return plates, loss

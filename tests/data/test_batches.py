@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections import UserDict
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -283,6 +284,63 @@ def test_count_says_how_many_data_a_batch_holds():
         evaluate(turned(pair.model), turned(pair.guide), Turned(), count=lambda _: 1.5)
     with pytest.raises(ValueError, match="count is for ready batches, as of a DataLoader, not for a tuple"):
         evaluate(pair.model, pair.guide, (X, Y), count=len)
+
+
+class TimeFirst:
+    """Sequences of several lengths, shape (T, B): their first dimension is that of time."""
+
+    def __init__(self, *shapes):
+        self.batches = [torch.randn(shape, generator=torch.Generator().manual_seed(len(shapes))) for shape in shapes]
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def chain(x, of_time=0, observed=True):
+    """Model z_t ~ N(0, 1) and x_t ~ N(z_t, 1), or draw from its exact posterior, with a site for each time."""
+    with pyro.plate("data", x.shape[1 - of_time]):
+        for number, at in enumerate(x.unbind(of_time)):
+            z = pyro.sample(f"z{number}", dist.Normal(0.0, 1.0) if observed else dist.Normal(at / 2, 0.5**0.5))
+            if observed:
+                pyro.sample(f"x{number}", dist.Normal(z + pyro.param("moved", torch.tensor(0.0)), 1.0), obs=at)
+
+
+def test_batches_of_other_sites_and_of_any_first_dimension_have_their_exact_log_likelihood():
+    batches, count = TimeFirst((3, 4), (6, 2), (2, 5)), {"count": lambda batch: batch.shape[1]}
+    exact = sum(dist.Normal(0.0, 2**0.5).log_prob(batch).sum().item() for batch in batches) / 11
+    pair = chain, lambda x: chain(x, observed=False)
+    assert log_likelihood(*pair, batches, samples=3, **count) == pytest.approx(exact, rel=1e-6)
+    assert evaluate(*pair, batches, loss=IWAE(3), **count).loss == pytest.approx(-exact, rel=1e-6)
+    still = partial(torch.optim.SGD, lr=1e-20)
+    row = fit(*pair, batches, loss=IWAE(3), epochs=1, optimizer=still, validation=batches, **count)[1]
+    assert (row["train_loss"], row["test_loss"]) == pytest.approx((-exact, -exact), rel=1e-6)
+
+
+class SomeLabels:
+    """Batches with and without labels."""
+
+    def __iter__(self):
+        yield X[:20, 0], (Y[:20] > 1).float()
+        yield X[20:30, 0], None
+        yield X[30:, 0], (Y[30:] > 1).float()
+
+
+def test_labels_that_some_batches_lack_are_summed_over_there():
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.3)), obs=y)
+            pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+    def guide(x, y=None):
+        joint = [dist.Normal(float(each), 1.0).log_prob(x) + np.log([0.7, 0.3][each]) for each in (0, 1)]
+        if y is None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Bernoulli(logits=joint[1] - joint[0]))
+
+    joint = [dist.Normal(float(each), 1.0).log_prob(X[:, 0]) + np.log([0.7, 0.3][each]) for each in (0, 1)]
+    exact = torch.where(Y > 1, joint[1], joint[0])
+    exact[20:30] = torch.logaddexp(*joint)[20:30]
+    assert log_likelihood(model, guide, SomeLabels(), samples=7) == pytest.approx(exact.mean().item(), rel=1e-6)
 
 
 def test_a_transform_acts_on_the_whole_batch():
