@@ -26,6 +26,7 @@ PROGRAMS = [  # the first is the one of the quick tier
     "attend_infer_repeat",
     "sparse_gamma",
     "flow_prior",
+    "two_level_vae",
 ]
 WHOLE = {"bayesian_regression": 120}  # its plate scales each batch to all data, so that their number divides the loss
 SIZES = {"bayesian_regression": 40, "sparse_gamma": 100, "attend_infer_repeat": 50}
