@@ -67,17 +67,17 @@ class Programs(nn.Module):
 
 def batches():
     """Pictures of one or two small digits: one at the upper left, and perhaps one at the lower right."""
-    digits = data.load("digits").train[:400, 0]
-    x = torch.zeros(200, SIDE, SIDE)
-    x[:, :8, :8] = digits[:200]
-    x[::2, 8:, 8:] = digits[200::2]
+    digits = data.load("digits").train[:512, 0]
+    x = torch.zeros(256, SIDE, SIDE)
+    x[:, :8, :8] = digits[:256]
+    x[::2, 8:, 8:] = digits[256::2]
     return x
 
 
 def main(epochs=20):
     torch.manual_seed(0)
     programs = Programs()
-    history = fit(programs.model, programs.guide, batches(), loss=LOSS, epochs=epochs, batch_size=50)
+    history = fit(programs.model, programs.guide, batches(), loss=LOSS, epochs=epochs, batch_size=64)
     print(f"{history[-1]['train_loss']:.2f} nats per picture")
 
 

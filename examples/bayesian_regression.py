@@ -7,7 +7,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 
 from pyro_vae import fit
 
-N, FEATURES = 120, 3
+N, FEATURES = 128, 3
 
 
 def model(x, y):
@@ -30,7 +30,7 @@ def batches():
 def main(epochs=200):
     pyro.clear_param_store()
     torch.manual_seed(0)
-    history = fit(*make(), batches(), epochs=epochs, batch_size=40)
+    history = fit(*make(), batches(), epochs=epochs, batch_size=32)
     print(f"{history[-1]['train_loss']:.2f} nats per datum")
 
 

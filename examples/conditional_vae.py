@@ -30,7 +30,7 @@ class Programs(nn.Module):
 
 
 def batches():
-    digits = data.threshold(data.load("digits").train)[:1000].flatten(1)
+    digits = data.threshold(data.load("digits").train)[:1024].flatten(1)
     return digits[:, :32], digits[:, 32:]
 
 

@@ -37,7 +37,7 @@ class Programs(nn.Module):
 
 def batches():
     generator = torch.Generator().manual_seed(0)
-    experiment = torch.randint(0, EXPERIMENTS, (400,), generator=generator)
+    experiment = torch.randint(0, EXPERIMENTS, (512,), generator=generator)
     rates = torch.rand(EXPERIMENTS, GENES, generator=generator).pow(2) * 10 + 0.5
     return {"counts": 1 + torch.poisson(rates[experiment], generator=generator), "experiment": experiment}
 

@@ -45,7 +45,7 @@ class Programs(nn.Module):
 class InTurn:
     """Ready batches: one with labels, then one without, in the order of the data."""
 
-    def __init__(self, count=960, size=48):
+    def __init__(self, count=1024, size=64):
         digits = data.load("digits")
         self.x, self.y = data.threshold(digits.train[:count].flatten(1)), digits.train_labels[:count]
         self.size = size

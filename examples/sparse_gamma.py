@@ -11,7 +11,7 @@ from torch.distributions.constraints import positive
 
 from pyro_vae import fit
 
-TOP, BOTTOM, PIXELS, N = 3, 6, 16, 100
+TOP, BOTTOM, PIXELS, N = 3, 6, 16, 128
 LOSS = TraceMeanField_ELBO()
 
 

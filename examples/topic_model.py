@@ -34,7 +34,7 @@ class Programs(nn.Module):
 def batches():
     generator = torch.Generator().manual_seed(0)
     rates = torch.rand(4, WORDS, generator=generator).pow(4) * 5
-    return torch.poisson(rates[torch.randint(0, 4, (400,), generator=generator)], generator=generator)
+    return torch.poisson(rates[torch.randint(0, 4, (512,), generator=generator)], generator=generator)
 
 
 def main(epochs=20):

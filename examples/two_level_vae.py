@@ -48,7 +48,7 @@ class Programs(nn.Module):
 
 
 def batches():
-    return data.threshold(data.load("digits").train)[:1000].flatten(1)
+    return data.threshold(data.load("digits").train)[:1024].flatten(1)
 
 
 def main(epochs=20):

@@ -87,7 +87,9 @@ class WholeStep:
 
     def _settings(self) -> list[Any]:
         groups = self.optim.param_groups
-        return [[value for name, value in group.items() if name != "params"] for group in groups]
+        return [len(self.optim.state)] + [
+            [value for name, value in group.items() if name != "params"] for group in groups
+        ]
 
 
 def _on_one_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:

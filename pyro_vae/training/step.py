@@ -88,10 +88,15 @@ class Step:
         return loss.detach() / counted
 
     def update(self, gradients: Sequence[Tensor | None]) -> None:
-        """Have the optimizer change the parameters."""
+        """Have the optimizer change the parameters.
+
+        One that a batch does not reach is left alone until it has had a gradient, and then has one of 0, as in
+        ``pyro.infer.SVI``: its momentum goes on.
+        """
         parameters = self.state.programs.parameters
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            goes_on = parameter.requires_grad and parameter in self.state.optim.state
+            parameter.grad = torch.zeros_like(parameter) if gradient is None and goes_on else gradient
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.state.optim.step()

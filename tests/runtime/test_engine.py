@@ -867,6 +867,18 @@ def test_a_whole_step_is_the_step_to_the_last_bit(monkeypatch):
         assert not whole.recorded.graphs
 
 
+def test_a_step_is_captured_anew_where_one_more_parameter_has_an_optimizers_state(monkeypatch):
+    captured = []
+    monkeypatch.setattr(whole_step, "_on_one_graph", lambda function: captured.append(0) or function)
+    whole, late = Training(whole=True), torch.ones(1, requires_grad=True)
+    whole.optim.add_param_group({"params": [late]})
+    whole.run()
+    late.grad = torch.ones(1)
+    whole.optim.step()  # as after a batch of another structure
+    whole.run()
+    assert len(captured) == 2
+
+
 def test_a_graph_that_does_not_what_the_step_does_is_not_launched(monkeypatch):
     """It leaves the optimizer out."""
     monkeypatch.setattr(whole_step, "_on_one_graph", lambda _: lambda: torch.zeros(()))

@@ -248,6 +248,52 @@ def test_functions_of_ones_own_are_trained_as_svi_trains_them(late):
         assert found["offset"].all()
 
 
+class InTurn(nn.Module):
+    """Of two data in turn, some batches hold both and others one, and do not reach the parameters of the other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.first, self.second = nn.Linear(6, 2), nn.Linear(2, 6), nn.Linear(2, 6)
+
+    def model(self, x, y=None):
+        pyro.module("in_turn", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.first(z), 1.0).to_event(1), obs=x)
+            if y is not None:
+                pyro.sample("y", dist.Normal(self.second(z), 1.0).to_event(1), obs=y)
+
+    def guide(self, x, y=None):  # noqa: ARG002
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
+
+    def batches(self):
+        return [(x, None if number in (0, 2) else 1 - x) for number, x in enumerate(points(48).split(8))]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+def test_parameters_that_a_batch_does_not_reach_are_trained_as_svi_trains_them(engine):
+    ours, theirs = InTurn(), InTurn()
+    fit(*programs(ours), ours.batches(), epochs=4, seed=3, engine=engine)
+    optimizer = pyro.optim.Adam({"lr": 1e-3})
+    pyro.set_rng_seed(3)
+    for batch in 4 * theirs.batches():
+        scaled = [poutine.scale(program, scale=1 / 8) for program in programs(theirs)]
+        SVI(*scaled, optimizer, Trace_ELBO()).step(*batch)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10, msg=name)
+
+
+def test_parameters_that_a_batch_does_not_reach_are_resumed_to_the_last_bit(tmp_path):
+    whole, resumed = InTurn(), InTurn()
+    fit(*programs(whole), whole.batches(), epochs=3)
+    fit(*programs(resumed), resumed.batches(), epochs=1, checkpoints=tmp_path)
+    fit(*programs(resumed), resumed.batches(), epochs=3, resume=tmp_path)
+    assert same(state(whole), state(resumed))
+
+
 def test_a_constrained_param_stays_within_its_constraint_and_finds_its_maximum():
     def model(x):
         scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
