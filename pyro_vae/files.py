@@ -116,6 +116,27 @@ def check_no_link(path: Path) -> None:
         raise ValueError(f"{path} is a link to {os.readlink(path)}, and is not followed: remove it")
 
 
+def check_apart(path: Path, data: str) -> None:
+    """Refuse a result in the place of a file of data, or in a folder of them, where it would be read as a datum.
+
+    Arguments:
+        path: where the result is to be written.
+        data: an absolute path, or the name of a data set, which lies elsewhere.
+
+    Raises:
+        ValueError: with the fix.
+
+    Example:
+        >>> check_apart(Path("/images/run"), "/images")
+        Traceback (most recent call last):
+        ...
+        ValueError: /images/run lies in the data, /images, and would be read as a part of them: give another place
+    """
+    source, place = Path(data).resolve(), path.resolve()
+    if os.path.isabs(data) and (source == place or source in place.parents):
+        raise ValueError(f"{path} lies in the data, {data}, and would be read as a part of them: give another place")
+
+
 def check_regular(path: str | Path) -> None:
     """Refuse what is there but is no ordinary file, such as a pipe, from which reading might never end.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyro_vae.cli import launch
 from pyro_vae.cli.launch import say
-from pyro_vae.files import check_no_link, printable, takes_files, write_whole
+from pyro_vae.files import check_apart, check_no_link, printable, takes_files, write_whole
 from pyro_vae.runs.config import Config
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def train(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Compare the Pyro programs with the hand-coded VAE."""
     from pyro_vae import plots
+    from pyro_vae.data import located
     from pyro_vae.diagnostics.comparison import compare
     from pyro_vae.runs.experiment import Experiment
     from pyro_vae.runs.folder import RunFolder
@@ -50,6 +51,8 @@ def compare(arguments: argparse.Namespace) -> None:
     config = arguments.config
     folder = _new_folder(arguments.out, f"compare-{Path(config.data).stem}")
     RunFolder(folder).check_new()
+    for path in filter(None, (folder, arguments.json)):
+        check_apart(path, located(config.data))
     _check_file(arguments.json, "--json", [".json"])
     experiment = Experiment(config)
     vae, x = experiment.vae, experiment.as_seen(experiment.data.train[:])
@@ -100,11 +103,14 @@ def list_parts(arguments: argparse.Namespace) -> None:
 
 
 def _experiment_of_run(arguments: argparse.Namespace) -> "Experiment":
+    from pyro_vae.data import located
     from pyro_vae.runs.experiment import Experiment
     from pyro_vae.runs.folder import RunFolder
 
     config = config_of_run(arguments.run, arguments.allow, *local_flags(arguments))
     folder, named = RunFolder(arguments.run), _with_named_data(config, arguments)
+    for path in filter(None, (getattr(arguments, flag, None) for flag in ("out", "json"))):
+        check_apart(path, located(named.data))
     vae = folder.load_vae(config, best=arguments.best)
     return Experiment(named, folder.load_data(named, named=bool(arguments.data)), vae)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pyro_vae.data import located
+from pyro_vae.files import check_apart
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.folder import RunFolder
@@ -42,6 +43,7 @@ class Run:
         self.folder, self.fabric, self.ranks, self.resume = RunFolder(folder), fabric, Ranks(fabric), resume
         if self.ranks.rank == 0 and not resume:
             self.folder.check_new()
+            check_apart(folder, config.data)
         fix = self.folder.write_cpu if resume else "take --device cpu"
         device = fabric.device if fabric else device_named(config.device, fix)
         data = self.folder.load_data(config) if resume else load_data(config)

@@ -826,6 +826,26 @@ def test_a_folder_with_other_files_is_refused(capsys):
     assert "not an empty folder" in refused(capsys, "train", "--out", "full")
 
 
+def test_nothing_is_written_among_the_data_or_in_their_place(capsys, monkeypatch):
+    np.save("x.npy", before := np.random.default_rng(0).random((40, 1, 6, 6), dtype=np.float32))
+    Path("pictures").mkdir()
+    for number, pixels in enumerate(before):
+        Image.fromarray(np.uint8(255 * pixels[0])).save(f"pictures/{number}.png")
+    for command in ("train", "compare"):
+        assert "lies in the data" in refused(capsys, command, "--data", "pictures", "--out", "pictures/run")
+    monkeypatch.chdir("pictures")
+    assert "lies in the data" in refused(capsys, "train", "--data", ".")
+    monkeypatch.chdir("..")
+    run = train("--data", "x.npy")
+    capsys.readouterr()
+    assert "x.npy lies in the data" in refused(capsys, "sample", "run", "--out", "x.npy")
+    for command, flag in (("reconstruct", "--out=pictures/x.png"), ("evaluate", "--json=pictures/x.json")):
+        assert "lies in the data" in refused(capsys, command, "run", "--data=pictures", flag)
+    assert np.array_equal(np.load("x.npy"), before)
+    assert len(list(Path("pictures").iterdir())) == 40
+    assert run.exists()
+
+
 def test_a_run_of_another_machines_device_says_where_to_write_that_of_this_one(capsys):
     path = train("--epochs", "0") / "config.yaml"
     capsys.readouterr()
