@@ -1,9 +1,10 @@
 """Words and digests for what a training depends on, by which a resumed one is compared with the one before."""
 
+import dis
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from inspect import getattr_static
 from logging import Logger
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
@@ -34,6 +35,7 @@ ABOUT = (
     *("__doc__", "__annotations__", "__dict__", "__weakref__"),
     *("__slotnames__", "__firstlineno__", "__static_attributes__"),
 )
+NUMBERED = {*dis.hasconst, *dis.hasname}  # operations that know what they use by its number among all of a function
 GIVEN = ("_pyro_samples", "_pyro_params")  # to a module of Pyro's, which notes other things under "_pyro"
 
 
@@ -140,8 +142,9 @@ def _inside(value: Any) -> list[Any]:
     if type(value) in (list, tuple):
         return list(value)
     if isinstance(value, CodeType):
+        operations, told = _of_code(value)
         names = value.co_varnames[: value.co_argcount + value.co_kwonlyargcount]
-        return [value.co_code, value.co_consts, value.co_names, names]
+        return [operations, list(told), names]
     if isinstance(value, FunctionType):
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, *map(held_in, value.__closure__ or ())]
         return [*parts, vars(value), *(read_globals(value) if root_of(value) not in TRUSTED else [])]
@@ -156,6 +159,15 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, type):
         return [*_of_class(value), *value.__bases__]
     return _state_of(value)
+
+
+@lru_cache(10_000)
+def _of_code(code: CodeType) -> tuple[str, tuple[Any, ...]]:
+    """Return the operations of a function, and the constants and names that they use: its docstring is none of them."""
+    said = [step for step in dis.get_instructions(code) if step.opname not in ("EXTENDED_ARG", "NOP")]
+    steps = [(step, step.opcode in NUMBERED) for step in said]
+    operations = [(step.opname, None if numbered else step.arg) for step, numbered in steps]
+    return repr(operations), tuple(step.argval for step, numbered in steps if numbered)
 
 
 def _of_class(value: type) -> list[Any]:

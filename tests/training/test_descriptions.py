@@ -137,6 +137,17 @@ def test_what_looks_alike_and_computes_something_else_is_told_apart(kind):
     assert one != other
 
 
+def documented(text):
+    made = {}
+    exec(f"def program(z):\n    {text}\n    def within(z):\n        {text}\n    print(within(z), 2)", made)  # noqa: S102
+    return made["program"]
+
+
+def test_docstrings_and_comments_are_no_part_of_a_program():
+    none, *others = map(documented, ("pass", "'What it is.'", "'Something else.'", "pass  # a comment"))
+    assert {described(each) for each in others} == {described(none)}
+
+
 def test_a_logger_of_a_program_is_the_same_whatever_others_there_are():
     logger = logging.getLogger("theirs")
     known = described(in_closure(logger.debug))
