@@ -152,7 +152,7 @@ def _short(value: Any, form: Callable[[Any], str] = repr) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of what a file is written and read by."""
-    return {"pyro_vae": version("pyro-vae"), "torch": torch.__version__}
+    return {"pyro_vae": version("pyro-vae"), "torch": torch.__version__, "pyro-ppl": version("pyro-ppl")}
 
 
 def check_same(path: Path, there: Any, here: Mapping[str, Any]) -> None:
@@ -266,12 +266,13 @@ class Checkpoints:
         since = time.monotonic() - self._written_at
         return self.stopping or since > 60 * self.minutes or (at_end_of_epoch and SHARE * since >= self._took)
 
-    def read_best(self, loss: float, like: Tensors) -> dict[str, Tensor]:
+    def read_best(self, loss: float, like: Tensors, settings: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the parameters with the lowest test loss so far.
 
         Arguments:
             loss: that test loss, as the last checkpoint says it; if it is infinite, there are none.
             like: tensors of the programs by name, of whose types and shapes they must be.
+            settings: of the training, which they must be of.
 
         Raises:
             ValueError: where they are missing, of another training, or of a higher test loss.
@@ -283,6 +284,7 @@ class Checkpoints:
         about = head["about"] if isinstance(head.get("about"), dict) else {}
         if self.of:
             check_same(self.best, about.get("of"), self.of)
+        check_same(self.best, about.get("settings"), settings)
         found: Any = about.get("test_loss")
         if not (_is(found, float) and found <= loss):  # a lower one is of a later epoch, which will be trained anew
             raise ValueError(f"{self.best} has test_loss {_short(found)}, but the lowest one so far is {loss}: {fix}")
@@ -307,7 +309,8 @@ class Checkpoints:
             self._made = True
         loss, parameters = best
         if parameters and loss < self._best:
-            save_tensors(self.best, parameters, {"test_loss": loss, "of": self.of})
+            kept = {"test_loss": loss, "of": self.of, "settings": about.get("settings")}
+            save_tensors(self.best, parameters, kept)
             self._best = loss
         save_tensors(self.last, tensors, {**about, "of": self.of})
         if self.on_save:
@@ -323,7 +326,7 @@ class Checkpoints:
 
         Raises:
             ValueError: as `read_tensors`; where it is no checkpoint, one of another training, or other versions of
-                pyro_vae or torch wrote it.
+                pyro_vae, torch or pyro-ppl wrote it.
         """
         tensors, head = read_tensors(self.last, "begin a new training")
         for name, here in versions().items():
@@ -497,17 +500,19 @@ def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
 
 
 def stepped(optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return a copy of an optimizer that has taken a step, by gradients of 0.
+    """Return a copy of an optimizer that has taken a step, by gradients of 0; torch's random state stays as it is.
 
     Raises:
         ValueError: for an optimizer that a checkpoint cannot hold, as a copy of it takes no step.
     """
-    trial = copy.deepcopy(optim)
+    trial, devices = copy.deepcopy(optim), set()
     for group in trial.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
+            devices |= {parameter.device} if parameter.is_cuda else set()
     try:
-        type(trial).step(trial)  # a scheduler has put another step on the object, which is that of the optimizer
+        with torch.random.fork_rng(devices):
+            type(trial).step(trial)  # a scheduler has put another step on the object, which is that of the optimizer
     except AttributeError as error:  # a copy of an optimizer has its groups and its state alone
         kind = type(optim).__name__
         raise ValueError(

@@ -111,6 +111,8 @@ class _Digest:
         self._add(f"{value.dtype} {tuple(value.shape)}".encode())
         if isinstance(value, np.ndarray):
             self._add(np.ascontiguousarray(value).tobytes())
+        elif value.is_meta:  # it has no values
+            return
         elif value.layout is torch.strided:
             self._add(value.detach().cpu().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:  # sparse

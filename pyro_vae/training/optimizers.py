@@ -1,6 +1,8 @@
 """The optimizers that `fit` takes."""
 
+import copy
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -208,8 +210,24 @@ def check_resumable(optim: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 as_plain(value, f"state {name!r}")
-    groups = [settings_of(group, params=group["params"]) for group in optim.state_dict()["param_groups"]]
-    checked_state(optim, {"state": {}, "param_groups": groups})
+    check_state(optim)
+
+
+def check_state(optim: torch.optim.Optimizer) -> None:
+    """Refuse a state that could not be resumed from, as it is of other parts than a first step makes.
+
+    Raises:
+        ValueError: with the part.
+    """
+    new, saved = copy.copy(optim), optim.state_dict()
+    new.state = defaultdict(dict)
+    groups = [settings_of(group, params=group["params"]) for group in saved["param_groups"]]
+    try:
+        checked_state(new, {"state": saved["state"], "param_groups": groups})
+    except ValueError as error:
+        fix = "keep it in its first form, or train without checkpoints"
+        what = f"what {type(optim).__name__} has made of its state or its groups since its first step"
+        raise ValueError(f"a checkpoint cannot hold {what}: {fix} ({error})") from error
 
 
 def held_by(optim: torch.optim.Optimizer, values: Mapping[str, Any] = {}) -> str:

@@ -78,6 +78,6 @@ class Programs:
 
 def _can_be_set(buffer: Tensor) -> bool:
     """Whether a buffer can be kept and put back; a sparse or an expanded one is a constant that the programs hold."""
-    if buffer.layout is not torch.strided or buffer.dtype is torch.complex128:  # which no file of tensors has
+    if buffer.layout is not torch.strided or buffer.dtype is torch.complex128 or buffer.is_meta:  # which no file has
         return False
     return not any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))

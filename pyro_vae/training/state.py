@@ -31,7 +31,7 @@ from pyro_vae.runtime.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.history import History, Measure
-from pyro_vae.training.optimizers import Settings, as_in, as_plain, check_resumable, held_by, settings_of
+from pyro_vae.training.optimizers import Settings, as_in, as_plain, check_resumable, check_state, held_by, settings_of
 from pyro_vae.training.programs import Programs
 from pyro_vae.training.schedules import Schedule
 
@@ -99,7 +99,8 @@ class State:
             as_given: the programs, described as they came.
             checked: the programs, described behind the checks of `fit`.
         """
-        self.settings = {name: as_plain(value, name) for name, value in settings.items()}
+        dtype = str(torch.get_default_dtype())  # of what the programs make on the way
+        self.settings = {name: as_plain(value, name) for name, value in settings.items()} | {"default_dtype": dtype}
         check_resumable(self.optim)
         self.described = [[*each, self.own] for each in (as_given, checked)]
         as_file(*self.save())
@@ -109,7 +110,7 @@ class State:
         self.load(*keeper.read())
         check_epochs(epochs, self.begun)
         if patience:
-            self.best = self.best[0], keeper.read_best(self.best[0], self.programs.values())
+            self.best = self.best[0], keeper.read_best(self.best[0], self.programs.values(), self.settings)
 
     def start_epoch(self) -> None:
         """Start the clock."""
@@ -197,6 +198,7 @@ class State:
             warnings.warn(ORDERS, RuntimeWarning, stacklevel=4)
         if _sources() != self._sources:
             warnings.warn(DREW, RuntimeWarning, stacklevel=4)
+        check_state(optim)
         values = self.programs.values(strict=True)
         names = {id(value): name for name, value in reversed(values.items())}
         late = {f"param/{name}": value for name, (value, _) in local.saved.items()}

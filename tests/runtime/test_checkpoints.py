@@ -140,7 +140,7 @@ def test_another_format_is_refused_with_both_versions(path, monkeypatch):
         read_tensors(path)
 
 
-@pytest.mark.parametrize("name", ["pyro_vae", "torch"])
+@pytest.mark.parametrize("name", ["pyro_vae", "torch", "pyro-ppl"])
 def test_a_training_is_not_resumed_with_another_version(name, tmp_path, monkeypatch):
     here = checkpoints.versions()
     monkeypatch.setattr(checkpoints, "versions", lambda: here | {name: "99"})
@@ -326,7 +326,7 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
         keeper.write({"x": torch.tensor(value)}, {}, (loss, {"x": torch.tensor(value)}))
     assert read_tensors(keeper.last)[0]["x"] == 2
     tensors, head = read_tensors(keeper.best)
-    assert (tensors["x"], head["about"]) == (1, {"test_loss": 1.0, "of": {}})
+    assert (tensors["x"], head["about"]) == (1, {"test_loss": 1.0, "of": {}, "settings": None})
 
 
 def test_a_folder_that_has_gone_is_not_made_again(tmp_path):

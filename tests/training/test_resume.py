@@ -601,7 +601,9 @@ def waiting(**settings):
     return train(normal, optimizer=partial(torch.optim.Adam, lr=0.3), epochs=9, patience=3, **settings)
 
 
-@pytest.mark.parametrize("what", ["as it was", "missing", "of another shape", "of a higher test loss"])
+@pytest.mark.parametrize(
+    "what", ["as it was", "missing", "of another shape", "of another training", "of a higher test loss"]
+)
 def test_the_best_parameters_that_patience_goes_back_to_are_those_of_the_checkpoint(what, tmp_path):
     whole = waiting()
     keeper, last = Checkpoints(tmp_path), 5 * (len(whole[0]) - 1)
@@ -615,9 +617,16 @@ def test_the_best_parameters_that_patience_goes_back_to_are_those_of_the_checkpo
         keeper.best.unlink()
     elif what == "of another shape":
         save_tensors(keeper.best, {name: tensor[..., :1] for name, tensor in tensors.items()}, head["about"])
+    elif what == "of another training":
+        waiting(checkpoints=tmp_path / "other", seed=7)
+        Checkpoints(tmp_path / "other").best.rename(keeper.best)
     else:
         save_tensors(keeper.best, tensors, head["about"] | {"test_loss": 1e9})
-    words = {"missing": "no file .*best.safetensors; take the one", "of another shape": "cannot be resumed from"}
+    words = {
+        "missing": "no file .*best.safetensors; take the one",
+        "of another shape": "cannot be resumed from",
+        "of another training": "best.safetensors is of another run, with seed 7, not 5",
+    }
     with pytest.raises(ValueError, match=words.get(what, "has test_loss 1000000000.0, but the lowest one so far is")):
         waiting(resume=tmp_path)
 
@@ -655,7 +664,7 @@ def test_the_best_parameters_are_those_of_the_best_row(tmp_path):
     best = min(range(1, 9), key=losses.__getitem__)
     assert 0 < best < 8
     tensors, head = read_tensors(tmp_path / "best.safetensors")
-    assert head["about"] == {"test_loss": losses[best], "of": {}}
+    assert (head["about"]["test_loss"], head["about"]["of"]) == (losses[best], {})
     _, weights, _ = train(normal, **settings | {"epochs": best})
     assert all(torch.equal(tensors[f"parameter/{name}"], weights[name]) for name in weights)
 
@@ -677,6 +686,14 @@ def test_another_training_is_refused_by_what_differs(change, message, tmp_path):
     stopped(normal, tmp_path, 3)
     with pytest.raises(ValueError, match=message):
         train(normal, resume=tmp_path, **change)
+
+
+def test_another_default_precision_is_refused(tmp_path, request):
+    stopped(normal, tmp_path, 3)
+    vae, x = pair(normal)
+    request.getfixturevalue("float64")
+    with pytest.raises(ValueError, match=r"has default_dtype='torch.float32', this call has .*'torch.float64'"):
+        fit(vae.model, vae.guide, x, batch_size=BATCH, validation=x[:20], seed=5, resume=tmp_path)
 
 
 def test_other_programs_are_refused_by_what_differs(tmp_path):
@@ -937,6 +954,51 @@ class Listing(torch.optim.SGD):
             self.state[parameter].setdefault("before", []).append(parameter.detach().clone())
 
 
+class Growing(torch.optim.SGD):
+    """Descent whose state has more parts, or larger ones, after some steps."""
+
+    def __init__(self, parameters, how, **settings):
+        super().__init__(parameters, **settings)
+        self.param_groups[0]["how"] = how
+
+    def step(self):
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["count"] = state.get("count", 0) + 1
+            if self.param_groups[0]["how"] == "longer":
+                state["losses"] = torch.zeros(state["count"])
+            elif state["count"] > 1:
+                state["average"] = torch.zeros_like(parameter)
+
+
+@pytest.mark.parametrize("how", ["longer", "more"])
+def test_an_optimizer_whose_state_grows_is_refused_at_its_first_checkpoint(how, tmp_path):
+    optimizer, steps = partial(Growing, how=how, lr=1e-3), []
+    words = "a checkpoint cannot hold what Growing has made of its state or its groups since its first step"
+    with pytest.raises(ValueError, match=words):
+        fit_programs(program(), 9, checkpoints=tmp_path, optimizer=optimizer, on_step=lambda *_: steps.append(1))
+    assert len(steps) == 2
+    fit_programs(program(), 9, optimizer=optimizer)
+
+
+class Noisy(torch.optim.SGD):
+    """Descent that draws."""
+
+    def step(self):
+        super().step()
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter += 0.01 * torch.randn_like(parameter)
+
+
+def test_a_checkpoint_changes_nothing_for_an_optimizer_that_draws(tmp_path):
+    optimizer = partial(Noisy, lr=1e-3)
+    without = fit_programs(program(), 3, optimizer=optimizer)
+    kept = fit_programs(program(), 3, optimizer=optimizer, checkpoints=tmp_path)
+    assert kept.column("train_loss") == without.column("train_loss")
+
+
 def complex_guide():
     model, guide = program()
 
@@ -1005,6 +1067,7 @@ CONSTANTS = {
     "sparse": lambda: torch.eye(3).to_sparse(),
     "complex": lambda: torch.ones(3, dtype=torch.complex128),
     "conjugated": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "meta": lambda: torch.ones(3, device="meta"),
 }
 
 
