@@ -1,12 +1,13 @@
 """What tells one data set from another: a hash of its values, and their range."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from pyro_vae.data.arrays import shape_of
-from pyro_vae.data.batch import named
+from pyro_vae.data.batch import Batch, named, tensors_of
 from pyro_vae.data.parts import Data
 from pyro_vae.data.rows import Columns, EightBit, MemoryMapped
 
@@ -43,6 +44,23 @@ def digest_of(*parts: Any) -> str:
         index = torch.linspace(0, len(part) - 1, count, dtype=torch.float64).round().long()
         for chunk in index.split(max(1, 2**20 // size)):
             digest.update(rows[chunk].cpu().contiguous().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+    return digest.hexdigest()[:16]
+
+
+def digest_of_batches(batches: Iterable[Batch]) -> str:
+    """Return 16 digits of a hash of the values of batches, of the first 64 MiB of them.
+
+    Example:
+        >>> digest_of_batches([(torch.zeros(3, 2), None)])
+        '9d908ecfb6b256de'
+    """
+    digest, left = hashlib.sha256(), HASHED
+    for batch in batches:
+        for tensor in tensors_of(batch) if left > 0 else ():
+            if tensor.layout is torch.strided and not tensor.is_nested:
+                values = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
+                digest.update(values.view(torch.uint8).numpy().tobytes())
+                left -= tensor.nbytes
     return digest.hexdigest()[:16]
 
 

@@ -48,6 +48,17 @@ def drawn(items: Iterable[Any], sources: Sources, states: Tensor) -> Iterator[An
         yield item
 
 
+def drawn_apart(items: Iterable[Any], generators: list[torch.Generator], *, anew: bool = False) -> Iterator[Any]:
+    """Yield items without a trace in torch's random state and in generators; anew, as if these were new ones, too."""
+    states = Sources(torch.Generator(), *(torch.Generator() if anew else each for each in generators)).get_state()
+    return drawn(items, Sources(torch.default_generator, *generators), states)
+
+
+def has_lasting_workers(value: Any) -> bool:
+    """Whether an iterable holds a loader whose workers, and their random states, live on from pass to pass."""
+    return any(getattr(each, "persistent_workers", False) for each in _objects_in(value))
+
+
 def generators_in(value: Any) -> list[torch.Generator]:
     """Return the generators on the CPU that an iterable holds, itself or in its samplers and data sets."""
     return [each for each in _objects_in(value) if isinstance(each, torch.Generator) and each.device.type == "cpu"]

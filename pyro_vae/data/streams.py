@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_structure
 from pyro_vae.data.arrays import length_of
 from pyro_vae.data.batch import Batch, Count, count_of, cut, tensors_of
 from pyro_vae.data.conversion import as_ready, as_tensor, check_no_loader, only_first, say_first
-from pyro_vae.data.generators import Sources, drawn, generators_in
+from pyro_vae.data.fingerprints import digest_of_batches
+from pyro_vae.data.generators import Sources, drawn, drawn_apart, generators_in
 from pyro_vae.data.rows import LazyRows
 
 
@@ -24,6 +25,9 @@ class Stream(LazyRows):
     Arguments:
         dataset: an iterable of tensors, arrays or images of one shape; of an item that is a tuple the first counts.
         stack: makes a batch of a list of items; `collated` keeps all parts of each.
+
+    Attributes:
+        digest: 16 digits of a hash of the first of them, by generators that are new.
 
     Raises:
         ValueError: where there are no data, in any pass, or they differ in shape.
@@ -41,7 +45,8 @@ class Stream(LazyRows):
         self.generators = generators_in(dataset)
         length = length_of(dataset)
         count = sum(map(len, self._apart(1000))) if length is None else length
-        self.shape = torch.Size((count, *shapes_in(self[:1])[0]))
+        first = self.stack(next(self._apart(1, anew=True), []))
+        self.shape, self.digest = torch.Size((count, *shapes_in(first)[0])), digest_of_batches([first])
 
     def __getitem__(self, first: slice) -> Batch:
         stop = len(self) + 1 if first.stop is None else first.stop
@@ -59,10 +64,9 @@ class Stream(LazyRows):
         """Yield the data in their own order, so many at a time, and leave that of the next pass as it is."""
         return self._checked(self._apart(size))
 
-    def _apart(self, size: int) -> Iterator[list[Any]]:
+    def _apart(self, size: int, *, anew: bool = False) -> Iterator[list[Any]]:
         """Yield lists of items without a trace in torch's random state and the generators of the data set."""
-        states = Sources(torch.Generator(), *self.generators).get_state()
-        return drawn(self._lists(size), Sources(torch.default_generator, *self.generators), states)
+        return drawn_apart(self._lists(size), self.generators, anew=anew)
 
     def _lists(self, size: int) -> Iterator[list[Any]]:
         items = iter(self.dataset)
@@ -99,6 +103,7 @@ class Ready(LazyRows):
     Attributes:
         counts: the number of data of each batch of the first pass.
         examples: the first batch of each structure.
+        digest: 16 digits of a hash of the first pass, which is by generators that are new, up to 64 MiB.
 
     Raises:
         TypeError: for an iterator, which ends for good after one pass, and batches without a tensor.
@@ -124,15 +129,20 @@ class Ready(LazyRows):
         self.counts: list[int] = []
         self.examples: dict[Any, Batch] = {}
         self._of_another_size: Batch = None
-        for batch in self._each(self._apart()):
-            self.counts.append(self.count(batch))
-            self.examples.setdefault(tree_structure(batch), batch)
-            if self._of_another_size is None and self.counts[-1] != self.counts[0]:
-                self._of_another_size = batch
+        self.digest = digest_of_batches(self._first_pass())
         if not self.counts:
             raise ValueError(f"the {type(batches).__name__} gives no batches: at least one datum is needed")
         self.shape = torch.Size((sum(self.counts),))
         self.device = tensors_of(next(iter(self.examples.values())))[0].device
+
+    def _first_pass(self) -> Iterator[Batch]:
+        """Yield the batches, and count them."""
+        for batch in self._each(self._apart(anew=True)):
+            self.counts.append(self.count(batch))
+            self.examples.setdefault(tree_structure(batch), batch)
+            if self._of_another_size is None and self.counts[-1] != self.counts[0]:
+                self._of_another_size = batch
+            yield batch
 
     def count(self, batch: Batch) -> int:
         """Return the number of data of a batch, by the user's function where there is one."""
@@ -154,13 +164,12 @@ class Ready(LazyRows):
         """Yield the batches as they come, and leave the order of the next pass as it would have been."""
         return self._checked(self._apart())
 
-    def _apart(self) -> Iterator[Batch]:
+    def _apart(self, *, anew: bool = False) -> Iterator[Batch]:
         """Yield the batches without a trace in torch's random state and the generators of the iterable.
 
         Where it draws from torch's, it does so as in a new process.
         """
-        states = Sources(torch.Generator(), *self.generators).get_state()
-        return drawn(self.batches, Sources(torch.default_generator, *self.generators), states)
+        return drawn_apart(self.batches, self.generators, anew=anew)
 
     def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         read = 0

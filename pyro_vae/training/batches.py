@@ -10,7 +10,7 @@ import torch
 
 from pyro_vae.data import Ready, Rows, Stream, count_in, shuffled_batches
 from pyro_vae.data.batch import Batch
-from pyro_vae.data.generators import Sources, numbers_in
+from pyro_vae.data.generators import Sources, has_lasting_workers, numbers_in
 from pyro_vae.programs import Transform, transformed
 from pyro_vae.runtime.distributed import Ranks
 
@@ -40,8 +40,21 @@ class Batches:
 
     def numbers(self) -> list[Any]:
         """Return what data that are iterated over count in Python, and where their other generators stand."""
-        held = {Ready: "batches", Stream: "dataset"}.get(type(self.x), "")
-        return numbers_in(getattr(self.x, held, None))
+        return numbers_in(self._iterable)
+
+    @property
+    def digest(self) -> str | None:
+        """Digits that tell data that are iterated over from others: a hash of the first of them."""
+        return getattr(self.x, "digest", None)
+
+    @property
+    def has_lasting_workers(self) -> bool:
+        """Whether workers make the data, and live on from epoch to epoch."""
+        return has_lasting_workers(self._iterable)
+
+    @property
+    def _iterable(self) -> Any:
+        return getattr(self.x, {Ready: "batches", Stream: "dataset"}.get(type(self.x), ""), None)
 
     def __len__(self) -> int:
         if isinstance(self.x, Ready):

@@ -47,6 +47,14 @@ DREW = (
     "numpy or Python's random drew numbers, and a checkpoint does not keep where these sources stand: if the programs"
     " or the transform drew them, the resumed training is another one; let them draw by torch"
 )
+WORKERS = (
+    "workers of the loader persist, and a checkpoint does not keep where their random numbers stand: if items are drawn"
+    " in them, a resumed training has other ones; leave persistent_workers out"
+)
+OTHERS = (
+    "the data begin with other values than those that the checkpoint was made with: unless they are drawn anew each"
+    " time, these are other data, and the resumed training is another one"
+)
 CALLED = ("model", "guide", "transform", "beta", "optimizer")  # what is described, in this order
 BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
 
@@ -88,7 +96,7 @@ class State:
         self.described: list[list[str]] = []  # the programs as they came, and behind the checks of `fit`
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
         self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
-        self._numbers, self._began_at = batches.numbers, described(batches.numbers())
+        self._data, self._began_at = batches, described(batches.numbers())
         self._started: float | None = None
 
     def begin(self, settings: Mapping[str, Any], as_given: list[str], checked: list[str]) -> None:
@@ -102,6 +110,8 @@ class State:
         dtype = str(torch.get_default_dtype())  # of what the programs make on the way
         self.settings = {name: as_plain(value, name) for name, value in settings.items()} | {"default_dtype": dtype}
         check_resumable(self.optim)
+        if self._data.has_lasting_workers:
+            warnings.warn(WORKERS, RuntimeWarning, stacklevel=4)
         self.described = [[*each, self.own] for each in (as_given, checked)]
         as_file(*self.save())
 
@@ -194,7 +204,7 @@ class State:
         self.seconds, optim, local = self._elapsed(), self.optim, self.programs.local
         if self._held() != self.own:
             warnings.warn(CHANGES.format("optimizer"), RuntimeWarning, stacklevel=4)
-        if described(self._numbers()) != self._began_at:
+        if described(self._data.numbers()) != self._began_at:
             warnings.warn(ORDERS, RuntimeWarning, stacklevel=4)
         if _sources() != self._sources:
             warnings.warn(DREW, RuntimeWarning, stacklevel=4)
@@ -223,6 +233,7 @@ class State:
             "optimizer": {"state": plain, "groups": groups},
             "constraints": local.constraints | {name: there for name, (_, there) in local.saved.items()},
             "frozen": self.programs.frozen(),
+            "read": self._data.digest,
             "programs": [*self.described[1], *self.programs.described(), self._held()],
         }
         return tensors, about
@@ -242,6 +253,8 @@ class State:
         rows = [dict.fromkeys(COLUMNS, math.nan) | row for row in about["history"]]
         self.schedule.go_to(rows[1:], about["step"])
         check_settings_of(about["settings"], self.settings)
+        if about.get("read") != self._data.digest:
+            warnings.warn(OTHERS, RuntimeWarning, stacklevel=4)
         values = self.programs.values()
         self._check_values(tensors, about, values)
         count = len(CALLED)

@@ -441,7 +441,7 @@ def test_whatever_stands_in_a_checkpoint_in_plain_values_is_refused_in_words_of_
                 accepted.add("programs" if path[0] == "programs" else path[-1])
             else:
                 assert is_own(words), (path, words)
-    free = {"best", "seconds", "lr", 1, "eps", "weight_decay", "capturable", "of"}  # 1: of the betas
+    free = {"best", "seconds", "lr", 1, "eps", "weight_decay", "capturable", "of", "read"}  # 1: of the betas
     free |= {"constraints"}  # of pyro.param, which there is none of
     free |= {"programs"}  # as they began, or as they were at last: one of them must be equal
     # True is 1, and None is unset

@@ -1215,6 +1215,49 @@ def test_an_order_that_no_checkpoint_keeps_is_said_to_be_lost(kind, held, tmp_pa
     assert any("the data count, or draw" in str(each.message) for each in caught) == (kind != "torch")
 
 
+ITERATED = {
+    "a loader": lambda x: torch.utils.data.DataLoader(x, batch_size=4, shuffle=True),
+    "a loader with a generator": lambda x: torch.utils.data.DataLoader(
+        x, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(0)
+    ),
+    "batches": lambda x: Iterated(x.split(4)),
+    "a stream": lambda x: Streamed(x),
+}
+
+
+class Iterated:
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+class Streamed(Iterated, torch.utils.data.IterableDataset):
+    """Data one by one."""
+
+
+@pytest.mark.parametrize("kind", ITERATED)
+def test_data_that_are_iterated_over_and_begin_with_others_are_said_to_be_others(kind, tmp_path):
+    x = torch.rand(12, 3, generator=torch.Generator().manual_seed(0))
+    data = ITERATED[kind](x)
+    fit(*program(), data, epochs=1, batch_size=4, checkpoints=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(*program(), data, epochs=2, batch_size=4, resume=tmp_path)
+    with pytest.warns(RuntimeWarning, match="the data begin with other values than those that the checkpoint was"):
+        fit(*program(), ITERATED[kind](x + 1), epochs=3, batch_size=4, resume=tmp_path)
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_workers_that_last_are_said_to_lose_their_random_numbers(lasting, tmp_path):
+    data = torch.utils.data.DataLoader(torch.rand(8, 3), batch_size=4, num_workers=1, persistent_workers=lasting)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(*program(), data, epochs=1, checkpoints=tmp_path)
+    assert any("workers of the loader persist" in str(each.message) for each in caught) is lasting
+
+
 class Indices(torch.utils.data.Sampler):
     def __init__(self, ordered):
         self.ordered = ordered
