@@ -33,6 +33,7 @@ from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded, transformed
 from pyro_vae.programs.handlers import AtMean, LocalModules, NoMeanError
 from pyro_vae.programs.seeds import noise_seed
+from pyro_vae.programs.traces import in_one_line
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import WORTHWHILE
 from pyro_vae.runtime.held import Held
@@ -142,7 +143,7 @@ def mean_bound(
         for rows in filter(count, (ranks.part_of(whole, count) for whole in x.split(batch_size))):
             batch = transformed(rows, transform, count)
             pair = local(model), local(guide)
-            with _on_particles(type(loss).__name__, _at_a_time(loss)):
+            with in_one_line(batch), _on_particles(type(loss).__name__, _at_a_time(loss)):
                 terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, count(rows), loss, plates)
             total += torch.tensor(terms, dtype=torch.float64)
     return Bound(*(ranks.sum(total) / len(x)).tolist())
@@ -160,9 +161,10 @@ def _on_particles(name: str, at_a_time: str = "particles") -> Iterator[None]:
     """Say what programs must take that fail on the dimension of the particles: without it they have been run."""
     try:
         yield
-    except (IndexError, RuntimeError) as error:
+    except (IndexError, RuntimeError, ValueError) as error:
         memory = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in ("alloc", "overflow"))
-        if memory or isinstance(error, NotImplementedError) or not at_a_time:
+        of_others = isinstance(error, ValueError) and not str(error).startswith("Shape mismatch inside plate")
+        if memory or of_others or isinstance(error, NotImplementedError) or not at_a_time:
             raise
         raise ValueError(
             f"{name} runs the programs on {at_a_time}, a dimension to the left of that of the data, and they fail there"

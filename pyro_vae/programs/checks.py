@@ -13,7 +13,7 @@ from pyro_vae.data.batch import Batch, are_rows, map_tensors, tensors_of
 from pyro_vae.networks import as_function
 from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.programs.calls import Transform, check_calls, transformed
-from pyro_vae.programs.handlers import STORE_HOLDS, Program
+from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.indices import Indices, check_positions
 from pyro_vae.programs.modules import modules_of, reached
 from pyro_vae.programs.sites import PyroDistributions, check_parts, check_sites
@@ -129,15 +129,12 @@ def _first_traces(model: Program, guide: Program, batch: Batch, count: int) -> t
     try:
         return probe(model, guide, batch)
     except ValueError as error:
-        reason = str(error).partition("\n")[0]  # behind which Pyro lists the shapes of the trace
-        if "subsample_size does not match" in reason:
-            reason = (
-                f"a plate of the programs has another size than the batch of {count} that it is to hold: give it"
-                " the number of all data and subsample_size=len(x) in both programs, or lower the batch size"
-            )
-        elif not reason.startswith(STORE_HOLDS):
+        if "subsample_size does not match" not in str(error):
             raise
-        raise ValueError(reason) from error
+        raise ValueError(
+            f"a plate of the programs has another size than the batch of {count} that it is to hold: give it"
+            " the number of all data and subsample_size=len(x) in both programs, or lower the batch size"
+        ) from error
 
 
 def _on_another_size(

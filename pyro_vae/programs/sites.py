@@ -76,6 +76,9 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         raise ValueError("the model observes nothing: give one of its sample sites obs=x")
     for site in observed:
         _check_observed_shape(site)
+    for trace in (model_trace, guide_trace):
+        for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
+            _check_in_plates(trace.nodes[name])
     _check_both_draw(model_trace, guide_trace)
     for name in guide_trace.stochastic_nodes:
         if name in model_trace.nodes:
@@ -143,6 +146,19 @@ def check_points(model: Program, guide: Program, batch: Batch) -> bool:
 def _is_real(distribution: Any) -> bool:
     support = support_of(distribution)
     return support is None or without_events(support) in (constraints.real, constraints.real_vector)
+
+
+def _check_in_plates(site: dict[str, Any]) -> None:
+    """Refuse a site with a dimension that no plate holds, whose numbers Pyro would not know to be independent."""
+    shape, held = site["fn"].batch_shape, {frame.dim for frame in site["cond_indep_stack"]}
+    if site["infer"].get("_deterministic"):
+        return
+    for dim in range(-1, -len(shape) - 1, -1):
+        if shape[dim] > 1 and dim not in held:
+            raise ValueError(
+                f"site {site['name']!r} has batch shape {tuple(shape)}, whose dimension {dim} stands in no plate: put"
+                f" the site into a pyro.plate of {shape[dim]}, or take that dimension into the event by .to_event(1)"
+            )
 
 
 def _check_observed_shape(site: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Runs of a pair of programs, and what they observed."""
 
+import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +49,53 @@ def filled(batch: Batch, but: Tensor | None = None) -> Batch:
     )
 
 
+# What Pyro and torch say of programs, and what to do about it.
+FIXES = {
+    r"Shape mismatch inside plate": "let a pyro.plate hold each batch dimension, the last one that over the data,"
+    " and take all others into the event by .to_event(1)",
+    r"to satisfy the constraint": "compute it so that it does, as by .exp() or softplus for a scale, .sigmoid() for a"
+    " probability",
+    r"Multiple sample sites": "give each site and each plate a name of its own, such as f'x{number}'",
+    r"collide at dim": "give one of these plates another dim, such as dim=-2",
+    r"as indices must be|index tensor|scalar types: Long|dtype int64 for index": "take x.long() in the programs for"
+    " whole numbers; a tensor alone becomes floating-point numbers, and one in a tuple, (x,), keeps its type",
+    r"dtype|scalar type|input type|can't be cast|m1 and m2": "give x.float(), or take it in the programs, for whole numbers"
+    " that meet a layer or other numbers, as these keep their type beside other parts",
+}
+
+
+@contextmanager
+def in_one_line(batch: Batch) -> Iterator[None]:
+    """Say in one line why programs fail on a batch, behind which Pyro lists the shapes of their trace, and the fix."""
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        reason, _, more = str(error).partition("\n")
+        as_it_is = isinstance(error, torch.OutOfMemoryError | NotImplementedError)
+        if as_it_is or (isinstance(error, ValueError) and not more):
+            raise
+        fits = (
+            "data that fit the programs" if isinstance(batch, Tensor) else "parts that fit each other and the programs"
+        )
+        known = (fix for words, fix in FIXES.items() if re.search(words, reason, re.IGNORECASE))
+        fix = next(known, "" if isinstance(error, ValueError) else f"give {fits}")
+        if fix:
+            reason = reason.removesuffix(":") + _invalid_value(error)
+            reason = f"the programs fail on {in_words(batch)} ({reason}): {fix}"
+        raise ValueError(reason) from error
+
+
+def _invalid_value(error: Exception) -> str:
+    """Return the first of the values that torch found invalid, in words, if it is such an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = frames[-1].f_locals if frames else {}
+    value, valid = found.get("value"), found.get("valid")
+    if "found invalid values" not in str(error) or not isinstance(value, Tensor) or not isinstance(valid, Tensor):
+        return ""
+    bad = value[~valid] if valid.shape == value.shape else value
+    return f", such as {bad.flatten()[0].item():.6g}"
+
+
 def probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
     """Run a pair of programs on a copy of the parameter store: what they add to it is sized for this batch.
 
@@ -60,18 +109,9 @@ def probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
         for name, value in state["params"].items()
         if not isinstance(value, nn.Parameter) or id(value) in own
     }
-    with unchanged(batch, "the programs change"), store.scope(state):
-        args, kwargs = arguments(batch)
-        try:
-            return paired_traces(local(model), local(guide), *args, **kwargs)
-        except (IndexError, RuntimeError) as error:
-            if isinstance(batch, Tensor) or isinstance(error, torch.OutOfMemoryError | NotImplementedError):
-                raise
-            reason = str(error).partition("\n")[0]  # behind which Pyro lists the shapes of the trace
-            fix = "give parts that fit each other and the programs"
-            if "type" in reason and not all(part.is_floating_point() for part in tensors_of(batch)):
-                fix = "whole numbers of data of several parts keep their type: give those as floats, x.float()"
-            raise ValueError(f"the programs fail on {in_words(batch)} ({reason}): {fix}") from error
+    args, kwargs = arguments(batch)
+    with unchanged(batch, "the programs change"), store.scope(state), in_one_line(batch):
+        return paired_traces(local(model), local(guide), *args, **kwargs)
 
 
 @contextmanager

@@ -679,13 +679,14 @@ def test_the_kl_of_an_autoguide_on_a_positive_site_has_the_density_of_its_points
     assert evaluate(model, guide, x, **how).kl == pytest.approx(exact, abs=0.5)  # 200 draws: sd 0.07
 
 
-@pytest.mark.parametrize("kind", ["view", "index", "cat"])
+@pytest.mark.parametrize("kind", ["view", "index", "cat", "stack"])
 @pytest.mark.parametrize(
     "measure",
     [
         log_likelihood,
         partial(evaluate, loss=IWAE(2)),
         partial(evaluate, loss=Trace_ELBO(2, vectorize_particles=True, max_plate_nesting=1)),
+        partial(evaluate, loss=TraceEnum_ELBO(2, vectorize_particles=True)),
         partial(fit, loss=IWAE(2), epochs=0),
     ],
 )
@@ -696,6 +697,7 @@ def test_guides_that_fail_on_particles_alone_are_refused_in_a_line_with_the_fix(
         "view": lambda z, x: layer(z.view(len(x), 2)),
         "index": lambda z, _: layer(z) * z[:, :1],
         "cat": lambda z, x: layer(torch.cat([z[..., :1], x[:, :1]], -1)),
+        "stack": lambda z, _: torch.stack(layer(z).unbind(-1), 1),
     }
 
     def model(x):

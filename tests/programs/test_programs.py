@@ -404,8 +404,91 @@ def test_a_missing_to_event_at_a_site_is_refused_also_where_the_batch_size_would
         return normal(x, latent_dim)
 
     pair = own(right if sides == "guide" else wrong, right if sides == "model" else wrong, pixels)
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match=r"^[^\n]*\.to_event\(1\)[^\n]*$"):
         evaluate(*pair, grey(count))
+
+
+def test_programs_without_a_plate_are_refused_with_the_one_to_take():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    for nesting in (math.inf, 0):
+        with pytest.raises(ValueError, match=r"site 'z' has batch shape \(6,\), whose dimension -1 .* pyro.plate of 6"):
+            evaluate(model, guide, torch.zeros(6, 1), loss=Trace_ELBO(max_plate_nesting=nesting))
+
+
+def scored(scale):
+    """Return programs of one number with a scale."""
+    return own(
+        lambda _: dist.Normal(torch.zeros(1), 1.0).to_event(1),
+        lambda x: normal(x, 1),
+        lambda z: dist.Normal(z, scale).to_event(1),
+    )
+
+
+def twice(name):
+    """Return programs that call a site as another one is called."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal(x, 1))
+            pyro.sample(name, dist.Normal(0.0, 1.0), obs=x[:, 0])
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[:, 1])
+
+    return model, scored(1.0)[1]
+
+
+def encoding(layer, change=lambda x: x):
+    """Return programs whose guide gives a layer the data."""
+
+    def guide(x):
+        pyro.module("layer", layer)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(layer(change(x)).flatten(1).sum(1), 1.0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Categorical(logits=torch.zeros(len(x), 3, 4)).to_event(1), obs=x)
+
+    return model, guide
+
+
+WHOLE = torch.tensor([[0, 1, 3], [2, 2, 1]])
+MISTAKES = {
+    "negative scale": (scored(-0.5), torch.zeros(2, 1), r"GreaterThan.*invalid values, such as -0\.5\): .*softplus"),
+    "nan": (scored(math.nan), torch.zeros(2, 1), r"such as nan\): "),
+    "two sites of a name": (twice("x"), torch.zeros(2, 2), r"Multiple sample sites named 'x'\): .*f'x\{number\}'"),
+    "a site and a plate": (twice("data"), torch.zeros(2, 2), r"sites named 'data'\): .* plate a name of its own"),
+    "whole numbers and a layer": (encoding(nn.Linear(3, 1)), (WHOLE,), r"Long and Float\): give x\.float\(\)"),
+    "whole numbers by name": (encoding(nn.Linear(3, 1)), {"x": WHOLE}, r"Long and Float\): give x\.float\(\)"),
+    "whole numbers and a convolution": (encoding(nn.Conv1d(2, 1, 1)), (WHOLE,), r"give x\.float\(\)"),
+    "an embedding": (encoding(nn.Embedding(4, 1)), WHOLE, r"'indices'.*: take x\.long\(\) .* a tuple, \(x,\)"),
+    "one-hot codes": (encoding(nn.Identity(), partial(nn.functional.one_hot, num_classes=4)), WHOLE, r"x\.long\(\)"),
+    "an index": (encoding(nn.Identity(), lambda x: torch.zeros(4)[x]), WHOLE, r"x\.long\(\)"),
+    "a layer of another size": (encoding(nn.Linear(2, 1)), torch.ones(2, 3), r"cannot be multiplied.*: give data that"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("call", [evaluate, fit])
+def test_an_ordinary_mistake_is_refused_in_one_line_with_the_fix(call, mistake):
+    pair, x, words = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=words) as caught:
+        call(*pair, x)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_in_a_tuple_are_whole_numbers_of_an_embedding():
+    pair = encoding(nn.Embedding(4, 1))
+    assert evaluate(*pair, (WHOLE,)).reconstruction == pytest.approx(3 * math.log(4))
+    assert evaluate(*encoding(nn.Linear(3, 1), torch.Tensor.float), (WHOLE,)).reconstruction == pytest.approx(
+        3 * math.log(4)
+    )
 
 
 def test_sites_of_different_shapes_are_refused_with_both():
