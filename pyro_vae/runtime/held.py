@@ -73,6 +73,25 @@ class Held:
             and self._tensor_flags() == self._flags
         )
 
+    def put_back(self) -> None:
+        """Have dictionaries, lists, sets and closures hold what they held; no other thing can be put back."""
+        for container in filter(len, self._empty):
+            container.clear()
+        for read, container, before in self._reads:
+            if read(container) != before:
+                self._fill(container, before)
+
+    def _fill(self, container: Any, before: Any) -> None:
+        if isinstance(container, dict):
+            keys, values = before[: len(before) // 2], before[len(before) // 2 :]
+            container.clear()
+            container.update(zip(keys, map(self._seen.get, values), strict=True))
+        elif isinstance(container, list | set | deque) and isinstance(before, list):
+            container.clear()
+            (container.update if isinstance(container, set) else container.extend)(map(self._seen.get, before))
+        elif isinstance(container, types.CellType) and before:
+            container.cell_contents = self._seen[before[0]]
+
     def _tensor_flags(self) -> list[Any]:
         return [(tensor.requires_grad, len(tensor._backward_hooks or ())) for tensor in self._tensors]
 

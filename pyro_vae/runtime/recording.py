@@ -192,7 +192,8 @@ class Recorded:
         except Exception as error:  # any program may stand here, and fail in any way
             changes.undo()
             set_random_state(random_state)
-            if not before.unchanged():  # what Python holds cannot be put back
+            before.put_back()
+            if not before.unchanged():  # such as a global name
                 raise ValueError(f"the step cannot be recorded ({reason_of(error)}): take engine='eager'") from error
             self._fall_back(reason_of(error))
             return self.step(*inputs)

@@ -2,8 +2,10 @@ import array
 import itertools
 import shutil
 import warnings
+from collections import deque
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -625,8 +627,35 @@ def test_a_codebook_that_a_program_itself_updates_in_place_moves_once_a_step():
     assert_recorded_is_eager(make)
 
 
-def test_a_count_in_python_that_a_failed_recording_has_changed_is_an_error():
-    calls = [0]
+def test_what_a_failed_recording_has_changed_in_python_is_put_back():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.seen, self.last, self.kinds = 0, [], {}, set()
+
+    counting, count, waiting = Counting(), 0, deque([1, 2])
+
+    def step(x):
+        nonlocal count
+        count += 1
+        counting.calls += 1
+        counting.seen.append(count)
+        counting.last["x"] = count
+        counting.kinds.add(count)
+        counting.new = count
+        waiting.rotate()
+        return branching(x)
+
+    recorded = Recorded(step, quiet=True)
+    for calls in (1, 2, 3):
+        recorded(torch.ones(2))
+        assert bool(recorded.reason) == (calls > 1)
+        assert (count, counting.calls, counting.new, counting.last) == (calls, calls, calls, {"x": calls})
+        assert (len(counting.seen), len(counting.kinds), waiting[0]) == (calls, calls, 1 + calls % 2)
+
+
+def test_a_count_in_python_that_cannot_be_put_back_after_a_failed_recording_is_an_error():
+    calls = np.zeros(1)
 
     def step(x):
         calls[0] += 1
