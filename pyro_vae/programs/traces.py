@@ -59,8 +59,8 @@ FIXES = {
     r"collide at dim": "give one of these plates another dim, such as dim=-2",
     r"as indices must be|index tensor|scalar types: Long|dtype int64 for index": "take x.long() in the programs for"
     " whole numbers; a tensor alone becomes floating-point numbers, and one in a tuple, (x,), keeps its type",
-    r"dtype|scalar type|input type|can't be cast|m1 and m2": "give x.float(), or take it in the programs, for whole numbers"
-    " that meet a layer or other numbers, as these keep their type beside other parts",
+    r"dtype|scalar type|input type|can't be cast|m1 and m2": "give x.float(), or take it in the programs, for"
+    " whole numbers that meet a layer or other numbers, as these keep their type beside other parts",
 }
 
 
