@@ -32,12 +32,12 @@ class Blind(nn.Module):
 
 def semi_amortized(latent_dim, *, shape=SHAPE, **kwargs):
     encoder = encoders.Normal(shape, latent_dim, **kwargs)
-    return encoders.SemiAmortized(encoder, priors.Normal(latent_dim), Blind(shape))
+    return encoders.SemiAmortized(encoder, priors.Normal(latent_dim), Blind(shape), steps=2)
 
 
 def refined_normal(part, x, z):
     outputs = array(part.encoder.network(x))
-    for _ in range(5):
+    for _ in range(part.steps):
         mean, log_variance = np.moveaxis(outputs, -2, 0)
         slope = np.stack([-mean, (1 - np.exp(log_variance)) / 2], -2)  # of minus the KL to a standard normal
         norm = np.sqrt((slope**2).sum((-2, -1), keepdims=True))

@@ -149,10 +149,10 @@ CASES = [
     ),
     prior_case("mixture-of-normals", priors.MixtureOfNormals, mixture_of_normals, components=4),
     *[
-        prior_case(f"flow-{transform}".lower(), priors.Flow, flow, transform=transform, hidden=16)
+        prior_case(f"flow-{transform}".lower(), priors.Flow, flow, transform=transform, transforms=2, hidden=16)
         for transform in ("NSF", "MAF", "RealNVP")
     ],
-    prior_case("flow-nsf-2d", priors.Flow, flow, dim=2, transform="NSF", hidden=16),
+    prior_case("flow-nsf-2d", priors.Flow, flow, dim=2, transform="NSF", transforms=2, hidden=16),
     Case("prior-vamp", "priors", priors.VampPrior, vamp(), mixture_of_posteriors),
     Case("prior-vamp-real", "priors", priors.VampPrior, vamp(unit_interval=False), mixture_of_posteriors),
 ]

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from functools import partial
+from functools import cache, partial
 
 import pyro
 import pyro.distributions as dist
@@ -48,6 +48,7 @@ def one_of_each(kind):
     return list({case.family: case for case in reversed(cases(kind))}.values())
 
 
+@cache
 def grey():
     return data.load("digits").train[:12, 0, 3, :]
 

@@ -38,7 +38,7 @@ def small(in_shape, out_shape):
 def of_parts(prior, encoder, decoder):
     """Return a VAE, whose prior and decoder a semi-amortized encoder then refines by."""
     if isinstance(encoder, encoders.SemiAmortized):
-        encoder = encoders.SemiAmortized(encoder.encoder, prior, decoder)
+        encoder = encoders.SemiAmortized(encoder.encoder, prior, decoder, encoder.steps)
     return VAE(prior, encoder, decoder)
 
 
