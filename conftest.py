@@ -1,10 +1,14 @@
-"""Two tiers of tests: ``pytest`` takes one case of each check and module, ``pytest --everything`` takes all."""
+"""Two tiers of tests: ``pytest`` takes one case of each check and module, ``pytest --everything`` takes all.
+
+``pytest --rest`` takes what ``pytest`` leaves out: both together take all, each case once.
+"""
 
 import pytest
 
 
 def pytest_addoption(parser):
     parser.addoption("--everything", action="store_true", help="run the slow tests, and every case of each test")
+    parser.addoption("--rest", action="store_true", help="run what --everything adds alone")
 
 
 def pytest_configure(config):
@@ -21,9 +25,9 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if not item.get_closest_marker("slow"):
             quick.setdefault((item.nodeid.partition("[")[0], modules_of(item)), item)
-    chosen = set(map(id, quick.values()))
-    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
-    items[:] = [item for item in items if id(item) in chosen]
+    ids, rest = set(map(id, quick.values())), config.getoption("--rest")
+    config.hook.pytest_deselected(items=[item for item in items if (id(item) in ids) == rest])
+    items[:] = [item for item in items if (id(item) in ids) != rest]
 
 
 def modules_of(item):
