@@ -53,7 +53,7 @@ def command(argv, slowly):
 def start(argv, slowly=False):
     """Start a process that has everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pyro_vae.cli", "pyro_vae.runs.run", "sklearn.datasets", "tqdm"])
+    context.set_forkserver_preload(["pyro_vae.cli", "pyro_vae.runs.run", "sklearn.datasets", "torch._dynamo", "tqdm"])
     process = context.Process(target=command, args=(argv, slowly))
     process.start()
     return process

@@ -43,28 +43,40 @@ def errors(found):
     return re.findall(r"^pyro-vae: error: .*$", found.stderr, re.MULTILINE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(["-m", "pyro_vae"], id="--devices"),
-        pytest.param(
-            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pyro_vae"],
-            id="torchrun",
-        ),
-    ],
-)
-def test_two_processes_write_one_run(tmp_path, command):
-    found = run(*command, extra=[] if "torch.distributed.run" in command else ["--devices=2"])
+def assert_one_run(found, folder):
     assert found.returncode == 0, found.stderr
     for once in ("training:", "engine:", "report.html shows"):
         assert found.stdout.count(once) == 1
     assert "2 processes" in found.stdout
-    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1", "2"]
-    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert epochs_of(folder) == ["epoch", "0", "1", "2"]
+    names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "model.safetensors", "report.html", "curves.png"} <= names
     assert not [name for name in names if name.endswith(".partial")]
+
+
+def epochs_of(folder):
+    return [row.split(",")[0] for row in (folder / "metrics.csv").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A command that trains two processes for two epochs of 304 steps, the folder of its data and run, and its end."""
+    folder = tmp_path_factory.mktemp("whole")
+    np.save(folder / "x.npy", np.random.default_rng(0).random((760, 6), np.float32))
+    command = [sys.executable, "-m", "pyro_vae", *SMALL, "--batch-size=1", "--devices=2"]
+    return command, folder, subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run(whole):
+    _, folder, found = whole
+    assert_one_run(found, folder / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_write_one_run(tmp_path):
+    found = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pyro_vae")
+    assert_one_run(found, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -83,44 +95,38 @@ def test_a_lost_rank_ends_the_run_and_the_last_weights_stand(tmp_path, monkeypat
     assert "Traceback" not in found.stderr
     assert re.search(words, errors(found)[0])
     assert found.stderr.count("continue with: pyro-vae train --resume run") == 1
-    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
+    assert epochs_of(tmp_path / "run") == ["epoch", "0", "1"]
     monkeypatch.delitem(sys.modules, "own", raising=False)
     assert main(["sample", "run", "--n=3", "--allow=own"]) == 0
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_to_the_last_bit(tmp_path):
-    for extra in (["--epochs=4", "--out=whole"], []):
-        found = run("-m", "pyro_vae", extra=["--devices=2", *extra])
-        assert found.returncode == 0, found.stderr
+def test_two_processes_go_on_to_the_last_bit(tmp_path, whole):
+    command, other, _ = whole
+    shutil.copy(other / "x.npy", "x.npy")
+    found = subprocess.run([*command, "--epochs=1"], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
     config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("epochs: 2", "epochs: 4"))
+    config.write_text(config.read_text().replace("epochs: 1", "epochs: 2"))
+    assert_goes_on(tmp_path, whole)
+
+
+def assert_goes_on(folder, whole):
+    """Resumed, it ends with the weights and epochs of the run that was never stopped."""
     resume = [sys.executable, "-m", "pyro_vae", "train", "--resume=run"]
-    found = subprocess.run(resume, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(resume, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]
+    _, other, _ = whole
+    weights = [(each / "run" / "model.safetensors").read_bytes() for each in (folder, other)]
     assert weights[0] == weights[1]
-    epochs = [row.split(",")[0] for row in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
-    assert epochs == ["epoch", "0", "1", "2", "3", "4"]
-
-
-@pytest.fixture(scope="module")
-def long_run(tmp_path_factory):
-    """A command that trains two processes for 300 steps an epoch, and the weights that it ends with."""
-    folder = tmp_path_factory.mktemp("long")
-    np.save(folder / "x.npy", np.random.default_rng(0).random((760, 6), np.float32))
-    command = [sys.executable, "-m", "pyro_vae", *SMALL, "--batch-size=1", "--devices=2"]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr
-    return command, folder / "x.npy", (folder / "run" / "model.safetensors").read_bytes()
+    assert epochs_of(folder / "run") == epochs_of(other / "run") == ["epoch", "0", "1", "2"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, code, tmp_path, long_run):
-    command, data, weights = long_run
-    shutil.copy(data, "x.npy")
+def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, code, tmp_path, whole):
+    command, other, _ = whole
+    shutil.copy(other / "x.npy", "x.npy")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     while not (tmp_path / "run" / "metrics.csv").exists():
@@ -136,11 +142,7 @@ def test_a_signal_stops_two_processes_within_an_epoch_and_both_go_on(number, cod
     assert re.search(r"pyro-vae: stopped in epoch \d, before step [1-9]\d*00; .* pyro-vae train --resume run\n$", said)
     assert "Traceback" not in said + out
     assert "leaked" not in said
-    resumed = subprocess.run(
-        [sys.executable, "-m", "pyro_vae", "train", "--resume=run"], capture_output=True, text=True, timeout=300
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    assert_goes_on(tmp_path, whole)
 
 
 @pytest.mark.slow

@@ -222,7 +222,8 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
 
     def train(name):
         folder = tmp_path / name
-        assert main(["train", *FLAGS, "--epochs=2", "--checkpoint-minutes=0.001", f"--out={folder}"]) == 0
+        often = ["--batch-size=16", "--epochs=2", "--checkpoint-minutes=0.001"]
+        assert main(["train", *FLAGS, *often, f"--out={folder}"]) == 0
         config = folder / "config.yaml"
         config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
         assert main(["train", "--resume", str(folder)]) == 0
