@@ -1140,42 +1140,54 @@ COMMANDS = {
     "reconstruct": ["reconstruct", "."],
     "resume": ["train", "--resume", "."],
     "train": ["train", "--config", "config.yaml", "--out", "again"],
-    "processes": ["train", "--config", "config.yaml", "--out", "again", "--devices", "2"],
+    "processes": ["train", "--config", "config.yaml", "--out", "two", "--devices", "2"],
 }
 LATE = ("sklearn", "getpass", "expecttest", "torch", "matplotlib", "evil", "filelock", "lightning_fabric")
 EARLY = ("argparse", "json", "multiprocessing", "pickle", "struct", "typing", "yaml")
 
 
-@pytest.mark.parametrize(
-    ("command", "how"),
-    [
-        ("evaluate", "script"),
-        *(pytest.param(command, "module", marks=pytest.mark.slow) for command in COMMANDS),
-        *(pytest.param(command, "script", marks=pytest.mark.slow) for command in COMMANDS if command != "evaluate"),
-    ],
-)
-def test_no_module_of_a_received_folder_is_run(command, how):
-    """As a stranger might send it: its config names a class by its path, and modules lie beside it.
-
-    As a script also where PYTHONPATH has an empty entry, which is the current folder.
-    """
+def received():
+    """A run as a stranger might send it: its config names a class by its path, and modules lie beside it."""
     run = train("--prior", "pyro_vae.priors.Normal", "--epochs", "0")
-    for name in (*LATE, *(EARLY if how == "module" else ())):
+    for name in LATE:
         (run / f"{name}.py").write_text(f"print('payload {name}')")
     (run / "matplotlibrc").write_text("backend: module://evil")
-    script = "import sys; sys.path.remove(''); from pyro_vae.cli import main; raise SystemExit(main())"
-    start = ["-m", "pyro_vae"] if how == "module" else ["-c", script]
+    return run
+
+
+def assert_nothing_foreign_runs(run, *arguments, path=""):
     own = str(Path(pyro_vae.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, *start, *COMMANDS[command]],
+        [sys.executable, *arguments],
         cwd=run,
-        env=os.environ | {"PYTHONPATH": own + os.pathsep * (how == "script")},
+        env=os.environ | {"PYTHONPATH": own + path},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert "payload" not in done.stdout + done.stderr
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("commands", [["evaluate"], pytest.param([*COMMANDS], marks=pytest.mark.slow)], ids=len)
+def test_no_module_of_a_received_folder_is_run_by_a_script(commands):
+    """Also where PYTHONPATH has an empty entry, which is the current folder; one command behind the other."""
+    script = (
+        "import sys; sys.path.remove(''); from pyro_vae.cli import main\n"
+        f"for command in {[COMMANDS[name] for name in commands]}:\n"
+        "    sys.argv[1:] = command\n"
+        "    assert main() == 0"
+    )
+    assert_nothing_foreign_runs(received(), "-c", script, path=os.pathsep)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_module_of_a_received_folder_is_run(command):
+    run = received()
+    for name in EARLY:
+        (run / f"{name}.py").write_text(f"print('payload {name}')")
+    assert_nothing_foreign_runs(run, "-m", "pyro_vae", *COMMANDS[command])
 
 
 def test_a_matplotlibrc_in_the_current_folder_is_not_read():

@@ -346,7 +346,7 @@ DATA = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))
 
 def fit_small(**settings):
     torch.manual_seed(0)
-    network = partial(networks.MLP, hidden=(3,))
+    network = partial(networks.MLP, hidden=())
     vae = VAE(priors.Normal(2), encoders.Normal(4, 2, network=network), decoders.Normal(2, 4, network=network))
     return fit(vae.model, vae.guide, DATA, batch_size=4, engine="eager", validation=DATA, **settings)
 
