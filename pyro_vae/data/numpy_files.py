@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from pyro_vae.data.arrays import from_numpy, shape_of
+from pyro_vae.data.arrays import from_numpy, shape_of, warn_of_rounding
 from pyro_vae.data.conversion import as_stored
 from pyro_vae.data.parts import Data, split_into_parts, train_and_test
 from pyro_vae.data.rows import MORE, MemoryMapped
@@ -140,4 +141,8 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
     except TypeError as error:
         kind = "Python objects, which are not read" if array.dtype == object else array.dtype
         raise ValueError(f"{name} must hold numbers, not {kind}") from error
-    return tensor.float() if tensor.is_floating_point() else tensor
+    if not tensor.is_floating_point():
+        return tensor
+    if tensor.dim() > 1 and len(tensor):
+        warn_of_rounding(tensor, torch.float32)
+    return tensor.float()

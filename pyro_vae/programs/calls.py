@@ -8,7 +8,8 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_vae.data import Rows, as_rows
+from pyro_vae.data import Columns, Rows, as_rows
+from pyro_vae.data.arrays import warn_of_rounding
 from pyro_vae.data.batch import Batch, Count, arguments, count_of, in_words, tensors_of
 from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.modules import modules_of
@@ -43,7 +44,12 @@ def as_input(data: Any, *programs: Program, count: Count | None = None, transfor
             check_calls(x[:1], *programs)
     parameters = [parameter for module in modules_of(*programs) for parameter in module.parameters()]
     dtypes = [parameter.dtype for parameter in parameters if parameter.is_floating_point()]
-    return x.to(parameters[0].device, (dtypes or [torch.get_default_dtype()])[0]) if parameters else x
+    if not parameters:
+        return x
+    dtype = (dtypes or [torch.get_default_dtype()])[0]
+    for part in tensors_of(x.parts if isinstance(x, Columns) else x):
+        warn_of_rounding(part, dtype)
+    return x.to(parameters[0].device, dtype)
 
 
 def takes(program: Program, batch: Batch) -> bool:

@@ -2,6 +2,7 @@ import os
 import pickle
 import struct
 import sys
+import warnings
 import zipfile
 
 import numpy as np
@@ -1250,3 +1251,39 @@ def test_missing_pixels_stay_missing_when_the_others_are_binarized():
         assert torch.equal(binarized.nan_to_num(7.0), torch.tensor([[0.0, 7.0, 1.0]]))
     with pytest.raises(ValueError, match="but the data hold 0 to 3"):
         dynamic(torch.tensor([0.0, torch.nan, 3.0]))
+
+
+# Precision
+
+
+def times(size=50):
+    """Julian days of one year, and a column of numbers of ordinary size, one of which is missing."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(size, 2, generator=generator, dtype=torch.float64)
+    x[3, 1] = torch.nan
+    return x * torch.tensor([365.0, 1.0]).double() + torch.tensor([2_460_000.0, -3.0]).double()
+
+
+ROUNDED = r"entry 0 of the data varies by 3\d\d, and torch.float32 rounds it by up to 0\.12\d: subtract its mean"
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: x.numpy(), lambda x: (x,), lambda x: {"x": x}])
+def test_data_that_32_bits_round_by_more_than_they_tell_apart_are_warned_of(form):
+    decoder = decoders.Masked(decoders.Normal(2, 2, learned=True))
+    vae = VAE(priors.Normal(2), encoders.Normal(2, 2, network=FillMissing), decoder)
+    with pytest.warns(UserWarning, match=ROUNDED):
+        evaluate(vae.model, vae.guide, form(times()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(vae.model, vae.guide, form(times() - torch.tensor([2_460_000.0, 0.0])))
+        evaluate(vae.model, vae.guide, form(torch.full((10, 2), 0.1, dtype=torch.float64)))
+        vae.double()
+        evaluate(vae.model, vae.guide, form(times()))
+
+
+@pytest.mark.parametrize("save", [np.save, np.savez])
+def test_a_file_that_32_bits_round_by_more_than_they_tell_apart_is_warned_of(tmp_path, save):
+    path = tmp_path / f"x.np{'y' if save is np.save else 'z'}"
+    save(path, times().numpy())
+    with pytest.warns(UserWarning, match=ROUNDED):
+        load(path)
