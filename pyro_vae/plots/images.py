@@ -145,7 +145,7 @@ def _two_rows(upper: ArrayLike, lower: ArrayLike, names: tuple[str, str], title:
         raise ValueError(f"both rows must have one shape, not {above.shape} and {below.shape}")
     tiles = np.stack([above, below])
     cell = min(1.0, 15 / len(above))
-    figure, (axes,) = new_figure(title, max(4.5, cell * len(above) + 1.2), 2 * cell * min(aspect_of(tiles), 4) + 0.2)
+    figure, (axes,) = new_figure(title, max(4.5, cell * len(above) + 1.2), 2 * cell * aspect_of(tiles) + 0.2)
     draw_tiles(axes, tiles)
     axes.set_yticks([0.5, 1.5], names, fontsize=10)
     axes.tick_params(length=0)

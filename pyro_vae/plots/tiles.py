@@ -32,8 +32,8 @@ def as_pictures(images: ArrayLike, leading: int = 1) -> np.ndarray:
 
 
 def aspect_of(tiles: np.ndarray) -> float:
-    """Height by width of one tile; that of a curve is a matter of taste."""
-    return 0.75 if tiles.ndim == 3 else tiles.shape[2] / tiles.shape[3]
+    """Height by width of one tile; that of a curve is a matter of taste, and a strip of a few rows is stretched."""
+    return 0.75 if tiles.ndim == 3 else min(4.0, max(0.25, tiles.shape[2] / tiles.shape[3]))
 
 
 def near_square(data: np.ndarray) -> np.ndarray:

@@ -111,6 +111,14 @@ def test_pictures_are_seen_upright_on_the_screen(shape):
     assert (x1 - x0) / (y1 - y0) == pytest.approx(4 / 6, rel=0.02)  # square pixels
 
 
+@pytest.mark.parametrize("shape", [(2, 200), (200, 2), (3, 4, 300)])
+def test_a_strip_of_a_few_rows_is_stretched_until_it_can_be_seen(shape):
+    """Such as sound of two channels, whose pictures would be as thin as a line."""
+    figure = drawn(plots.reconstructions(RNG.uniform(size=(10, *shape)), RNG.uniform(size=(10, *shape))))
+    extent = figure.axes[0].get_window_extent()
+    assert min(extent.width / 10, extent.height / 2) >= 0.2 * figure.dpi
+
+
 def test_colour_keeps_its_channels():
     images = RNG.uniform(size=(4, 3, 5, 5))
     mosaic = pixels(plots.samples(torch.tensor(images, requires_grad=True)).axes[0])
