@@ -139,7 +139,8 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
     try:
         tensor = from_numpy(array)
     except TypeError as error:
-        kind = "Python objects, which are not read" if array.dtype == object else array.dtype
+        fix = "save numbers by .astype(float), and labels that are text by .astype(str)"
+        kind = f"Python objects, which are not read: {fix}" if array.dtype == object else array.dtype
         raise ValueError(f"{name} must hold numbers, not {kind}") from error
     if not tensor.is_floating_point():
         return tensor
