@@ -33,7 +33,7 @@ def _kl_of_point(p: Delta, q: td.Distribution) -> Tensor:
 def _kl_to_independent(p: td.Distribution, q: td.Independent) -> Tensor:
     if not isinstance(q.base_dist, td.Normal) or q.reinterpreted_batch_ndims != 1:
         raise NotImplementedError
-    return -p.entropy() - _cross_term(p, q.base_dist).sum(-1)
+    return -p.entropy() - cross_term(p, q.base_dist).sum(-1)
 
 
 @register_kl(FoldedDistribution, FoldedDistribution)
@@ -42,20 +42,6 @@ def _kl_to_independent(p: td.Distribution, q: td.Independent) -> Tensor:
 def _kl_of_folded(p: td.Distribution, q: td.Distribution) -> Tensor:
     """Refuse what torch 2 gives: the KL of the distributions before they are folded, which is larger."""
     raise NotImplementedError
-
-
-@register_kl(td.ContinuousBernoulli, td.Uniform)
-def _kl_to_uniform(p: td.ContinuousBernoulli, q: td.Uniform) -> Tensor:
-    """Replace that of torch 2, which is infinite also where q covers [0, 1]; log p is linear in the value."""
-    divergence = p.log_prob(p.mean) + (q.high - q.low).log()
-    return divergence.masked_fill((q.low > 0) | (q.high < 1), torch.inf)
-
-
-@register_kl(td.Uniform, td.ContinuousBernoulli)
-def _kl_of_uniform(p: td.Uniform, q: td.ContinuousBernoulli) -> Tensor:
-    """Replace that of torch 2, which is infinite also where p is within [0, 1]; log q is linear in the value."""
-    divergence = -p.entropy() - q.log_prob(p.mean.clamp(0, 1))
-    return divergence.masked_fill((p.low < 0) | (p.high > 1), torch.inf)
 
 
 @register_kl(td.Bernoulli, td.Bernoulli)
@@ -89,10 +75,10 @@ def _weighted(weight: Tensor, difference: Tensor) -> Tensor:
 
 @register_kl(td.StudentT, td.Normal)
 def _kl_to_normal(p: td.StudentT, q: td.Normal) -> Tensor:
-    return -p.entropy() - _cross_term(p, q)
+    return -p.entropy() - cross_term(p, q)
 
 
-def _cross_term(p: td.Distribution, q: td.Normal) -> Tensor:
+def cross_term(p: td.Distribution, q: td.Normal) -> Tensor:
     """Return the mean of log q under p: log q is a parabola, so it takes the mean and the variance of p alone."""
     return q.log_prob(p.mean) - p.variance / (2 * q.variance)
 

@@ -5,12 +5,13 @@ import math
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch import distributions as td
 from torch.distributions import constraints, kl_divergence, register_kl
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from pyro_vae.distributions._gammas import wide
-from pyro_vae.distributions.kl import EULER
+from pyro_vae.distributions.kl import EULER, cross_term
 from pyro_vae.distributions.positive import shares
 
 
@@ -169,12 +170,47 @@ def _powers(x: Tensor, coefficients: list[float]) -> Tensor:
     return total
 
 
-@register_kl(torch.distributions.ContinuousBernoulli, torch.distributions.ContinuousBernoulli)
-def _kl_of_continuous_bernoulli(p: dist.ContinuousBernoulli, q: dist.ContinuousBernoulli) -> Tensor:
-    """Take both at the mean of p, as log p - log q is linear in the value; torch's clamps probabilities."""
+# Torch's divergences from and to a continuous Bernoulli distribution clamp its probability, and are off from a logit of
+# 16 on. The logarithm of its density is linear, so that its mean under another distribution is its value at one point.
+
+
+def _exact(distribution: td.ContinuousBernoulli, sign: Tensor | int = 1) -> ContinuousBernoulli:
+    return ContinuousBernoulli(logits=sign * distribution.logits, validate_args=False)
+
+
+@register_kl(td.ContinuousBernoulli, td.ContinuousBernoulli)
+def _kl_of_continuous_bernoulli(p: td.ContinuousBernoulli, q: td.ContinuousBernoulli) -> Tensor:
     sign = torch.where(p.logits > 0, -1.0, 1.0).to(p.logits)  # mirrored, the mean is near 0, where it keeps its digits
-    one, other = (ContinuousBernoulli(logits=sign * each.logits, validate_args=False) for each in (p, q))
+    one, other = _exact(p, sign), _exact(q, sign)
     return one.log_prob(one.mean) - other.log_prob(one.mean)
+
+
+@register_kl(td.ContinuousBernoulli, td.Uniform)
+def _kl_to_uniform(p: td.ContinuousBernoulli, q: td.Uniform) -> Tensor:
+    """Replace that of torch 2, which is infinite also where q covers [0, 1]."""
+    return ((q.high - q.low).log() - _exact(p).entropy()).masked_fill((q.low > 0) | (q.high < 1), torch.inf)
+
+
+@register_kl(td.Uniform, td.ContinuousBernoulli)
+def _kl_of_uniform(p: td.Uniform, q: td.ContinuousBernoulli) -> Tensor:
+    """Replace that of torch 2, which is infinite also where p is within [0, 1]."""
+    divergence = -p.entropy() - _exact(q).log_prob(p.mean.clamp(0, 1))
+    return divergence.masked_fill((p.low < 0) | (p.high > 1), torch.inf)
+
+
+@register_kl(td.Beta, td.ContinuousBernoulli)
+def _kl_of_beta(p: td.Beta, q: td.ContinuousBernoulli) -> Tensor:
+    return -p.entropy() - _exact(q).log_prob(p.mean)
+
+
+@register_kl(td.ContinuousBernoulli, td.Exponential)
+def _kl_to_exponential(p: td.ContinuousBernoulli, q: td.Exponential) -> Tensor:
+    return -_exact(p).entropy() - q.log_prob(_exact(p).mean)
+
+
+@register_kl(td.ContinuousBernoulli, td.Normal)
+def _kl_to_normal(p: td.ContinuousBernoulli, q: td.Normal) -> Tensor:
+    return -_exact(p).entropy() - cross_term(_exact(p), q)
 
 
 class _OpenUnitInterval(constraints.interval):

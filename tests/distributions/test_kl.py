@@ -90,6 +90,33 @@ def test_the_kl_to_what_is_impossible_is_infinite():
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("logit", [-200.0, -30.0, 0.0, 5.0, 200.0])
+def test_the_kl_of_others_from_and_to_a_continuous_bernoulli_distribution(logit):
+    """Against integrals of 30 digits: torch's clamp the probability, and are off by 9 nats at a logit of 200."""
+    bernoulli, two = dist.ContinuousBernoulli(logits=torch.tensor(logit)), torch.tensor(2.0)
+    one = torch.ones(())
+    log_normalizer = -mpmath.log(mpmath.expm1(logit) / logit) if logit else mpmath.mpf(0)
+
+    def log_p(x):
+        return log_normalizer + logit * x
+
+    log_beta = mpmath.log(mpmath.beta(2, 3))
+    others = {
+        dist.Beta(two, two + 1): lambda x: mpmath.log(x) + 2 * mpmath.log(1 - x) - log_beta,
+        dist.Uniform(0 * one, one): lambda x: 0 * x,
+        dist.Exponential(two): lambda x: mpmath.log(2) - 2 * x,
+        dist.Normal(two, one): lambda x: -((x - 2) ** 2 + mpmath.log(2 * mpmath.pi)) / 2,
+    }
+    ends = [0, 0.01, 0.1, 0.5, 0.9, 0.99, 1]
+    for other, log_q in others.items():
+        to_other = mpmath.quad(lambda x, log_q=log_q: mpmath.exp(log_p(x)) * (log_p(x) - log_q(x)), ends)
+        if not isinstance(other, dist.Beta):
+            assert kl_or_none(bernoulli, other).item() == pytest.approx(float(to_other), rel=1e-5, abs=1e-5)
+        if isinstance(other, dist.Beta | dist.Uniform):
+            of_other = mpmath.quad(lambda x, log_q=log_q: mpmath.exp(log_q(x)) * (log_q(x) - log_p(x)), ends)
+            assert kl_or_none(other, bernoulli).item() == pytest.approx(float(of_other), rel=1e-5, abs=1e-5)
+
+
 def test_the_kl_of_a_folded_distribution_is_not_that_of_what_is_folded():
     """Of a normal distribution and its mirror image, which are one when they are folded."""
 
