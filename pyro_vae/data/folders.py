@@ -21,7 +21,7 @@ def _images_in(path: Path) -> list[Path]:
     """Find the images in a folder; one that holds much else, such as a whole disk, is refused before it is searched."""
     images: list[Path] = []
     hidden: list[str] = []
-    others = 0
+    others: list[str] = []
     if path.resolve() == Path(path.resolve().anchor):
         raise ValueError(f"{path} is the whole disk: name the folder of the images")
     for folder, folders, names in os.walk(path, onerror=_refuse_unread):
@@ -31,11 +31,14 @@ def _images_in(path: Path) -> list[Path]:
         found = [Path(folder, name) for name in pictures if not name.startswith(".")]
         _check_none_left_out(folder, folders, {name for name in names if not name.startswith(".")} - pictures)
         images += found
-        others += len(names) - len(found)
-        if others > MOST_OTHERS:
+        others += [os.path.join(folder, name) for name in names if name not in pictures and not name.startswith(".")]
+        if len(others) > MOST_OTHERS:
             raise ValueError(
                 f"{path} holds over {MOST_OTHERS:,} files that are no images: name the folder of the images"
             )
+    if images and others:
+        text = f"{len(others)} files that are no images are left out, such as {min(others)}"
+        warnings.warn(text if len(others) > 1 else f"{others[0]} is no image, and left out", UserWarning, stacklevel=2)
     if hidden:
         text = f"{len(hidden)} hidden images or folders are left out, such as {min(hidden)}"
         warnings.warn(text if len(hidden) > 1 else f"{hidden[0]} is hidden, and left out", UserWarning, stacklevel=2)

@@ -31,11 +31,11 @@ def load(
             "kmnist"; or the path of a ``.npy`` or ``.npz`` file, or of a folder of images. An ``.npz`` file holds
             ``x_train`` and ``x_test`` (and, if known, ``y_train`` and ``y_test``), or one array ``x`` (and ``y``), and
             nothing else of numbers; labels that are text are numbered in alphabetical order. In a folder, the names of
-            sub-folders are the labels, the pictures of a TIFF stack are data each, hidden images are left out, as a
-            warning says, images of other formats, links to folders, and folders of a train and a test part side by side
-            are refused, and so are pictures that do not follow from the file: transparent pixels, CMYK, 32-bit
-            integers, floating-point values outside [0, 1]; colours of 16 bits are read in 8. What comes in one part is
-            split 4 to 1, always in the same way.
+            sub-folders are the labels, the pictures of a TIFF stack are data each, hidden images and what is no image
+            are left out, as a warning says, images of other formats, links to folders, and folders of a train and a
+            test part side by side are refused, and so are pictures that do not follow from the file: transparent
+            pixels, CMYK, 32-bit integers, floating-point values outside [0, 1]; colours of 16 bits are read in 8. What
+            comes in one part is split 4 to 1, always in the same way.
         root: the folder that holds torchvision's data sets; else the environment variable ``PYRO_VAE_DATA``, else
             ``data``.
         download: fetch one of torchvision's data sets where it is missing.

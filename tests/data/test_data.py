@@ -302,7 +302,8 @@ def test_a_folder_of_grey_images_has_one_channel(tmp_path, pixels):
     for i, image in enumerate(pixels):
         write(tmp_path / f"{i}.png", image)
     (tmp_path / "notes.txt").write_text("no image")
-    loaded = load(tmp_path)
+    with pytest.warns(UserWarning, match=r"notes\.txt is no image, and left out"):
+        loaded = load(tmp_path)
     assert loaded.train.shape == (4, 1, 6, 4)
     assert loaded.test.shape == (1, 1, 6, 4)
     assert loaded.train_labels is None
@@ -1123,11 +1124,13 @@ def test_hidden_copies_are_no_data_and_this_is_said(tmp_path, names, words):
 
 
 def test_stray_files_beside_images_change_nothing(tmp_path):
-    for name in (".DS_Store", "._.DS_Store", "Thumbs.db", "desktop.ini", "README.txt", "labels.csv", "._logo.svg"):
+    for name in (".DS_Store", "._.DS_Store", "Thumbs.db", "desktop.ini", "a.czi", "labels.csv", "._logo.svg"):
         (tmp_path / name).write_bytes(b"\0\5\26\7")
     for name in ("a.jfif", "b.jpe"):  # as some browsers name JPEG files
         write(tmp_path / name, np.zeros((2, 2)), format="JPEG")
-    assert sum(map(len, load(tmp_path)[:2])) == 2
+    with pytest.warns(UserWarning, match=r"4 files that are no images are left out, such as .*Thumbs\.db"):
+        loaded = load(tmp_path)
+    assert sum(map(len, loaded[:2])) == 2
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Train", "Val")])
