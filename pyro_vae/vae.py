@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions import centre_of, on_sphere, shown_of
 from pyro_vae.networks import as_size
+from pyro_vae.networks._part import in_mode
 
 
 class VAE(nn.Module):
@@ -17,6 +18,7 @@ class VAE(nn.Module):
 
     ``vae.model`` and ``vae.guide`` are the Pyro programs; hand them to `pyro_vae.fit` or to ``pyro.infer.SVI``.
     ``vae.prior()``, ``vae.encoder(x)`` and ``vae.decoder(z)`` return distributions. Any modules that do so will serve.
+    ``sample``, ``reconstruct`` and ``interpolate`` run them in evaluation mode, as `pyro_vae.evaluate` does.
 
     Arguments:
         prior: module whose call returns p(z), of batch shape () and event shape (D,).
@@ -90,7 +92,8 @@ class VAE(nn.Module):
             TypeError, ValueError: where n is no integer, or below 1.
         """
         as_size(n, "the number of samples")
-        return shown_of(self.decoder(self.prior().sample((n,))))
+        with in_mode(False, self.modules()):
+            return shown_of(self.decoder(self.prior().sample((n,))))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
@@ -106,8 +109,9 @@ class VAE(nn.Module):
         Raises:
             ValueError: where x does not have the shape that the encoder was built for.
         """
-        posterior = self.encoder(x)
-        return shown_of(self.decoder(centre_of(posterior) if mean else posterior.sample()))
+        with in_mode(False, self.modules()):
+            posterior = self.encoder(x)
+            return shown_of(self.decoder(centre_of(posterior) if mean else posterior.sample()))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
@@ -125,9 +129,11 @@ class VAE(nn.Module):
             ValueError: for fewer than 2 steps, or where a and b differ in shape.
         """
         as_size(steps, "the number of steps", least=2)
-        origin, posterior = self.encoder(a), self.encoder(b)
-        if a.shape != b.shape:
-            raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
-        start, end = centre_of(origin), centre_of(posterior)
-        weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).reshape(-1, *[1] * start.dim())
-        return shown_of(self.decoder(on_sphere(posterior, torch.lerp(start, end, weight))))
+        with in_mode(False, self.modules()):
+            origin, posterior = self.encoder(a), self.encoder(b)
+            if a.shape != b.shape:
+                raise ValueError(f"a and b must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
+            start, end = centre_of(origin), centre_of(posterior)
+            weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
+            between = torch.lerp(start, end, weight.reshape(-1, *[1] * start.dim()))
+            return shown_of(self.decoder(on_sphere(posterior, between)))

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pyro
@@ -220,3 +221,27 @@ def test_tokens_are_shown_as_the_most_probable_and_not_as_a_mean_between_them():
     samples = vae.sample(20)
     assert torch.equal(samples, samples.round())
     assert torch.equal(vae.interpolate(data, data + 0.0)[0], vae.reconstruct(data))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda vae, _: vae.sample(3), lambda vae, x: vae.reconstruct(x), lambda vae, x: vae.interpolate(x, x.flip(0))],
+)
+def test_what_a_vae_makes_is_made_in_evaluation_mode(use):
+    """Dropout would make it random, and batch normalization normalize by the few data given, and learn from them."""
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2 * 2), nn.Unflatten(-1, (2, 2))
+    encoder = encoders.Normal(6, 2, network=lambda *_: nn.Sequential(*layers))
+    decoder = decoders.Normal(2, 6, network=lambda *_: nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.5)))
+    vae = VAE(priors.Normal(2), encoder, decoder)
+    layers[2].eval()  # of whom each keeps its own mode
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    made = []
+    for each in (vae, copy.deepcopy(vae).eval()):
+        torch.manual_seed(1)
+        made.append(use(each, torch.eye(6)))
+    assert torch.equal(*made)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert vae.training
+    assert layers[1].training
+    assert not layers[2].training

@@ -1,6 +1,8 @@
-"""How the parts of a VAE show themselves."""
+"""How the parts of a VAE show themselves, and the mode that they are in."""
 
 import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -16,3 +18,16 @@ class Part(nn.Module):
 
     def extra_repr(self) -> str:
         return kept_arguments(self, but="shape")
+
+
+@contextmanager
+def in_mode(training: bool, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules (dropout, batch normalization) in training or evaluation mode, and each back into its own."""
+    before = [(module, module.training) for module in modules]
+    try:
+        for module, _ in before:
+            module.training = training
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training

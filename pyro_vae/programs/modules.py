@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_vae.networks._part import in_mode
 from pyro_vae.programs.handlers import Program
 from pyro_vae.runtime.held import of_library, slots_of
 
@@ -121,12 +122,5 @@ def _changes(module: nn.Module) -> bool:
 @contextmanager
 def mode(training: bool, *programs: Program) -> Iterator[None]:
     """Put the programs' modules (dropout, batch normalization) in training or evaluation mode, and back."""
-    modules = [module for owner in modules_of(*programs) for module in owner.modules()]
-    before = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = training
+    with in_mode(training, [module for owner in modules_of(*programs) for module in owner.modules()]):
         yield
-    finally:
-        for module, was_training in zip(modules, before, strict=True):
-            module.training = was_training
