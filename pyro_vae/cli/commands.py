@@ -162,6 +162,7 @@ def sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyro_vae import plots
+    from pyro_vae.data import located
     from pyro_vae.networks import as_size
     from pyro_vae.programs import seeded
     from pyro_vae.runs.folder import RunFolder
@@ -170,6 +171,7 @@ def sample(arguments: argparse.Namespace) -> None:
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
     _check_file(arguments.out, "--out", (*plots.KINDS, ".npy", ".csv"))
     config = config_of_run(arguments.run, arguments.allow, "--data-root=", "--download")  # data are not read
+    check_apart(path, located(config.data))
     vae = RunFolder(arguments.run).load_vae(config, best=arguments.best)
     with seeded(arguments.seed, torch.device(config.device)):
         x = vae.sample(arguments.n)

@@ -1,13 +1,16 @@
 """An experiment: a config made into its data, its VAE and its objective."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from pyro_vae.data import Data, fingerprint
 from pyro_vae.networks import Shape
@@ -147,7 +150,33 @@ class Experiment:
         return {name: getattr(self.config, name) for name in names}
 
 
-def seeded_vae(config: Config, shape: Shape) -> VAE:
-    """Build a config's VAE with weights drawn from its seed, leaving torch's random state alone."""
-    with seeded(config.seed, torch.device("cpu")):
+class _Within(TorchFunctionMode):
+    """Refuses to make more numbers than a VAE could have whose weights are known, before they take memory."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.left = 4 * sum(tensor.numel() for tensor in weights.values()) + 2**22  # and what is made on the way
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
+            self.left -= math.prod(size for size in tree_leaves(args) if isinstance(size, int))
+            if self.left < 0:
+                raise ValueError(
+                    "config.yaml makes a VAE that is much larger than the run's weights: correct its sizes"
+                )
+        return function(*args, **(kwargs or {}))
+
+
+def seeded_vae(config: Config, shape: Shape, weights: Mapping[str, Tensor] | None = None) -> VAE:
+    """Build a config's VAE with weights drawn from its seed, leaving torch's random state alone.
+
+    Arguments:
+        config: the config.
+        shape: the shape of one datum.
+        weights: those that it is to have, if they are known.
+
+    Raises:
+        ValueError: as `build`; for a VAE that is much larger than its weights, before it takes memory.
+    """
+    with seeded(config.seed, torch.device("cpu")), nullcontext() if weights is None else _Within(weights):
         return build(config, shape)

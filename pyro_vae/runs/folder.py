@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data import Data, are_images, fingerprint
 from pyro_vae.files import check_no_link, partial_of, takes_files
+from pyro_vae.networks import Shape
 from pyro_vae.runs.config import Config, read_flags
 from pyro_vae.runs.experiment import Experiment, seeded_vae
 from pyro_vae.runs.metrics import write_metrics
@@ -187,13 +188,18 @@ class RunFolder:
         path = self.weights
         weights, shape, of = read_weights(path)
         check_same(path, of, config.identity() | {"data": of.get("data")})  # the data need not be there
-        vae = seeded_vae(config, tuple(shape))
+        vae = seeded_vae(config, tuple(shape), weights)
         if best:
             path = Checkpoints(self.checkpoints).best
             weights = _best_weights(path, of, weights)
         _check_weights(path, weights, vae)
         vae.load_state_dict(weights)
         return vae.to(device_named(config.device, self.write_cpu))
+
+    def first_vae(self, config: Config, shape: Shape) -> VAE:
+        """Return the VAE that the run began with, which must be about as large as what the folder holds of it."""
+        files = [path for path in (self.weights, Checkpoints(self.checkpoints).last) if path.exists()]
+        return seeded_vae(config, shape, read_tensors(files[0])[0] if files else None)
 
     def load(self, config: Config, *, best: bool = False, named: bool = False) -> Experiment:
         """Return the run's experiment, with its weights: as `load_vae` and `load_data`."""

@@ -47,7 +47,8 @@ class Run:
         fix = self.folder.write_cpu if resume else "take --device cpu"
         device = fabric.device if fabric else device_named(config.device, fix)
         data = self.folder.load_data(config) if resume else load_data(config)
-        self.experiment = Experiment(config, data, device=device)
+        vae = self.folder.first_vae(config, tuple(data.train.shape[1:])) if resume else None
+        self.experiment = Experiment(config, data, vae, device)
         written = self.folder.checkpoints, config.checkpoint_minutes, self._save_weights
         self.checkpoints = Checkpoints(*written, of=self.experiment.identity)
         self.from_checkpoint = resume and self.checkpoints.last.exists()

@@ -898,6 +898,27 @@ def test_weights_of_another_config_are_refused(capsys):
     assert "is of another run, with latent_dim 3, not 4" in refused(capsys, "sample", "run")
 
 
+@pytest.mark.parametrize(("command", "left"), [("sample", 3), ("train", 1), ("train", 2), ("train", 3)])
+def test_a_config_of_a_vae_that_is_much_larger_than_its_weights_is_refused_before_it_takes_memory(
+    command, left, capsys
+):
+    run = train("--epochs=1")
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("hidden:\n- 16", "hidden: [1000000, 1000000]"))
+    names = ["model.safetensors", "checkpoints/last.safetensors", "checkpoints/best.safetensors"]
+    for number, name in enumerate(names):
+        tensors, head = read_tensors(run / name)
+        head["about"]["of"]["hidden"] = [1_000_000, 1_000_000]  # as anyone could write there
+        save_tensors(run / name, tensors, head["about"])
+        if not left & 2**number:
+            (run / name).unlink()
+    capsys.readouterr()
+    said = refused(capsys, *(["sample", "run"] if command == "sample" else ["train", "--resume", "run"]))
+    assert (
+        said == "pyro-vae: error: config.yaml makes a VAE that is much larger than the run's weights: correct its sizes"
+    )
+
+
 def test_weights_that_are_not_those_of_their_config_are_refused(capsys):
     path = train() / "model.safetensors"
     capsys.readouterr()
