@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and never through links; their names as text. Knows no torch."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -46,6 +47,10 @@ def write_whole(path: Path, content: bytes) -> None:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            _name(error, path)
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # of disks that do this for no folder
+                raise
         finally:
             os.close(folder)
 

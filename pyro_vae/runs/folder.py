@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data import Data, are_images, fingerprint
 from pyro_vae.files import check_no_link, partial_of, takes_files
-from pyro_vae.networks import Shape
+from pyro_vae.networks import Shape, as_size
 from pyro_vae.runs.config import Config, read_flags
 from pyro_vae.runs.experiment import Experiment, seeded_vae
 from pyro_vae.runs.metrics import write_metrics
@@ -106,7 +106,7 @@ class RunFolder:
 
     def with_epochs(self, config: Config, begun: int) -> Config:
         """Return a config with at least the epochs that have begun, which are not undone."""
-        config = replace(config, epochs=max(config.epochs, begun))
+        config = replace(config, epochs=max(as_size(config.epochs, "epochs", least=0), begun))
         planned = read_flags(self.config).get("epochs", config.epochs)
         if config.lr_schedule == "cosine" and config.epochs != planned:
             fix = "train anew, or take another schedule from the start"

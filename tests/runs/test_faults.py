@@ -447,6 +447,13 @@ def test_a_finished_run_goes_on_with_any_number_of_epochs(small, tmp_path, epoch
 
 
 @pytest.mark.usefixtures("drawn")
+def test_epochs_below_0_are_refused_by_a_run_that_goes_on(small, tmp_path):
+    train(replace(small, epochs=1), tmp_path / "run")
+    with pytest.raises(ValueError, match="epochs must be at least 0, not -1"):
+        train(replace(small, epochs=-1), tmp_path / "run", resume=True)
+
+
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(("stopped", "epochs", "in_the_end"), [(8, 1, 3), (8, 0, 3), (6, 1, 2), (3, 9, 9)])
 def test_a_stopped_run_goes_on_with_fewer_or_more_epochs(small, tmp_path, stopped, epochs, in_the_end):
     """An epoch that was begun is finished: the weights are those of the last row."""

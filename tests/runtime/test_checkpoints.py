@@ -5,9 +5,11 @@ import os
 import pickle
 import re
 import resource
+import stat
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -216,6 +218,21 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(call, path, monkey
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_disk_that_brings_no_folder_to_itself_takes_files_all_the_same(number, raised, path, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "refused")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"refused: '.*x\.safetensors'") if raised else nullcontext():
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
