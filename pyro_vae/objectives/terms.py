@@ -277,15 +277,19 @@ def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, 
 def _with_gradients(terms: Terms, count: int, parameters: list[Tensor]) -> tuple[Terms, list[Tensor | None]]:
     """Return the terms, and gradients of which none shares memory: what clips them writes into each.
 
-    A parameter that has been frozen on the way, by ``requires_grad_(False)``, has none.
+    A parameter that has been frozen on the way, by ``requires_grad_(False)``, has none, nor has one that a batch does
+    not reach, such as a classifier's where there are no labels.
     """
     seen: set[int] = set()
     gradients: list[Tensor | None] = []
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not (trained and terms.loss.requires_grad):
+    if not (trained and torch.is_grad_enabled()):
         fix = "leave requires_grad of some of them True" if torch.is_grad_enabled() else "train outside torch.no_grad()"
         raise ValueError(f"the loss depends on no parameter that is trained: {fix}")
-    found = iter(torch.autograd.grad(terms.loss / count, trained, allow_unused=True))
+    reached = terms.loss.requires_grad
+    found = iter(
+        torch.autograd.grad(terms.loss / count, trained, allow_unused=True) if reached else [None] * len(trained)
+    )
     for gradient in (next(found) if parameter.requires_grad else None for parameter in parameters):
         if gradient is not None:
             gradient = gradient.to_dense() if gradient.is_sparse else gradient  # as of Embedding(sparse=True)

@@ -32,10 +32,13 @@ class Guard:
     Arguments:
         programs: the model and the guide.
         optim: the optimizer of their parameters.
+
+    Attributes:
+        trains: whether a step has had a gradient.
     """
 
     def __init__(self, programs: Programs, optim: torch.optim.Optimizer) -> None:
-        self.programs, self.optim = programs, optim
+        self.programs, self.optim, self.trains = programs, optim, False
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
@@ -78,17 +81,23 @@ class Guard:
         raise NotImplementedError
 
     def end_epoch(self, epoch: int, counted: float | Tensor) -> None:
-        """Refuse an epoch of which no step passed.
+        """Refuse an epoch of which no step passed, or none had a gradient.
 
         Arguments:
             epoch: which one it was.
             counted: how many of its data were in steps that passed.
 
         Raises:
-            FloatingPointError: where none was.
+            FloatingPointError: where none passed.
+            ValueError: where none had a gradient.
         """
+        self._check_trains()
         if not counted:
             raise FloatingPointError(f"all steps of epoch {epoch} were left out, as none was finite; {LOWER}")
+
+    def _check_trains(self) -> None:
+        if not self.trains:
+            raise ValueError("the loss of no batch depends on a parameter: compute it from what the programs learn")
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
         if abs(loss) > self._limit:
@@ -128,6 +137,7 @@ class StopAtEndOfEpoch(Guard):
         return True
 
     def end_epoch(self, epoch: int, _: float | Tensor) -> None:
+        self._check_trains()
         if self.failed:
             raise FloatingPointError(f"a loss or its gradient is not finite in epoch {epoch}; {LOWER}")
 

@@ -81,6 +81,7 @@ class Step:
         parts = outputs[:5], outputs[5:]
         (loss, *terms, norm), gradients, counted = state.ranks.combine(*parts, state.programs.parameters, count)
         state.meet_new_parameters()
+        self.guard.trains |= any(gradient is not None for gradient in gradients)  # a batch may reach no parameter
         where = f"epoch {state.epoch}, step {state.step}"
         if self.guard.allows(loss, norm, counted, batch, gradients, where):
             self.update(gradients)

@@ -294,6 +294,50 @@ def test_parameters_that_a_batch_does_not_reach_are_resumed_to_the_last_bit(tmp_
     assert same(state(whole), state(resumed))
 
 
+class Classifier(nn.Module):
+    """Learns from the batches that have labels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Linear(6, 3)
+
+    def model(self, x, y=None):
+        pyro.module("classifier", self)
+        with pyro.plate("data", len(x)):
+            if y is not None:
+                pyro.sample("y", dist.Categorical(logits=self.network(x)), obs=y)
+
+    def guide(self, x, y=None):
+        pass
+
+    def batches(self):
+        labels = torch.arange(48) % 3
+        pairs = zip(points(48).split(8), labels.split(8), strict=True)
+        return [(x, y if number in (0, 1, 3) else None) for number, (x, y) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+def test_batches_that_reach_no_parameter_are_steps_as_by_svi(engine):
+    ours, theirs = Classifier(), Classifier()
+    history = fit(*programs(ours), ours.batches(), epochs=4, engine=engine)
+    svi = SVI(*programs(theirs), pyro.optim.Adam({"lr": 1e-3, "eps": 8e-8}), Trace_ELBO())
+    losses = [svi.step(*batch) / 8 for batch in 4 * theirs.batches()]
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+    assert history[-1]["train_loss"] == pytest.approx(sum(losses[-6:]) / 6)
+
+
+def test_a_training_in_which_no_batch_reaches_a_parameter_is_refused():
+    def model(x):
+        unused = pyro.param("unused", torch.ones(6))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(unused.detach(), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="the loss of no batch depends on a parameter: compute it from what the prog"):
+        fit(model, lambda _: None, points())
+
+
 def test_a_constrained_param_stays_within_its_constraint_and_finds_its_maximum():
     def model(x):
         scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
