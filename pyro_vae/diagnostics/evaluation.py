@@ -216,7 +216,7 @@ def _at_mean(
         model, guide, *args, **kwargs
     )  # for a KL without a closed form: at the mean it is not estimated
     share = share_of([at_sample], count, plates)
-    terms = float(reconstruction(pair[0])) * share, float(kl(*at_sample, closed_form=True)) * share
+    terms = float(reconstruction(*pair)) * share, float(kl(*at_sample, closed_form=True)) * share
     return sum(terms), *terms
 
 

@@ -202,6 +202,12 @@ class Objective(ELBO):
         trace = self._checked(_Draws(self)(program), *args, **kwargs)
         for name in trace.stochastic_nodes:
             self._check_draw(name, trace.nodes[name])
+        for name in trace.observation_nodes:
+            if not trace.nodes[name]["infer"].get("_deterministic"):
+                raise ValueError(
+                    f"the guide has a factor, at site {name!r}, by which its draws have no density: take Trace_ELBO, or"
+                    " let the model have the opposite factor"
+                )
         return trace
 
     def model_trace(

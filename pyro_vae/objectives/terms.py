@@ -364,7 +364,7 @@ def terms_of(
             kls = sum(_kl_summed_out(loss, *pair) for pair in traces)
             return value - beta * kls / loss.num_particles, kls / loss.num_particles
         kls = sum(kl(model, guide, closed_form=closed_form) for model, guide in traces)
-        reconstructions = sum(reconstruction(model) for model, _ in traces)
+        reconstructions = sum(reconstruction(*pair) for pair in traces)
         return reconstructions / loss.num_particles, kls / loss.num_particles
 
 
@@ -393,18 +393,23 @@ def _latent_at_1(trace: Trace, plate_to_symbol: dict[str, str]) -> Trace:
     return latent
 
 
-def reconstruction(model_trace: Trace) -> Tensor:
-    """Sum minus the log-probability of every observed site.
+def reconstruction(model_trace: Trace, guide_trace: Trace | None = None) -> Tensor:
+    """Sum minus the log-probability of every observed site, and the factors of the guide.
 
     Arguments:
         model_trace: a trace of the model.
+        guide_trace: the trace of the guide, if it has factors.
 
     Returns:
         A scalar: nats, summed over the batch and any particles.
     """
+    return (_observed(guide_trace) if guide_trace else 0) - _observed(model_trace)
+
+
+def _observed(trace: Trace) -> Tensor:
     # What the ELBO has not computed already; the latent sites may stand at a mean, which their support need not hold.
-    model_trace.compute_log_prob(lambda _, site: site["is_observed"])
-    return -sum((model_trace.nodes[name]["log_prob_sum"] for name in model_trace.observation_nodes), torch.zeros(()))
+    trace.compute_log_prob(lambda _, site: site["is_observed"])
+    return sum((trace.nodes[name]["log_prob_sum"] for name in trace.observation_nodes), torch.zeros(()))
 
 
 def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> Tensor:

@@ -100,10 +100,11 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
     """Refuse sites of one program whose density the other does not answer: the KL of them would be no KL."""
     for site in observed_in(guide_trace):
-        if not site["infer"].get("_deterministic"):
+        if not (
+            site["infer"].get("_deterministic") or any(isinstance(layer, dist.Unit) for layer in layers(site["fn"]))
+        ):
             raise ValueError(
                 f"the guide observes site {site['name']!r}, whose density is of no latent site: let the model have it"
-                " (a pyro.factor of the guide with the opposite sign)"
             )
     for name in model_trace.stochastic_nodes:
         site, drawn = model_trace.nodes[name], guide_trace.nodes.get(name)

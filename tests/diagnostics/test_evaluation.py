@@ -573,19 +573,43 @@ def normal_pair(shift=0.0):
     return model, guide
 
 
-@pytest.mark.parametrize("measure", [evaluate, log_likelihood, partial(evaluate, loss=IWAE(2))])
-def test_a_factor_of_a_guide_is_refused_as_not_all_bounds_have_it(measure):
-    model, guide = normal_pair()
-
-    def with_factor(x):
+def with_factor(guide):
+    def changed(x):
         guide(x)
         with pyro.plate("data again", len(x)):
             pyro.factor("f", torch.full((len(x),), 2.0), has_rsample=True)
 
-    with pytest.raises(
-        ValueError, match=r"the guide observes site 'f', whose density is of no latent site: let the mo"
-    ):
-        measure(model, with_factor, torch.zeros(4, 1))
+    return changed
+
+
+@pytest.mark.parametrize("at", ["sample", "mean"])
+@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO(), TraceEnum_ELBO(max_plate_nesting=1)])
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites", "ignore:Found plate statements in guide")
+def test_a_factor_of_a_guide_is_a_part_of_the_bound_and_none_of_its_kl(loss, at):
+    """As in ``pyro.infer.SVI``: scANVI's loss of a classifier is one."""
+    model, guide = normal_pair()
+    found = evaluate(model, with_factor(guide), torch.zeros(4, 1), loss=loss, at=at)
+    plain = evaluate(model, guide, torch.zeros(4, 1), loss=loss, at=at)
+    assert found == pytest.approx((plain.loss + 2, plain.reconstruction + 2, plain.kl), abs=1e-5)
+
+
+@pytest.mark.parametrize("measure", [log_likelihood, partial(evaluate, loss=IWAE(2))])
+def test_a_factor_of_a_guide_is_refused_where_draws_are_weighed_by_their_density(measure):
+    model, guide = normal_pair()
+    with pytest.raises(ValueError, match="the guide has a factor, at site 'f', by which its draws have no density: ta"):
+        measure(model, with_factor(guide), torch.zeros(4, 1))
+
+
+def test_a_site_that_a_guide_observes_is_refused():
+    model, guide = normal_pair()
+
+    def observing(x):
+        guide(x)
+        with pyro.plate("data again", len(x)):
+            pyro.sample("x", dist.Normal(x, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="the guide observes site 'x', whose density is of no latent site: let the mo"):
+        evaluate(model, observing, torch.zeros(4, 1))
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
