@@ -117,3 +117,12 @@ def test_a_benchmark_says_what_it_needs(name):
         [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "--data-root" in found.stdout
+
+
+@pytest.mark.slow
+def test_the_table_of_programs_says_that_they_end_where_svi_does():
+    command = [sys.executable, "-m", "benchmarks.programs", "--programs", "bayesian_regression", "--rounds", "1"]
+    found = subprocess.run([*command, "--engines", "eager"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.search(
+        r"^\| bayesian_regression \| yes \| \de-08, 0e\+00 \| [\d.]+ \| [\d.]+ \|$", found.stdout, re.MULTILINE
+    )
