@@ -278,7 +278,7 @@ def log_likelihood(
         check_programs(model, guide, x)
         with pyro.validation_enabled(False), _on_particles(log_likelihood.__name__):  # all data have been checked
             weights = _LogLikelihood(local(model), local(guide), count_rows)
-            weights.meet(x[:1])
+            weights.meet(x[:2])  # of one datum a wrong dimension would not be seen
             with seeded(noise_seed(seed), x.device):
                 batch_size, chunk = weights.sizes(lambda size: x[:size], len(x), samples, budget)
             batches, chunks = math.ceil(len(x) / batch_size), math.ceil(samples / chunk)
@@ -286,7 +286,7 @@ def log_likelihood(
             log_of_sum = _replayed(weights.log_of_sum, batches * chunks, batches * chunks >= MANY)
             for whole in x.split(batch_size):
                 with seeded(noise_seed(seed), x.device) if isinstance(x, Ready) else nullcontext():
-                    if isinstance(x, Ready) and weights.meet(cut(whole, 1, count_rows)):  # they may have other sites
+                    if isinstance(x, Ready) and weights.meet(cut(whole, 2, count_rows)):  # they may have other sites
                         first = partial(cut, whole, count=count_rows)
                         batch_size, chunk = weights.sizes(first, count_rows(whole), samples, budget)
                 for rows in pieces(whole, batch_size, count_rows):

@@ -3,10 +3,11 @@
 Each is a ``pyro.infer.ELBO``, to be given as ``loss=`` to `pyro_vae.fit` and to ``pyro.infer.SVI``.
 """
 
-from pyro_vae.objectives._objective import Draws, Objective, Terms, made_for
+from pyro_vae.objectives._objective import Draws, Objective, Terms
 from pyro_vae.objectives.bounds import BetaTC, FreeBits, InfoVAE, StickingTheLanding, Thermodynamic
 from pyro_vae.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, VIMCO, DReG, Renyi
 from pyro_vae.objectives.plates import DataPlates, data_plates, share_of
+from pyro_vae.objectives.side_by_side import made_for
 from pyro_vae.objectives.terms import (
     Beta,
     check_beta,

@@ -1,10 +1,7 @@
 """What the objectives of this package share: per-datum log-weights of K particles, and Pyro's interface of an ELBO."""
 
-import copy
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -304,42 +301,6 @@ class Objective(ELBO):
                 f"the gradient of {kind} needs {lacking}, which noise.{handler} at site {name!r} does not give: take"
                 " IWAE or Trace_ELBO, or leave the handler out"
             )
-
-
-def made_for(loss: Any, model: Program, guide: Program, batch: Batch, count: Count) -> Any:
-    """Return an objective that takes a model: where it fails on particles side by side, one that runs it on each.
-
-    The numbers are the same. Two particles tell. Torch's random state is as before.
-
-    Arguments:
-        loss: an `Objective`; any other is returned as it is.
-        model: the Pyro program of p(x, z).
-        guide: the Pyro program of q(z|x).
-        batch: what both are called with.
-        count: returns the number of data of a batch.
-    """
-    if not isinstance(loss, Objective):
-        return loss
-    args, kwargs = arguments(batch)
-    loss = copy.copy(loss)
-    loss.count_data = count
-    state, trial, alone = torch.get_rng_state(), copy.copy(loss), copy.copy(loss)
-    trial.num_particles = trial.chunk = min(2, loss.num_particles)
-    alone.one_by_one = True
-    try:
-        with torch.no_grad():
-            trial.draws(model, guide, *args, **kwargs)
-    except (IndexError, RuntimeError, ValueError) as error:
-        trial.one_by_one = True
-        with suppress(IndexError, RuntimeError, ValueError), torch.no_grad():
-            trial.draws(model, guide, *args, **kwargs)
-            reason = str(error).partition("\n")[0]
-            text = f"the model fails on particles side by side ({reason}), and is run on one at a time, which is slower"
-            warnings.warn(f"{type(loss).__name__}: {text}", UserWarning, stacklevel=4)
-            return alone
-    finally:
-        torch.set_rng_state(state)
-    return loss
 
 
 class _OfTheBatch(Messenger):

@@ -1,11 +1,14 @@
 """Models that do not take particles side by side, such as those of convolutions, are run on one at a time."""
 
+import warnings
 from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
+from torch.nn.functional import normalize
 
 from pyro_vae import evaluate, fit, objectives
 from pyro_vae.diagnostics.evaluation import log_likelihood
@@ -97,3 +100,94 @@ def test_two_particles_tell_whether_a_model_takes_several(monkeypatch):
     monkeypatch.setattr(pair, "images", lambda z: shapes.append(tuple(z.shape)) or Convolutional.images(pair, z))
     fit(pair.broadcasting, pair.guide, torch.rand(5, 1, 4, 4), loss=IWAE(1000, chunk=10), epochs=1)
     assert max(shape[0] for shape in shapes if len(shape) == 3) == 10
+
+
+KINDS = {  # operations on the dimension behind that of the data, counted from the left, and from the right
+    "softmax": (lambda z, _: torch.softmax(z, 1), lambda z, _: torch.softmax(z, -1)),
+    "normalize": (lambda z, _: normalize(z), lambda z, _: normalize(z, dim=-1)),
+    "index": (lambda z, _: z[:, [1, 0, 2, 3]], lambda z, _: z[..., [1, 0, 2, 3]]),
+    "cumsum": (lambda z, _: z.cumsum(1), lambda z, _: z.cumsum(-1)),
+    "mean": (lambda z, _: z - z.mean(0), lambda z, _: z - z.mean(-2, keepdim=True)),
+    "BatchNorm1d": (lambda z, norm: norm(z), lambda z, norm: norm(z.reshape(-1, 4)).reshape(z.shape)),
+}
+
+
+class Counting(torch.nn.Module):
+    """Programs that count the dimensions of z from the left, or from the right."""
+
+    def __init__(self, kind, right):
+        super().__init__()
+        self.kind, self.right, self.encoder = kind, right, torch.nn.Linear(4, 4)
+        torch.nn.init.eye_(self.encoder.weight), torch.nn.init.zeros_(self.encoder.bias)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.norm.running_mean += torch.arange(4.0)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            means = KINDS[self.kind][self.right](z, self.norm.eval())
+            pyro.sample("x", dist.Normal(means, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", [IWAE(3), objectives.FreeBits(0.1), objectives.Thermodynamic(3)], ids=repr)
+def test_a_model_that_takes_the_dimension_of_particles_for_another_has_the_numbers_of_each_alone(loss, kind):
+    x, results = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)), []
+    for right in (False, True):
+        pair = Counting(kind, right)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append([*evaluate(pair.model, pair.guide, x, loss=loss)])
+            results[-1].append(fit(pair.model, pair.guide, x, loss=loss, epochs=2)[-1]["train_loss"])
+            results[-1].append(log_likelihood(pair.model, pair.guide, x[:2] if kind == "mean" else x, samples=9))
+        said = [str(each.message) for each in caught]
+        assert bool(said) != right
+        if kind not in ("BatchNorm1d", "index"):  # which fail on another number of data
+            assert all("takes the dimension of particles for another" in each for each in said)
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pyros_own_particles_side_by_side_are_refused_where_their_dimension_is_taken_for_another(kind):
+    x, loss = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)), Trace_ELBO(3, vectorize_particles=True)
+    for run in (evaluate, fit):
+        assert run(Counting(kind, True).model, Counting(kind, True).guide, x, loss=loss)
+        pair = Counting(kind, False)
+        with pytest.raises(ValueError, match=r"Trace_ELBO runs the model .* other densities .* z\[\.\.\., 0\]"):
+            run(pair.model, pair.guide, x, loss=loss)
+
+
+def test_a_guide_that_takes_the_dimension_of_particles_for_another_is_refused():
+    def program(x, right, observed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            means = torch.softmax(z, -1 if right else 1)
+            y = pyro.sample("y", dist.Normal(torch.zeros(4) if observed else means, 1.0).to_event(1))
+            if observed:
+                pyro.sample("x", dist.Normal(y, 1.0).to_event(1), obs=x)
+
+    x = torch.zeros(3, 4)
+    for run in (log_likelihood, lambda *args: evaluate(*args, loss=IWAE(2))):
+        assert run(lambda x: program(x, True, True), lambda x: program(x, True, False), x)
+        with pytest.raises(ValueError, match=r"runs the guide on particles side by side, .*softmax\(z, -1\)"):
+            run(lambda x: program(x, True, True), lambda x: program(x, False, False), x)
+
+
+def test_a_model_with_noise_of_its_own_is_run_on_particles_side_by_side():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + 0.1 * torch.randn_like(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate(model, guide, torch.zeros(3, 2), loss=IWAE(4)).loss > 0
