@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -34,32 +35,34 @@ def made_for(loss: Any, model: Program, guide: Program, batch: Batch, count: Cou
         count: returns the number of data of a batch.
 
     Raises:
-        ValueError: where the guide, or a model that Pyro is to run on particles side by side, takes their dimension
-            for another.
+        ValueError: where the guide, or a model that Pyro is to run on particles or on all values of a site side by
+            side, takes their dimension for another.
     """
-    if not isinstance(loss, Objective) and not loss.vectorize_particles:
-        return loss
     state, changes = torch.get_rng_state(), Changes()
     try:
         with torch.no_grad(), changes:
-            return _made_for(loss, model, guide, batch, count)
+            return (_with_particles if isinstance(loss, Objective) else _checked)(loss, model, guide, batch, count)
     finally:
         changes.undo()
         torch.set_rng_state(state)
 
 
-def _made_for(loss: Any, model: Program, guide: Program, batch: Batch, count: Count) -> Any:
-    reason = "" if not isinstance(loss, Objective) else _failure(loss, model, guide, batch, count)
-    other = "" if reason else scored_otherwise(model, guide, batch)
-    if other == "guide" or (other and not isinstance(loss, Objective)):
-        raise ValueError(
-            f"{type(loss).__name__} runs the {other} on particles side by side, which have other densities there than"
-            f" each alone: {FIX}, or take Trace_ELBO(num_particles)"
-        )
-    if not isinstance(loss, Objective):
-        return loss
+def _checked(loss: Any, model: Program, guide: Program, batch: Batch, _: Count) -> Any:
+    name = type(loss).__name__
+    if loss.vectorize_particles:
+        _refuse(name, "particles", scored_otherwise(model, guide, batch))
+    if isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
+        _refuse(name, "all values of a site", scored_otherwise(model, guide, batch, enumerated=True))
+    return loss
+
+
+def _with_particles(loss: Objective, model: Program, guide: Program, batch: Batch, count: Count) -> Objective:
     loss = copy.copy(loss)
     loss.count_data = count
+    reason = _failure(loss, model, guide, batch)
+    other = "" if reason else scored_otherwise(model, guide, batch)
+    if other == "guide":
+        _refuse(type(loss).__name__, "particles", other)
     if reason or other:
         said = (
             f"fails on particles side by side ({reason})" if reason else "takes the dimension of particles for another"
@@ -71,11 +74,18 @@ def _made_for(loss: Any, model: Program, guide: Program, batch: Batch, count: Co
     return loss
 
 
-def _failure(loss: Objective, model: Program, guide: Program, batch: Batch, count: Count) -> str:
+def _refuse(loss: str, what: str, program: str) -> None:
+    if program:
+        raise ValueError(
+            f"{loss} runs the {program} on {what} side by side, which have other densities there than each alone:"
+            f" {FIX}, or take Trace_ELBO()"
+        )
+
+
+def _failure(loss: Objective, model: Program, guide: Program, batch: Batch) -> str:
     """Return why a model fails on two particles side by side, if it takes each alone."""
     args, kwargs = arguments(batch)
     trial = copy.copy(loss)
-    trial.count_data = count
     trial.num_particles = trial.chunk = min(2, loss.num_particles)
     try:
         trial.draws(model, guide, *args, **kwargs)
@@ -87,13 +97,14 @@ def _failure(loss: Objective, model: Program, guide: Program, batch: Batch, coun
     return ""
 
 
-def scored_otherwise(model: Program, guide: Program, batch: Batch) -> str:
+def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated: bool = False) -> str:
     """Return which of two programs gives particles side by side other densities than each alone, if one does.
 
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         batch: what both are called with.
+        enumerated: take values of the sites that are summed out in place of particles.
 
     Returns:
         "guide", "model", or nothing: also where they fail, which they will say themselves, and where they draw noise
@@ -120,40 +131,56 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch) -> str:
         return trace
 
     with suppress(Exception):  # of any program
-        plain = run(guide)
-        plain = [plain, run(model, plain)]
-        dims = max([1, *(-frame.dim for trace in plain for frame in _frames(trace))])
-        together = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(guide))
+        of_guide = run(guide)
+        plain = {"guide": of_guide, "model": run(model, of_guide)}
+        sites = [site for trace in plain.values() for site in trace.nodes.values() if site["type"] == "sample"]
+        dims = max([1, *(-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.dim)])
+        summed_out = {site["name"] for site in sites if site["infer"].get("enumerate") == "parallel"}
+        together = None
         for name, program in (("guide", guide), ("model", model)):
-            if name == "model":
-                together = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(model), together)
-            elif len(together.stochastic_nodes) < 2:  # its only site hangs on the data alone
+            if enumerated:
+                together = run(program, _all_values(plain[name], summed_out, dims, together))
+            else:
+                together = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(program), together)
+            if name == "guide" and len(together.stochastic_nodes) < 2:  # its only site hangs on the data alone
                 continue
-            each = [[run(program, _one(together, number)) for _ in range(2)] for number in range(2)]
+            ones = [_one(together, number, plain[name], dims) for number in range(2)]
+            each = [[run(program, one) for _ in range(2)] for one in ones]
             slack = 10 if name == "guide" else 1  # for the inverse of a flow
-            if not all(_alike(twice[0], twice[1], slack) for twice in each):
+            if not all(_alike(once, again, slack) for once, again in each):
                 continue  # with noise of its own
-            if not all(_alike(_one(together, number), each[number][0], slack) for number in range(2)):
+            if not all(_alike(one, alone, slack) for one, (alone, _) in zip(ones, each, strict=True)):
                 return name
     return ""
 
 
-def _frames(trace: Trace) -> list[Any]:
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-    return [frame for site in sites for frame in site["cond_indep_stack"] if frame.dim is not None]
+def _all_values(plain: Trace, summed_out: set[str], dims: int, drawn: Trace | None) -> Trace:
+    """Return a trace with the first and the last value of each site that is summed out, in a dimension of their own."""
+    values = plain.copy()
+    for name in values.stochastic_nodes:
+        site = values.nodes[name]
+        if drawn is not None and name in drawn:
+            values.nodes[name] = site | {"value": drawn.nodes[name]["value"]}
+        elif name in summed_out:
+            support = site["fn"].enumerate_support(expand=False)[[0, -1]]
+            values.nodes[name] = site | {"value": support.reshape(2, *[1] * dims, *site["fn"].event_shape)}
+        else:
+            del values.nodes[name]  # to be drawn, given those before
+    return values
 
 
-def _one(trace: Trace, number: int) -> Trace:
+def _one(trace: Trace, number: int, plain: Trace, dims: int) -> Trace:
     """Return the trace of one of several particles, with its values in the shapes that they have without others."""
     one = trace.copy()
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site):
             continue
-        one.nodes[name] = changed = site | {"log_prob": site["log_prob"][number]}
+        log_prob: Tensor = site["log_prob"]
+        one.nodes[name] = changed = site | {"log_prob": log_prob[number] if log_prob.dim() > dims else log_prob}
         if not site["is_observed"]:
-            plates = [-frame.dim for frame in site["cond_indep_stack"] if frame.dim and frame.name != PARTICLES]
-            value: Tensor = site["value"][number]
-            changed["value"] = value.reshape(value.shape[value.dim() - site["fn"].event_dim - max(plates, default=0) :])
+            value, shape = site["value"], plain.nodes[name]["value"].shape
+            value = value[number] if value.dim() > dims + site["fn"].event_dim else value
+            changed["value"] = value.reshape(value.shape[max(0, value.dim() - len(shape)) :]).expand(shape)
     return one
 
 

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch.nn.functional import normalize
 
 from pyro_vae import evaluate, fit, objectives
@@ -191,3 +191,29 @@ def test_a_model_with_noise_of_its_own_is_run_on_particles_side_by_side():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert evaluate(model, guide, torch.zeros(3, 2), loss=IWAE(4)).loss > 0
+
+
+@pytest.mark.parametrize("sides", ["model", "guide"])
+def test_values_of_a_site_that_are_summed_out_are_refused_where_their_dimension_is_taken_for_another(sides):
+    """Against the sum over the values, written out."""
+    codes, x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), torch.zeros(5, 4)
+    logits = torch.tensor([0.2, 0.3, 0.5]).log()
+
+    def program(dim, observed):
+        def run(x):
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+                means = torch.softmax(codes[y], dim)
+                z = pyro.sample("z", dist.Normal(torch.zeros(4) if observed else means, 0.001).to_event(1))
+                if observed:
+                    pyro.sample("x", dist.Normal(z + means, 1.0).to_event(1), obs=x)
+
+        return run
+
+    loss, means = TraceEnum_ELBO(max_plate_nesting=1), torch.softmax(codes, -1)
+    exact = -(logits.exp() * dist.Normal(2 * means, 1.0).log_prob(x[0]).sum(-1)).sum().item()
+    model, guide = program(-1, True), program(-1, False)
+    assert evaluate(model, guide, x, loss=loss).reconstruction == pytest.approx(exact, abs=0.01)
+    wrong = (program(1, True), guide) if sides == "model" else (model, program(1, False))
+    with pytest.raises(ValueError, match=rf"runs the {sides} on all values of a site side by side, which have other"):
+        evaluate(*wrong, x, loss=loss)
