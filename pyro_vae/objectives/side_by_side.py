@@ -144,13 +144,13 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
                 together = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(program), together)
             if name == "guide" and len(together.stochastic_nodes) < 2:  # its only site hangs on the data alone
                 continue
-            ones = [_one(together, number, plain[name], dims) for number in range(2)]
-            each = [[run(program, one) for _ in range(2)] for one in ones]
-            slack = 10 if name == "guide" else 1  # for the inverse of a flow
-            if not all(_alike(once, again, slack) for once, again in each):
-                continue  # with noise of its own
-            if not all(_alike(one, alone, slack) for one, (alone, _) in zip(ones, each, strict=True)):
-                return name
+            with suppress(Exception):  # such as of a flow without an inverse
+                ones = [_one(together, number, plain[name], dims) for number in range(2)]
+                each = [[run(program, one) for _ in range(2)] for one in ones]
+                slack = 10 if name == "guide" else 1  # for the inverse of a flow
+                noisy = not all(_alike(once, again, slack) for once, again in each)
+                if not (noisy or all(_alike(one, alone, slack) for one, (alone, _) in zip(ones, each, strict=True))):
+                    return name
     return ""
 
 

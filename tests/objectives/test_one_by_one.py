@@ -178,6 +178,25 @@ def test_a_guide_that_takes_the_dimension_of_particles_for_another_is_refused():
             run(lambda x: program(x, True, True), lambda x: program(x, False, False), x)
 
 
+def test_a_guide_without_an_inverse_does_not_hide_what_its_model_does():
+    flow = dist.transforms.Planar(4)  # whose density is known at its own draws alone
+
+    def model(x, dim=1):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            y = pyro.sample("y", dist.Normal(torch.softmax(z, dim), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(y, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 1.0).to_event(1), [flow]))
+            pyro.sample("y", dist.Normal(x, 1.0).to_event(1))
+
+    with pytest.warns(UserWarning, match="IWAE: the model takes the dimension of particles for another"):
+        found = evaluate(model, guide, torch.zeros(3, 4), loss=IWAE(3))
+    assert found == pytest.approx(evaluate(lambda x: model(x, -1), guide, torch.zeros(3, 4), loss=IWAE(3)))
+
+
 def test_a_model_with_noise_of_its_own_is_run_on_particles_side_by_side():
     def model(x):
         with pyro.plate("data", len(x)):
