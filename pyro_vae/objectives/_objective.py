@@ -282,9 +282,11 @@ class Objective(ELBO):
         sites = guide_trace.nodes
         drawn = {name for name in guide_trace.stochastic_nodes if not sites[name]["infer"].get("is_auxiliary")}
         if alone := drawn.symmetric_difference(model_trace.stochastic_nodes):
+            summed_out = any(model_trace.nodes[name]["infer"].get("enumerate") for name in alone & {*model_trace.nodes})
+            fix = "evaluate by TraceEnum_ELBO, which sums it out" if summed_out else "give both one name"
             raise ValueError(
                 f"{type(self).__name__} needs a model and a guide that draw the same sites, but only one of them draws"
-                f" {', '.join(sorted(alone))}: give both one name, or leave it out of both"
+                f" {', '.join(sorted(alone))}: {fix}, or leave it out of both"
             )
 
     def _check_draw(self, name: str, site: dict[str, Any]) -> None:

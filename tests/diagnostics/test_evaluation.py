@@ -795,3 +795,14 @@ def test_data_do_not_meet_the_noise_that_they_were_made_of():
     row = fit(model, guide, x, epochs=0, validation=x)[0]
     found = evaluate(model, guide, x).loss, -log_likelihood(model, guide, x, samples=1), row["test_loss"]
     assert found == pytest.approx([exact] * 3, abs=0.075)  # 5 standard errors of 1,000 data
+
+
+@pytest.mark.parametrize("measure", [log_likelihood, partial(evaluate, loss=IWAE(2))])
+def test_a_site_that_the_model_alone_sums_out_is_refused_with_the_objective_that_does(measure):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(y, 1.0), obs=x[:, 0])
+
+    with pytest.raises(ValueError, match=r"only one of them draws y: evaluate by TraceEnum_ELBO, which sums it out"):
+        measure(model, lambda _: None, torch.zeros(3, 1))
