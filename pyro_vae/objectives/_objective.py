@@ -1,8 +1,10 @@
 """What the objectives of this package share: per-datum log-weights of K particles, and Pyro's interface of an ELBO."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
+from types import MethodType
 from typing import Any, NamedTuple
 
 import pyro
@@ -28,6 +30,15 @@ from pyro_vae.objectives.particles import NOISE, PARTICLES
 from pyro_vae.runtime.memory import most_within, peak_of
 
 Program = Callable[..., Any]
+
+
+def copy_of(loss: Any) -> Any:
+    """Return a copy of an ELBO, whose methods that were put on the object itself are those of the copy."""
+    new = copy.copy(loss)
+    for name, value in vars(loss).items():
+        if isinstance(value, MethodType) and value.__self__ is loss:
+            setattr(new, name, MethodType(value.__func__, new))
+    return new
 
 
 class Draws(NamedTuple):

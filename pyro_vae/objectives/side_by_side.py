@@ -1,6 +1,5 @@
 """Whether programs take particles side by side, in a dimension to the left of that of the data."""
 
-import copy
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -14,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.data.batch import Batch, Count, arguments
-from pyro_vae.objectives._objective import Objective, Program
+from pyro_vae.objectives._objective import Objective, Program, copy_of
 from pyro_vae.objectives.particles import PARTICLES
 from pyro_vae.runtime.changes import Changes
 
@@ -57,7 +56,7 @@ def _checked(loss: Any, model: Program, guide: Program, batch: Batch, _: Count) 
 
 
 def _with_particles(loss: Objective, model: Program, guide: Program, batch: Batch, count: Count) -> Objective:
-    loss = copy.copy(loss)
+    loss = copy_of(loss)
     loss.count_data = count
     reason = _failure(loss, model, guide, batch)
     other = "" if reason else scored_otherwise(model, guide, batch)
@@ -85,7 +84,7 @@ def _refuse(loss: str, what: str, program: str) -> None:
 def _failure(loss: Objective, model: Program, guide: Program, batch: Batch) -> str:
     """Return why a model fails on two particles side by side, if it takes each alone."""
     args, kwargs = arguments(batch)
-    trial = copy.copy(loss)
+    trial = copy_of(loss)
     trial.num_particles = trial.chunk = min(2, loss.num_particles)
     try:
         trial.draws(model, guide, *args, **kwargs)

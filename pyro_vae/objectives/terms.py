@@ -1,10 +1,8 @@
 """What training adds to an ELBO: a weight on the KL, schedules for it, and the bound's two terms apart."""
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterator
 from functools import partial, wraps
-from types import MethodType
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from torch import Tensor
 from pyro_vae.data.batch import Batch, arguments, count_of
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.networks import as_number, as_size
-from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, check_dims, scale_at_1
+from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, check_dims, copy_of, scale_at_1
 from pyro_vae.objectives.plates import share_of
 
 Beta = float | Callable[[int], float]
@@ -180,7 +178,7 @@ def with_plates(
     guesses = loss.vectorize_particles or isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO)
     if loss.max_plate_nesting != math.inf or not guesses:
         return loss
-    loss = copy.copy(loss)
+    loss = copy_of(loss)
     loss._guess_max_plate_nesting(model, guide, *arguments(transform(rows) if transform else rows))
     return loss
 
@@ -321,10 +319,7 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
         3
     """
     traces: list[tuple[Trace, Trace]] = []
-    recorder = copy.copy(loss)
-    for name, value in vars(loss).items():  # a method that was put on the object itself
-        if isinstance(value, MethodType) and value.__self__ is loss:
-            setattr(recorder, name, MethodType(value.__func__, recorder))
+    recorder = copy_of(loss)
 
     def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
         for pair in type(loss)._get_traces(recorder, *args):

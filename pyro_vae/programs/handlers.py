@@ -103,7 +103,8 @@ class LocalModules(Messenger):
     ``parameters`` holds what was met, unconstrained, in the order of first use, ``names`` what the programs call each,
     and ``constraints`` those of ``pyro.param``. ``saved`` holds values of parameters, by name, with their constraints:
     where one of these is met for the first time, it takes its value. The programs are to be wrapped, not their callers:
-    a module's parameters then stop here, and no handler further out spends time on them.
+    a module's parameters then stop here, and no handler further out spends time on them, unless ``shown`` lets these
+    see them: ``loss_and_grads`` of Pyro's ELBOs computes gradients only where a trace has parameters.
 
     Example:
         >>> import pyro
@@ -119,6 +120,7 @@ class LocalModules(Messenger):
         super().__init__()
         self._met: dict[int, Tensor] = {}
         self._names: dict[int, str] = {}
+        self.shown = False
         self.constraints: dict[str, str] = {}
         self.saved: dict[str, tuple[Tensor, str]] = {}
 
@@ -135,7 +137,7 @@ class LocalModules(Messenger):
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         # pyro.module names a parameter "module$$$parameter" and hands over the parameter itself.
         if "$$$" in msg["name"] and len(msg["args"]) == 2 and isinstance(msg["args"][1], nn.Parameter):
-            msg["value"], msg["done"], msg["stop"] = msg["args"][1], True, True
+            msg["value"], msg["done"], msg["stop"] = msg["args"][1], True, not self.shown
             if msg["name"] in self.saved:
                 self._restore(msg["name"], msg["value"], "")
             self._meet(msg["value"], msg["name"])

@@ -1,6 +1,5 @@
 """What is checked, and what is found out of the programs, before the first step."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from pyro_vae.objectives import (
     trained_by,
     with_plates,
 )
+from pyro_vae.objectives._objective import copy_of
 from pyro_vae.programs import check_points, check_programs, mode, paired_traces, seeded
 from pyro_vae.runtime.changes import Changes
 from pyro_vae.runtime.engine import ENGINES
@@ -115,7 +115,7 @@ def check_before(
 
 def fit_to_memory(loss: Any, memory: int | str | None, programs: Programs, batches: Batches, seed: int) -> ELBO:
     """Return an objective that takes its particles in chunks that fit the memory, if there is a limit."""
-    fitted: ELBO = copy.copy(loss)
+    fitted: ELBO = copy_of(loss)
     if memory is None:
         return fitted
     with seeded(seed, batches.x.device):

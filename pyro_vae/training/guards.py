@@ -32,13 +32,11 @@ class Guard:
     Arguments:
         programs: the model and the guide.
         optim: the optimizer of their parameters.
-
-    Attributes:
-        trains: whether a step has had a gradient.
     """
 
     def __init__(self, programs: Programs, optim: torch.optim.Optimizer) -> None:
-        self.programs, self.optim, self.trains = programs, optim, False
+        self.programs, self.optim = programs, optim
+        self._trains: bool | None = None  # there has been no step yet
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
@@ -47,6 +45,10 @@ class Guard:
 
     def start_step(self) -> None:
         """Keep what is needed to leave the step out."""
+
+    def look_at(self, gradients: Sequence[Tensor | None]) -> None:
+        """Note whether a batch reaches any parameter, as not all of them need to."""
+        self._trains = bool(self._trains) or any(gradient is not None for gradient in gradients)
 
     def allows(
         self, loss: Tensor, norm: Tensor, count: int | Tensor, batch: Batch, grads: Sequence[Any], where: str
@@ -96,7 +98,7 @@ class Guard:
             raise FloatingPointError(f"all steps of epoch {epoch} were left out, as none was finite; {LOWER}")
 
     def _check_trains(self) -> None:
-        if not self.trains:
+        if self._trains is False:
             raise ValueError("the loss of no batch depends on a parameter: compute it from what the programs learn")
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
@@ -169,17 +171,20 @@ class Rollback(Guard):
 GUARDS = {"stop": Stop, "skip": Skip, "rollback": Rollback}
 
 
-def guard_of(on_nan: str, programs: Programs, optim: torch.optim.Optimizer) -> Guard:
+def guard_of(on_nan: str, programs: Programs, optim: torch.optim.Optimizer, *, resumed: bool = False) -> Guard:
     """Return the guard of a name.
 
     Arguments:
         on_nan: one of `GUARDS`.
         programs: the model and the guide.
         optim: the optimizer of their parameters.
+        resumed: steps have been taken before, which had gradients.
     """
     on_device = programs.parameters[0].device.type == "cuda" and getattr(optim, "_step_supports_amp_scaling", False)
     kind = StopAtEndOfEpoch if on_nan == "stop" and on_device else GUARDS[on_nan]
-    return kind(programs, optim)
+    guard = kind(programs, optim)
+    guard._trains = resumed or None
+    return guard
 
 
 @torch.no_grad()

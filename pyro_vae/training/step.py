@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.data import Rows
 from pyro_vae.data.batch import Batch
-from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients
+from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients, trained_by
 from pyro_vae.programs.handlers import weigh_kl
 from pyro_vae.runtime.precision import layers_in
 from pyro_vae.runtime.recording import Recorded
@@ -33,6 +33,7 @@ class Estimator:
     def __init__(self, loss: ELBO, programs: Programs, plates: Collection[str] = (), precision: str = "32") -> None:
         self.loss, self.programs, self.precision = loss, programs, precision
         self.objective = terms_and_gradients(loss, plates)
+        programs.local.shown = trained_by(loss) == "loss_and_grads"
 
     def __call__(self, batch: Batch, weight: Tensor | float, count: int) -> Outputs:
         """Return the loss and the terms of the bound, summed over the batch, the gradients' norm, and the gradients."""
@@ -81,7 +82,7 @@ class Step:
         parts = outputs[:5], outputs[5:]
         (loss, *terms, norm), gradients, counted = state.ranks.combine(*parts, state.programs.parameters, count)
         state.meet_new_parameters()
-        self.guard.trains |= any(gradient is not None for gradient in gradients)  # a batch may reach no parameter
+        self.guard.look_at(gradients)
         where = f"epoch {state.epoch}, step {state.step}"
         if self.guard.allows(loss, norm, counted, batch, gradients, where):
             self.update(gradients)

@@ -567,15 +567,20 @@ def test_compare_takes_the_preset(capsys):
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
+def files():
+    """Return what lies in the current folder, but for what Python compiles of a module there."""
+    return sorted(path for path in Path().rglob("*") if "__pycache__" not in path.parts)
+
+
 def refused(capsys, *argv):
     """Run argv and return the one line it was refused with."""
-    before = sorted(Path().rglob("*"))
+    before = files()
     try:
         code = main(list(argv))
     except SystemExit as exit_:
         code = exit_.code
     assert code == 2
-    assert sorted(Path().rglob("*")) == before
+    assert files() == before
     found = capsys.readouterr()
     assert found.out == ""
     lines = found.err.strip().splitlines()

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from functools import partial
+from types import MethodType
 
 import numpy as np
 import pyro
@@ -778,13 +779,13 @@ class Penalized(Trace_ELBO):
         return super().loss_and_grads(model, guide, *args) + penalty.item()
 
 
-def one_step(loss, beta=1.0, **settings):
+def one_step(loss, beta=1.0, rate=1e-4, **settings):
     """The row of one step of gradient descent, and the decoder's weights before and after it."""
     torch.manual_seed(0)
     vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
     weight = vae.decoder.network.layers[0].weight
     before, x = weight.detach().clone(), torch.rand(10, 6)
-    descent = partial(torch.optim.SGD, lr=1e-4)
+    descent = partial(torch.optim.SGD, lr=rate)
     history = fit(vae.model, vae.guide, x, loss=loss, epochs=1, batch_size=10, optimizer=descent, beta=beta, **settings)
     return history[1], before, weight.detach().clone()
 
@@ -824,6 +825,35 @@ def test_a_method_that_is_put_on_the_elbo_itself_is_called():
 
     loss.loss_and_grads = loss_and_grads.__get__(loss)
     assert one_step(loss)[0]["train_loss"] == pytest.approx(3 * one_step(Trace_ELBO())[0]["train_loss"], rel=1e-5)
+
+
+class ByAnother(Trace_ELBO):
+    """Computes the gradients of another ELBO."""
+
+    def loss_and_grads(self, *args):
+        return Trace_ELBO().loss_and_grads(*args)
+
+
+class ByItsParent(Trace_ELBO):
+    """Computes its own gradients, and no others."""
+
+    def loss_and_grads(self, *args):
+        return super().loss_and_grads(*args)
+
+
+def on_the_object():
+    loss = Trace_ELBO()
+    loss.loss_and_grads = MethodType(lambda self, *args: Trace_ELBO.loss_and_grads(self, *args), loss)
+    return loss
+
+
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+@pytest.mark.parametrize("make", [ByAnother, ByItsParent, on_the_object])
+def test_an_elbo_that_calls_the_gradients_of_pyro_is_trained_by_them(make, engine):
+    _, before, plain = one_step(Trace_ELBO(), rate=1.0)
+    _, _, after = one_step(make(), rate=1.0, engine=engine)
+    assert (plain - before).abs().max() > 0.01
+    torch.testing.assert_close(after, plain)
 
 
 class OnlyLoss(Trace_ELBO):
