@@ -445,6 +445,7 @@ def test_weights_of_a_running_mean_stay_below_1(betas, small, tmp_path):
     assert is_own(refusal(tmp_path, tensors, about))
 
 
+@pytest.mark.filterwarnings("ignore:the data begin with other values")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the (model|guide|transform|beta|optimizer) changes what it holds in Python")
 @pytest.mark.usefixtures("_without_waiting_for_the_disk")
