@@ -67,9 +67,8 @@ def pixels_of(image: Any) -> Tensor:
 
 def _check_colours(image: Any) -> None:
     mode, tags = image.mode, getattr(image, "tag_v2", {})
-    read = sum(
-        band != "X" for band in image.getbands()
-    )  # X is what Pillow before 10.4 calls a sample that is no colour
+    # X is what Pillow before 10.4 calls a sample that is no colour.
+    read = sum(band != "X" for band in image.getbands())
     if tags.get(277, 1) > read:
         raise ValueError(f"its pixels have {tags[277]} samples, of which {read} would be read: save them all as .npy")
     if mode == "L" and 2 in tags.get(339, ()):  # the sample format; Pillow takes -1 for 255

@@ -16,6 +16,7 @@ from pyro_vae.data.batch import Batch, Count, arguments
 from pyro_vae.objectives._objective import Objective, Program, copy_of
 from pyro_vae.objectives.particles import PARTICLES
 from pyro_vae.runtime.changes import Changes
+from pyro_vae.runtime.steps import get_random_state, set_random_state
 
 FIX = "let it count dimensions from the right (softmax(z, -1) and z[..., 0], not softmax(z, 1) and z[:, 0])"
 
@@ -37,13 +38,13 @@ def made_for(loss: Any, model: Program, guide: Program, batch: Batch, count: Cou
         ValueError: where the guide, or a model that Pyro is to run on particles or on all values of a site side by
             side, takes their dimension for another.
     """
-    state, changes = torch.get_rng_state(), Changes()
+    random_state, changes = get_random_state(), Changes()
     try:
         with torch.no_grad(), changes:
             return (_with_particles if isinstance(loss, Objective) else _checked)(loss, model, guide, batch, count)
     finally:
         changes.undo()
-        torch.set_rng_state(state)
+        set_random_state(random_state)
 
 
 def _checked(loss: Any, model: Program, guide: Program, batch: Batch, _: Count) -> Any:

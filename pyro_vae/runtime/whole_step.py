@@ -87,9 +87,8 @@ class WholeStep:
 
     def _settings(self) -> list[Any]:
         groups = self.optim.param_groups
-        return [len(self.optim.state)] + [
-            [value for name, value in group.items() if name != "params"] for group in groups
-        ]
+        settings = [[value for name, value in group.items() if name != "params"] for group in groups]
+        return [len(self.optim.state), *settings]  # a parameter that has its first gradient gets a state of its own
 
 
 def _on_one_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:

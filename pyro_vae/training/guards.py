@@ -32,11 +32,12 @@ class Guard:
     Arguments:
         programs: the model and the guide.
         optim: the optimizer of their parameters.
+        resumed: steps have been taken before, which had gradients.
     """
 
-    def __init__(self, programs: Programs, optim: torch.optim.Optimizer) -> None:
+    def __init__(self, programs: Programs, optim: torch.optim.Optimizer, *, resumed: bool = False) -> None:
         self.programs, self.optim = programs, optim
-        self._trains: bool | None = None  # there has been no step yet
+        self._trains: bool | None = resumed or None  # whether a step has had a gradient; None before the first step
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
@@ -129,8 +130,8 @@ class StopAtEndOfEpoch(Guard):
         failed: whether a step has not been finite, on the device.
     """
 
-    def __init__(self, programs: Programs, optim: torch.optim.Optimizer) -> None:
-        super().__init__(programs, optim)
+    def __init__(self, programs: Programs, optim: torch.optim.Optimizer, *, resumed: bool = False) -> None:
+        super().__init__(programs, optim, resumed=resumed)
         self.failed = torch.zeros((), device=programs.parameters[0].device)
 
     def allows(self, loss: Tensor, norm: Tensor, *_: Any) -> bool:
@@ -182,9 +183,7 @@ def guard_of(on_nan: str, programs: Programs, optim: torch.optim.Optimizer, *, r
     """
     on_device = programs.parameters[0].device.type == "cuda" and getattr(optim, "_step_supports_amp_scaling", False)
     kind = StopAtEndOfEpoch if on_nan == "stop" and on_device else GUARDS[on_nan]
-    guard = kind(programs, optim)
-    guard._trains = resumed or None
-    return guard
+    return kind(programs, optim, resumed=resumed)
 
 
 @torch.no_grad()
