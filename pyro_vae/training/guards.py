@@ -37,7 +37,7 @@ class Guard:
 
     def __init__(self, programs: Programs, optim: torch.optim.Optimizer, *, resumed: bool = False) -> None:
         self.programs, self.optim = programs, optim
-        self._trains: bool | None = resumed or None  # whether a step has had a gradient; None before the first step
+        self._trains = resumed  # whether a step has had a gradient
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
@@ -49,7 +49,7 @@ class Guard:
 
     def look_at(self, gradients: Sequence[Tensor | None]) -> None:
         """Note whether a batch reaches any parameter, as not all of them need to."""
-        self._trains = bool(self._trains) or any(gradient is not None for gradient in gradients)
+        self._trains |= any(gradient is not None for gradient in gradients)
 
     def allows(
         self, loss: Tensor, norm: Tensor, count: int | Tensor, batch: Batch, grads: Sequence[Any], where: str
@@ -99,7 +99,7 @@ class Guard:
             raise FloatingPointError(f"all steps of epoch {epoch} were left out, as none was finite; {LOWER}")
 
     def _check_trains(self) -> None:
-        if self._trains is False:
+        if not self._trains:
             raise ValueError("the loss of no batch depends on a parameter: compute it from what the programs learn")
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
