@@ -40,4 +40,5 @@ def blank_pictures(request, monkeypatch):
     """Leave the pictures of a run blank, since drawing is slow, but in tests marked "pictures"."""
     if not request.node.get_closest_marker("pictures"):
         as_file = plots.as_file
-        monkeypatch.setattr(plots, "as_file", lambda _, *how: as_file(Figure(), *how))
+        for module in (plots, plots.files):  # where the commands find it, and where `png` does
+            monkeypatch.setattr(module, "as_file", lambda _, *how: as_file(Figure(), *how))
