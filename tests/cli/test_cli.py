@@ -718,6 +718,7 @@ def test_the_first_lines_say_what_was_asked_for(config, words):
     assert words in facts_of(runs.Run(config, Path("run")).experiment).values()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended(capsys):
     """With the same bytes as if it had had as many epochs from the start; but a cosine ends where it ends."""
     slow = ["--lr-schedule", "exponential", "--optimizer", "adamw", "--weight-decay", "0.1", "--eps", "1e-6"]

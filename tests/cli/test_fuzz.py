@@ -28,7 +28,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("examples", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_bad_input_is_refused_in_words_of_its_own(examples):
     @settings(max_examples=examples, derandomize=True, **fuzz.QUIET)
     @given(fuzz.CASES)

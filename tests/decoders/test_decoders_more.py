@@ -322,6 +322,7 @@ def test_with_nothing_missing_the_losses_are_those_without_a_mask():
     assert histories[0].column("train_loss") == histories[1].column("train_loss")
 
 
+@pytest.mark.slow
 def test_a_vae_learns_from_digits_of_which_a_third_is_missing_and_imputes_them():
     images = data.load("digits")
     x, y = with_missing(images.train), with_missing(images.test, seed=2)

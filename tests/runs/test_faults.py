@@ -68,6 +68,7 @@ def test_five_killed_runs_end_as_the_one_that_was_not(seed):
     assert {row["where"] for row in rows} != {"after its end"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -239,6 +240,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     assert not any(keeper.due(at_end_of_epoch=False) for _ in range(9))
 
 
+@pytest.mark.slow
 def test_the_best_weights_of_a_run(tmp_path, capsys):
     folder = tmp_path / "run"
     flags = [*FLAGS, "--lr=0.05", "--epochs=4", f"--out={folder}"]

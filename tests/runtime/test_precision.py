@@ -81,6 +81,7 @@ def trained(**settings):
     return history, [parameter.detach() for parameter in vae.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bfloat16")
 def test_a_training_in_bfloat16_comes_to_a_bound_like_the_one_in_32_bits():
     exact, _ = trained()
