@@ -102,6 +102,7 @@ def test_every_pair_trains_with_every_objective_or_is_refused_by_name(prior, enc
         assert_trains(vae, objective)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(20))
 def test_a_sample_of_the_whole_product_trains_or_is_refused_by_name(part):
     """4 priors, encoders and decoders that fit, drawn with a fixed seed, with every objective: 64 combinations."""

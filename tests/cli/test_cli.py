@@ -1196,7 +1196,8 @@ def assert_nothing_foreign_runs(run, *arguments, path=""):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("commands", [["evaluate"], pytest.param([*COMMANDS], marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("commands", [["evaluate"], [*COMMANDS]], ids=len)
 def test_no_module_of_a_received_folder_is_run_by_a_script(commands):
     """Also where PYTHONPATH has an empty entry, which is the current folder; one command behind the other."""
     script = (

@@ -144,7 +144,8 @@ def test_the_exact_gradient_is_that_of_finite_differences():
 # What theory says
 
 
-@pytest.mark.parametrize("model", ["discrete", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["discrete", "linear"])
 def test_unbiased_estimators_stay_within_4_standard_errors_of_the_exact_gradient(request, model):
     """Over 10,000 draws of each."""
     found = request.getfixturevalue(model)
