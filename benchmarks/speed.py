@@ -1,7 +1,7 @@
 """Seconds per epoch of MNIST, 784-400-20: coded by hand, by Pyro's SVI, by `fit` and its engines, and by NumPyro.
 
 python -m benchmarks.speed --data-root DIR [--models NAME ...] [--batch-sizes N ...] [--rounds 5] [--device cpu]
-                           [--json FILE]
+                           [--before CHECKOUT] [--json FILE]
 
 A table for each model and batch size. Every way of training is a process of its own, started once and kept; they take
 turns, an epoch each, while the others sleep, and the medians are over the rounds; a way that fails is said to. What is
@@ -14,13 +14,15 @@ Pyro's own optimizer and NumPyro's, and add up what they report: `fit` loss, rec
 loss. By hand, the normal model is `pyro_vae.baseline`, the others a loop over the same modules without a Pyro program;
 compiled, their loss passes through torch.compile. SVI is `pyro.infer.SVI` as Pyro's examples have it. NumPyro jits the
 whole epoch, of `benchmarks.numpyro_twins`. `pytorch-example` is the way of PyTorch's example script: a DataLoader over
-images that pass ToTensor.
+images that pass ToTensor. `fit, before` is the `fit` of another checkout of this project, given by --before.
 """
 
 import argparse
 import json
 import multiprocessing
+import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -41,6 +43,7 @@ WAYS = [  # who trains, by which engine, in which precision
     ("numpyro", "jit", "32"),
 ]
 MORE = [("pytorch-example", "eager", "32")]  # of the normal model alone
+BEFORE = "fit, before"
 
 
 def normal(_):
@@ -216,28 +219,42 @@ def work(connection, way, name, batch_size, epochs, settings):
     connection.send((evaluate(vae.model, vae.guide, test).loss, note))
 
 
-def ways_of(name, device):
+def ways_of(name, settings):
     """All that can train a model here; what is not installed is said, not skipped in silence."""
     ways = WAYS + (MORE if name == "normal" else [])
+    ways += [(BEFORE, *how) for who, *how in WAYS if who == "fit" and settings.before]
     try:
         import numpyro  # noqa: F401 (whether it is there)
     except ImportError:
         if name == next(iter(MODELS)):
             print("NumPyro is not installed (pip install pyro-vae[bench]): its lines are missing\n")
         ways = [way for way in ways if way[0] != "numpyro"]
-    if device != "cpu":  # NumPyro's device is that of the jax that is installed
+    if settings.device != "cpu":  # NumPyro's device is that of the jax that is installed
         ways = [way for way in ways if way[0] != "numpyro"]
     return ways
+
+
+@contextmanager
+def imports_from(checkout):
+    """Let processes that are started here import this project from another checkout, if one is given."""
+    kept = list(sys.path)
+    sys.path[:0] = [str(checkout.resolve())] if checkout else []
+    try:
+        yield
+    finally:
+        sys.path[:] = kept
 
 
 def measure(name, batch_size, settings):
     """Return a row for each way of training a model."""
     context = multiprocessing.get_context("spawn")
     workers, epochs = [], settings.rounds + 1
-    for way in ways_of(name, settings.device):
+    for way in ways_of(name, settings):
         here, there = context.Pipe()
-        process = context.Process(target=work, args=(there, way, name, batch_size, epochs, settings), daemon=True)
-        process.start()
+        trains = ("fit", *way[1:]) if way[0] == BEFORE else way
+        process = context.Process(target=work, args=(there, trains, name, batch_size, epochs, settings), daemon=True)
+        with imports_from(settings.before if way[0] == BEFORE else None):
+            process.start()
         there.close()  # so that the end of a process is heard of
         workers.append((way, here, []))
     for _ in range(epochs):
@@ -280,6 +297,7 @@ def ratios(rows):
     ours, rounded = ("fit", "compiled", "32"), ("fit", "compiled", "bf16-mixed")
     pairs = [(way, ours) for way in (HAND, ("hand", "compiled", "32"), ("pyro.infer.SVI", "eager", "32"))]
     pairs += [(HAND, rounded), (("numpyro", "jit", "32"), rounded)]
+    pairs += [((BEFORE, *how), ("fit", *how)) for who, *how in WAYS if who == "fit"]
     yield f"| model | fit | to | {' | '.join(f'batch {batch}' for batch in batches)} |"
     yield f"|{' --- |' * (3 + len(batches))}"
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -299,6 +317,7 @@ def main():
     parser.add_argument("--images", type=int, default=60_000, help="of the training data; fewer for a trial")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="of this project: its fit takes turns too")
     parser.add_argument("--json", type=Path)
     settings = parser.parse_args()
     name = machine() if settings.device == "cpu" else f"{torch.cuda.get_device_name(settings.device)}, {machine()}"

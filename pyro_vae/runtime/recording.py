@@ -217,7 +217,8 @@ class Recorded:
 
         state = constants_of(graph)  # such as the running mean of a batch normalization, or a codebook
         tolerance = self.tolerance if self.compiled or tensors[0].device.type != "cpu" else 0.0
-        trial = Trial(replay, lambda: self.step(*inputs), lambda: state, tolerance)
+        parameters = [value for value in state if value.requires_grad] if tolerance else []
+        trial = Trial(replay, lambda: self.step(*inputs), lambda: state, tolerance, parameters=parameters)
         failure = "" if trial.same else trial.failure or "the programs' arithmetic is not the same at every step"
         if failure and own.unchecked:
             first, last = self.first + own.checked_at, self.first + own.replayed_at - 1
