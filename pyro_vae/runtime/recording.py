@@ -54,8 +54,9 @@ class Recorded:
     The first call runs the step itself, so that lazy initialization happens before recording. The second one records
     every tensor operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of
     calls has doubled since, the recording is run beside the step, on the same random numbers, and must give the same
-    outputs to the last bit (within a relative ``tolerance`` where it is compiled or runs on a GPU, whose sums have
-    another order; single numbers are compared with the largest of them); all other calls run the recording alone.
+    outputs to the last bit; all other calls run the recording alone. Where it is compiled or runs on a GPU, its sums
+    have another order: it must agree within a relative ``tolerance``, or what rounding explains, single numbers being
+    compared with the largest of them.
     Parameters and buffers are the programs' own, not copies, and noise is drawn anew at every call.
 
     Each structure of the inputs (shapes, types, strides, and the numbers of Python among them) has a recording of its

@@ -126,11 +126,11 @@ def fit(
         engine: "eager" runs the programs at every step. "recorded" runs them a few times and then replays their
             arithmetic, with the same result to the last bit, as long as the programs do the same at every step (see
             `pyro_vae.runtime.recording.Recorded`). A step that cannot be recorded runs eagerly, with a warning.
-            "compiled" lets ``torch.compile`` fuse the recorded operations, which takes some seconds once; results agree
-            within 1e-5, or within 1e-3 for objectives that weigh particles, whose weights magnify rounding. "auto"
-            records, without a warning, where that saves time and the programs consist of parts of this package and of
-            torch; it never changes a digit. Programs and networks of your own may count or have schedules, so "auto"
-            runs them eagerly.
+            "compiled" lets ``torch.compile`` fuse the recorded operations, which takes some seconds once; each gradient
+            agrees to rounding, that is within 1e-5 of its norm (1e-3 for objectives that weigh particles), or more
+            where its terms cancel (see `pyro_vae.runtime.steps.Trial`). "auto" records, without a warning, where that
+            saves time and the programs consist of parts of this package and of torch; it never changes a digit.
+            Programs and networks of your own may count or have schedules, so "auto" runs them eagerly.
         precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
             and all else, evaluations included, in 32 bits (see `pyro_vae.runtime.precision.BFloat16Layers`).
         memory: limit for the particles of a step, as a number of bytes or a text such as "2GB". Particles of the
