@@ -121,6 +121,11 @@ def _is_point(distribution: Any) -> bool:
     return any(isinstance(layer, dist.Delta) for layer in layers(distribution))
 
 
+def _has_density(distribution: Any) -> bool:
+    points = [layer for layer in layers(distribution) if isinstance(layer, dist.Delta)]
+    return all(bool((torch.as_tensor(point.log_density) != 0).any()) for point in points)
+
+
 @torch.no_grad()
 def check_points(model: Program, guide: Program, batch: Batch) -> bool:
     """Refuse points of a guide that lie outside the support of the model's site, where training may bring them.
@@ -131,7 +136,8 @@ def check_points(model: Program, guide: Program, batch: Batch) -> bool:
         batch: what both are called with.
 
     Returns:
-        Whether there are points that may leave their support.
+        Whether there are points that may leave their support. One with a density is a transformed draw, such as an
+        autoguide's, and stays in the image of its transform.
 
     Raises:
         ValueError: with the site and the value.
@@ -141,7 +147,7 @@ def check_points(model: Program, guide: Program, batch: Batch) -> bool:
     bounded = [name for name in points if name in model_trace and not _is_real(model_trace.nodes[name]["fn"])]
     for name in bounded:
         check_values(name, model_trace.nodes[name]["fn"], guide_trace.nodes[name]["value"])
-    return bool(bounded)
+    return any(not _has_density(guide_trace.nodes[name]["fn"]) for name in bounded)
 
 
 def _is_real(distribution: Any) -> bool:

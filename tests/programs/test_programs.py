@@ -24,6 +24,7 @@ from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, log_likelihoo
 from pyro_vae.networks import FillMissing, GRUEncoder
 from pyro_vae.programs import as_input, check_programs, mode, modules_of, paired_traces, seeded
 from pyro_vae.programs.handlers import LocalModules
+from pyro_vae.programs.sites import check_points
 
 D, SHAPE = 3, (1, 4, 5)
 
@@ -1059,3 +1060,22 @@ def test_a_guide_that_draws_what_is_not_finite_is_told_so():
         ValueError, match=r"site 'z' of the model meets a draw of (-?inf|nan) \(of the guide\): start at"
     ):
         check_programs(lambda x: program([], x, x), partial(program, overflow), torch.zeros(6, 2))
+
+
+@pytest.mark.parametrize(
+    ("guide_of", "may_leave"), [(AutoNormal, False), (AutoLowRankMultivariateNormal, False), (AutoDelta, True)]
+)
+def test_points_that_training_may_move_out_of_their_support_are_told_from_transformed_draws(guide_of, may_leave):
+    def model(x):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Exponential(rate), obs=x)
+
+    def by_hand(x):
+        pyro.sample("rate", dist.Delta(pyro.param("point", torch.tensor(1.0))))
+
+    x = torch.rand(8)
+    guide = guide_of(model)
+    guide(x)
+    assert check_points(model, guide, x) == may_leave
+    assert check_points(model, by_hand, x)
