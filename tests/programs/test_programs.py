@@ -1071,7 +1071,7 @@ def test_points_that_training_may_move_out_of_their_support_are_told_from_transf
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Exponential(rate), obs=x)
 
-    def by_hand(x):
+    def by_hand(_):
         pyro.sample("rate", dist.Delta(pyro.param("point", torch.tensor(1.0))))
 
     x = torch.rand(8)
