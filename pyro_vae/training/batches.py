@@ -17,12 +17,12 @@ from pyro_vae.runtime.distributed import Ranks
 
 @dataclass
 class Batches:
-    """Random minibatches of data, each rank its part.
+    """Random minibatches of the data, of which each rank takes its part.
 
     Arguments:
         x: data, whose first dimension counts them, or ready batches, which are used as they come.
         size: data per batch and rank.
-        transform: what is done to a batch before the programs see it.
+        transform: a function that is applied to a batch before the programs see it, or None.
         ranks: the processes of the training.
         order: random generator for shuffling.
     """
@@ -35,21 +35,21 @@ class Batches:
 
     def __post_init__(self) -> None:
         self.count = count_in(self.x)
-        # Their states are a part of where a training stands.
+        # Their states belong to the state of a training.
         self.sources = Sources(self.order, *(self.x.generators if isinstance(self.x, Ready | Stream) else ()))
 
     def numbers(self) -> list[Any]:
-        """Return what data that are iterated over count in Python, and where their other generators stand."""
+        """Return what an iterable of data counts in Python, and the states of its generators of numpy or Python."""
         return numbers_in(self._iterable)
 
     @property
     def digest(self) -> str | None:
-        """Digits that tell data that are iterated over from others: a hash of the first of them."""
+        """A hash of the first data of an iterable, by which other data are noticed on resuming."""
         return getattr(self.x, "digest", None)
 
     @property
     def has_lasting_workers(self) -> bool:
-        """Whether workers make the data, and live on from epoch to epoch."""
+        """Whether worker processes make the data and persist from epoch to epoch."""
         return has_lasting_workers(self._iterable)
 
     @property
@@ -62,24 +62,24 @@ class Batches:
         return math.ceil(len(self.x) / (self.size * self.ranks.size))
 
     def after(self, done: int) -> Iterator[tuple[Batch, int]]:
-        """Yield the batches of an epoch, but not the first ones, which are done, each with its number of data."""
+        """Yield the batches of an epoch that follow the first ``done`` ones, each with its number of data."""
         any_row = self.x[:1]
         for rows in islice(self._epoch(), done, None):
-            count = self.count(rows)  # all ranks take each step; some have no data, and count for nothing
+            count = self.count(rows)  # all ranks take each step; a rank without data takes it with weight 0
             yield self.transformed(rows if count else any_row), count
 
     def _epoch(self) -> Iterator[Batch]:
-        if isinstance(self.x, Ready):  # of which all ranks take the same batch, whatever noise each draws
+        if isinstance(self.x, Ready):  # all ranks get the same batch, although each draws its own noise
             whole = self.x.epoch(None if self.ranks.size == 1 else self.order)
             return (self.ranks.part_of(batch, self.count) for batch in whole)
         return shuffled_batches(self.x, self.size * self.ranks.size, self.order, self.ranks.part_of)
 
     def first(self) -> Batch:
-        """Return the first data as a batch, in the order in which they lie."""
+        """Return the first data as a batch, not shuffled."""
         return self.transformed(self.x[: self.size])
 
     def structures(self) -> Iterator[Batch]:
-        """Yield the first data; of ready batches also the first batch of each further structure."""
+        """Yield the first data; for ready batches also the first batch of each further structure."""
         yield self.first()
         for rows in islice(self.x.structures(), 1, None) if isinstance(self.x, Ready) else ():
             yield self.transformed(rows)

@@ -1,4 +1,4 @@
-"""What is checked, and what is found out of the programs, before the first step."""
+"""Checks before the first step, and what they find out about the programs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ REFUSED_LOSSES = (
 
 
 def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:
-    """Refuse what is no objective that `fit` can minimize, with this KL weight and limit of memory.
+    """Refuse a loss that `fit` cannot minimize with this KL weight and memory limit.
 
     Raises:
         TypeError, ValueError: with what was received and the fix.
@@ -62,7 +62,7 @@ def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:
 
 
 def check_patience(patience: int | None, validation: Any) -> None:
-    """Refuse a patience that is no number of epochs, or has no test loss to look at.
+    """Refuse a patience that is not a number of epochs, or that comes without validation data.
 
     Raises:
         TypeError, ValueError: with the fix.
@@ -92,7 +92,7 @@ def check_before(
         seed: of the noise of the checks.
 
     Returns:
-        The programs' plates over the data, and the objective, which has found out how deep plates are nested.
+        The programs' plates over the data, and the objective, which now knows how deep the plates are nested.
 
     Raises:
         TypeError, ValueError: with what does not fit and the fix.
@@ -124,11 +124,11 @@ def fit_to_memory(loss: Any, memory: int | str | None, programs: Programs, batch
 
 
 def meet_parameters(programs: Programs, batches: Batches, seed: int) -> Callable[[], None]:
-    """Run the programs once, which meets their parameters, those of rank 0 on all ranks.
+    """Run the programs once to collect their parameters, and give every rank the values of rank 0.
 
     Returns:
-        What is to be called after each epoch: a check of the points that a guide draws, where there is one that may
-        leave the model's support.
+        A function to call after each epoch. It checks that points which the guide draws, such as those of
+        ``AutoDelta``, are still in the model's support.
     """
     with _evaluating(programs, batches, seed), torch.no_grad():
         first = batches.first()
@@ -153,7 +153,7 @@ def _evaluating(programs: Programs, batches: Batches, seed: int) -> Iterator[Non
 
 
 def check_last_batch(programs: Programs, batches: Batches) -> None:
-    """Refuse a batch size that leaves a batch normalization a single datum, of which there is no variance.
+    """Refuse a batch size whose last batch has a single datum, if batch normalization would need its variance.
 
     Arguments:
         programs: the model and the guide.
@@ -174,7 +174,7 @@ def check_last_batch(programs: Programs, batches: Batches) -> None:
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            fix = f"{len(x)} data in batches of {whole} leave a last one of {last}: take another batch_size"
+            fix = f"{len(x)} data in batches of {whole} leave a last batch of {last}: take another batch_size"
             raise ValueError(f"a batch of one datum cannot be normalized (BatchNorm in training); {fix}") from error
         finally:
             changes.undo()

@@ -1,4 +1,4 @@
-"""Words and digests for what a training depends on, by which a resumed one is compared with the one before."""
+"""Descriptions and digests of what a training depends on, so that a resumed training can be compared with it."""
 
 import dis
 import hashlib
@@ -29,18 +29,18 @@ from pyro_vae.runtime.checkpoints import Tensors
 from pyro_vae.runtime.held import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
 
 OPAQUE = (ReferenceType, ParamStoreDict, Logger)  # a run makes and changes them, and they change no number
-MADE = ("_cached", "_last", "_drawn", "_used", "_indices", "_intervener_id")  # what a library's objects note begins so
-# What classes have that says nothing of what they compute; copies of an object leave the names of its slots.
+MADE = ("_cached", "_last", "_drawn", "_used", "_indices", "_intervener_id")  # prefixes of what library objects cache
+# Attributes of classes that say nothing about what they compute (copying an object adds "__slotnames__").
 ABOUT = (
     *("__doc__", "__annotations__", "__dict__", "__weakref__"),
     *("__slotnames__", "__firstlineno__", "__static_attributes__"),
 )
-NUMBERED = {*dis.hasconst, *dis.hasname}  # operations that know what they use by its number among all of a function
-GIVEN = ("_pyro_samples", "_pyro_params")  # to a module of Pyro's, which notes other things under "_pyro"
+NUMBERED = {*dis.hasconst, *dis.hasname}  # operations that refer to a constant or a name by its index in the function
+GIVEN = ("_pyro_samples", "_pyro_params")  # set by the user of a PyroModule; other "_pyro" attributes are its own notes
 
 
 def described(value: Any) -> Any:
-    """Return a plain value as it is, and of anything else its name with a digest of all that it holds.
+    """Return a plain value as it is, and for anything else its name with a digest of all that it holds.
 
     Functions of the same name are told apart by their code, and by the values that they close over or read from their
     module.
@@ -58,14 +58,14 @@ def described(value: Any) -> Any:
 
 
 def described_programs(programs: Sequence[Any], values: Tensors) -> list[str]:
-    """Return a digest of all that each program computes with, but not of the values that training changes.
+    """Return a digest of the code of each program and all that it holds, except the values that training changes.
 
     Arguments:
         programs: Pyro programs.
-        values: the tensors that training changes, by name, of which the names count alone.
+        values: the tensors that training changes, by name; only the names count.
 
     Returns:
-        One text for each program.
+        One digest for each program.
 
     Example:
         >>> def program(scale):
@@ -82,7 +82,7 @@ def described_programs(programs: Sequence[Any], values: Tensors) -> list[str]:
 
 
 class _Digest:
-    """A digest of Python objects: their classes, code and all that they hold; of ``values``, only the names."""
+    """A digest of Python objects: their classes, code and all that they hold; of the ``values`` only the names."""
 
     def __init__(self, values: Tensors | None = None) -> None:
         self._sum = hashlib.sha256()
@@ -100,7 +100,7 @@ class _Digest:
         elif id(value) in self._seen:
             self._add(f"the same as {self._seen[id(value)][0]}".encode())
         else:
-            self._seen[id(value)] = f"number {self._count}", value  # so that no other object takes its identity
+            self._seen[id(value)] = f"number {self._count}", value  # kept, so that no other object gets the same id
             self._count += 1
             if isinstance(value, Tensor | np.ndarray):
                 self._feed_array(value)
@@ -132,8 +132,8 @@ class _Digest:
 
 
 def _inside(value: Any) -> list[Any]:
-    """Return what a value consists of, for a digest of it."""
-    if isinstance(value, FunctionType | nn.Module):  # perhaps of torch.compile, which changes no number
+    """Return the parts of a value, for a digest of it."""
+    if isinstance(value, FunctionType | nn.Module):  # torch.compile's wrapper changes no number: look inside
         for name, held in (("_torchdynamo_orig_callable", vars(value)), ("_orig_mod", vars(value).get("_modules", ()))):
             if name in held:
                 return [held[name]]
@@ -165,7 +165,7 @@ def _inside(value: Any) -> list[Any]:
 
 @lru_cache(10_000)
 def _of_code(code: CodeType) -> tuple[str, tuple[Any, ...]]:
-    """Return the operations of a function, and the constants and names that they use: its docstring is none of them."""
+    """Return the operations of a function, and the constants and names that they use; not its docstring."""
     said = [step for step in dis.get_instructions(code) if step.opname not in ("EXTENDED_ARG", "NOP")]
     steps = [(step, step.opcode in NUMBERED) for step in said]
     operations = [(step.opname, None if numbered else step.arg) for step, numbered in steps]
@@ -173,7 +173,7 @@ def _of_code(code: CodeType) -> tuple[str, tuple[Any, ...]]:
 
 
 def _of_class(value: type) -> list[Any]:
-    """Return what stands in a class; in a library's, the methods that others have put there."""
+    """Return the attributes of a class; for a library's class only methods that other code has put there."""
     own = [each for name, each in vars(value).items() if name not in ABOUT]
     if root_of(value) in TRUSTED:
         return [each for each in own if isinstance(each, FunctionType) and root_of(each) not in TRUSTED]
@@ -181,7 +181,7 @@ def _of_class(value: type) -> list[Any]:
 
 
 def _state_of(value: Any) -> list[Any]:
-    """Return the attributes and the class of an object, or what it would be pickled as where these do not tell it."""
+    """Return the attributes and the class of an object, or its pickled form if the attributes are not enough."""
     if isinstance(value, BuiltinFunctionType):
         return [value.__self__]
     if isinstance(value, torch.Generator):
@@ -189,11 +189,11 @@ def _state_of(value: Any) -> list[Any]:
     held = [getattr(value, name, None) for name in slots_of(value)]
     if hasattr(value, "__dict__"):
         told = {name: each for name, each in vars(value).items() if _tells(value, name)}
-        # Hooks are known by numbers that count all hooks of the process.
+        # The keys of hooks count all hooks of the process, so only the hooks are compared.
         numbered = {name for name, each in told.items() if name.endswith("_hooks") and isinstance(each, dict)}
         held.append({name: [*each.values()] if name in numbered else each for name, each in told.items()})
     if not held or type(value).__reduce__ is not object.__reduce__ or isinstance(value, list | tuple | set | frozenset):
-        with suppress(Exception):  # what cannot be pickled has no state that could be told
+        with suppress(Exception):  # an object that cannot be pickled has no state to compare
             _, *parts = value.__reduce_ex__(2)
             held += [list(each) if isinstance(each, Iterator) else each for each in parts]
     if isinstance(value, torch.jit.ScriptModule):
@@ -204,7 +204,7 @@ def _state_of(value: Any) -> list[Any]:
 
 
 def _of_script(module: torch.jit.ScriptModule) -> list[Any]:
-    """Return what a scripted module has out of Python's sight: code, constants and attributes."""
+    """Return what a scripted module does not hold in Python: code, constants and attributes."""
     names = module._concrete_type.get_attributes() if "_concrete_type" in vars(module) else ()
     values = {name: getattr(module, name) for name in names if name != "training"}
     code, constants = module.code_with_constants if hasattr(module, "forward") else ("", None)
@@ -212,7 +212,7 @@ def _of_script(module: torch.jit.ScriptModule) -> list[Any]:
 
 
 def _tells(value: Any, name: str) -> bool:
-    """Whether an attribute says what an object computes: others of a library's are made on the way, or set by `fit`."""
+    """Whether an attribute affects what an object computes; a library's caches, and what `fit` sets, do not."""
     if isinstance(value, nn.Module) and (name in ("training", "prototype_trace") or name.startswith("_pyro")):
         return name in GIVEN
     if root_of(type(value)) not in TRUSTED:
@@ -221,12 +221,12 @@ def _tells(value: Any, name: str) -> bool:
         whole = any(other.startswith(("_param", "_unbroadcasted", "_categorical")) for other in vars(value))
         return not whole or vars(value)[name] is vars(value).get("_param")  # such as the probabilities, if given
     if name == "_inv" or (isinstance(value, TraceMessenger) and name == "trace"):
-        return isinstance(value, _InverseTransform)  # others note there what has been made of them, or their last run
+        return isinstance(value, _InverseTransform)  # for other objects it is a cache, or their last run
     return not name.startswith(MADE)
 
 
 def described_data(x: Rows | None) -> str | None:
-    """Return the number, shape and digest of data; of a stream, which may change from pass to pass, no digest.
+    """Return the number, shape and digest of data; no digest for a stream, which may change from pass to pass.
 
     Example:
         >>> described_data(torch.zeros(2, 3))

@@ -91,38 +91,41 @@ def fit(
     Arguments:
         model: the Pyro program of p(x, z), called with a batch; for a ``VAE``, ``vae.model``.
         guide: the Pyro program of q(z|x), called with a batch; for a ``VAE``, ``vae.guide``.
-        data: what the programs are called with, a batch at a time. A tensor ``x``, whose first dimension counts the
-            data, is for programs of one argument, ``model(x)``; a tuple or a list of tensors, such as ``(x, y)``, for
-            ``model(x, y)``; a dict, such as ``{"x": x, "y": y}``, for ``model(x=x, y=y)``. A data set of any of these
-            is read into memory once; an ``IterableDataset`` one batch at a time, in its own order. A ``DataLoader``, or
-            another iterable of ready batches, is used as it comes, and ``batch_size`` has no effect on it. Of several
-            parts the first alone is used, as a warning says, where a data set or a loader has them and the programs
-            take one argument. Whole numbers beside other parts keep their type; floating-point ones take that of the
-            programs.
+        data: what the programs are called with, a batch at a time. With a tensor ``x``, whose first dimension counts
+            the data, they are called as ``model(x)``; with a tuple or a list of tensors, such as ``(x, y)``, as
+            ``model(x, y)``; with a dict, such as ``{"x": x, "y": y}``, as ``model(x=x, y=y)``. A data set of any of
+            these is read into memory once; an ``IterableDataset`` is read one batch at a time, in its own order. A
+            ``DataLoader``, or another iterable of ready batches, is used as it comes, and ``batch_size`` has no effect
+            on it. If a data set or a loader gives several parts, such as (image, label), but the programs take one
+            argument, only the first part is used, and a warning says so. A tensor by itself is cast to the type of the
+            programs; of several parts, integers keep their type and floating-point parts are cast.
         loss: the objective, an ELBO of Pyro's or one of `pyro_vae.objectives`.
-        optimizer: makes a torch optimizer from the parameters, such as a class of ``torch.optim``, or
-            `pyro_vae.training.Groups`, whose settings depend on their names. An optimizer that you have made of
-            parameters of the programs will do, too, and trains these alone. One of ``pyro.optim`` stands for the torch
-            optimizer that it makes; unlike in ``pyro.infer.SVI`` it sees the gradient of the mean over the batch.
-        epochs: passes over the data, at least 0.
-        batch_size: data per step and process, at least 1; the last batch of an epoch may be smaller, and fewer data are
-            one batch.
+        optimizer: a class of ``torch.optim``, or another function that makes a torch optimizer from the parameters;
+            `pyro_vae.training.Groups`, whose settings depend on the parameters' names; an optimizer that you have made
+            from parameters of the programs, which trains only these; or an optimizer of ``pyro.optim``, whose class,
+            settings and clipping are used. The gradient is that of the mean over the batch (``pyro.infer.SVI`` takes
+            the sum).
+        epochs: number of passes over the data, at least 0.
+        batch_size: number of data per step and process, at least 1. The last batch of an epoch may be smaller; if there
+            are fewer data than this, all of them are one batch.
         seed: random seed for shuffling and sampling.
-        validation: data for the test columns.
+        validation: data on which the bound is measured after each epoch, for the test columns of the history.
         beta: the KL weight, at least 0, or a function from the step to it, such as
             `pyro_vae.objectives.linear_warm_up`.
 
     Other Arguments:
         schedule: a function from the optimizer to a scheduler of ``torch.optim.lr_scheduler``, such as
             ``partial(CosineAnnealingLR, T_max=10)``. It steps after each epoch; ``OneCycleLR``, ``CyclicLR`` and a
-            `pyro_vae.training.PerStep` step after each step. ``ReduceLROnPlateau`` looks at the test loss, or without
-            validation data at the training loss.
-        patience: end the training after so many epochs without a lower test loss, at least 1, and leave the programs as
-            they were when it was lowest; needs ``validation``.
-        clip_norm: the largest norm of the gradient of all parameters together, above 0.
+            `pyro_vae.training.PerStep` step after each step. ``ReduceLROnPlateau`` gets the test loss, or the training
+            loss if there is no validation data.
+        patience: stop after this many epochs without a lower test loss, at least 1, and restore the parameters of the
+            best epoch; needs ``validation``.
+        clip_norm: if the norm of the gradient of all parameters together is larger than this, the gradient is scaled
+            down to it; above 0.
         transform: a function that is applied to each batch before both programs see it, such as
             `pyro_vae.data.dynamic`.
-        count: returns the number of data of a ready batch; by default its first tensor's first dimension.
+        count: a function that returns the number of data of a ready batch; by default it is the first dimension of the
+            batch's first tensor.
         engine: "eager" runs the programs at every step. "recorded" runs them a few times and then replays their
             arithmetic, with the same result to the last bit, as long as the programs do the same at every step (see
             `pyro_vae.runtime.recording.Recorded`). A step that cannot be recorded runs eagerly, with a warning.
@@ -132,44 +135,45 @@ def fit(
             saves time and the programs consist of parts of this package and of torch; it never changes a digit.
             Programs and networks of your own may count or have schedules, so "auto" runs them eagerly.
         precision: "32", or "bf16-mixed", which computes the linear and convolutional layers of each step in bfloat16,
-            and all else, evaluations included, in 32 bits (see `pyro_vae.runtime.precision.BFloat16Layers`).
+            and everything else, including evaluations, in 32 bits (see `pyro_vae.runtime.precision.BFloat16Layers`).
         memory: limit for the particles of a step, as a number of bytes or a text such as "2GB". Particles of the
-            objectives of this package are processed in chunks that fit; such steps run eagerly. This changes nothing
-            but rounding, and the noise of a model that draws noise of its own.
+            objectives of this package are processed in chunks that fit; such steps run eagerly. The results differ only
+            by rounding, and by the noise of a model that draws random numbers itself.
         fabric: a launched ``lightning_fabric.Fabric``, for training on several processes: each calls `fit` with the
             same arguments, its programs on its own device. R processes split each batch of R times ``batch_size`` among
             them, draw noise of their own, and end with the same parameters and the same history as one process with
             the whole batch. Buffers, such as the running means of a batch normalization, follow each process's part of
             the data, and are those of rank 0 from the end of each epoch.
-        on_nan: what happens where a loss or a gradient is not finite, before it changes a parameter. "stop" raises an
-            error that names the step and the first part that is not finite; "skip" leaves the batch out; "rollback"
-            restores the parameters from the start of the epoch, and continues with the next batch.
+        on_nan: what to do when a loss or a gradient is not finite. It never changes a parameter: "stop" raises an error
+            that names the step and the first part that is not finite; "skip" skips the batch; "rollback" restores the
+            parameters from the start of the epoch, and continues with the next batch.
         checkpoints: a folder for checkpoints, or `pyro_vae.runtime.checkpoints.Checkpoints`, which says when one is
             written. A folder that holds the checkpoint of a training is refused unless ``resume`` names it, and so is
             a folder that another training writes to.
         resume: a folder that holds a checkpoint of a training with the same programs, data and arguments. The training
             continues as if it had never been stopped, to the last bit on the same machine unless the engine is
-            "compiled"; ``epochs`` may be larger, but not fewer than have been begun. Ready batches begin again at the
-            start of their epoch. Checkpoints are written there, unless ``checkpoints`` names another folder.
+            "compiled". ``epochs`` may be larger than before, but not smaller than the number of epochs already begun.
+            Ready batches begin again at the start of their epoch. Checkpoints are written to the same folder, unless
+            ``checkpoints`` names another one.
         progress: show a progress bar.
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
-        on_epoch: called with each row of the history as it is measured. `pyro_vae.training.loggers` has some for
-            both. Either may raise `pyro_vae.training.StopTraining`.
+        on_epoch: called with each row of the history as it is measured. `pyro_vae.training.loggers` has functions for
+            ``on_step`` and ``on_epoch``. Either may raise `pyro_vae.training.StopTraining` to end the training.
 
     Returns:
-        The history, from epoch 0, evaluated before the first step, to the last; after Ctrl-C or `StopTraining` up to
-        there.
+        The history: a row for epoch 0, evaluated before the first step, and a row for each epoch. After Ctrl-C or
+        `StopTraining` it ends with the last complete epoch.
 
     Raises:
-        TypeError: for a loss that is no ELBO, or a program that samples from a plain torch distribution.
+        TypeError: if the loss is not an ELBO, or a program samples from a plain torch distribution.
         ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
             programs whose sites do not fit each other or the data.
-        FloatingPointError: where a step's loss or gradient is not finite; the parameters are those before the step.
-            On a GPU this is found at the end of the epoch, if the optimizer is a fused one.
-        ValueError: also where engine "recorded" or "compiled" finds that steps since its last check may be wrong; the
+        FloatingPointError: if a step's loss or gradient is not finite; the parameters are those before the step.
+            On a GPU with a fused optimizer this is found at the end of the epoch.
+        ValueError: also if engine "recorded" or "compiled" finds that steps since its last check may be wrong; the
             checkpoint, if any, is from before these steps.
-        Stopped: after `Checkpoints.stop`.
-        ConnectionError: where another process has ended, or has not answered for 5 minutes.
+        Stopped: after a call of `Checkpoints.stop`.
+        ConnectionError: if another process has ended, or has not answered for 5 minutes.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors

@@ -1,4 +1,4 @@
-"""Keeps a training from numbers that are not finite: what stops a step, and what made them so."""
+"""Guards: they stop a step whose loss or gradient is not finite, and name the cause."""
 
 import copy
 import math
@@ -18,8 +18,8 @@ from pyro_vae.programs.handlers import LocalModules, Program
 from pyro_vae.training.programs import Programs
 from pyro_vae.vae import VAE
 
-MANY_TIMES = 1000  # the median of the losses before, from which on one is said to explode
-LEAST = 1.0  # nats: near a loss of 0 any change is many times the median
+MANY_TIMES = 1000  # a loss that is larger than this many times the median of those before is said to explode
+LEAST = 1.0  # nats: a smaller median counts as this, as near a loss of 0 any change is many times the median
 LOWER = "lower the learning rate, or give a clip_norm"
 Values = dict[str, Tensor]
 
@@ -32,7 +32,7 @@ class Guard:
     Arguments:
         programs: the model and the guide.
         optim: the optimizer of their parameters.
-        resumed: steps have been taken before, which had gradients.
+        resumed: whether steps with gradients have been taken before.
     """
 
     def __init__(self, programs: Programs, optim: torch.optim.Optimizer, *, resumed: bool = False) -> None:
@@ -48,7 +48,7 @@ class Guard:
         """Keep what is needed to leave the step out."""
 
     def look_at(self, gradients: Sequence[Tensor | None]) -> None:
-        """Note whether a batch reaches any parameter, as not all of them need to."""
+        """Note whether any parameter has a gradient; not every batch needs to give one."""
         self._trains |= any(gradient is not None for gradient in gradients)
 
     def allows(
@@ -65,7 +65,7 @@ class Guard:
             where: words for the step.
 
         Raises:
-            FloatingPointError: where it may not, and the training is to stop then.
+            FloatingPointError: if it may not, and the guard is one that stops the training.
         """
         value = float(loss)
         if math.isfinite(value + float(norm)):
@@ -76,7 +76,7 @@ class Guard:
         return False
 
     def refuse(self, what: str) -> None:
-        """Do what is to be done about a step that is not finite.
+        """Handle a step whose loss or gradient is not finite.
 
         Arguments:
             what: words for the loss, its gradient and the first part that is not finite.
@@ -84,23 +84,25 @@ class Guard:
         raise NotImplementedError
 
     def end_epoch(self, epoch: int, counted: float | Tensor) -> None:
-        """Refuse an epoch of which no step passed, or none had a gradient.
+        """Refuse an epoch in which every step was skipped, or none had a gradient.
 
         Arguments:
             epoch: which one it was.
-            counted: how many of its data were in steps that passed.
+            counted: how many of its data were in steps that were not skipped.
 
         Raises:
-            FloatingPointError: where none passed.
-            ValueError: where none had a gradient.
+            FloatingPointError: if every step was skipped.
+            ValueError: if no step had a gradient.
         """
         self._check_trains()
         if not counted:
-            raise FloatingPointError(f"all steps of epoch {epoch} were left out, as none was finite; {LOWER}")
+            raise FloatingPointError(f"all steps of epoch {epoch} were skipped, because none was finite; {LOWER}")
 
     def _check_trains(self) -> None:
         if not self._trains:
-            raise ValueError("the loss of no batch depends on a parameter: compute it from what the programs learn")
+            raise ValueError(
+                "the loss does not depend on any parameter, in any batch: compute it from parameters of the programs"
+            )
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
         if abs(loss) > self._limit:
@@ -117,17 +119,17 @@ class Stop(Guard):
     """Raises an error, which names the first part that is not finite; the parameters are those before the step."""
 
     def refuse(self, what: str) -> None:
-        fix = "lower the learning rate, give a clip_norm, or leave such batches out (on_nan skip)"
+        fix = "lower the learning rate, give a clip_norm, or skip such batches (on_nan skip)"
         raise FloatingPointError(f"{what}; {fix}")
 
 
 class StopAtEndOfEpoch(Guard):
-    """Raises an error at the end of the epoch, on a GPU, which no step then waits for.
+    """Raises an error at the end of the epoch, so that no step has to wait for the GPU.
 
-    A fused optimizer leaves the parameters alone from the first step on that is not finite.
+    From the first step that is not finite, the fused optimizer leaves the parameters unchanged.
 
     Attributes:
-        failed: whether a step has not been finite, on the device.
+        failed: whether any step has not been finite, as a tensor on the device.
     """
 
     def __init__(self, programs: Programs, optim: torch.optim.Optimizer, *, resumed: bool = False) -> None:
@@ -146,24 +148,27 @@ class StopAtEndOfEpoch(Guard):
 
 
 class Skip(Guard):
-    """Leaves the batch out; what the programs may have changed themselves, buffers or parameters, is put back."""
+    """Skips the batch, and restores buffers and parameters that the programs may have changed themselves."""
 
     def start_step(self) -> None:
         self._before = {name: value.detach().clone() for name, value in self.programs.values().items()}
 
     def refuse(self, what: str) -> None:
-        warnings.warn(f"a step is left out (skip): {what}", RuntimeWarning, stacklevel=6)
+        warnings.warn(f"a step is skipped (skip): {what}", RuntimeWarning, stacklevel=6)
         _put_back(self.programs.values(), self._before)
 
 
 class Rollback(Guard):
-    """Goes back to the parameters from the start of the epoch, and on with the next batch and its learning rate."""
+    """Restores the parameters from the start of the epoch, and continues with the next batch.
+
+    The learning rate keeps to its schedule.
+    """
 
     def start_epoch(self) -> None:
         self._good = copy.deepcopy((self.programs.values(), self.optim.state_dict()["state"]))
 
     def refuse(self, what: str) -> None:
-        warnings.warn(f"a step is left out (rollback): {what}", RuntimeWarning, stacklevel=6)
+        warnings.warn(f"a step is skipped (rollback): {what}", RuntimeWarning, stacklevel=6)
         values, state = self._good
         _put_back(self.programs.values(), values)
         self.optim.load_state_dict(self.optim.state_dict() | {"state": copy.deepcopy(state)})
@@ -179,7 +184,7 @@ def guard_of(on_nan: str, programs: Programs, optim: torch.optim.Optimizer, *, r
         on_nan: one of `GUARDS`.
         programs: the model and the guide.
         optim: the optimizer of their parameters.
-        resumed: steps have been taken before, which had gradients.
+        resumed: whether steps with gradients have been taken before.
     """
     on_device = programs.parameters[0].device.type == "cuda" and getattr(optim, "_step_supports_amp_scaling", False)
     kind = StopAtEndOfEpoch if on_nan == "stop" and on_device else GUARDS[on_nan]
@@ -212,8 +217,8 @@ def first_not_finite(model: Program, guide: Program, batch: Batch, gradients: Se
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
-        batch: the step's, as the programs see it. They are run once more, on other noise.
-        gradients: the step's.
+        batch: the batch of the step, as the programs see it. They are run once more on it, with other noise.
+        gradients: the gradients of the step.
 
     Returns:
         Words such as "the decoder's logits (site 'x' of the model)".

@@ -22,8 +22,8 @@ class CSV:
 
     Arguments:
         path: the file.
-        append: go on with what the file holds, as a resumed training does; otherwise it is written anew. Rows of epochs
-            that are trained once more, as after a crash, give way to the new ones.
+        append: keep the rows that the file holds, for a resumed training; otherwise the file is overwritten. Rows of
+            epochs that are trained again, as after a crash, are replaced.
 
     Example:
         >>> import tempfile
@@ -48,7 +48,7 @@ class CSV:
         self._begun = True
 
     def _rows_before(self, row: Row) -> list[list[str]]:
-        """Return what the file holds of earlier epochs, if it is to be gone on with: whole rows alone."""
+        """Return the complete rows of earlier epochs that the file holds, if rows are appended to it."""
         if not (self._append and self.path.exists()):
             return []
         with open(self.path, newline="", encoding="utf-8") as file:
@@ -62,11 +62,15 @@ class TensorBoard:
     """Writes the history, and each ``every``-th step's loss, for TensorBoard.
 
     Arguments:
-        folder: where its files go.
-        every: steps between two losses, at least 1; each waits for a GPU.
+        folder: the folder for TensorBoard's files.
+        every: log the loss of every so many steps, at least 1; reading a loss waits for the GPU.
 
     Raises:
-        ImportError: where tensorboard is not installed.
+        ImportError: if tensorboard is not installed.
+
+    Example:
+        >>> log = TensorBoard("logs")  # doctest: +SKIP
+        >>> fit(vae.model, vae.guide, x, on_epoch=log.on_epoch, on_step=log.on_step)  # doctest: +SKIP
     """
 
     def __init__(self, folder: str | Path, every: int = 100) -> None:
@@ -92,10 +96,15 @@ class MLflow:
     """Logs the history, and each ``every``-th step's loss, into MLflow's active run.
 
     Arguments:
-        every: steps between two losses, at least 1; each waits for a GPU.
+        every: log the loss of every so many steps, at least 1; reading a loss waits for the GPU.
 
     Raises:
-        ImportError: where mlflow is not installed.
+        ImportError: if mlflow is not installed.
+
+    Example:
+        >>> log = MLflow()  # doctest: +SKIP
+        >>> with mlflow.start_run():  # doctest: +SKIP
+        ...     fit(vae.model, vae.guide, x, on_epoch=log.on_epoch, on_step=log.on_step)
     """
 
     def __init__(self, every: int = 100) -> None:
@@ -120,12 +129,12 @@ def _known(row: Row) -> Row:
 
 
 class Progress:
-    """A progress bar, with the epoch and the loss; in a notebook a notebook's.
+    """A progress bar with the epoch and the loss; in a notebook, a notebook's bar.
 
     Arguments:
-        epochs: how many there will be.
-        steps: of each epoch.
-        shown: whether there is one; of several processes the first alone shows it.
+        epochs: number of epochs.
+        steps: number of steps in each epoch.
+        shown: whether to show it; with several processes, only the first one does.
     """
 
     def __init__(self, epochs: int, steps: int, *, shown: bool = True) -> None:
@@ -133,20 +142,20 @@ class Progress:
 
         self.epochs, self.steps = epochs, steps
         interval = 0.1 if sys.stderr.isatty() else 10.0
-        tqdm.set_lock(RLock())  # its own is one of processes, which those that leave at once would leave behind
+        tqdm.set_lock(RLock())  # tqdm's own is shared by processes, and one that exits at once would leave it behind
         self.bar: Any = tqdm(
             total=epochs * steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=not shown
         )
 
     def on_step(self, step: int, loss: Tensor) -> None:
-        """Go on after a step."""
-        self.bar.initial = self.bar.initial or step - self.bar.n  # of a training that goes on
-        if self.bar.update(step + 1 - self.bar.n):  # shown: only then a GPU is waited for
+        """Advance the bar after a step."""
+        self.bar.initial = self.bar.initial or step - self.bar.n  # of a training that is resumed
+        if self.bar.update(step + 1 - self.bar.n):  # the bar is drawn: read the loss only then, as this waits for a GPU
             text = f"epoch {step // self.steps + 1}/{self.epochs}, {loss.item():.2f} nats per datum"
             self.bar.set_description(text, refresh=False)
 
     def on_epoch(self, row: Row) -> None:
-        """Show what an epoch measured."""
+        """Show the losses of an epoch."""
         test = "" if math.isnan(row["test_loss"]) else f", test {row['test_loss']:.2f}"
         text = f"train {row['train_loss']:.2f}{test} nats per datum"
         self.bar.set_description(f"epoch {row['epoch']:.0f}/{self.epochs}, {text}", refresh=False)
@@ -159,7 +168,7 @@ class Progress:
 
 
 def both(ours: Callable[..., None], theirs: Callable[..., None] | None) -> Callable[..., None]:
-    """Return a function that calls two, or one if there is no other."""
+    """Return a function that calls both functions, or only the first if the second is None."""
 
     def call(*args: Any) -> None:
         ours(*args)

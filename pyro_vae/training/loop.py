@@ -21,7 +21,7 @@ class StopTraining(Exception):  # noqa: N818 (no error)
 
 
 def goes_on(on_epoch: OnEpoch | None, first: Row) -> bool:
-    """Call ``on_epoch`` with the row before the first step, and return whether it lets the training go on."""
+    """Call ``on_epoch`` with the row from before the first step, and return whether the training continues."""
     try:
         if on_epoch:
             on_epoch(first)
@@ -32,7 +32,7 @@ def goes_on(on_epoch: OnEpoch | None, first: Row) -> bool:
 
 @contextmanager
 def interruptible(state: State, saver: Saver | NoSaver) -> Iterator[None]:
-    """End a training where it stands: by `StopTraining`, behind a checkpoint, or by Ctrl-C, perhaps within a step."""
+    """End a training on `StopTraining`, after writing a checkpoint, or on Ctrl-C, which may come within a step."""
     try:
         yield
     except StopTraining:
@@ -59,17 +59,17 @@ def train(
     """Train until all epochs are done: algorithm 1 of Kingma and Welling (2014).
 
     Arguments:
-        state: where the training stands; a new one, or that of a checkpoint.
+        state: the state of the training: a new one, or one loaded from a checkpoint.
         batches: the data, in random order.
         step: computes the gradient of a batch, and updates the parameters.
-        guard: decides what happens where a number is not finite.
+        guard: decides what to do when a loss or a gradient is not finite.
         measure: makes the row of each epoch.
-        epochs: the last epoch.
+        epochs: the number of the last epoch.
         weight_at: returns the KL weight of a step.
         saver: writes checkpoints.
         on_step: called after each step with its number and its loss, in nats per datum.
         on_epoch: called with the row of each epoch.
-        patience: end after so many epochs without a lower test loss.
+        patience: stop after this many epochs without a lower test loss.
 
     Example:
         Training by hand, from the objects that `pyro_vae.fit` makes:

@@ -35,8 +35,8 @@ class Groups:
 
     Arguments:
         optimizer: makes a torch optimizer from groups of parameters, such as ``partial(torch.optim.Adam, lr=1e-3)``.
-        settings: returns the settings of a parameter by its name, such as "vae.encoder.loc.weight" for one of the
-            module that is called "vae" by ``pyro.module``; an empty dict leaves it those of the optimizer.
+        settings: returns the settings of a parameter by its name, such as "vae.encoder.loc.weight" for a parameter of
+            the module that ``pyro.module`` names "vae"; an empty dict keeps the optimizer's own settings.
 
     Example:
         >>> slow = Groups(torch.optim.Adam, lambda name: {"lr": 1e-4} if name.startswith("vae.encoder") else {})
@@ -49,7 +49,7 @@ class Groups:
         self.optimizer, self.settings = as_function(optimizer, "optimizer"), as_function(settings, "settings")
 
     def made_of(self, named: Mapping[str, Tensor]) -> Any:
-        """Return the optimizer of parameters by name, with a group for each of the settings."""
+        """Return an optimizer of the named parameters, with one group for each different set of settings."""
         groups: list[dict[str, Any]] = []
         for name, parameter in named.items():
             settings = self.of(name)
@@ -76,7 +76,7 @@ class Made(NamedTuple):
 
 
 def check_factory(optimizer: Any) -> None:
-    """Refuse what makes no optimizer, and is none.
+    """Refuse what is neither an optimizer nor a function that makes one.
 
     Raises:
         TypeError: with the fix.
@@ -86,12 +86,12 @@ def check_factory(optimizer: Any) -> None:
 
 
 def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (), held: Iterable[Tensor] = ()) -> Made:
-    """Have a torch optimizer, and its scheduler if any, made from the parameters, or refuse what `fit` cannot use.
+    """Make a torch optimizer, and its scheduler if it has one, or refuse what `fit` cannot use.
 
     Arguments:
-        optimizer: what `fit` takes.
-        parameters: what it is to train.
-        names: what the programs call them.
+        optimizer: the argument of `fit`.
+        parameters: the parameters to train.
+        names: the names that the programs give them.
         held: other tensors that the programs hold, such as parameters of their modules that ``pyro.module`` leaves out.
 
     Returns:
@@ -146,8 +146,8 @@ def _check_parameters(optim: torch.optim.Optimizer, parameters: list[Tensor], he
     own = {id(parameter): parameter for group in optim.param_groups for parameter in group["params"]}
     if own.keys().isdisjoint(map(id, parameters)):
         raise ValueError(
-            f"the {type(optim).__name__} holds none of the programs' parameters: make it from those that it is called"
-            " with, or of the modules that the programs name by pyro.module"
+            f"the {type(optim).__name__} holds none of the programs' parameters: make it from the parameters that it is"
+            " called with, or from modules that the programs name by pyro.module"
         )
     if others := [own[key] for key in own.keys() - set(map(id, [*parameters, *held]))]:
         raise ValueError(
@@ -214,7 +214,7 @@ def check_resumable(optim: torch.optim.Optimizer) -> None:
 
 
 def check_state(optim: torch.optim.Optimizer) -> None:
-    """Refuse a state that could not be resumed from, as it is of other parts than a first step makes.
+    """Refuse an optimizer's state that could not be resumed: its parts are not those that a first step makes.
 
     Raises:
         ValueError: with the part.
@@ -231,11 +231,11 @@ def check_state(optim: torch.optim.Optimizer) -> None:
 
 
 def held_by(optim: torch.optim.Optimizer, values: Mapping[str, Any] = {}) -> str:
-    """Return a digest of what an optimizer holds of its own beside its groups and their state, such as hooks.
+    """Return a digest of what an optimizer holds besides its groups and their state, such as hooks.
 
     Arguments:
         optim: the optimizer.
-        values: the tensors that training changes, by name, of which the names count alone.
+        values: the tensors that training changes, by name; only the names count.
 
     Example:
         >>> optim = torch.optim.SGD([torch.zeros(1)], lr=0.1)
@@ -261,10 +261,10 @@ def settings_of(group: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def as_plain(value: Any, name: str) -> Any:
-    """Return what JSON holds of a setting or a state, a number of torch or numpy as one of Python.
+    """Return a setting or a state as a value that JSON can hold; a number of torch or numpy becomes one of Python.
 
     Raises:
-        TypeError: for what it does not hold.
+        TypeError: for a value that JSON cannot hold.
     """
     if (isinstance(value, Tensor) and value.dim() == 0) or isinstance(value, np.generic):
         value = value.item()
@@ -276,7 +276,7 @@ def as_plain(value: Any, name: str) -> Any:
 
 
 def as_in(group: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return plain settings as tensors, or numbers of numpy, where those of a group are: 32 bits are not 64.
+    """Return plain settings in the types of a group's settings, such as tensors, as rounding depends on the type.
 
     Example:
         >>> as_in({"lr": torch.tensor(0.1), "eps": 1e-8}, {"lr": 0.5, "eps": 1e-6})

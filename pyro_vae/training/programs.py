@@ -17,14 +17,14 @@ class Programs:
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
-        others: what else a step calls that may hold, and change, things in Python: the transform and the KL weight.
+        others: what else a step calls, and what may hold and change values in Python: the transform and the KL weight.
 
     Attributes:
         given: the programs as they came.
         called: these, and the others.
-        model: the model, whose parameters are met, and stay with their module.
+        model: the model in a handler that collects its parameters, and keeps them with their module.
         guide: the guide, likewise.
-        local: what has met the parameters.
+        local: that handler, with the parameters collected so far.
         modules: the modules that the programs hold.
     """
 
@@ -35,7 +35,7 @@ class Programs:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters met so far, unconstrained, in the order of their first use."""
+        """The parameters collected so far, unconstrained, in the order of their first use."""
         return self.local.parameters
 
     @property
@@ -44,10 +44,10 @@ class Programs:
         return [buffer for module in self.modules for buffer in module.buffers()]
 
     def values(self, *, strict: bool = False) -> dict[str, Tensor]:
-        """Return the tensors that training changes, by name, no copies: buffers, too.
+        """Return the tensors that training changes, parameters and buffers, by name; they are not copies.
 
         Arguments:
-            strict: refuse two parameters of one name; otherwise the one that was met last counts.
+            strict: refuse two parameters of one name; otherwise the later one is returned.
 
         Raises:
             ValueError: where two parameters have one name.
@@ -72,12 +72,12 @@ class Programs:
         return [name for name, value in values if not (name.startswith("buffer/") or value.requires_grad)]
 
     def described(self) -> list[str]:
-        """Return a digest of what each program, transform and KL weight computes with, trained values left out."""
+        """Return a digest of each program, transform and KL weight, with all that they hold but the trained values."""
         return described_programs(self.called, self.values())
 
 
 def _can_be_set(buffer: Tensor) -> bool:
-    """Whether a buffer can be kept and put back; a sparse or an expanded one is a constant that the programs hold."""
-    if buffer.layout is not torch.strided or buffer.dtype is torch.complex128 or buffer.is_meta:  # which no file has
+    """Whether a checkpoint can keep a buffer; a sparse or an expanded one is taken for a constant of the programs."""
+    if buffer.layout is not torch.strided or buffer.dtype is torch.complex128 or buffer.is_meta:  # safetensors has none
         return False
     return not any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))

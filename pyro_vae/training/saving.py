@@ -1,4 +1,4 @@
-"""When a checkpoint is written, and what becomes of a training that is asked to stop."""
+"""When checkpoints are written, and how a training stops when it is asked to."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from pyro_vae.runtime.checkpoints import Checkpoints, Stopped, Tensors
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.training.state import State
 
-BETWEEN_LOOKS = 100  # steps of several processes, until each hears whether another is to stop
+BETWEEN_LOOKS = 100  # steps, after which several processes tell each other whether one of them was asked to stop
 
 
 class NoSaver:
@@ -27,14 +27,14 @@ class NoSaver:
 
 
 class Saver:
-    """Writes a checkpoint where one is due, and ends a training that is to stop.
+    """Writes a checkpoint when one is due, and ends a training that was asked to stop.
 
     Arguments:
-        keeper: says when one is due, and writes it.
-        state: where the training stands.
+        keeper: says when a checkpoint is due, and writes it.
+        state: the state of the training.
         ranks: the processes of the training; rank 0 writes.
-        verify: checks the steps since the last check, before a checkpoint is written behind them.
-        whole_epochs: write what stood at the start of the epoch, where the data cannot be taken up in its middle.
+        verify: called before a checkpoint is written, to check the steps since the last check.
+        whole_epochs: save the state from the start of the epoch, for data that cannot be resumed in the middle of one.
     """
 
     def __init__(
@@ -44,29 +44,29 @@ class Saver:
         self._keep_start()
 
     def after_step(self) -> None:
-        """Write a checkpoint where one is due.
+        """Write a checkpoint if one is due.
 
         Raises:
-            Stopped: behind its checkpoint, where the training was asked to stop.
+            Stopped: after writing a checkpoint, if the training was asked to stop.
         """
         if self.ranks.size == 1 or self.state.step % BETWEEN_LOOKS == 0:
             within = self.ranks.rank == 0 and not self.whole_epochs
             self._save_if(within and self.keeper.due(at_end_of_epoch=False))
 
     def after_epoch(self, *, last: bool) -> None:
-        """Write a checkpoint where one is due, as it is after the last epoch.
+        """Write a checkpoint if one is due; after the last epoch one always is.
 
         Raises:
-            Stopped: behind its checkpoint, where the training was asked to stop.
+            Stopped: after writing a checkpoint, if the training was asked to stop.
         """
         self._keep_start()
         self._save_if(last or (self.ranks.rank == 0 and self.keeper.due(at_end_of_epoch=True)))
 
     def after_end(self) -> None:
-        """Write a checkpoint of a training that has ended by itself.
+        """Write a checkpoint of a training that `StopTraining` has ended.
 
         Raises:
-            Stopped: where it was asked to stop, too.
+            Stopped: if it was asked to stop, too.
         """
         self._save_if(due=True)
 
@@ -90,11 +90,11 @@ class Saver:
 
 
 def keeper_of(checkpoints: Checkpoints | str | Path | None, resume: str | Path | None) -> Checkpoints | None:
-    """Return where checkpoints go, but refuse a folder that holds those of another training.
+    """Return the `Checkpoints` of a training, but refuse a folder that holds those of another training.
 
     Arguments:
-        checkpoints: a folder, what says when to write, or None.
-        resume: the folder that is resumed from, or None.
+        checkpoints: a folder, a `Checkpoints`, or None.
+        resume: the folder of the checkpoint to resume, or None.
 
     Raises:
         ValueError: with the fix.
@@ -108,7 +108,7 @@ def keeper_of(checkpoints: Checkpoints | str | Path | None, resume: str | Path |
 
 
 def checkpoint_of(keeper: Checkpoints | None, resume: str | Path | None) -> Checkpoints | None:
-    """Return the checkpoint that a training goes on from, if any, and refuse it before any work if it cannot."""
+    """Return the checkpoint that a training continues from, if any; one that cannot be read is refused at once."""
     if keeper is None or resume is None:
         return None
     before = Checkpoints(resume, of=keeper.of)
@@ -118,7 +118,7 @@ def checkpoint_of(keeper: Checkpoints | None, resume: str | Path | None) -> Chec
 
 @contextmanager
 def held(keeper: Checkpoints, ranks: Ranks) -> Iterator[None]:
-    """Keep other trainings from the folder of the checkpoints, by rank 0."""
+    """Lock the folder of the checkpoints, on rank 0, so that no other training writes there."""
     with ExitStack() as stack:
         ranks.together(lambda: stack.enter_context(keeper.held()) if ranks.rank == 0 else None)
         yield

@@ -16,7 +16,7 @@ Factory = Callable[[torch.optim.Optimizer], LRScheduler]
 
 
 class PerStep:
-    """A schedule that goes on after each step of the training, instead of after each epoch.
+    """A schedule that advances after each step of the training, instead of after each epoch.
 
     ``OneCycleLR`` and ``CyclicLR`` do so without it.
 
@@ -49,13 +49,13 @@ class Schedule:
         self.scheduler, self.per_step = scheduler, per_step or isinstance(scheduler, OneCycleLR | CyclicLR)
 
     def after_step(self) -> None:
-        """Go on after a step."""
+        """Advance a schedule per step."""
         if self.scheduler and self.per_step:
             with _too_long():
                 self.scheduler.step()
 
     def after_epoch(self, row: Row) -> None:
-        """Go on after an epoch; what waits for a plateau looks at the test loss, without one at the training loss."""
+        """Advance a schedule per epoch; ``ReduceLROnPlateau`` gets the test loss, or without one the training loss."""
         if self.scheduler and not self.per_step:
             if isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step(row["train_loss"] if math.isnan(row["test_loss"]) else row["test_loss"])
@@ -63,7 +63,7 @@ class Schedule:
                 self.scheduler.step()
 
     def go_to(self, rows: Sequence[Row], steps: int) -> None:
-        """Bring a new schedule to where it is after so many epochs, whose rows these are, and steps."""
+        """Advance a new schedule by the epochs of these rows of the history, or by so many steps."""
         if self.scheduler and steps:
             self.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # as steps were taken before
         for row in rows if not self.per_step else ():
@@ -72,7 +72,7 @@ class Schedule:
             self.after_step()
 
     def described(self) -> str | None:
-        """Return a description of what it computes with, as it begins."""
+        """Describe the schedule as it begins, for comparison on resuming."""
         if self.scheduler is None:
             return None
         per_step = " after each step" if self.per_step else ""
@@ -80,10 +80,10 @@ class Schedule:
 
 
 def schedule_of(schedule: Factory | None, optim: torch.optim.Optimizer, own: LRScheduler | None) -> Schedule:
-    """Have a schedule made of an optimizer.
+    """Make the schedule of an optimizer.
 
     Arguments:
-        schedule: what `fit` takes.
+        schedule: the argument of `fit`.
         optim: the optimizer.
         own: the scheduler that the optimizer came with, if any.
 
@@ -100,7 +100,7 @@ def schedule_of(schedule: Factory | None, optim: torch.optim.Optimizer, own: LRS
     if schedule is None:
         return Schedule(own)
     if own is not None:
-        raise ValueError(f"the optimizer comes with a scheduler, {type(own).__name__}: leave it or the schedule out")
+        raise ValueError(f"the optimizer comes with a scheduler, {type(own).__name__}: leave out one of the two")
     as_function(schedule, "schedule")
     try:
         made = schedule(optim)
@@ -110,7 +110,8 @@ def schedule_of(schedule: Factory | None, optim: torch.optim.Optimizer, own: LRS
         such = "as partial(StepLR, step_size=10) does"
         raise TypeError(f"schedule must make a scheduler of the optimizer, {such}, not {made!r}")
     if made.optimizer is not optim:
-        raise ValueError(f"{type(made).__name__} is of another optimizer: make it of the one that it is called with")
+        fix = "use the optimizer that the schedule is called with"
+        raise ValueError(f"the schedule made a {type(made).__name__} of another optimizer: {fix}")
     return Schedule(made, per_step=isinstance(schedule, PerStep))
 
 
@@ -119,10 +120,11 @@ def _too_long() -> Any:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"the schedule ends before the training: {error} (epochs times steps of an epoch)") from error
+        fix = "let it last for epochs times the steps of an epoch"
+        raise ValueError(f"the schedule ends before the training: {error}; {fix}") from error
 
 
 def _parts(scheduler: LRScheduler) -> list[Any]:
-    """Return what a scheduler computes with, and what those that it is made of do."""
+    """Return the settings of a scheduler, and of the schedulers within it."""
     parts = map(_parts, getattr(scheduler, "_schedulers", ()))
     return [type(scheduler), scheduler.state_dict(), getattr(scheduler, "lr_lambdas", None), *parts]

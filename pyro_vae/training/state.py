@@ -1,4 +1,4 @@
-"""Where a training stands: all that its next step hangs on, as tensors and plain values, and back."""
+"""The state of a training: everything that its next step depends on, saved as tensors and plain values, and loaded."""
 
 import copy
 import json
@@ -36,43 +36,43 @@ from pyro_vae.training.programs import Programs
 from pyro_vae.training.schedules import Schedule
 
 CHANGES = (
-    "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its numbers "
-    "depend on it, the resumed training is another one; keep it in a buffer of a module, or an optimizer's state"
+    "the {} changes what it holds in Python, such as a count, and a checkpoint does not keep that: if its results"
+    " depend on it, a resumed training will differ; keep it in a buffer of a module, or in the optimizer's state"
 )
 ORDERS = (
-    "the data count, or draw from generators, in Python, and a checkpoint does not keep that: if their order or values"
-    " depend on it, the resumed training is another one; let them draw by a torch.Generator that they hold"
+    "the data count in Python, or draw from generators of numpy or Python, and a checkpoint does not keep that: if"
+    " order or values depend on it, a resumed training will differ; let them draw from a torch.Generator that they hold"
 )
 DREW = (
-    "numpy or Python's random drew numbers, and a checkpoint does not keep where these sources stand: if the programs"
-    " or the transform drew them, the resumed training is another one; let them draw by torch"
+    "numbers were drawn from numpy's or Python's random state, which a checkpoint does not keep: if the programs or the"
+    " transform draw from it, a resumed training will differ; let them draw from torch"
 )
 WORKERS = (
-    "workers of the loader persist, and a checkpoint does not keep where their random numbers stand: if items are drawn"
-    " in them, a resumed training has other ones; leave persistent_workers out"
+    "the loader has persistent workers, whose random states a checkpoint does not keep: if they draw random numbers, a"
+    " resumed training will differ; leave out persistent_workers"
 )
 OTHERS = (
     "the data begin with other values than those that the checkpoint was made with: unless they are drawn anew each"
-    " time, these are other data, and the resumed training is another one"
+    " time, they are other data, and the resumed training will differ"
 )
 CALLED = ("model", "guide", "transform", "beta", "optimizer")  # what is described, in this order
-BASELINE = "__baseline_"  # what names of the running means of TraceGraph_ELBO begin with, in Pyro 1.9
+BASELINE = "__baseline_"  # names of the running means of TraceGraph_ELBO begin with this, in Pyro 1.9
 
 
 class State:
-    """Where a training stands: what it has done, and all that its next step depends on.
+    """The state of a training: what it has done, and everything that its next step depends on.
 
-    ``epoch`` counts from 1, ``step`` from 0 over all epochs, ``batches`` from 0 within the epoch; ``totals`` are of the
-    epoch under way, and ``order_state`` is from its start.
+    ``epoch`` counts from 1, ``step`` from 0 over all epochs, ``batches`` from 0 within the epoch; ``totals`` are those
+    of the current epoch, and ``order_state`` is the order's random state at its start.
 
     Arguments:
         programs: the model and the guide.
         optim: the optimizer of their parameters.
         batches: the data, whose order is part of the state.
         history: the rows measured so far.
-        schedule: of the learning rate.
-        settings: plain values that a checkpoint must have been made with to be continued.
-        settings_by_name: those of the optimizer for parameters that are met later.
+        schedule: the schedule of the learning rate.
+        settings: plain values in which a checkpoint must be equal to be resumed.
+        settings_by_name: returns the optimizer's settings for parameters that appear later.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class State:
         self.totals = torch.zeros(4, dtype=torch.float64, device=self.device)  # of three terms and of the data
         self.order_state = self.sources.get_state()
         self.best: tuple[float, Tensors] = math.inf, {}
-        self.described: list[list[str]] = []  # the programs as they came, and behind the checks of `fit`
-        self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # what the optimizer has of those not yet met
+        self.described: list[list[str]] = []  # the programs as they came, and after the checks of `fit`
+        self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # the optimizer's part of those yet to appear
         self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
         self._data, self._began_at = batches, described(batches.numbers())
         self._started: float | None = None
 
     def begin(self, settings: Mapping[str, Any], as_given: list[str], checked: list[str]) -> None:
-        """Take what the training is of, and refuse what a checkpoint cannot hold, while nothing is lost.
+        """Note the settings of the training, and refuse what a checkpoint cannot hold before any work is lost.
 
         Arguments:
-            settings: by name, what a checkpoint to resume from must be equal in.
+            settings: by name, the values in which a checkpoint must be equal to be resumed.
             as_given: the programs, described as they came.
-            checked: the programs, described behind the checks of `fit`.
+            checked: the programs, described after the checks of `fit`.
         """
-        dtype = str(torch.get_default_dtype())  # of what the programs make on the way
+        dtype = str(torch.get_default_dtype())  # of tensors that the programs make
         self.settings = {name: as_plain(value, name) for name, value in settings.items()} | {"default_dtype": dtype}
         check_resumable(self.optim)
         if self._data.has_lasting_workers:
@@ -116,7 +116,7 @@ class State:
         as_file(*self.save())
 
     def resume(self, keeper: Checkpoints, epochs: int, patience: int | None) -> None:
-        """Take the place of a keeper's checkpoint, and with patience also its best parameters."""
+        """Load the checkpoint of a keeper, and with patience also its best parameters."""
         self.load(*keeper.read())
         check_epochs(epochs, self.begun)
         if patience:
@@ -127,7 +127,7 @@ class State:
         self._started = time.perf_counter() - self.seconds
 
     def end_step(self) -> None:
-        """Go on to the next step."""
+        """Advance to the next step."""
         self.step += 1
         self.batches += 1
         self.schedule.after_step()
@@ -135,7 +135,7 @@ class State:
             flush_subnormal(self.optim)
 
     def end_epoch(self, measure: Measure) -> None:
-        """Measure the epoch, and go on to the next one."""
+        """Measure the epoch, and advance to the next one."""
         measure.check()
         self.ranks.broadcast(self.programs.buffers)
         seconds = self._elapsed()
@@ -158,28 +158,28 @@ class State:
         return float(self.optim.param_groups[0].get("lr", math.nan))
 
     def has_waited(self, patience: int | None) -> bool:
-        """Whether the test loss has not improved for so many epochs; never without patience."""
+        """Whether the test loss has not improved for so many epochs; False if patience is None."""
         losses = [math.inf if math.isnan(loss) else loss for loss in self.history.column("test_loss")[1:]]
         return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     @torch.no_grad()
     def restore_best(self) -> None:
-        """Go back to the programs with the lowest test loss."""
+        """Restore the parameters and buffers with the lowest test loss."""
         for name, value in self.programs.values().items():
             if name in self.best[1]:
                 value.copy_(self.best[1][name])
 
     def count(self, terms: Sequence[Tensor], data: int | Tensor) -> None:
-        """Add a step's terms, summed over so many data, to those of the epoch."""
+        """Add a step's terms, which are sums over so many data, to the totals of the epoch."""
         count = data.to(terms[0]) if isinstance(data, Tensor) else terms[0].new_full((), data)
         self.totals += torch.stack([*terms, count])
 
     def means(self) -> list[float]:
-        """Return the epoch's mean terms per datum, NaN where no step counted."""
+        """Return the epoch's mean terms per datum; NaN if no step counted."""
         return (self.totals[:3] / self.totals[3]).tolist()
 
     def _keep_best(self) -> None:
-        """Keep a copy of the programs where the last row's test loss is the lowest."""
+        """Keep a copy of the parameters and buffers if the last row's test loss is the lowest."""
         loss = self.history[-1]["test_loss"]
         if loss < self.best[0]:
             self.best = loss, {name: tensor.detach().clone() for name, tensor in self.programs.values().items()}
@@ -192,14 +192,14 @@ class State:
         return self.seconds if self._started is None else time.perf_counter() - self._started
 
     def save(self) -> tuple[Tensors, dict[str, Any]]:
-        """Return where the training stands, on every rank alike.
+        """Return the state of the training; it is the same on every rank.
 
         Returns:
             Tensors by name, and plain values.
 
         Raises:
-            TypeError: for an optimizer whose state holds something else.
-            ValueError: for one that holds a parameter without a name.
+            TypeError: for an optimizer whose state holds anything else.
+            ValueError: for an optimizer that holds a parameter without a name.
         """
         self.seconds, optim, local = self._elapsed(), self.optim, self.programs.local
         if self._held() != self.own:
@@ -239,16 +239,17 @@ class State:
         return tensors, about
 
     def load(self, tensors: Tensors, about: dict[str, Any]) -> None:
-        """Take a checkpoint's place: programs, optimizer, schedule, random states, position and history.
+        """Load a checkpoint: programs, optimizer, schedule, random states, position and history.
 
-        A parameter that the programs have not met yet takes its value, and its part of the optimizer, when they do.
+        A parameter that the programs have not used yet gets its value, and its part of the optimizer's state, when they
+        first use it.
 
         Arguments:
-            tensors: what `save` returned.
-            about: what it returned beside them.
+            tensors: the tensors that `save` returned.
+            about: the plain values that it returned.
 
         Raises:
-            ValueError: where the checkpoint is of another training, naming what differs.
+            ValueError: if the checkpoint is of another training, with what differs.
         """
         rows = [dict.fromkeys(COLUMNS, math.nan) | row for row in about["history"]]
         self.schedule.go_to(rows[1:], about["step"])
@@ -353,7 +354,7 @@ class State:
         optim.load_state_dict(checked_state(optim, {"state": state, "param_groups": groups}))
 
     def meet_new_parameters(self) -> None:
-        """Have the optimizer train the parameters that the programs have met since the step before."""
+        """Have the optimizer train parameters that have appeared since the step before."""
         parameters, called = self.programs.parameters[len(self._met) :], self.programs.local.names[len(self._met) :]
         if not parameters:
             return
@@ -378,7 +379,7 @@ def check_settings_of(there: dict[str, Any], here: dict[str, Any]) -> None:
 
     Arguments:
         there: the settings that it was made with.
-        here: those of the training that is to go on.
+        here: the settings of the training that is to resume it.
 
     Raises:
         ValueError: with the first one that differs.
@@ -414,7 +415,7 @@ def _moved(value: Any, parameter: Tensor) -> Any:
 
 
 def check_epochs(epochs: int, begun: int) -> None:
-    """Refuse fewer epochs than a checkpoint has begun, which no training undoes.
+    """Refuse fewer epochs than a checkpoint has begun, as they cannot be undone.
 
     Raises:
         ValueError: with both.
@@ -430,7 +431,7 @@ def check_epochs(epochs: int, begun: int) -> None:
 
 
 def _sources() -> Any:
-    """Return where the sources of random numbers stand that are not torch's."""
+    """Return the random states of Python and numpy."""
     return described((random.getstate(), np.random.get_state()))
 
 

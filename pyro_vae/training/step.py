@@ -44,14 +44,14 @@ class Estimator:
 
     @property
     def unless(self) -> str:
-        """Why the estimator cannot be recorded, or nothing."""
+        """Why the estimator cannot be recorded; empty if it can."""
         in_chunks = isinstance(self.loss, Objective) and self.loss.chunk < self.loss.num_particles
-        return "the particles come in chunks, and a recording would hold them all" if in_chunks else ""
+        return "particles are processed in chunks, and a recording would hold all of them at once" if in_chunks else ""
 
     @property
     def tolerance(self) -> float:
-        """How far a compiled estimate may be from this one, relative to its norm."""
-        # Weights of particles magnify the rounding of their logarithms, which are of hundreds of nats.
+        """How far a compiled estimate may differ from this one, relative to its norm."""
+        # The weights of particles magnify the rounding of their logarithms, which may be hundreds of nats.
         weighs = isinstance(self.loss, Objective) and self.loss.num_particles > 1
         return 1e-2 if self.precision != "32" else 1e-3 if weighs else 1e-5
 
@@ -62,8 +62,8 @@ class Step:
 
     Arguments:
         estimate: an `Estimator`, or a recording of one.
-        state: where the training stands.
-        guard: decides what happens where a number is not finite.
+        state: the state of the training.
+        guard: decides what to do when a loss or a gradient is not finite.
         clip_norm: the largest norm of the gradient, or None.
     """
 
@@ -92,8 +92,8 @@ class Step:
     def update(self, gradients: Sequence[Tensor | None]) -> None:
         """Have the optimizer change the parameters.
 
-        One that a batch does not reach is left alone until it has had a gradient, and then has one of 0, as in
-        ``pyro.infer.SVI``: its momentum goes on.
+        As in ``pyro.infer.SVI``, a parameter without a gradient in this batch is left unchanged if it has never had
+        one; otherwise its gradient is 0, so that its momentum continues.
         """
         parameters = self.state.programs.parameters
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -105,7 +105,7 @@ class Step:
 
 
 def as_graph(step: Step) -> Step | WholeStep:
-    """Return a step as one CUDA graph, where that is possible: compiled, on one GPU, and with a fused optimizer."""
+    """Return a step as one CUDA graph if that is possible: compiled, on one GPU, and with a fused optimizer."""
     recorded, guard, state = step.estimate, step.guard, step.state
     if not (isinstance(recorded, Recorded) and recorded.compiled and state.ranks.size == 1):
         return step
@@ -116,11 +116,13 @@ def as_graph(step: Step) -> Step | WholeStep:
 
 
 def as_schedule(beta: Beta, like: Rows) -> Callable[[int], Tensor | float]:
-    """Return a function from the step to the KL weight; one that changes is a tensor, which a recording follows.
+    """Return a function from the step to the KL weight.
+
+    A weight that changes is returned as a tensor, so that a recording can follow it.
 
     Arguments:
         beta: the KL weight, or a function from the step to it.
-        like: the data, whose type and device it has.
+        like: the data; the weight has their type and device.
     """
     if not callable(beta):
         return lambda _: check_beta(beta)
@@ -128,7 +130,7 @@ def as_schedule(beta: Beta, like: Rows) -> Callable[[int], Tensor | float]:
 
 
 def begin_at(estimate: Callable[..., Outputs], step: int) -> Callable[[], None]:
-    """Tell a recording the number of its first step, and return what checks it: nothing where there is none."""
+    """Tell a recording the number of its first step, and return a function that checks it (or does nothing)."""
     if not isinstance(estimate, Recorded):
         return lambda: None
     estimate.first = step

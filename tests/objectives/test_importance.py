@@ -554,9 +554,9 @@ def test_a_training_in_chunks_is_not_recorded_and_says_why(engine):
         if how in ("eager", "auto"):
             history = train(batch_size=20)
         else:
-            with pytest.warns(RuntimeWarning, match="the particles come in chunks, and a recording would hold them"):
+            with pytest.warns(RuntimeWarning, match="particles are processed in chunks, and a recording would"):
                 history = train(batch_size=20)
-        assert history.engine.startswith("eager, as asked" if how == "eager" else "eager: the particles come in chunks")
+        assert history.engine.startswith("eager, as asked" if how == "eager" else "eager: particles are processed")
         found.append(torch.cat([value.flatten() for value in vae.parameters()]))
     assert torch.equal(*found)
 

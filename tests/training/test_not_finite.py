@@ -79,7 +79,7 @@ def test_a_training_stops_before_the_parameters_are_touched(engine, value):
 def test_a_batch_is_skipped(engine):
     vae = normal()
     with pytest.warns(
-        RuntimeWarning, match=r"a step is left out \(skip\): the loss is .* in epoch 2, step 7: the data"
+        RuntimeWarning, match=r"a step is skipped \(skip\): the loss is .* in epoch 2, step 7: the data"
     ):
         seen, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="skip", engine=engine)
     assert equal(seen[8], seen[7])
@@ -193,7 +193,7 @@ def test_an_epoch_of_which_no_step_was_finite_is_no_epoch():
     vae = normal()
     with (
         pytest.warns(RuntimeWarning, match="left out"),
-        pytest.raises(FloatingPointError, match="all steps of epoch 1 were left out, as none was finite; lower the"),
+        pytest.raises(FloatingPointError, match="all steps of epoch 1 were skipped, because none was finite; lower"),
     ):
         fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), transform=Spoiled(), batch_size=BATCH, on_nan="skip")
 

@@ -257,7 +257,7 @@ BAD_SCHEDULES = {
     "a name": ("cosine", "schedule must be a function or a class, not 'cosine'"),
     "another's": (
         lambda _: StepLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), 1),
-        "StepLR is of another optimizer: make it of the one",
+        "the schedule made a StepLR of another optimizer: use the optimizer",
     ),
     "too short": (
         partial(OneCycleLR, max_lr=0.1, total_steps=4, cycle_momentum=False),
@@ -274,7 +274,7 @@ def test_a_schedule_that_does_not_fit_is_refused(name):
 
 
 def test_two_schedules_are_refused():
-    with pytest.raises(ValueError, match="the optimizer comes with a scheduler, StepLR: leave it or the schedule out"):
+    with pytest.raises(ValueError, match="the optimizer comes with a scheduler, StepLR: leave out one of the two"):
         trained(lambda ps: StepLR(torch.optim.SGD(ps, lr=0.1), 1), schedule=SCHEDULES["step"])
 
 

@@ -335,7 +335,7 @@ def test_a_training_in_which_no_batch_reaches_a_parameter_is_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(unused.detach(), 1.0).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match="the loss of no batch depends on a parameter: compute it from what the prog"):
+    with pytest.raises(ValueError, match="the loss does not depend on any parameter, in any batch: compute it from"):
         fit(model, lambda _: None, points())
 
 
@@ -1027,7 +1027,7 @@ def test_a_last_batch_of_one_datum_is_refused_before_training_where_it_is_normal
     rows = []
     settings = {"epochs": 1, "on_epoch": rows.append}
     with pytest.raises(
-        ValueError, match=r"one datum cannot be normalized .*; 11 data in batches of 5 leave a last one of 1"
+        ValueError, match=r"one datum cannot be normalized .*; 11 data in batches of 5 leave a last batch of 1"
     ):
         fit(vae.model, vae.guide, torch.rand(11, 6), batch_size=5, **settings)
     with pytest.raises(ValueError, match="one datum cannot be normalized"):
