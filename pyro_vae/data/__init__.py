@@ -1,8 +1,8 @@
 """Data sets, in memory or read a batch at a time, one datum per row. Knows no model.
 
-Numbers keep their values, whatever their type: bytes of a tensor, an array or a file of numpy's are not divided by 255
-unless you say so (``scale=255``, or `EightBit`). Only pictures become values in [0, 1], as their formats say what the
-largest value is: image files, images of Pillow's, and the named data sets.
+Numbers keep their values, whatever their type: 8-bit values of a tensor, an array or a numpy file are not divided by
+255 unless you ask for it (``scale=255``, or `EightBit`). Only pictures become values in [0, 1], because their formats
+say what the largest value is: image files, images of Pillow, and the named data sets.
 """
 
 from pyro_vae.data.batch import cut, pieces

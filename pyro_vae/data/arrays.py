@@ -1,4 +1,4 @@
-"""Arrays of others as tensors: numpy's, frames, sparse matrices, and what is refused among them."""
+"""Arrays of other libraries as tensors: numpy arrays, frames, sparse matrices; and what is refused among them."""
 
 import sys
 import warnings
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def as_scale(scale: Any) -> float:
-    """Return what data are divided by, or refuse what is no number above 0."""
+    """Return the number that data are divided by, or refuse what is not a number above 0."""
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max:
         raise ValueError(f"scale must be a number above 0, such as 255 for pixels of 8 bits, not {scale!r}")
     return float(scale)
 
 
 def check_dense(data: Tensor, least: int = 2) -> None:
-    """Refuse a tensor that holds no data: real numbers, dense, with so many dimensions at least."""
+    """Refuse a tensor that is not dense real numbers with at least so many dimensions."""
     if type(data).__name__ == "MaskedTensor":
         raise TypeError("data must not be a MaskedTensor: give data.to_tensor(torch.nan), NaN for what is missing")
     if data.layout != torch.strided or data.is_meta or data.is_nested:
@@ -34,19 +34,19 @@ def check_dense(data: Tensor, least: int = 2) -> None:
 
 
 def as_floats(data: Tensor) -> Tensor:
-    """Return numbers as floating-point ones of the same values; bytes stay as they are."""
+    """Return numbers as floating-point numbers of the same values; 8-bit values stay as they are."""
     if data.is_floating_point() or data.is_complex() or data.dtype == torch.uint8:
         return data
     floats, whole = data.to(torch.get_default_dtype()), data.to(torch.int64)
     if (changed := floats.to(torch.int64) != whole).any():
-        fix = "give them as floating-point numbers, divided by their size, where rounding does no harm"
+        fix = "if rounding does no harm, give floating-point numbers, divided by their typical size"
         number = data.flatten()[int(changed.flatten().nonzero()[0])].item()
         raise ValueError(f"data hold the whole number {number}, which {floats.dtype} would round: {fix}")
     return floats
 
 
 def warn_of_rounding(data: Tensor, dtype: torch.dtype) -> None:
-    """Warn where 32 bits leave fewer than 4 digits of how an entry of the data varies, such as a time in seconds."""
+    """Warn if rounding to 32 bits leaves less than 4 digits of the variation of an entry, such as a time in seconds."""
     if (data.dtype, dtype) != (torch.float64, torch.float32):
         return
     low, high = data.amin(0), data.amax(0)  # which take a sixth of the time of aminmax
@@ -71,7 +71,7 @@ def shape_of(data: Any) -> tuple[int, ...]:
 
 
 def length_of(data: Any) -> int | None:
-    """Return the length of data, or None where they have none, as a chain of streams finds when it is asked."""
+    """Return the length of data, or None if they have none; a chain of streams finds that only when it is asked."""
     try:
         return len(data) if isinstance(data, Sized) else None
     except TypeError:
@@ -86,19 +86,19 @@ def is_numbers(item: Any) -> bool:
 
 
 def is_array(data: Any) -> bool:
-    """Whether data are an array, or a frame, a sparse matrix or another library's array, which can become one."""
-    if isinstance(data, Tensor) or is_image(data):  # which is no array of data
+    """Whether data are an array, or can become one: a frame, a sparse matrix or another library's array."""
+    if isinstance(data, Tensor) or is_image(data):  # an image is a datum, not an array of data
         return False
     return isinstance(data, np.ndarray | memoryview) or hasattr(data, "toarray") or hasattr(data, "__array__")
 
 
 def is_image(item: Any) -> bool:
-    """Whether an item is an image of Pillow's."""
-    return hasattr(item, "getbands")  # of Pillow's images alone
+    """Whether an item is an image of Pillow."""
+    return hasattr(item, "getbands")  # only images of Pillow have it
 
 
 def as_array(data: Any) -> np.ndarray:
-    """Return an array of numpy's for another array, a frame of numbers or a sparse matrix."""
+    """Return a numpy array for another array, a frame of numbers or a sparse matrix."""
     array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
     if array.dtype == object and hasattr(data, "columns"):
         columns = {str(name): np.asarray(data[name]) for name in data.columns}
@@ -112,7 +112,7 @@ def as_array(data: Any) -> np.ndarray:
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
-    """Return a copy of an array of numbers, whatever its layout, byte order and width; what is masked becomes NaN."""
+    """Return a copy of an array of numbers, of any layout, byte order and width; masked entries become NaN."""
     if array.dtype.kind not in "biuf":
         fix = "; data.astype(float) makes numbers of them" if array.dtype.kind in "OSU" else ""
         fix = "; numpy.lib.recfunctions.structured_to_unstructured joins its columns" if array.dtype.names else fix

@@ -1,4 +1,4 @@
-"""A batch is what both programs are called with: a tensor, or a tuple or a dict of tensors.
+"""Batches. A batch is what both programs are called with: a tensor, or a tuple or a dict of tensors.
 
 ============== ====================
 batch          call
@@ -8,7 +8,7 @@ tuple or list  ``model(*batch)``
 dict           ``model(**batch)``
 ============== ====================
 
-Parts may be of any kind, such as None for labels that are not known, and may hold further parts. Knows no model.
+Parts may be of any type, such as None for unknown labels, and may hold further parts. Knows no model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +61,7 @@ def count_of(batch: Batch) -> int:
     """Return the number of data of a batch: the first dimension of its first tensor.
 
     Raises:
-        TypeError: where there is none.
+        TypeError: if its first tensor has no such dimension, or it has no tensor.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ def are_rows(batch: Batch, count: Count = count_of) -> bool:
 
     Arguments:
         batch: the batch.
-        count: returns its number of data, also where one is taken out.
+        count: returns its number of data, also after one is removed.
 
     Example:
         >>> import torch
@@ -95,9 +95,9 @@ def are_rows(batch: Batch, count: Count = count_of) -> bool:
 
 
 def structure_of(batch: Batch) -> tuple[Any, ...] | None:
-    """Return what two batches have in common that differ in their numbers alone: structure, shapes, types, strides.
+    """Return the structure, shapes, types and strides of a batch, which are equal if batches differ only in numbers.
 
-    None where a part is neither a tensor nor a plain value, so that nobody knows whether it is the same.
+    None if a part is neither a tensor nor a plain value, as such parts cannot be compared.
 
     Example:
         >>> import torch
@@ -123,7 +123,7 @@ def _structure(batch: Batch) -> tuple[Any, ...]:
 
 
 def cut(batch: Batch, size: int | None, count: Count = count_of) -> Batch:
-    """Return the first data of a batch; all of them where its tensors' first dimensions do not count them.
+    """Return the first data of a batch; all of them if the tensors' first dimensions do not count the data.
 
     Example:
         >>> import torch
@@ -136,7 +136,7 @@ def cut(batch: Batch, size: int | None, count: Count = count_of) -> Batch:
 
 
 def pieces(batch: Batch, size: int, count: Count = count_of) -> Iterator[Batch]:
-    """Yield a batch so many data at a time, or whole where it cannot be cut.
+    """Yield the data of a batch so many at a time, or the whole batch if it cannot be cut.
 
     Example:
         >>> import torch
@@ -151,7 +151,7 @@ def pieces(batch: Batch, size: int, count: Count = count_of) -> Iterator[Batch]:
 
 
 def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
-    """Return a batch with other tensors in the places of its own.
+    """Return a batch whose tensors are replaced by others.
 
     Example:
         >>> import torch
@@ -163,7 +163,7 @@ def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
 
 
 def in_words(batch: Batch) -> str:
-    """Say in a few words what a batch is.
+    """Describe a batch in a few words.
 
     Example:
         >>> import torch
@@ -180,7 +180,7 @@ def in_words(batch: Batch) -> str:
 
 
 def named(batch: Batch, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a batch with their names; that of a tensor is "".
+    """Yield the parts of a batch with their names; the name of a batch that is one tensor is "".
 
     Example:
         >>> list(named({"x": 1, "masks": (2, None)}))

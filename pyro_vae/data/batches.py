@@ -20,21 +20,21 @@ Rows = Tensor | EightBit | MemoryMapped | Stream | Columns | Ready
 
 
 def count_in(x: Rows) -> Count:
-    """Return what counts the data of a batch of some rows."""
+    """Return the function that counts the data of a batch of these rows."""
     return count_of if isinstance(x, Tensor) else x.count
 
 
 def as_rows(data: Any, fits: Callable[[Batch], bool], count: Count | None = None) -> Rows:
-    """Return data as rows that can be taken in batches, with as many parts as what they are for can be called with.
+    """Return data as rows that can be taken in batches which the programs can be called with.
 
     Arguments:
-        data: a tensor, or what `as_tensor` makes one of; a tuple or a dict of these; a data set of either; a
+        data: a tensor, or what `as_tensor` turns into one; a tuple or a dict of these; a data set of either; a
             ``DataLoader``, or another iterable of ready batches.
-        fits: whether a batch is what the programs can be called with.
+        fits: returns whether the programs can be called with a batch.
         count: returns the number of data of a ready batch.
 
     Returns:
-        The rows. Of a data set or a loader of tuples the first part alone where that fits and all parts do not.
+        The rows. For a data set or a loader of tuples, only the first parts if these fit and all parts do not.
 
     Raises:
         TypeError, ValueError: for data that are none of these.
@@ -70,17 +70,17 @@ def as_rows(data: Any, fits: Callable[[Batch], bool], count: Count | None = None
 
 
 def _is_ready(data: Any) -> bool:
-    """Whether data are batches already: of a loader, or of what can be iterated over and has no places."""
+    """Whether data are batches already: those of a loader, or of another iterable without an index."""
     if isinstance(data, DataLoader | _BaseDataLoaderIter) or (isinstance(data, list) and _are_batches(data)):
         return True
-    if is_array(data):  # of scipy's sparse matrices some have no places, and one is a dict
+    if is_array(data):  # some of scipy's sparse matrices cannot be indexed, and one is a dict
         return False
     kinds = Dataset | str | bytes | dict | set | frozenset | Tensor | Ready
     return isinstance(data, Iterable) and not isinstance(data, kinds) and not hasattr(data, "__getitem__")
 
 
 def _are_batches(data: list[Any]) -> bool:
-    """Whether a list holds batches of several parts, which differ in size or in structure, and not data one by one."""
+    """Whether a list holds batches of several parts, which differ in size or structure, rather than single data."""
     if not (data and all(map(has_parts, data)) and all(map(_may_be_batch, data))):
         return False
     if len({in_words(item) for item in data}) > 1:
@@ -99,14 +99,14 @@ def _may_be_batch(item: Any) -> bool:
 
 
 def _is_data_set(data: Any) -> bool:
-    """Whether data have a length and places, as a ``Dataset``, but are no array."""
+    """Whether data have a length and an index, as a ``Dataset``, but are not an array."""
     if isinstance(data, LazyRows | Tensor) or is_array(data) or is_image(data):
         return False
     return hasattr(data, "__getitem__") and bool(length_of(data))
 
 
 def _are_columns(data: list[Any], fits: Callable[[Batch], bool]) -> bool:
-    """Whether a list holds the parts of the data, and not the data one by one."""
+    """Whether a list holds the parts of the data, rather than single data."""
     tensors = len(data) > 1 and all(isinstance(part, LazyRows | Tensor) or is_array(part) for part in data)
     return tensors and fits(tuple(data))
 
@@ -125,16 +125,16 @@ def shuffled_batches(
 ) -> Iterator[Batch]:
     """Yield the data once in random order, in batches; the last may be smaller.
 
-    A stream has an order of its own. A batch of all data keeps their order.
+    A stream keeps its own order. If all data are one batch, they keep their order.
 
     Arguments:
         x: data, whose first dimension counts them.
         batch_size: data per batch, at least 1.
-        order: the source of the order, on the CPU, so that it is one order on every device.
-        part: takes from the rows of a batch those that are wanted, such as `pyro_vae.runtime.distributed.Ranks.part`.
+        order: random generator of the order, on the CPU, so that the order is the same on every device.
+        part: selects some rows of a batch, such as `pyro_vae.runtime.distributed.Ranks.part`.
 
     Yields:
-        Batches of x, or what is wanted of them.
+        Batches of x, or the selected parts of them.
 
     Example:
         >>> batches = shuffled_batches(torch.arange(5), 2, torch.Generator().manual_seed(0))
@@ -146,8 +146,8 @@ def shuffled_batches(
         return
     permutation = torch.randperm(len(x), generator=order)
     if batch_size >= len(x):
-        permutation = permutation.sort().values  # parameters of a program for each datum stay with it
+        permutation = permutation.sort().values  # so that parameters for each datum stay with their datum
     if not isinstance(x, MemoryMapped):
-        permutation = permutation.to(x.device)  # once, as each copy waits for the device
+        permutation = permutation.to(x.device)  # all at once, as each copy waits for the device
     for index in map(part, permutation.split(batch_size)):
-        yield rows_at(x, index)  # of a tensor by index_select, which is twice as fast as x[index]
+        yield rows_at(x, index)  # by index_select for a tensor, which is twice as fast as x[index]

@@ -28,9 +28,9 @@ def _outside(x: Tensor) -> str:
 
 
 def dynamic(x: Tensor) -> Tensor:
-    """Binarize by chance: each value in [0, 1] is the probability of a 1; NaN, a missing entry, stays NaN.
+    """Binarize at random: each value in [0, 1] is the probability of a 1; NaN, a missing entry, stays NaN.
 
-    As a ``transform`` of `fit` it is drawn anew for every batch of every epoch, from the run's seed.
+    As a ``transform`` of `fit` it draws new values for every batch of every epoch, from the seed of `fit`.
 
     Raises:
         ValueError: for values outside [0, 1].

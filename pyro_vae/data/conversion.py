@@ -46,11 +46,11 @@ def collated(items: Sequence[Any]) -> Batch:
         items: tuples or dicts of tensors, arrays, images and numbers, all of one structure.
 
     Returns:
-        A tuple or a dict of tensors, whose first dimension counts the data; None where a part is None in all data.
+        A tuple or a dict of tensors, whose first dimension counts the data; a part that is None in all data stays None.
 
     Raises:
-        TypeError: for a part that is none of these.
-        ValueError: where the data differ in structure or in shape.
+        TypeError: for a part of any other type.
+        ValueError: if the data differ in structure or in shape.
 
     Example:
         >>> collated([(torch.zeros(2), 7), (torch.ones(2), 8)])
@@ -75,21 +75,21 @@ def _stacked(parts: Sequence[Any]) -> Tensor | None:
     missing = sum(part is None for part in parts)
     if missing:
         if missing < len(parts):
-            fix = "give batches with and without it ready-made, by a DataLoader, or NaN for what is missing"
+            fix = "use NaN for what is missing, or a DataLoader whose batches either have this part or have None for it"
             raise ValueError(f"a part of the data is None in {missing} of {len(parts)}: {fix}")
         return None
     if all(isinstance(part, bool | int | float) for part in parts):
-        return torch.from_numpy(np.array(parts))  # in double precision, as they are
+        return torch.from_numpy(np.array(parts))  # in double precision, as Python's own numbers
     rows = [_row(part) for part in parts]
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) > 1:
-        fix = "bring them to one, or give batches of your own by a DataLoader"
+        fix = "give all data one shape, or make the batches yourself by a DataLoader"
         raise ValueError(f"the data differ in shape: {shapes[0]} and {shapes[1]}; {fix}")
     return torch.stack(rows)
 
 
 def as_ready(batch: Batch, *, first: bool) -> Batch:
-    """Return a batch of an iterable's as programs are called with it: arrays as tensors, a list as a tuple."""
+    """Return a ready batch in the form in which programs are called with it: arrays as tensors, a list as a tuple."""
     if isinstance(batch, PackedSequence):
         raise TypeError("a batch must not be a PackedSequence: give the padded tensor and the lengths")
     if isinstance(batch, list | tuple) and (first or len(batch) == 1):
@@ -109,18 +109,18 @@ def as_tensor(data: Any) -> Tensor:
     """Return data as one tensor in memory.
 
     Arguments:
-        data: a tensor; an array of numpy's, its masked entries becoming NaN, or what becomes one, such as a frame of
-            numbers or a sparse matrix; or a ``torch.utils.data.Dataset`` or other iterable of tensors, arrays, images
-            or nested lists of numbers; of an item that is a tuple, such as (image, label), the first counts, as a
-            warning says.
+        data: a tensor; a numpy array, whose masked entries become NaN, or what converts to one, such as a frame of
+            numbers or a sparse matrix; or a data set (anything with a length and an index, such as a
+            ``torch.utils.data.Dataset``) or another iterable of tensors, arrays, images or nested lists of numbers. If
+            its items are tuples, such as (image, label), only the first parts are used, and a warning says so.
 
     Returns:
         A floating-point tensor whose first dimension counts the data. Numbers keep their values, whatever their type;
-        images of Pillow's become values in [0, 1].
+        images of Pillow become values in [0, 1].
 
     Raises:
-        TypeError: where the data are none of these, such as a ``DataLoader``, whose data set is wanted.
-        ValueError: where there are no data, or items differ in shape.
+        TypeError: for any other data, such as a ``DataLoader``: give its data set.
+        ValueError: if there are no data, or items differ in shape.
 
     Example:
         >>> as_tensor(np.array([[0, 255]], dtype=np.uint8))
@@ -133,7 +133,7 @@ def as_tensor(data: Any) -> Tensor:
 
 
 def as_stored(data: Any) -> Tensor:
-    """Do what `as_tensor` does, but leave 8-bit values in 8 bits."""
+    """Return what `as_tensor` does, but keep 8-bit values in 8 bits."""
     if is_array(data):
         data = from_numpy(as_array(data))
     if not isinstance(data, Tensor):
@@ -143,14 +143,14 @@ def as_stored(data: Any) -> Tensor:
 
 
 def _items(data: Any) -> Iterable[Any]:
-    """Iterate over a data set, also over one that has only a length and an index."""
+    """Return the items of a data set, which may have only a length and an index."""
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         return (data[index] for index in range(len(data)))
     check_no_loader(data)
     if isinstance(data, tuple | dict):
         raise TypeError(
             f"data must be one tensor, but this is a {type(data).__name__} of {len(data)}: give one of its parts, or"
-            " join them in one tensor, which the programs take apart; of a tuple of data make a list"
+            " join them in one tensor, which the programs split; if each part is a datum, give a list of them"
         )
     if isinstance(data, str) or not isinstance(data, Iterable):
         raise TypeError(f"data must be a tensor, an array or a data set, not {type(data).__name__}")
@@ -176,32 +176,32 @@ def _stack(items: Iterable[Any]) -> Tensor:
     for item in items:
         datum = _datum(item)
         if isinstance(datum, tuple | dict):
-            fix = "give one tensor or array for each, in which the parts are joined"
+            fix = "give each as one tensor or array, in which the parts are joined"
             raise TypeError(f"a datum is a {type(datum).__name__} of {len(datum)}: {fix}")
         parts = parts if datum is item else max(parts, len(item))
         images += is_image(datum)
         rows.append(as_floats(_row(datum)))
     if 0 < images < len(rows):
-        reason = f"{images} of {len(rows)} data are images, whose values go from 0 to 1, and the others keep theirs"
+        reason = f"{images} of {len(rows)} data are images, with values from 0 to 1, and the others keep their values"
         raise TypeError(f"{reason}: give all as images, or all as arrays")
     if parts > 1:
         say_first(parts)
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) > 1:
-        raise ValueError(f"the data differ in shape: {shapes[0]} and {shapes[1]}; bring them to one")
+        raise ValueError(f"the data differ in shape: {shapes[0]} and {shapes[1]}; give all of them one shape")
     return torch.stack(rows) if rows else torch.empty(0, 0)
 
 
 def _datum(item: Any) -> Any:
-    """Return what counts of an item: the first of a pair such as (image, label), but all of a list of numbers."""
+    """Return the datum of an item: the first part of a pair such as (image, label), but a whole list of numbers."""
     if not isinstance(item, tuple | list) or not item or (isinstance(item, list) and is_numbers(item)):
         return item
     shapes = {_size(each) for each in item} if isinstance(item, list) else set()
     if len(item) > 1 and len(shapes) == 1 and len(shapes.pop()):
         reason = f"an item is a list of {len(item)} arrays of one shape"
-        raise TypeError(f"{reason}: stack them into one, or give a tuple (datum, label), of which the first counts")
+        raise TypeError(f"{reason}: stack them into one, or give a tuple (datum, label), whose first part is used")
     if item[0] is None or isinstance(item[0], str) or (is_numbers(item[0]) and not isinstance(item[0], list)):
-        fix = "of rows of a table make an array, np.array(data, dtype=float)"
+        fix = "give the rows of a table as an array, np.array(data, dtype=float)"
         raise TypeError(f"a datum is a {type(item).__name__} that begins with {item[0]!r}, not with an array: {fix}")
     return item[0]
 

@@ -1,4 +1,4 @@
-"""What tells one data set from another: a hash of its values, and their range."""
+"""Hashes of data, to tell one data set from another, and the range of their values."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ HASHED = 2**26  # bytes of each part that a fingerprint reads at most
 
 
 def fingerprint(data: Data) -> str:
-    """Return in a line how many data there are, of which shape, and a hash of their values: what tells files apart.
+    """Return in one line the number of data, their shape, and a hash of their values.
 
     Example:
         >>> fingerprint(Data(torch.zeros(3, 2), torch.ones(1, 2)))
@@ -28,7 +28,7 @@ def fingerprint(data: Data) -> str:
 def digest_of(*parts: Any) -> str:
     """Return 16 digits of a hash of the values of data.
 
-    Of a part of more than 64 MiB, evenly spaced rows are hashed that take as much, the first and the last among them.
+    If a part takes more than 64 MiB, only evenly spaced rows of that size are hashed, including the first and the last.
 
     Example:
         >>> digest_of(torch.zeros(3, 2))
@@ -48,7 +48,7 @@ def digest_of(*parts: Any) -> str:
 
 
 def digest_of_batches(batches: Iterable[Batch]) -> str:
-    """Return 16 digits of a hash of the values of batches, of the first 64 MiB of them.
+    """Return 16 digits of a hash of the values of batches, up to about 64 MiB.
 
     Example:
         >>> digest_of_batches([(torch.zeros(3, 2), None)])
@@ -65,7 +65,7 @@ def digest_of_batches(batches: Iterable[Batch]) -> str:
 
 
 def range_of(data: Data) -> str:
-    """Say from where to where the values go, of each part where the parts differ; "" where they are on the disk.
+    """Describe the range of the values, for each part if the parts differ; "" if the data are on the disk.
 
     Example:
         >>> range_of(Data(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])))

@@ -13,12 +13,12 @@ from pyro_vae.data.arrays import shape_of
 from pyro_vae.data.images import frames_of, open_image
 from pyro_vae.data.parts import Data, split_into_parts
 
-MOST_OTHERS = 100_000  # files that are no images, in a folder of images
+MOST_OTHERS = 100_000  # at most so many other files are accepted in a folder of images
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def _images_in(path: Path) -> list[Path]:
-    """Find the images in a folder; one that holds much else, such as a whole disk, is refused before it is searched."""
+    """Find the images in a folder; a folder with very many other files, such as a whole disk, is refused."""
     images: list[Path] = []
     hidden: list[str] = []
     others: list[str] = []
@@ -38,10 +38,12 @@ def _images_in(path: Path) -> list[Path]:
             )
     if images and others:
         text = f"{len(others)} files that are no images are left out, such as {min(others)}"
-        warnings.warn(text if len(others) > 1 else f"{others[0]} is no image, and left out", UserWarning, stacklevel=2)
+        one = f"{others[0]} is not an image and is left out"
+        warnings.warn(text if len(others) > 1 else one, UserWarning, stacklevel=2)
     if hidden:
         text = f"{len(hidden)} hidden images or folders are left out, such as {min(hidden)}"
-        warnings.warn(text if len(hidden) > 1 else f"{hidden[0]} is hidden, and left out", UserWarning, stacklevel=2)
+        one = f"{hidden[0]} is hidden and is left out"
+        warnings.warn(text if len(hidden) > 1 else one, UserWarning, stacklevel=2)
     return sorted(images)
 
 
@@ -50,7 +52,7 @@ def _refuse_unread(error: OSError) -> NoReturn:
 
 
 def _check_none_left_out(folder: str, folders: Iterable[str], others: Iterable[str]) -> None:
-    """Refuse a folder whose images would not all be read: some behind a link, or in another format."""
+    """Refuse a folder with images that would not be read: those behind a link, or in another format."""
     for name in sorted(folders):
         if os.path.islink(os.path.join(folder, name)):
             raise ValueError(f"{os.path.join(folder, name)} is a link to a folder, and is not followed: copy it there")
@@ -88,7 +90,7 @@ def read_folder(path: Path) -> Data:
 
 
 def _check_one_part(path: Path, files: list[Path]) -> None:
-    """Refuse a folder whose parts would be mixed, and split anew."""
+    """Refuse a folder with a train and a test part, which would be mixed and split again."""
     folders = {file.relative_to(path).parts[0] for file in files}
     others = [name for name in sorted(folders) if name.lower() in ("test", "val", "valid", "validation")]
     if others and "train" in map(str.lower, folders):

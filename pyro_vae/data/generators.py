@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Sources:
-    """Sources of random numbers, whose states are read and set as one.
+    """Random generators whose states are read and set together.
 
     Example:
         >>> sources = Sources(torch.Generator(), torch.Generator())
@@ -22,17 +22,17 @@ class Sources:
         self.generators = generators
 
     def get_state(self) -> Tensor:
-        """Return the states, one behind another."""
+        """Return the states of all generators, concatenated."""
         return torch.cat([generator.get_state() for generator in self.generators])
 
     def set_state(self, states: Tensor) -> None:
-        """Set all of them."""
+        """Set the states of all generators."""
         for generator, state in zip(self.generators, states.chunk(len(self.generators)), strict=True):
             generator.set_state(state.clone())
 
 
 def drawn(items: Iterable[Any], sources: Sources, states: Tensor) -> Iterator[Any]:
-    """Yield items that draw from sources in other states, which are as before whenever an item has been made."""
+    """Yield items that are made while the sources have other states; after each item the sources are as before."""
     rest: Iterator[Any] | None = None
     while True:
         before = sources.get_state()
@@ -49,13 +49,19 @@ def drawn(items: Iterable[Any], sources: Sources, states: Tensor) -> Iterator[An
 
 
 def drawn_apart(items: Iterable[Any], generators: list[torch.Generator], *, anew: bool = False) -> Iterator[Any]:
-    """Yield items without a trace in torch's random state and in generators; anew, as if these were new ones, too."""
+    """Yield items, and leave torch's random state and the generators as they were.
+
+    Arguments:
+        items: the items.
+        generators: what they may draw from, beside torch's own random state.
+        anew: make the items as if the generators were new, not from the states that they have.
+    """
     states = Sources(torch.Generator(), *(torch.Generator() if anew else each for each in generators)).get_state()
     return drawn(items, Sources(torch.default_generator, *generators), states)
 
 
 def has_lasting_workers(value: Any) -> bool:
-    """Whether an iterable holds a loader whose workers, and their random states, live on from pass to pass."""
+    """Whether an iterable holds a loader whose workers, and their random states, persist from pass to pass."""
     return any(getattr(each, "persistent_workers", False) for each in _objects_in(value))
 
 
@@ -65,7 +71,7 @@ def generators_in(value: Any) -> list[torch.Generator]:
 
 
 def numbers_in(value: Any) -> list[Any]:
-    """Return what an iterable counts in Python, and where generators of numpy's and Python's stand that it holds.
+    """Return what an iterable counts in Python, and the states of the generators of numpy or Python that it holds.
 
     Example:
         >>> from types import SimpleNamespace
@@ -82,7 +88,7 @@ def _numbers_of(value: Any) -> Any:
         return value.get_state()
     if isinstance(value, random.Random):
         return value.getstate()
-    library = type(value).__module__.partition(".")[0] == "torch"  # whose loaders count in private
+    library = type(value).__module__.partition(".")[0] == "torch"  # private counts of torch's loaders do not matter
     own = vars(value).items() if hasattr(value, "__dict__") else ()
     return [each for name, each in own if isinstance(each, int | float | str) and not (library and name[:1] == "_")]
 

@@ -13,17 +13,17 @@ from torch import Tensor
 from pyro_vae.data.arrays import from_numpy
 from pyro_vae.files import check_regular
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of images; others of Pillow's start other programs
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # some other formats of Pillow start other programs
 COLOURS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "F")  # and greys of 16 bits
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Any]:
-    """Open an image of one of `FORMATS`, whatever its name says, and of a size that Pillow thinks safe.
+    """Open an image in one of `FORMATS`, whatever its file name, if its size is one that Pillow considers safe.
 
     Raises:
-        ValueError: for what is no ordinary file.
-        OSError, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError: as Pillow.
+        ValueError: for a pipe, a device or anything else that is not an ordinary file.
+        OSError, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError: as Pillow raises them.
     """
     from PIL import Image
 
@@ -36,7 +36,7 @@ def open_image(path: Path) -> Iterator[Any]:
 
 
 def frames_of(image: Any) -> list[Tensor]:
-    """Return the pictures of an image file: those of a TIFF stack are data each."""
+    """Return the pictures of an image file; each picture of a TIFF stack is a datum."""
     from PIL import ImageSequence
 
     count = getattr(image, "n_frames", 1)
@@ -46,10 +46,10 @@ def frames_of(image: Any) -> list[Tensor]:
 
 
 def pixels_of(image: Any) -> Tensor:
-    """Return an image of Pillow's as (channels, height, width), upright: in 8 bits, or greys of more bits in [0, 1].
+    """Return an image of Pillow as (channels, height, width), upright: in 8 bits, or greys of more bits in [0, 1].
 
     Raises:
-        ValueError: where no value in [0, 1] follows from the file.
+        ValueError: if the file does not determine values in [0, 1].
     """
     from PIL import ImageOps
 
@@ -67,7 +67,7 @@ def pixels_of(image: Any) -> Tensor:
 
 def _check_colours(image: Any) -> None:
     mode, tags = image.mode, getattr(image, "tag_v2", {})
-    # X is what Pillow before 10.4 calls a sample that is no colour.
+    # Pillow before 10.4 calls a sample X if it is not a colour.
     read = sum(band != "X" for band in image.getbands())
     if tags.get(277, 1) > read:
         raise ValueError(f"its pixels have {tags[277]} samples, of which {read} would be read: save them all as .npy")
@@ -85,11 +85,11 @@ def _check_colours(image: Any) -> None:
         has_alpha = mode[-1:] in "Aa" or "transparency" in image.info
         transparent = has_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
     if transparent:
-        raise ValueError("it has transparent pixels, whose colours nobody sees: put it on a background")
+        raise ValueError("it has transparent pixels, whose colours are not visible: put it on a background")
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Return floating-point greys, which must lie in [0, 1], as no file says what their largest value is."""
+    """Return floating-point greys, which must lie in [0, 1], because the file does not say what white is."""
     known = values[~values.isnan()]
     if not known.numel():
         raise ValueError("all its values are NaN")

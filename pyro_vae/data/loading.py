@@ -30,27 +30,27 @@ def load(
         source: "digits" (1,797 handwritten digits of 8x8 pixels, part of scikit-learn), "mnist", "fashion-mnist",
             "kmnist"; or the path of a ``.npy`` or ``.npz`` file, or of a folder of images. An ``.npz`` file holds
             ``x_train`` and ``x_test`` (and, if known, ``y_train`` and ``y_test``), or one array ``x`` (and ``y``), and
-            nothing else of numbers; labels that are text are numbered in alphabetical order. In a folder, the names of
-            sub-folders are the labels, the pictures of a TIFF stack are data each, hidden images and what is no image
-            are left out, as a warning says, images of other formats, links to folders, and folders of a train and a
-            test part side by side are refused, and so are pictures that do not follow from the file: transparent
-            pixels, CMYK, 32-bit integers, floating-point values outside [0, 1]; colours of 16 bits are read in 8. What
-            comes in one part is split 4 to 1, always in the same way.
-        root: the folder that holds torchvision's data sets; else the environment variable ``PYRO_VAE_DATA``, else
+            no other numbers; labels that are text are numbered in alphabetical order. In a folder of images, the names
+            of sub-folders are the labels, and each picture of a TIFF stack is a datum. Hidden images and other files
+            are left out, with a warning. Refused are images of other formats, links to folders, a train and a test
+            folder side by side, and images that do not determine values in [0, 1]: those with transparent pixels,
+            CMYK, 32-bit integers, floating-point values outside [0, 1]. Colours of 16 bits are read in 8 bits. Data
+            without a test part are split 4 to 1, always in the same way.
+        root: the folder of torchvision's data sets; by default the environment variable ``PYRO_VAE_DATA``, or else
             ``data``.
-        download: fetch one of torchvision's data sets where it is missing.
-        eight_bit: keep 8-bit values in a quarter of the memory, as `EightBit`, which `fit` and `evaluate` take in place
-            of a tensor.
-        scale: what all values of a ``.npy`` or ``.npz`` file are divided by, above 0, such as 255 for pixels of 8 bits;
-            None leaves them as the file has them, whatever their type.
+        download: download a data set of torchvision's if it is missing.
+        eight_bit: keep 8-bit values in 8 bits, as `EightBit`, which takes a quarter of the memory. `fit` and `evaluate`
+            take it like a tensor.
+        scale: divide all values of a ``.npy`` or ``.npz`` file by this, above 0, such as 255 for pixels of 8 bits; with
+            None they keep the values in the file, whatever their type.
 
     Returns:
-        Images of shape (N, channels, height, width) with values in [0, 1], or the rows of a file of numpy's.
+        Images of shape (N, channels, height, width) with values in [0, 1], or the rows of a numpy file.
         A ``.npy`` file that would take more than 1 GiB in 32 bits stays on disk, as `MemoryMapped`.
 
     Raises:
-        ValueError: for an unknown name, and files that are missing, damaged or do not fit together; for a scale beside
-            images, whose values are in [0, 1] already.
+        ValueError: for an unknown name, for files that are missing, damaged or do not fit together, and for a scale
+            with images, whose values are in [0, 1] already.
 
     Example:
         >>> digits = load("digits")
@@ -74,11 +74,11 @@ def are_images(source: str) -> bool:
         >>> are_images("digits"), are_images("x.npy")
         (True, False)
     """
-    return source in NAMES or bool(source and os.path.isdir(source))  # False for whatever is no path
+    return source in NAMES or bool(source and os.path.isdir(source))  # False for a text that cannot be a path
 
 
 def located(source: str) -> str:
-    """Return the absolute path of a file or folder that is there, so that it is the same from every folder.
+    """Return the absolute path of a file or folder that exists; any other text as it is.
 
     Example:
         >>> located("digits"), Path(located(".")).is_absolute()
@@ -88,7 +88,7 @@ def located(source: str) -> str:
 
 
 def _scaled(x: Any, scale: float | None, eight_bit: bool) -> Any:
-    """Return one part of the data divided by a scale, None being that of pixels: 255 for 8 bits, else 1."""
+    """Return one part of the data divided by a scale; None divides pixels of 8 bits by 255, and no other values."""
     if isinstance(x, MemoryMapped):
         return MemoryMapped(x.path, x.rows, scale or 1.0)
     if x.dtype == torch.uint8:
@@ -112,8 +112,8 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
         return read_numpy(path)
     if os.path.exists(name):
         raise ValueError(
-            f"{name} is no file that is read: give a .npy or .npz file (of a table, its numbers without the header, by"
-            " numpy.save), or the folder of the images"
+            f"{name} is not a file that can be read: give a .npy or .npz file (save tables by numpy.save), or a"
+            " folder of images"
         )
     near = difflib.get_close_matches(name.lower(), [*NAMES, *neighbours(path)], 1)
     hint = f"did you mean {near[0]!r}? Known" if near else "known"

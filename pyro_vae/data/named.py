@@ -1,4 +1,4 @@
-"""Data sets with a name: scikit-learn's digits, and what torchvision reads."""
+"""Data sets with a name: scikit-learn's digits, and some of torchvision's."""
 
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ def read_torchvision(name: str, root: Path, download: bool) -> Data:
         parts = [family(root=str(root), train=train, download=download) for train in (True, False)]
         images = [part.data[:, None] for part in parts]
         if any(len(part.data) != len(part.targets) for part in parts):
-            raise ValueError("it has not as many labels as images")
+            raise ValueError("it has different numbers of labels and images")
     except Exception as error:
         if "not found" in str(error):
             hint = "name its folder (--data-root, or the variable PYRO_VAE_DATA), or fetch it (--download)"
             raise ValueError(f"no {name} under {root}: {hint}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = "check the network" if download else "delete it and fetch it again (--download)"
-        raise ValueError(f"{name} under {root} cannot be had: {reason}; {hint}") from error
+        raise ValueError(f"{name} under {root} cannot be read: {reason}; {hint}") from error
     return Data(images[0], images[1], parts[0].targets, parts[1].targets)
 
 

@@ -15,12 +15,12 @@ from pyro_vae.data.conversion import as_stored
 from pyro_vae.data.parts import Data, split_into_parts, train_and_test
 from pyro_vae.data.rows import MORE, MemoryMapped
 
-ARRAYS = {f"{name}{part}" for name in "xy" for part in ("", "_train", "_test")}  # of a .npz file
-IN_MEMORY = 2**30  # bytes in 32 bits, from which on a .npy file stays where it is
+ARRAYS = {f"{name}{part}" for name in "xy" for part in ("", "_train", "_test")}  # names of arrays in a .npz file
+IN_MEMORY = 2**30  # a .npy file that would take more bytes than this in 32 bits stays on the disk
 
 
 def neighbours(path: Path) -> list[str]:
-    """Return the files beside a path that could be data, as the path would name them."""
+    """Return the .npy and .npz files in the folder of a path, for suggestions."""
     try:
         return [str(path.with_name(file.name)) for file in path.parent.iterdir() if file.suffix in (".npy", ".npz")]
     except (OSError, ValueError):
@@ -51,7 +51,7 @@ def read_numpy(path: Path) -> Data:
         fix = f"did you mean {near[0]!r}?" if near else "correct its path"
         raise ValueError(f"no file {path}; {fix}") from error
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a damaged file
-        reason = "" if "pickle" in str(error) else f": {error}"  # numpy would advise to unpickle what it cannot read
+        reason = "" if "pickle" in str(error) else f": {error}"  # numpy would suggest to allow pickles
         raise ValueError(f"{path} is damaged, or holds Python objects, which are not read{reason}") from error
     arrays = _numbered(_without_words(path, arrays))
     tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
@@ -64,15 +64,15 @@ def read_numpy(path: Path) -> Data:
         )
     if others := sorted(set(tensors) - {f"{name}{part}" for name in "xy" for part in parts}):
         wanted = ", ".join(f"{name}{part}" for name in "xy" for part in parts)
-        raise ValueError(f"{path} holds {', '.join(others)}, too, which would be left out: save {wanted} alone")
+        raise ValueError(f"{path} also holds {', '.join(others)}, which would be left out: save only {wanted}")
     data = [as_stored(tensors[f"x{part}"]) for part in parts]
     labels = [tensors.get(f"y{part}") for part in parts]
-    labels = [y if y is None or y.shape[1:] != (1,) else y[:, 0] for y in labels]  # a column has one per datum, too
+    labels = [y if y is None or y.shape[1:] != (1,) else y[:, 0] for y in labels]  # a column is one label per datum
     for part, x, y in zip(parts, data, labels, strict=True):
         if y is not None and y.dim() != 1:
             raise ValueError(f"y{part} in {path} must hold one label per datum, not shape {shape_of(y)}")
         if y is not None and len(x) != len(y):
-            raise ValueError(f"{path} holds {len(x)} x{part} and {len(y)} y{part}; they must be as many")
+            raise ValueError(f"{path} holds {len(x)} x{part} and {len(y)} y{part}; the numbers must be equal")
     if len(parts) == 1:
         return split_into_parts(data[0], labels[0])
     if data[0].shape[1:] != data[1].shape[1:]:
@@ -82,7 +82,7 @@ def read_numpy(path: Path) -> Data:
 
 
 def _without_words(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Leave out names of features and the like, which are neither data nor labels, and say so."""
+    """Leave out arrays of text such as names of features, which are neither data nor labels, with a warning."""
     words = sorted(key for key, array in arrays.items() if array.dtype.kind in "OSU" and key not in ARRAYS)
     numbers = {key: array for key, array in arrays.items() if key not in words}
     if words and numbers:
@@ -91,7 +91,7 @@ def _without_words(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.nd
 
 
 def _numbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Number labels that are text in alphabetical order, those of both parts alike."""
+    """Number labels that are text in alphabetical order, with the same numbers in both parts."""
     labels = {key: array for key, array in arrays.items() if key in ARRAYS and key[0] == "y"}
     if not labels or any(array.dtype.kind not in "SU" for array in labels.values()):
         return arrays
@@ -100,7 +100,7 @@ def _numbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _zipped(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """Read the arrays of a .npz file by name in lower case, and refuse what else it holds."""
+    """Read the arrays of a .npz file, by name in lower case, and refuse a file that holds anything else."""
     with zipfile.ZipFile(file) as archive:
         names = [name.lower() for name in archive.namelist()]
         if strange := [name for name in names if not name.endswith(".npy") or names.count(name) > 1]:
@@ -118,14 +118,14 @@ def _array(file: IO[bytes]) -> np.ndarray:
     except ValueError as error:
         if "Object arrays" not in str(error):
             raise
-        return np.empty(0, object)  # whose objects stay where they are
+        return np.empty(0, object)  # Python objects are not read
     if file.read(1):
         raise ValueError(MORE)
     return array
 
 
 def _check_one_scale(path: Path, train: Tensor, test: Tensor) -> None:
-    """Refuse parts of which one has been brought to [0, 1] and the other still holds whole numbers."""
+    """Refuse two parts if one has been scaled to [0, 1] and the other still holds integers."""
     largest = [part[~part.isnan()].max().item() if not part.isnan().all() else 1 for part in (train, test)]
     if train.is_floating_point() != test.is_floating_point() and min(largest) <= 1 < max(largest):
         found = [

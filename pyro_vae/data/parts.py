@@ -1,4 +1,4 @@
-"""A data set in a train and a test part."""
+"""Data sets with a train and a test part."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from pyro_vae.data.rows import EightBit, MemoryMapped
 
 
 class Data(NamedTuple):
-    """A data set in fixed train and test parts; the labels are None where there are none."""
+    """A data set with fixed train and test parts; the labels are None if there are none."""
 
     train: Tensor | EightBit | MemoryMapped
     test: Tensor | EightBit | MemoryMapped
@@ -18,7 +18,7 @@ class Data(NamedTuple):
 
 
 def split_into_parts(x: Tensor, y: Tensor | None = None, count: int | None = None) -> Data:
-    """Cut a test part off, of one fifth unless told otherwise, always in the same way."""
+    """Split off a test part of ``count`` data, by default one fifth, always in the same way."""
     if len(x) < 2:
         raise ValueError(f"at least 2 data are needed for a train and a test part, not {len(x)}")
     parts = train_and_test(len(x), count)
@@ -26,7 +26,7 @@ def split_into_parts(x: Tensor, y: Tensor | None = None, count: int | None = Non
 
 
 def train_and_test(size: int, count: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return which data are for training and which for the test, always the same for one size."""
+    """Return the indices of the data for training and for the test, always the same for one size."""
     count = count or max(1, round(size / 5))
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
     return order[count:], order[:count]

@@ -1,4 +1,4 @@
-"""Data of which a batch at a time is made: in 8 bits, in a file, or of several parts."""
+"""Data that are made into batches one at a time: stored in 8 bits, in a file, or in several parts."""
 
 import copy
 import os
@@ -17,16 +17,16 @@ from torch.utils.data import Dataset
 from pyro_vae.data.arrays import as_array, as_floats, as_scale, check_dense, from_numpy, is_array, is_numbers
 from pyro_vae.data.batch import Batch, count_of, in_words, map_tensors, named
 
-PAGE = 2**12  # bytes of a file that the system reads in any case
+PAGE = 2**12  # bytes: the system reads at least so many from a file
 MORE = "more follows its array: save one array a file, or several as .npz"
 
 
 class LazyRows(Dataset[Tensor]):
-    """Rows that are made or read when they are asked for, with what `fit` and `evaluate` ask of a tensor."""
+    """Rows that are made or read when they are indexed, with the interface of a tensor that `fit` needs."""
 
     shape: torch.Size
     device = torch.device("cpu")
-    as_given = False  # whether the data have not been brought anywhere
+    as_given = False  # whether batches are neither moved to a device nor cast
 
     def __init__(self) -> None:
         self.dtype = torch.get_default_dtype()
@@ -35,7 +35,7 @@ class LazyRows(Dataset[Tensor]):
         return self.shape[0]
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """Return the same rows, to be brought to a device and a precision as they are read."""
+        """Return the same rows, which will be moved to a device and cast to a type as they are read."""
         moved = copy.copy(self)
         moved.device, moved.dtype, moved.as_given = device, dtype or self.dtype, False
         return moved
@@ -53,7 +53,7 @@ class LazyRows(Dataset[Tensor]):
         return count_of(batch)
 
     def _moved(self, rows: Batch) -> Batch:
-        """Bring a tensor to the device and the precision; of several parts whole numbers keep their type."""
+        """Move a batch to the device and cast it; in a batch of several parts, integers keep their type."""
         if self.as_given:
             return rows
         if isinstance(rows, Tensor):
@@ -64,14 +64,14 @@ class LazyRows(Dataset[Tensor]):
 
 
 class EightBit(LazyRows):
-    """Data in memory in 8 bits, a quarter of what they take in 32, of which a batch at a time becomes x / scale.
+    """Data in memory in 8 bits, a quarter of their size in 32 bits; each batch is divided by a scale when it is made.
 
     Arguments:
-        values: of type uint8, shape (N, ...).
-        scale: what the values are divided by, above 0; 255 makes pixels of 8 bits values in [0, 1].
+        values: a tensor of type uint8, shape (N, ...).
+        scale: the values are divided by this, above 0; 255 turns pixels of 8 bits into values in [0, 1].
 
     Raises:
-        TypeError, ValueError: where they are not.
+        TypeError, ValueError: for other values or scales.
 
     Example:
         >>> x = EightBit(torch.tensor([[0], [51], [255]], dtype=torch.uint8))
@@ -89,7 +89,7 @@ class EightBit(LazyRows):
         self.scale = as_scale(scale)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """Return the same data on a device, still in 8 bits, for batches in a precision."""
+        """Return the same data on a device, still in 8 bits; batches will be cast to a type."""
         moved = super().to(device, dtype)
         moved.values = self.values.to(device)
         return moved
@@ -100,19 +100,20 @@ class EightBit(LazyRows):
 
 
 class MemoryMapped(LazyRows):
-    """Data in a ``.npy`` file of any size, of which a batch at a time is in memory.
+    """Data in a ``.npy`` file of any size; only one batch at a time is in memory.
 
-    `fit` and `evaluate` take it in place of a tensor. They hold 8 bytes for each datum, its place in the shuffled
-    epoch, beside the batch. An array in Fortran order, whose rows lie scattered, is read more slowly.
+    `fit` and `evaluate` take it like a tensor. Besides the batch they hold 8 bytes for each datum, its index in the
+    shuffled order. An array in Fortran order is read more slowly, because its rows are scattered in the file.
 
     Arguments:
-        path: the file: an array of shape (N, ...), N at least 1; of shape (N,) only beside others, as labels are.
-        rows: which of the array's rows, in which order: whole numbers from 0 to N - 1, shape (n,); None for all.
-        scale: what the values are divided by, above 0.
+        path: the file, with an array of shape (N, ...), N at least 1. Shape (N,) is only for a part beside others, such
+            as labels.
+        rows: the rows of the array to use, in this order: integers from 0 to N - 1, shape (n,); None for all.
+        scale: the values are divided by this, above 0.
 
     Raises:
-        TypeError, ValueError: for a file that is damaged, or whose array holds no real numbers or has no such shape.
-        OSError: when rows are read, if the file is gone or has changed since.
+        TypeError, ValueError: for a file that is damaged, or whose array does not hold real numbers of such a shape.
+        OSError: when rows are read, if the file is missing or has changed since.
 
     Example:
         >>> import tempfile
@@ -143,16 +144,16 @@ class MemoryMapped(LazyRows):
         if isinstance(index, Integral):  # of a torch.utils.data.Subset
             return self[torch.tensor([index])][0]
         rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
-        if not len(rows):  # the part of a rank for which a batch had no data left
+        if not len(rows):  # a batch may have no data left for a rank
             return torch.empty(0, *self.shape[1:], device=self.device, dtype=self.dtype)
         values = as_floats(from_numpy(self._read(rows.numpy())))
         wide = torch.promote_types(values.dtype, torch.get_default_dtype())  # 16 bits would lose digits of the quotient
         return self._moved(values.to(wide) / self.scale)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
-        """Read rows by ordinary reads: a memory map would end the process by a signal if its file became shorter."""
+        """Read rows by ordinary reads: with a memory map, a file that becomes shorter would kill the process."""
         event = self.shape[1:]
-        starts = np.array(self.start)  # of row 0; of each of its entries where they lie apart, in Fortran order
+        starts = np.array(self.start)  # of row 0; in Fortran order of each of its entries, which lie apart
         for size, stride in zip(event, self.strides[1:], strict=False):
             starts = starts[..., None] + stride * np.arange(size)
         each = self.strides[0]  # bytes: of a row, or of the entry of one
@@ -171,9 +172,9 @@ class MemoryMapped(LazyRows):
 
 
 def _spans(rows: np.ndarray, apart: int) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Return the first and the number of rows to read at a time, in their order, and where among them each row is.
+    """Return spans of rows to read, as (first, number), and the place of each row in what is read.
 
-    Those that are at most so many rows apart are read together.
+    Rows that are at most ``apart`` rows apart are read together.
     """
     order = np.argsort(rows)
     runs = np.split(order, np.flatnonzero(np.diff(rows[order]) > apart) + 1)
@@ -186,10 +187,10 @@ def _spans(rows: np.ndarray, apart: int) -> tuple[list[tuple[int, int]], np.ndar
 
 
 def _as_rows(rows: Any, count: int) -> Tensor:
-    """Return the numbers of rows in 64 bits, or refuse what names none: they say where in a file is read."""
+    """Return indices of rows in 64 bits, or refuse those that the file does not have."""
     numbers = torch.as_tensor(rows)
     whole = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
-    places = numbers.long() if whole else numbers  # in fewer bits even the comparison with count goes wrong
+    places = numbers.long() if whole else numbers  # in fewer bits the comparison with count could overflow
     if not (whole and places.dim() == 1 and places.numel() and 0 <= places.min() <= places.max() < count):
         raise ValueError(f"rows must be whole numbers from 0 to {count - 1}, shape (n,), not {numbers.tolist()!s:.60}")
     return places
@@ -208,13 +209,13 @@ class Columns(LazyRows):
     """Data of several parts, such as images and their labels, in memory or in files.
 
     Arguments:
-        parts: a tuple or a dict of tensors, of arrays, or of `EightBit` and `MemoryMapped` data, all with one first
-            dimension, which counts the data. It may hold further tuples and dicts, and None for what is not there.
-            Whole numbers and truth values keep their types.
+        parts: a tuple or a dict of tensors, arrays, `EightBit` or `MemoryMapped` data, all with the same first
+            dimension, which counts the data. It may hold further tuples and dicts, and None for a missing part.
+            Integers and booleans keep their types.
 
     Raises:
-        TypeError: for a part that holds no numbers.
-        ValueError: where the parts differ in length, or there are no data.
+        TypeError: for a part that does not hold numbers.
+        ValueError: if the parts differ in length, or there are no data.
 
     Example:
         >>> Columns({"x": torch.zeros(3, 2), "label": [0, 1, 2]})[torch.tensor([2, 0])]["label"]
@@ -236,7 +237,7 @@ class Columns(LazyRows):
         self.shape = torch.Size((lengths[0][1],))
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """Return the same data on a device, and the floating-point parts in a precision."""
+        """Return the same data on a device, with the floating-point parts cast to a type."""
         moved = super().to(device, dtype)
         moved.parts = map_parts(lambda part: _part_to(part, device, moved.dtype), self.parts)
         return moved
@@ -250,7 +251,7 @@ def _as_parts(parts: Any) -> Batch:
         return {name: _as_parts(part) for name, part in parts.items()}
     if isinstance(parts, tuple) or (isinstance(parts, list) and not is_numbers(parts)):
         made = map(_as_parts, parts)
-        return type(parts)(*made) if hasattr(parts, "_fields") else tuple(made)  # of a named tuple with its names
+        return type(parts)(*made) if hasattr(parts, "_fields") else tuple(made)  # a named tuple keeps its names
     if parts is None or isinstance(parts, EightBit | MemoryMapped):
         return parts
     if not (isinstance(parts, Tensor | list) or is_array(parts)):

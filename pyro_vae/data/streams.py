@@ -1,4 +1,4 @@
-"""Data that are iterated over: one by one (`Stream`), or in batches of their own (`Ready`)."""
+"""Data that are iterated over: one at a time (`Stream`), or in ready batches (`Ready`)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -17,20 +17,20 @@ from pyro_vae.data.rows import LazyRows
 
 
 class Stream(LazyRows):
-    """Data that an iterable data set makes or reads one by one, anew and in its own order at each pass.
+    """Data that an iterable data set makes or reads one at a time, in its own order, again in each pass.
 
-    `fit` and `evaluate` make it of every ``torch.utils.data.IterableDataset``. What has no length is counted by one
-    pass. Several processes each read the whole stream, and take their parts of it.
+    `fit` and `evaluate` use it for every ``torch.utils.data.IterableDataset``. A data set without a length is counted
+    in a pass. With several processes, each reads the whole stream and takes its part.
 
     Arguments:
-        dataset: an iterable of tensors, arrays or images of one shape; of an item that is a tuple the first counts.
+        dataset: an iterable of tensors, arrays or images of one shape; of items that are tuples the first part is used.
         stack: makes a batch of a list of items; `collated` keeps all parts of each.
 
     Attributes:
-        digest: 16 digits of a hash of the first of them, by generators that are new.
+        digest: 16 digits of a hash of the first datum, made with new generators.
 
     Raises:
-        ValueError: where there are no data, in any pass, or they differ in shape.
+        ValueError: if a pass gives no data, or they differ in shape.
 
     Example:
         >>> [rows.tolist() for rows in Stream([torch.zeros(1), torch.ones(1), torch.ones(1)]).split(2)]
@@ -52,20 +52,20 @@ class Stream(LazyRows):
         stop = len(self) + 1 if first.stop is None else first.stop
         items = next(self._apart(stop), [])
         if first.stop is None and len(items) != len(self):
-            raise ValueError(f"the data set gave {len(items)} data, at least, not {len(self)}, which is its length")
+            raise ValueError(f"the data set gave at least {len(items)} data, but its length is {len(self)}")
         return self._moved(self.stack(items))
 
     def epoch(self, size: int, order: torch.Generator) -> Iterator[Batch]:
-        """Yield the data in their own order, so many at a time, by random numbers that follow from a generator."""
+        """Yield the data in their own order, so many at a time, with torch's random state seeded from a generator."""
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=order)))
         return self._checked(drawn(self._lists(size), Sources(torch.default_generator), own.get_state()))
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Yield the data in their own order, so many at a time, and leave that of the next pass as it is."""
+        """Yield the data in their own order, so many at a time, without changing the order of the next pass."""
         return self._checked(self._apart(size))
 
     def _apart(self, size: int, *, anew: bool = False) -> Iterator[list[Any]]:
-        """Yield lists of items without a trace in torch's random state and the generators of the data set."""
+        """Yield lists of items, and leave torch's random state and the generators of the data set as they were."""
         return drawn_apart(self._lists(size), self.generators, anew=anew)
 
     def _lists(self, size: int) -> Iterator[list[Any]]:
@@ -84,30 +84,30 @@ class Stream(LazyRows):
                 raise ValueError(f"the data differ in shape: {shapes_in(batch)[0]} and {tuple(self.shape[1:])}")
             yield self._moved(batch)
         if read != len(self):
-            more = "more than its length" if read > len(self) else f"{read} data in this pass"
-            raise ValueError(f"the data set gave {more}, not {len(self)}: each pass must begin anew and end there")
+            more = "more data than its length" if read > len(self) else f"{read} data in this pass"
+            raise ValueError(f"the data set gave {more}, not {len(self)}: each pass must start again and give all data")
 
 
 class Ready(LazyRows):
-    """Batches that an iterable makes itself, used as they come, such as those of a ``torch.utils.data.DataLoader``.
+    """Ready batches of an iterable, such as a ``torch.utils.data.DataLoader``, used as they come.
 
-    They may differ in structure. A first pass counts them. Passes other than those of the training leave the generator
-    of a ``DataLoader`` as it was.
+    They may differ in structure. A first pass counts the data. Only the passes of the training advance the generator of
+    a ``DataLoader``; evaluations and checks leave it as it was.
 
     Arguments:
-        batches: an iterable that begins anew at each pass.
-        count: returns the number of data of a batch; by default its first tensor's first dimension.
-        fits: whether a batch is what the programs can be called with; of several parts that do not fit the first alone
-            is given, if that does.
+        batches: an iterable that starts again at each pass.
+        count: returns the number of data of a batch; by default it is the first dimension of the first tensor.
+        fits: returns whether the programs can be called with a batch. If they cannot be called with all parts of a
+            batch, but with the first one, only the first one is used.
 
     Attributes:
         counts: the number of data of each batch of the first pass.
         examples: the first batch of each structure.
-        digest: 16 digits of a hash of the first pass, which is by generators that are new, up to 64 MiB.
+        digest: 16 digits of a hash of the first pass, up to 64 MiB, made with new generators.
 
     Raises:
-        TypeError: for an iterator, which ends for good after one pass, and batches without a tensor.
-        ValueError: where there are no batches, or another number of data than in the first pass.
+        TypeError: for an iterator, which ends for good after one pass, and for batches without a tensor.
+        ValueError: if there are no batches, or a pass gives another number of data than the first one.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -122,7 +122,10 @@ class Ready(LazyRows):
         super().__init__()
         if isinstance(batches, Iterator):
             kind = type(batches).__name__
-            raise TypeError(f"the data must begin anew at each pass, as a DataLoader does, which a {kind} does not")
+            raise TypeError(
+                f"the data must start again at each pass, but a {kind} ends after one: give a DataLoader, or an object"
+                " whose __iter__ starts a new pass"
+            )
         self.as_given = True
         self.batches, self.given_count, self.fits = batches, count, fits
         self.generators = generators_in(batches)
@@ -131,7 +134,7 @@ class Ready(LazyRows):
         self._of_another_size: Batch = None
         self.digest = digest_of_batches(self._first_pass())
         if not self.counts:
-            raise ValueError(f"the {type(batches).__name__} gives no batches: at least one datum is needed")
+            raise ValueError(f"the {type(batches).__name__} gives no batches: it must give at least one datum")
         self.shape = torch.Size((sum(self.counts),))
         self.device = tensors_of(next(iter(self.examples.values())))[0].device
 
@@ -145,7 +148,7 @@ class Ready(LazyRows):
             yield batch
 
     def count(self, batch: Batch) -> int:
-        """Return the number of data of a batch, by the user's function where there is one."""
+        """Return the number of data of a batch, by the user's function if there is one."""
         if self.given_count is None:
             return count_of(batch)
         count = self.given_count(batch)
@@ -154,20 +157,20 @@ class Ready(LazyRows):
         return int(count)
 
     def epoch(self, order: torch.Generator | None = None) -> Iterator[Batch]:
-        """Yield the batches as they come; where an order is given, by random numbers that follow from it alone."""
+        """Yield the batches as they come; if an order is given, with torch's random state seeded from it."""
         if order is None:
             return self._checked(self.batches)
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=order)))
         return self._checked(drawn(self.batches, Sources(torch.default_generator), own.get_state()))
 
     def split(self, size: int = 0) -> Iterator[Batch]:  # noqa: ARG002 (they have a size of their own)
-        """Yield the batches as they come, and leave the order of the next pass as it would have been."""
+        """Yield the batches as they come, without changing the order of the next pass."""
         return self._checked(self._apart())
 
     def _apart(self, *, anew: bool = False) -> Iterator[Batch]:
-        """Yield the batches without a trace in torch's random state and the generators of the iterable.
+        """Yield the batches, and leave torch's random state and the generators of the iterable as they were.
 
-        Where it draws from torch's, it does so as in a new process.
+        An iterable that draws from torch's random state draws the same numbers each time.
         """
         return drawn_apart(self.batches, self.generators, anew=anew)
 
@@ -178,10 +181,10 @@ class Ready(LazyRows):
             yield self._moved(batch)
         if read != len(self):
             counts = f"{read} data in this pass, and {len(self)} before"
-            raise ValueError(f"the {type(self.batches).__name__} gave {counts}: each pass must give as many")
+            raise ValueError(f"the {type(self.batches).__name__} gave {counts}: each pass must give the same number")
 
     def __getitem__(self, first: slice) -> Batch:
-        """Return the first data: the first batch, of which the rest is cut off where that is possible."""
+        """Return the first data: the first batch, cut to the size that is asked for if it can be cut."""
         return cut(self._moved(next(iter(self.examples.values()))), first.stop, self.count)
 
     def structures(self) -> Iterator[Batch]:
@@ -189,7 +192,7 @@ class Ready(LazyRows):
         return map(self._moved, self.examples.values())
 
     def of_another_size(self) -> Batch:
-        """Return a batch with another number of data than the first, or None where there is none."""
+        """Return a batch whose number of data differs from the first batch's, or None if there is none."""
         return self._moved(self._of_another_size)
 
     def _each(self, batches: Iterable[Batch]) -> Iterator[Batch]:

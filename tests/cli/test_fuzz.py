@@ -435,8 +435,8 @@ def test_a_length_that_is_not_that_of_the_data_is_refused(count, words):
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 100])
 def test_a_stream_that_goes_on_beyond_its_length_is_refused(size):
     stream = data.Stream(Endless())
-    with pytest.raises(ValueError, match="gave more than its length, not 5"):
+    with pytest.raises(ValueError, match="gave more data than its length, not 5"):
         list(stream.split(size))
-    with pytest.raises(ValueError, match="gave 6 data, at least, not 5"):
+    with pytest.raises(ValueError, match="gave at least 6 data, but its length is 5"):
         stream[:]
     assert len(stream[:3]) == 3

@@ -417,7 +417,7 @@ REFUSED = {
     "missing key": ({"y": Y}, r"the model takes \(x, y\), but a batch is \{y: .*or give data for \(x, y\)"),
     "a key of the objectives": ({"x": X, "model": Y}, "must not have the key 'model', an argument of the objectives"),
     "too many": ((X, Y, Y), r"the model takes \(x, y\), but a batch is \(tensor of shape \(1, 3\), tensor .*x2\)"),
-    "an iterator": (iter(DataLoader(X)), "must begin anew at each pass"),
+    "an iterator": (iter(DataLoader(X)), "must start again at each pass"),
     "an empty loader": (DataLoader(TensorDataset(X[:0], Y[:0])), "gives no batches"),
     "an empty tuple": ((), "must hold a tensor of at least one datum, not"),
     "texts": ((X, ["a"] * N), "a part of the data must be a tensor or an array, not a str"),

@@ -302,7 +302,7 @@ def test_a_folder_of_grey_images_has_one_channel(tmp_path, pixels):
     for i, image in enumerate(pixels):
         write(tmp_path / f"{i}.png", image)
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.warns(UserWarning, match=r"notes\.txt is no image, and left out"):
+    with pytest.warns(UserWarning, match=r"notes\.txt is not an image and is left out"):
         loaded = load(tmp_path)
     assert loaded.train.shape == (4, 1, 6, 4)
     assert loaded.test.shape == (1, 1, 6, 4)
@@ -1045,10 +1045,10 @@ def test_a_stream_is_of_data_and_not_of_batches():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["x", "mask"], "holds mask, too, which would be left out: save x, y alone"),
-        (["x", "x_test", "y_test"], "holds x_test, y_test, too"),
-        (["x_train", "x_test", "x_val"], "holds x_val, too, .* save x_train, x_test, y_train, y_test alone"),
-        (["x_train", "x_test", "y"], "holds y, too"),
+        (["x", "mask"], "also holds mask, which would be left out: save only x, y"),
+        (["x", "x_test", "y_test"], "also holds x_test, y_test,"),
+        (["x_train", "x_test", "x_val"], "also holds x_val, .* save only x_train, x_test, y_train, y_test"),
+        (["x_train", "x_test", "y"], "also holds y,"),
     ],
 )
 def test_arrays_beside_the_data_are_not_left_out(tmp_path, names, words):
@@ -1109,7 +1109,7 @@ def test_images_in_a_folder_that_cannot_be_searched_are_not_left_out(tmp_path, m
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([".ipynb_checkpoints/a-checkpoint.png"], r"\.ipynb_checkpoints is hidden, and left out"),
+        ([".ipynb_checkpoints/a-checkpoint.png"], r"\.ipynb_checkpoints is hidden and is left out"),
         (["._a.png"], r"\._a\.png is hidden"),
         (["sub/.thumbnails/a.png"], r"sub/\.thumbnails is hidden"),
         (["__MACOSX/._a.png", "__MACOSX/._b.png"], r"2 hidden images .* are left out, such as .*MACOSX/\._a\.png"),
@@ -1184,7 +1184,7 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path):
 def test_a_file_that_is_not_read_is_not_called_missing(tmp_path, name):
     (tmp_path / name).write_text("a,b")
     with pytest.raises(
-        ValueError, match=rf"{name} is no file that is read: give a \.npy or \.npz file .*, or the folder"
+        ValueError, match=rf"{name} is not a file that can be read: give a \.npy or \.npz file .*, or a"
     ):
         load(tmp_path / name)
 
@@ -1199,7 +1199,7 @@ def test_a_row_of_numbers_is_refused_with_the_way_to_make_each_a_datum(numbers):
 def test_images_beside_arrays_are_refused_as_their_values_have_two_scales(other):
     image = Image.new("L", (2, 2), 255)
     for items in ([image, other], [other, image, image]):
-        with pytest.raises(TypeError, match="whose values go from 0 to 1, and the others keep theirs"):
+        with pytest.raises(TypeError, match="with values from 0 to 1, and the others keep their values"):
             as_tensor(items)
 
 
