@@ -1,4 +1,4 @@
-"""What a step changes in place, so that it can be put back."""
+"""Records what a step changes in place, so that it can be undone."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Changes(TorchDispatchMode):
-    """Keeps what tensors are before an operation changes them in place, such as running means.
+    """Keeps copies of tensors, such as running means, from before an operation changes them in place.
 
     Example:
         >>> count = torch.zeros(1)
@@ -38,9 +38,9 @@ class Changes(TorchDispatchMode):
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Put back what they were."""
+        """Restore the tensors that were changed."""
         for value, before in reversed(self._before.values()):
             if value.shape == before.shape:
                 value.copy_(before)
-            else:  # it was transposed in place, or given another size
+            else:  # it was transposed or resized in place
                 value.data = before

@@ -1,4 +1,7 @@
-"""Files of tensors, written whole or not at all and read without trust, and when a training writes them. No Pyro."""
+"""Files of tensors, written completely or not at all and read without trust, and the checkpoints of a training.
+
+Knows no Pyro program.
+"""
 
 import copy
 import hashlib
@@ -21,9 +24,9 @@ from torch import Tensor
 
 from pyro_vae.files import check_no_link, check_regular, write_whole
 
-FORMAT = 2  # of the files; one with another number is refused
-SHARE = 0.01  # of the training time for checkpoints at the ends of epochs, but for the first and the last
-LOCK = ".lock"  # a file in a folder, which the system frees when the process that holds it ends
+FORMAT = 2  # of the files; a file of another format is refused
+SHARE = 0.01  # of the training time goes into checkpoints at the ends of epochs, besides the first and the last
+LOCK = ".lock"  # a file in a folder; the system releases the lock when the process that holds it ends
 COLUMNS = (
     "epoch",
     "train_loss",
@@ -35,17 +38,17 @@ COLUMNS = (
     "test_loss_at_mean",
     "learning_rate",
     "seconds",
-)  # of the history that a checkpoint holds
-ADDED = {"learning_rate"}  # columns that checkpoints of earlier versions lack
+)  # of the history in a checkpoint
+ADDED = {"learning_rate"}  # columns that checkpoints of earlier versions do not have
 KINDS = {
     **{"epoch": int, "step": int, "batches": int, "seconds": float, "best": float},
     **{"history": list, "settings": dict, "optimizer": dict, "constraints": dict, "frozen": list, "programs": list},
-}  # of what a checkpoint says in plain values
+}  # of the plain values in a checkpoint
 Tensors = Mapping[str, Tensor]
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
-    """A training has ended early because `Checkpoints.stop` asked it to; its checkpoint stands."""
+    """A training has ended early because `Checkpoints.stop` asked it to; its checkpoint has been written."""
 
 
 def save_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
@@ -53,8 +56,8 @@ def save_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None
 
     Arguments:
         path: the file.
-        tensors: by name, on any device.
-        about: what JSON can hold, numbers that are not finite too.
+        tensors: tensors by name, on any device.
+        about: plain values that JSON can hold; numbers may be infinite or NaN.
 
     Raises:
         OSError: as `write_whole`.
@@ -63,10 +66,10 @@ def save_tensors(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None
 
 
 def as_file(tensors: Tensors, about: Mapping[str, Any]) -> bytes:
-    """Return what `save_tensors` writes.
+    """Return the content of the file that `save_tensors` writes.
 
     Raises:
-        TypeError, ValueError: for what it cannot hold.
+        TypeError, ValueError: for tensors or values that the file cannot hold.
 
     Example:
         >>> as_file({"x": torch.zeros(1, dtype=torch.complex128)}, {})
@@ -78,30 +81,30 @@ def as_file(tensors: Tensors, about: Mapping[str, Any]) -> bytes:
     places: set[int] = set()
     for name, tensor in kept.items():
         place = tensor.untyped_storage().data_ptr()
-        if place in places:  # of another tensor, too: a file does not hold one place in memory twice
+        if place in places:  # safetensors refuses two tensors that share memory
             kept[name] = tensor.clone()
         places.add(place)
     head = {"format": FORMAT, **versions(), "about": about}
     head["sha256"] = _digest(kept, head)
     try:
         return save(kept, {"pyro_vae": json.dumps(head)})
-    except KeyError as error:  # of safetensors, which does not know the type
+    except KeyError as error:  # safetensors does not know the type
         what = f"a tensor of {error}: take another type, or train without one"
         raise ValueError(f"a checkpoint cannot hold {what}") from error
 
 
 def read_tensors(path: Path, fix: str = "correct its path") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of `save_tensors`. Nothing in it is run, or followed out of its folder.
+    """Read a file of `save_tensors`. Nothing in it is executed, and a link out of its folder is not followed.
 
     Arguments:
         path: the file.
-        fix: what to do where it is missing.
+        fix: what the error says to do if the file is missing.
 
     Returns:
         The tensors, on the CPU, and the head: ``format``, ``pyro_vae`` and ``torch`` (versions), ``about``.
 
     Raises:
-        ValueError: where it is missing, damaged, a link that leads elsewhere, or of another format.
+        ValueError: if it is missing, damaged, a link out of its folder, or of another format.
 
     Example:
         >>> import tempfile
@@ -116,13 +119,13 @@ def read_tensors(path: Path, fix: str = "correct its path") -> tuple[dict[str, T
         >>> read_tensors(path)
         Traceback (most recent call last):
         ...
-        ValueError: ...x.safetensors is damaged: its checksum is not that of its content
+        ValueError: ...x.safetensors is damaged: its checksum does not match its content
     """
     if os.path.dirname(real := os.path.realpath(path)) != os.path.realpath(path.parent):
         raise ValueError(f"{path} is a link to {real}, out of its folder, and is not followed")
     check_regular(path)
     try:
-        content = path.read_bytes()  # no memory map, which would end the process by a signal if the file shrank
+        content = path.read_bytes()  # no memory map: if the file became shorter, the process would be killed
         tensors = load(content)
         head = json.loads(_header(content)["__metadata__"]["pyro_vae"])
         found, written_by = head["format"], head.get("pyro_vae")
@@ -132,12 +135,12 @@ def read_tensors(path: Path, fix: str = "correct its path") -> tuple[dict[str, T
         raise ValueError(f"no file {path}; {fix}") from error
     except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is damaged, or none of pyro_vae's files: {reason}") from error
+        raise ValueError(f"{path} is damaged, or is not a file of pyro_vae: {reason}") from error
     if found != FORMAT:
         made = f"format {_short(found)} (pyro_vae {_short(written_by, str)})"
         raise ValueError(f"{path} has {made}, but this is pyro_vae {versions()['pyro_vae']}, which reads {FORMAT}")
     if not same:
-        raise ValueError(f"{path} is damaged: its checksum is not that of its content")
+        raise ValueError(f"{path} is damaged: its checksum does not match its content")
     return tensors, head
 
 
@@ -151,32 +154,33 @@ def _short(value: Any, form: Callable[[Any], str] = repr) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a file is written and read by."""
+    """Return the versions of the packages that a file depends on."""
     return {"pyro_vae": version("pyro-vae"), "torch": torch.__version__, "pyro-ppl": version("pyro-ppl")}
 
 
 def check_same(path: Path, there: Any, here: Mapping[str, Any]) -> None:
-    """Refuse a file that is of something else.
+    """Refuse a file that belongs to another run.
 
     Arguments:
         path: the file.
-        there: the plain values that it says it is of.
-        here: those that it must be of.
+        there: plain values that describe the file's run, as the file has them.
+        here: plain values that describe this run.
 
     Raises:
-        ValueError: with the first one that differs.
+        ValueError: with the first value that differs.
 
     Example:
         >>> check_same(Path("last.safetensors"), {"seed": 1}, {"seed": 0})
         Traceback (most recent call last):
         ...
-        ValueError: last.safetensors is of another run, with seed 1, not 0
+        ValueError: last.safetensors is of another run: it has seed 1, this run has seed 0
     """
     there, here = (there if isinstance(there, dict) else {}), json.loads(json.dumps(here))
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
-            differ = f"{_short(name, str)} {_short(there.get(name))}, not {here.get(name)!r}"
-            raise ValueError(f"{path} is of another run, with {differ}")
+            known = _short(name, str)
+            differ = f"it has {known} {_short(there.get(name))}, this run has {known} {here.get(name)!r}"
+            raise ValueError(f"{path} is of another run: {differ}")
 
 
 def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
@@ -191,18 +195,18 @@ def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
 class Checkpoints:
     """The checkpoints of one training in a folder: ``last.safetensors``, from which it is resumed, and the best.
 
-    `fit` writes the last one at the end of an epoch, unless less than 100 times as long as writing took has passed
-    since the one before, so that 1 % of the time goes there; within an epoch, after so many minutes; at its end; and
-    where `stop` asks for it. ``best.safetensors`` holds the parameters with the lowest test loss so far.
+    `fit` writes ``last.safetensors`` at the end of an epoch, but not so often that writing takes more than 1 % of the
+    time; within an epoch, after so many minutes; at the end of the training; and after a call of `stop`.
+    ``best.safetensors`` holds the parameters with the lowest test loss so far.
 
     Arguments:
-        folder: where to; it is made if need be.
-        minutes: between checkpoints within an epoch, above 0.
+        folder: the folder; it is created if needed.
+        minutes: minutes between checkpoints within an epoch, above 0.
         on_save: called after each checkpoint.
-        of: plain values that say what is trained; they are written, and a checkpoint of others is not read.
+        of: plain values that describe what is trained. They are written, and a checkpoint with other values is refused.
 
     Raises:
-        ValueError: for minutes that are no number above 0.
+        ValueError: if ``minutes`` is not a number above 0.
 
     Example:
         >>> Checkpoints("here", minutes=0)
@@ -237,13 +241,13 @@ class Checkpoints:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other trainings from the folder, by a lock that the system frees when this process ends.
+        """Lock the folder against other trainings; the system releases the lock when this process ends.
 
         Raises:
-            ValueError: where another training holds it.
+            ValueError: if another training holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._made, self._best = True, math.inf  # of this training
+        self._made, self._best = True, math.inf  # this training has not written a best checkpoint yet
         check_no_link(self.folder / LOCK)
         lock = FileLock(self.folder / LOCK)
         try:
@@ -258,7 +262,7 @@ class Checkpoints:
             lock.release()
 
     def stop(self) -> None:
-        """Have the training end after the step under way, its checkpoint written; safe in a signal handler."""
+        """Have the training write a checkpoint and end after the current step; safe in a signal handler."""
         self.stopping = True
 
     def due(self, *, at_end_of_epoch: bool) -> bool:
@@ -270,12 +274,12 @@ class Checkpoints:
         """Return the parameters with the lowest test loss so far.
 
         Arguments:
-            loss: that test loss, as the last checkpoint says it; if it is infinite, there are none.
-            like: tensors of the programs by name, of whose types and shapes they must be.
-            settings: of the training, which they must be of.
+            loss: the lowest test loss, as the last checkpoint has it; if it is infinite, there are no best parameters.
+            like: tensors of the programs by name; the best parameters must have the same types and shapes.
+            settings: the settings of the training, which must be the same.
 
         Raises:
-            ValueError: where they are missing, of another training, or of a higher test loss.
+            ValueError: if they are missing, of another training, or of a higher test loss.
         """
         if loss == math.inf:
             return {}
@@ -286,25 +290,25 @@ class Checkpoints:
             check_same(self.best, about.get("of"), self.of)
         check_same(self.best, about.get("settings"), settings)
         found: Any = about.get("test_loss")
-        if not (_is(found, float) and found <= loss):  # a lower one is of a later epoch, which will be trained anew
+        if not (_is(found, float) and found <= loss):  # a lower one is of a later epoch, which will be trained again
             raise ValueError(f"{self.best} has test_loss {_short(found)}, but the lowest one so far is {loss}: {fix}")
         late = {name for name in like if name.startswith("param/") and name not in tensors}
         check_tensors(tensors, {name: tensor for name, tensor in like.items() if name not in late})
         return tensors
 
     def write(self, tensors: Tensors, about: Mapping[str, Any], best: tuple[float, Tensors]) -> None:
-        """Write the last checkpoint, and the best one before it where it is a new one.
+        """Write the last checkpoint, and before it the best one if it has changed.
 
         Arguments:
-            tensors: where the training stands, by name.
-            about: the same, in plain values.
-            best: the lowest test loss so far, infinite if there is none, and the parameters that it is of.
+            tensors: the tensors of the training's state, by name.
+            about: the plain values of the state.
+            best: the lowest test loss so far, infinite if there is none, and its parameters.
 
         Raises:
-            OSError: where a file cannot be written; those from before then stand.
+            OSError: if a file cannot be written; the earlier files are then kept.
         """
         start = time.monotonic()
-        if not self._made:  # a folder that has gone since is not made again
+        if not self._made:  # a folder that has been removed since is not made again
             self.folder.mkdir(parents=True, exist_ok=True)
             self._made = True
         loss, parameters = best
@@ -322,11 +326,11 @@ class Checkpoints:
         """Read the last checkpoint.
 
         Returns:
-            Its tensors, and what it says of them.
+            Its tensors and its plain values.
 
         Raises:
-            ValueError: as `read_tensors`; where it is no checkpoint, one of another training, or other versions of
-                pyro_vae, torch or pyro-ppl wrote it.
+            ValueError: as `read_tensors`; also if the file is not a checkpoint, if it is of another training, or if it
+                was written by other versions of pyro_vae, torch or pyro-ppl.
         """
         tensors, head = read_tensors(self.last, "begin a new training")
         for name, here in versions().items():
@@ -354,7 +358,7 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def _check_about(about: Mapping[str, Any]) -> None:
-    """Refuse plain values that no training has written."""
+    """Refuse plain values that a training cannot have written."""
     for name, kind in KINDS.items():
         if not _is(about.get(name), kind):
             _refuse(name, about.get(name))
@@ -374,8 +378,8 @@ def _check_about(about: Mapping[str, Any]) -> None:
             _refuse(f"row {number} of the history", row)
     if len(about["programs"]) == 8:
         earlier = "an earlier version, which did not note what the optimizer holds of its own"
-        raise ValueError(f"the checkpoint is of {earlier}: go on with that version, or begin a new training")
-    if len(about["programs"]) != 10:  # as they came and as they were last: four, and the optimizer
+        raise ValueError(f"the checkpoint is of {earlier}: resume it with that version, or begin a new training")
+    if len(about["programs"]) != 10:  # as they came and as they were last: four programs, and the optimizer
         _refuse("programs", about["programs"])
     state, groups = (about["optimizer"].get(name) for name in ("state", "groups"))
     if not (isinstance(state, dict) and all(isinstance(values, dict) for values in state.values())):
@@ -387,14 +391,14 @@ def _check_about(about: Mapping[str, Any]) -> None:
 
 
 def check_tensors(found: Tensors, like: Tensors) -> None:
-    """Refuse a checkpoint whose tensors are not of the types and shapes of those that they are to replace.
+    """Refuse a checkpoint whose tensors differ in type or shape from the tensors that they replace.
 
     Arguments:
-        found: the checkpoint's, by name.
-        like: those of the training, by name; the checkpoint may hold more.
+        found: the tensors of the checkpoint, by name.
+        like: the tensors of the training, by name; the checkpoint may hold more.
 
     Raises:
-        ValueError: with the first one that differs.
+        ValueError: with the first tensor that differs.
 
     Example:
         >>> check_tensors({"totals": torch.zeros(3)}, {"totals": torch.zeros(4)})
@@ -408,17 +412,17 @@ def check_tensors(found: Tensors, like: Tensors) -> None:
 
 
 def check_random(name: str, state: Tensor, device: torch.device) -> None:
-    """Refuse a random state that torch does not accept, or that would have it read outside of the state.
+    """Refuse a random state that torch does not accept, or with which torch would read outside of the state.
 
-    A state of a CPU holds the place of the next number and how many are left, as two numbers that belong together.
+    A state of a CPU holds the index of the next number and how many numbers are left; the two must fit each other.
 
     Arguments:
-        name: what the checkpoint calls it.
-        state: the state of a CPU, and behind it that of a GPU where the device is one.
+        name: the name of the state in the checkpoint.
+        state: the state of the CPU, followed by that of the GPU if the device is one.
         device: the device.
 
     Raises:
-        ValueError: for a state that cannot be taken.
+        ValueError: for a state that cannot be used.
 
     Example:
         >>> check_random("order", torch.Generator().get_state(), torch.device("cpu"))
@@ -436,14 +440,14 @@ def check_random(name: str, state: Tensor, device: torch.device) -> None:
 
 
 def check_group(found: Mapping[str, Any], like: Mapping[str, Any]) -> None:
-    """Refuse the settings of an optimizer's group that are not of the kinds of another one's.
+    """Refuse the settings of an optimizer's group whose names or types differ from those of another one.
 
     Arguments:
-        found: the checkpoint's.
-        like: those of the optimizer.
+        found: the settings in the checkpoint.
+        like: the settings of the optimizer.
 
     Raises:
-        ValueError: with the first one that differs.
+        ValueError: with the first setting that differs.
 
     Example:
         >>> check_group({"lr": "high"}, {"lr": 0.1})
@@ -455,15 +459,15 @@ def check_group(found: Mapping[str, Any], like: Mapping[str, Any]) -> None:
         _refuse("optimizer groups", found)
     for name, value in like.items():
         alike = _alike(found[name], value, exactly=name == "params") or name == "capturable"
-        if not alike or (name == "betas" and max(found[name]) >= 1):  # no weights of a running mean
+        if not alike or (name == "betas" and max(found[name]) >= 1):  # weights of a running mean are below 1
             _refuse(f"optimizer setting {name}", found[name])
 
 
 def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's saved state, for ``load_state_dict``, which checks neither shapes nor types itself.
+    """Check an optimizer's saved state before ``load_state_dict``, which checks neither shapes nor types itself.
 
-    It is held against the state that the optimizer makes of the same parameters in a step, taken by a copy. Settings
-    that are numbers, such as the learning rate, may differ.
+    It is compared with the state that a copy of the optimizer makes in one step. Settings that are numbers, such as the
+    learning rate, may differ.
 
     Arguments:
         optim: the optimizer, new.
@@ -473,7 +477,7 @@ def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
         The saved state.
 
     Raises:
-        ValueError: with the first value that is not as in the optimizer.
+        ValueError: with the first value that differs in shape or type.
 
     Example:
         >>> optim = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
@@ -500,10 +504,10 @@ def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
 
 
 def stepped(optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return a copy of an optimizer that has taken a step, by gradients of 0; torch's random state stays as it is.
+    """Return a copy of an optimizer that has taken a step with gradients of 0, without changing torch's random state.
 
     Raises:
-        ValueError: for an optimizer that a checkpoint cannot hold, as a copy of it takes no step.
+        ValueError: for an optimizer that a checkpoint cannot hold, because a copy of it cannot take a step.
     """
     trial, devices = copy.deepcopy(optim), set()
     for group in trial.param_groups:
@@ -523,7 +527,7 @@ def stepped(optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _alike(found: Any, like: Any, *, exactly: bool = False) -> bool:
-    """Whether a value could stand in the place of another one of the same kind, or, exactly, is the same."""
+    """Whether a value has the type and shape of another one, or, if ``exactly``, is equal to it."""
     found, like = (each.item() if isinstance(each, np.generic) else each for each in (found, like))
     if isinstance(like, Tensor) and isinstance(found, Tensor):
         return found.shape == like.shape and found.dtype == like.dtype

@@ -1,4 +1,4 @@
-"""Kernels of a recording, by torch's compiler."""
+"""Compiles a recording into kernels by torch's compiler."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +15,12 @@ from pyro_vae.runtime.steps import Step
 
 
 def compiled(recording: GraphModule, graphs: bool, *inputs: Tensor) -> Step:
-    """Have torch's compiler make kernels of a recording, without the checks of ``torch.compile`` at every call."""
+    """Compile a recording by torch's compiler, without the checks that ``torch.compile`` makes at every call."""
     import torch._inductor
 
-    # What the recording reads from outside becomes its first inputs: a constant might be built into a kernel. So does
-    # what no compiler takes, as its shape hangs on values, if these are not of the data: the places of a mask's ones.
+    # The tensors that the recording reads from outside become its first inputs, as constants might be built into the
+    # kernels. So do results whose shape depends on values other than the data, such as the indices of a mask's ones:
+    # the compiler cannot handle them, so they are computed here.
     read = {node: getattr(recording, node.target) for node in recording.graph.nodes if node.op == "get_attr"}
     found = {node: _value(node, read) for node in recording.graph.nodes if _has_open_shape(node) and _is_fixed(node)}
     by_identity = {id(value): value for value in (read | found).values()}
@@ -38,7 +39,7 @@ def compiled(recording: GraphModule, graphs: bool, *inputs: Tensor) -> Step:
 
 
 def _is_fixed(node: Node) -> bool:
-    """Whether a node hangs on no input, and on no random number."""
+    """Whether a node depends on no input and on no random number."""
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     return node.op == "get_attr" or (
         node.op == "call_function" and not random and all(map(_is_fixed, node.all_input_nodes))
@@ -59,7 +60,7 @@ def _value(node: Node, read: dict[Node, Tensor]) -> Any:
 
 @contextmanager
 def kept_on_device() -> Iterator[None]:
-    """Have Pyro's ELBOs (seen in 1.9) neither turn tensors into numbers nor branch on them, and put all back."""
+    """Keep Pyro's ELBOs (as of 1.9) from turning tensors into numbers or branching on them, within this context."""
     without = {
         "torch_item": lambda x: x.detach().double() if isinstance(x, Tensor) else x,  # numbers of Python are double
         "warn_if_nan": lambda *_, **__: None,  # `fit` stops at what is not finite

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 from pyro_vae.data.batch import Batch, Count, are_rows, count_of, in_words, map_tensors
 
 T = TypeVar("T")
-TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # the variables that it sets
-TIMEOUT_MINUTES = 5  # for all ranks to join a sum: far longer than a step, or than what rank 0 writes after an epoch
+TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # environment variables that torchrun sets
+TIMEOUT_MINUTES = 5  # for all ranks to join a sum: far longer than a step, or than writing files after an epoch
 
 
 class Ranks:
     r"""The processes of one training, as each of them sees the others.
 
-    A step's batch is cut into one part for each rank. With :math:`n_r` data on rank r, and its own gradient
-    :math:`g_r` of the mean over them, all ranks take the gradient of the mean over the whole batch,
+    The batch of a step is split into one part for each rank. With :math:`n_r` data on rank r, and the gradient
+    :math:`g_r` of their mean loss, all ranks use the gradient of the mean over the whole batch,
 
     .. math:: g = \frac{\sum_r n_r \, g_r}{\sum_r n_r},
 
-    so that parameters that begin equal stay so, however unevenly the data divide.
+    so that parameters that are equal at the start stay equal, even if the ranks have different numbers of data.
 
     Arguments:
-        fabric: a launched ``lightning_fabric.Fabric``; without one there is a single process, and nothing to do.
+        fabric: a launched ``lightning_fabric.Fabric``, or None for a single process.
 
     Example:
         >>> ranks = Ranks()
@@ -48,48 +48,48 @@ class Ranks:
         self.size: int = fabric.world_size if fabric else 1
 
     def part(self, rows: Tensor) -> Tensor:
-        """Return what this rank takes of a batch, which is nothing where there are fewer rows than ranks."""
+        """Return this rank's part of a batch; it is empty if there are fewer rows than ranks."""
         return rows.tensor_split(self.size)[self.rank]
 
     def part_of(self, batch: Batch, count: Count = count_of) -> Batch:
-        """Return what this rank takes of a batch of any structure.
+        """Return this rank's part of a batch of any structure.
 
         Arguments:
             batch: the batch of all ranks.
             count: returns the number of data of a batch.
 
         Raises:
-            ValueError: where there are several ranks, and the tensors of the batch differ in their first dimension.
+            ValueError: if there are several ranks, and the tensors of the batch differ in their first dimension.
         """
         if self.size == 1:
             return batch
         if not are_rows(batch, count):
-            fix = "give each tensor the data in its first dimension, or train by one process"
-            raise ValueError(f"several processes split each batch, which they cannot do with {in_words(batch)}: {fix}")
+            fix = "let the first dimension of each tensor count the data, or train in one process"
+            raise ValueError(f"several processes split each batch, but {in_words(batch)} cannot be split: {fix}")
         return map_tensors(self.part, batch)
 
     def seed(self, seed: int) -> int:
-        """Return the seed of this rank's own noise: for rank 0, and so for a single process, the seed itself."""
+        """Return the seed of this rank's own noise; for rank 0, and so for a single process, it is the seed itself."""
         return seed if self.rank == 0 else int(np.random.SeedSequence([seed % 2**64, self.rank]).generate_state(1)[0])
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of every rank's values, the same to the last bit on all of them.
+        """Return the sum of the values of all ranks; it is the same on every rank to the last bit.
 
         Raises:
-            ConnectionError: where another rank has ended, or does not answer.
+            ConnectionError: if another rank has ended, or does not answer.
         """
         if self.fabric is None:
             return values
         total = values.to(self.fabric.device, copy=True)
         try:
-            torch.distributed.all_reduce(total)  # Fabric's own waits at a barrier first, which a step has no need of
+            torch.distributed.all_reduce(total)  # Fabric's own also waits at a barrier, which a step does not need
         except RuntimeError as error:
             minutes = f"or has not answered for {TIMEOUT_MINUTES} minutes"
             raise ConnectionError(f"another process of this training has ended, {minutes}") from error
         return total.to(values.device)
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """Return every rank's value, by rank.
+        """Return the values of all ranks, in their order.
 
         Raises:
             ConnectionError: as `sum`.
@@ -105,17 +105,16 @@ class Ranks:
     def combine(
         self, terms: Sequence[Tensor], gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], count: int
     ) -> tuple[Sequence[Tensor], Sequence[Tensor | None], int | Tensor]:
-        """Bring the ranks' results of one step together, in a single sum over a flat tensor.
+        """Combine the ranks' results of one step, by a single sum over a flat tensor.
 
         Arguments:
             terms: scalars, summed over this rank's data.
-            gradients: of the mean over this rank's data, one for each parameter, or None.
-            parameters: the parameters, of the same shapes on all ranks.
-            count: how many data this rank has; where there are none, what stands in the terms and gradients is left
-                out.
+            gradients: gradients of the mean over this rank's data, one for each parameter, or None.
+            parameters: the parameters, with the same shapes on all ranks.
+            count: the number of this rank's data; if it is 0, the rank's terms and gradients are ignored.
 
         Returns:
-            The terms summed over all data of the step, the gradients of their mean, and their number.
+            The terms summed over all data of the step, the gradients of the mean over them, and the number of data.
 
         Raises:
             ConnectionError: as `sum`.
@@ -134,7 +133,7 @@ class Ranks:
         sizes = [len(terms), 1, len(used), *(len(piece) for piece in weighed)]
         all_terms, total, used_by, *sums = self.sum(flat).split(sizes)
         means = [
-            # Only a rank without a gradient has to look whether others have one, which waits for the device.
+            # Only a rank without a gradient looks whether others have one, as this waits for the device.
             (value / total).view_as(parameter).to(parameter.dtype) if mine or theirs > 0 else None
             for value, parameter, mine, theirs in zip(sums, parameters, used, used_by, strict=True)
         ]
@@ -150,10 +149,10 @@ class Ranks:
             tensor.copy_(value)
 
     def together(self, function: Callable[[], T]) -> T:
-        """Call a function on every rank; where it fails on some, end all of them by the error of the first.
+        """Call a function on every rank; if it fails on any, all ranks end.
 
         Raises:
-            Exception: the function's own, on the first rank where it failed.
+            Exception: the function's own error, on the first rank where it failed.
             SystemExit: with code 2, on all other ranks.
         """
         result, error = None, None
@@ -172,10 +171,10 @@ class Ranks:
 
 
 def started() -> tuple[int, int] | None:
-    """Return how many processes torchrun or SLURM's srun has started on each machine, and on how many machines.
+    """Return the number of processes that torchrun or srun has started on each machine, and the number of machines.
 
     Raises:
-        ValueError: where torchrun's variables contradict each other.
+        ValueError: if torchrun's variables contradict each other.
 
     Example:
         >>> started() is None
@@ -188,7 +187,8 @@ def started() -> tuple[int, int] | None:
             raise ValueError(f"torchrun sets {', '.join(TORCHRUN)} to numbers, but here: {error}") from error
         if not (0 <= local_rank < local <= world and local_rank <= rank < world and world % local == 0):
             found = f"WORLD_SIZE {world}, LOCAL_WORLD_SIZE {local}, RANK {rank}, LOCAL_RANK {local_rank}"
-            raise ValueError(f"torchrun's variables contradict each other: {found}; start as many on every machine")
+            fix = "start the same number of processes on every machine"
+            raise ValueError(f"torchrun's variables contradict each other: {found}; {fix}")
         return local, world // local
     tasks, machines = (int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
     if tasks > 1 and "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
@@ -197,19 +197,19 @@ def started() -> tuple[int, int] | None:
 
 
 def connect(devices: int | None, device: str) -> "Fabric | None":
-    """Return a Fabric that is yet to be launched, or None where a single process does.
+    """Return a Fabric that has not been launched yet, or None for a single process.
 
     Arguments:
-        devices: processes on this machine, each with a device of its own; None for as many as torchrun or srun has
-            started, else one.
-        device: "cpu" or "cuda", the kind of the devices.
+        devices: number of processes on this machine, each with its own device; by default as many as torchrun or srun
+            has started, or else one.
+        device: "cpu" or "cuda".
 
     Returns:
         A Fabric that starts the processes, or joins those that torchrun or srun has started.
 
     Raises:
-        ValueError: for devices that are not there, and numbers that contradict those of torchrun or srun; where
-            Lightning Fabric is not installed.
+        ValueError: for devices that this machine does not have, for numbers that contradict those of torchrun or srun,
+            and if Lightning Fabric is not installed.
 
     Example:
         >>> connect(0, "cpu")
@@ -226,7 +226,7 @@ def connect(devices: int | None, device: str) -> "Fabric | None":
     if local * machines == 1:
         return None
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"several processes take --device cpu or cuda, one device each, not {device!r}")
+        raise ValueError(f"several processes need --device cpu or cuda, not {device!r}")
     there = os.cpu_count() or 1 if device == "cpu" else torch.cuda.device_count()
     if local > there:
         raise ValueError(f"--devices {local} is more than this machine has: {there} of {device}")
@@ -239,5 +239,5 @@ def connect(devices: int | None, device: str) -> "Fabric | None":
     how = DDPStrategy(start_method="popen" if outside else "spawn", timeout=timedelta(minutes=TIMEOUT_MINUTES))
     try:
         return Fabric(accelerator=device, devices=local, num_nodes=machines, strategy=how)
-    except RuntimeError as error:  # such as of srun's variables
+    except RuntimeError as error:  # such as for contradictory variables of srun
         raise ValueError(str(error)) from error

@@ -8,23 +8,24 @@ from pyro_vae.runtime.recording import Recorded
 from pyro_vae.runtime.steps import Step
 
 ENGINES = ("auto", "eager", "recorded", "compiled")
-WORTHWHILE = 400  # steps: a recording and its checks take as long as about 200 steps save
+WORTHWHILE = 400  # steps: recording and checking take about as long as 200 replayed steps save
 
 
 def chosen(
     step: Step, engine: str, steps: int, *, tolerance: float = 1e-5, unless: str = ""
 ) -> tuple[Step, Callable[[], str]]:
-    """Return what computes a step, and what says in a line, when all is done, how that was and why.
+    """Choose how a step is computed.
 
     Arguments:
-        step: what `Recorded` takes.
+        step: the step, as `Recorded` takes it.
         engine: one of `ENGINES`.
-        steps: how many there will be.
-        tolerance: of what is compiled, or runs on a GPU.
-        unless: words for what keeps the step from being recorded, if anything does.
+        steps: the number of steps of the training.
+        tolerance: the relative tolerance for compiled steps, and for steps on a GPU.
+        unless: the reason why the step cannot be recorded; empty if it can.
 
     Returns:
-        A function with the step's arguments and results, and one that returns the line.
+        A function with the step's arguments and results, and a function that returns a line saying, after the training,
+        how the steps were computed and why.
 
     Example:
         >>> import torch
@@ -36,13 +37,13 @@ def chosen(
         return step, lambda: "eager, as asked"
     if unless:
         if engine != "auto":
-            warnings.warn(f"the step is not recorded, and run eagerly ({unless})", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"the step is not recorded and is run eagerly ({unless})", RuntimeWarning, stacklevel=3)
         return step, lambda: f"eager: {unless}"
     if engine == "auto" and steps < WORTHWHILE:
         count = "1 step is" if steps == 1 else f"{steps} steps are"
         return step, lambda: f"eager: {count} too few to gain from a recording"
     if engine == "auto" and (foreign := Held(step).foreign):
-        fix = "if it does not, engine='recorded' saves the time that Pyro takes in each step"
+        fix = "if it does not, engine='recorded' saves the time that Pyro needs in each step"
         return step, lambda: f"eager: {foreign} may do something else at each step; {fix}"
     recorded = Recorded(step, compiled=engine == "compiled", quiet=engine == "auto", tolerance=tolerance)
     return recorded, lambda: str(recorded)

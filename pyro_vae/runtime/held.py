@@ -1,4 +1,4 @@
-"""What programs hold in Python, so that a change of it is seen."""
+"""Watches what programs hold in Python, so that changes of it are noticed."""
 
 import dis
 import functools
@@ -21,25 +21,26 @@ TRUSTED = {
     "collections",
     "enum",
     "builtins",
-}  # do the same at every step
+}  # packages whose code does the same at every step
 LIBRARIES = {*sys.stdlib_module_names, "pyro", "pyro_vae", "torch"} - {"__main__"}
-GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")  # operations of Python
-MANY = 1000  # elements: of a longer list or array, only the length is watched
+GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")  # names of Python's operations
+MANY = 1000  # elements: for a longer list or array only the length is watched
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, types.ModuleType)
 HOOKS = [each for name, each in vars(torch.nn.modules.module).items() if name.startswith("_global_")]  # on all modules
 
 
 class Held:
-    """What Python objects hold: all attributes, elements, closures and the globals that functions of others read.
+    """What Python objects hold: all attributes, elements, closures and the globals that the user's functions read.
 
-    A recording knows numbers of Python and which tensors it reads only as they were when it was made.
+    A recording contains Python's numbers, and the choice of tensors, as they were when it was made. So it is only
+    right as long as these do not change.
 
     Arguments:
-        roots: where to begin.
+        roots: the objects to begin with.
 
     Attributes:
-        foreign: words for the first function or class found that is neither of this package nor of one in `TRUSTED`,
-            which may do something else at every step; empty where there is none.
+        foreign: the first function or class found that is not of a package in `TRUSTED`, in words; it may do something
+            else at every step. Empty if there is none.
 
     Example:
         >>> layer = torch.nn.Dropout(0.5)
@@ -53,9 +54,9 @@ class Held:
 
     def __init__(self, *roots: Any) -> None:
         self.foreign = ""
-        self._seen: dict[int, Any] = {}  # which keeps all objects, and so their identities
+        self._seen: dict[int, Any] = {}  # keeps all objects alive, so that their ids stay unique
         self._reads: list[tuple[Callable[[Any], Any], Any, Any]] = []
-        self._empty: list[Any] = []  # what is empty, as most dictionaries of a module are: looked at together
+        self._empty: list[Any] = []  # empty containers, such as most dictionaries of a module, are checked together
         self._tensors: list[Tensor] = []
         waiting = [*roots, *HOOKS]
         while waiting:
@@ -74,7 +75,7 @@ class Held:
         )
 
     def put_back(self) -> None:
-        """Have dictionaries, lists, sets and closures hold what they held; no other thing can be put back."""
+        """Restore the content of dictionaries, lists, sets and closures; other objects cannot be restored."""
         for container in filter(len, self._empty):
             container.clear()
         for read, container, before in self._reads:
@@ -156,7 +157,7 @@ def _methods_of(described: Any) -> list[types.FunctionType]:
 
 
 def root_of(described: Any) -> str:
-    """Return the name of the package that a function or class is of."""
+    """Return the name of the package that defines a function or class."""
     return str(getattr(described, "__module__", None) or "builtins").partition(".")[0]
 
 
@@ -169,15 +170,15 @@ def _of_elements(value: Any) -> list[int]:
 
 
 def held_in(cell: Any) -> list[Any]:
-    """Return what a closure's cell holds, if anything, in a list."""
+    """Return the content of a closure's cell in a list, which is empty if the cell is."""
     try:
         return [cell.cell_contents]
-    except ValueError:  # nothing is in it yet
+    except ValueError:  # the cell is still empty
         return []
 
 
 def read_globals(function: types.FunctionType) -> list[Any]:
-    """Return the values that a function reads from the names of its module, and from modules of the user's own.
+    """Return the values of the globals that a function reads, in its own module and in other modules of the user.
 
     Example:
         >>> def area(circle):
@@ -189,7 +190,7 @@ def read_globals(function: types.FunctionType) -> list[Any]:
     values, code = function.__globals__, function.__code__
     read = [values[name] for name in _names(code, GLOBAL) if name in values]
     modules = _own_modules(read)
-    for module in modules:  # which grows by the modules within modules
+    for module in modules:  # the list grows while modules are found within modules
         held = [vars(module)[name] for name in _names(code, ATTRIBUTE) if name in vars(module)]
         read += held
         modules += [each for each in _own_modules(held) if each not in modules]
@@ -201,7 +202,7 @@ def _own_modules(values: list[Any]) -> list[types.ModuleType]:
 
 
 def of_library(module: str) -> bool:
-    """Whether a module, by name, is none of the user's, but of Python or of an installed package.
+    """Whether a module, given by its name, belongs to Python or to an installed package, and not to the user.
 
     Example:
         >>> of_library("math"), of_library("torch.nn"), of_library("theirs")

@@ -1,4 +1,4 @@
-"""How much of a computation fits into a number of bytes. Torch alone."""
+"""How much of a computation fits into a number of bytes. Depends on torch only."""
 
 import re
 import weakref
@@ -9,11 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-KEPT = 2**25  # bytes: blocks below may be kept for reuse, and as many as make twice as much
+KEPT = 2**25  # bytes: freed blocks smaller than this may be kept for reuse, up to twice as many bytes in all
 
 
 def as_bytes(memory: int | str) -> int:
-    """Return an amount of memory in bytes, or refuse what is none.
+    """Return an amount of memory in bytes, or refuse what is not one.
 
     Arguments:
         memory: a number of bytes, at least 1, or a number with a unit: "512MB", "1.5 GB", "2GiB". MB is 10^6 bytes and
@@ -23,8 +23,8 @@ def as_bytes(memory: int | str) -> int:
         The bytes.
 
     Raises:
-        TypeError: where it is neither an integer nor a text.
-        ValueError: where it is below 1, or has no such unit.
+        TypeError: if it is neither an integer nor a text.
+        ValueError: if it is below 1 byte, or has another unit.
 
     Example:
         >>> as_bytes("512MB"), as_bytes("2 GiB"), as_bytes(1000)
@@ -47,7 +47,7 @@ def as_bytes(memory: int | str) -> int:
 
 
 class _Peak(TorchDispatchMode):
-    """Follows the bytes of the tensors that are made, from when they are made to when they are freed."""
+    """Counts the bytes of tensors that are alive, from when they are made until they are freed."""
 
     now = peak = 0
 
@@ -71,9 +71,9 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 def peak_of(run: Callable[[], Any]) -> int:
-    """Measure what a computation takes at most at one time, in bytes.
+    """Estimate the peak memory of a computation, in bytes.
 
-    It is twice the peak of the tensors that it makes and has not freed: operations may take as much within themselves.
+    It is twice the peak of the tensors that are alive, because operations may use as much again internally.
 
     Arguments:
         run: the computation.
@@ -82,7 +82,7 @@ def peak_of(run: Callable[[], Any]) -> int:
         The bytes.
 
     Example:
-        >>> peak_of(lambda: torch.ones(100) + torch.ones(100))  # of float32, three together
+        >>> peak_of(lambda: torch.ones(100) + torch.ones(100))  # three tensors of float32
         2400
     """
     with _Peak() as mode:
@@ -91,18 +91,18 @@ def peak_of(run: Callable[[], Any]) -> int:
 
 
 def most_within(memory: int, peak: Callable[[int], int], most: int) -> int:
-    """Return how many rows of a computation fit into memory, by running it on a few numbers of them that do.
+    """Return how many rows of a computation fit into memory, by measuring it with a few numbers of rows.
 
-    Its peak grows no faster than the rows, so that a number in proportion to one that was tried is safe; where a part
-    does not grow with the rows, the next trial finds room for more.
+    The peak grows at most in proportion to the rows, so scaling up from a number that was measured is safe. If a part
+    of the peak does not grow with the rows, the next measurement finds room for more.
 
     Arguments:
-        memory: in bytes.
-        peak: the peak of the computation, in bytes, by the number of rows.
-        most: the largest number that is asked for.
+        memory: the memory, in bytes.
+        peak: returns the peak of the computation, in bytes, for a number of rows.
+        most: the largest number of rows that is wanted.
 
     Returns:
-        The number of rows; 0 where not even one fits.
+        The number of rows; 0 if not even one fits.
 
     Example:
         >>> most_within(2000, lambda rows: 400 + 10 * rows, 1000)
@@ -117,10 +117,10 @@ def most_within(memory: int, peak: Callable[[int], int], most: int) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library of Linux keep the memory of freed tensors, up to twice `KEPT`, for those to come.
+    """Have the C library of Linux keep the memory of freed tensors for reuse, up to twice `KEPT`.
 
-    It gives large blocks back to the system, and each of their pages is then mapped anew, which takes longer than the
-    arithmetic on it. What counts as large is the largest block that was freed, up to 32 MiB (mallopt(3),
-    M_MMAP_THRESHOLD): hence one is made and freed.
+    Otherwise it returns large blocks to the system, and their pages must be mapped again, which takes longer than the
+    arithmetic on them. A block is large if it is larger than any block that was freed before, up to 32 MiB (mallopt(3),
+    M_MMAP_THRESHOLD). So one block of that size is made and freed here.
     """
     torch.empty(KEPT - 2**16, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""In how many bits the products of the networks are computed."""
+"""The precision in which the layers of the networks are computed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 PRECISIONS = ("32", "bf16-mixed")
-BETWEEN_FLUSHES = 100  # steps: no moment falls in as many from `FLUSHED` times the smallest normal number below it
+BETWEEN_FLUSHES = 100  # steps: in so few, no moment decays from `FLUSHED` times the smallest normal number to below it
 FLUSHED = 2.0**28
 LAYERS = {
     functional.linear,
@@ -24,9 +24,9 @@ class BFloat16Layers(TorchFunctionMode):
 
     .. math:: \mathrm{float} (\mathrm{bf}(x) \, \mathrm{bf}(W)^\top + \mathrm{bf}(b))
 
-    A product's sums are kept in 32 bits; its factors and result are rounded to 8 significant ones, and so are those of
-    its gradient. Parameters, activations, distributions, log-probabilities, sums and the optimizer are untouched, in
-    any Pyro program: ``torch.autocast`` would hand bfloat16 on to the distributions.
+    The sums within a product are kept in 32 bits; its factors and its result are rounded to 8 significant bits, and so
+    are those of its gradient. Parameters, activations, distributions, log-probabilities, sums and the optimizer keep
+    their precision, in any Pyro program; ``torch.autocast`` would pass bfloat16 on to the distributions.
 
     Example:
         >>> with BFloat16Layers():
@@ -53,7 +53,7 @@ def _rounded(value: Any) -> Any:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that is none, or that a device does not have.
+    """Refuse an unknown precision, or one that the device does not have.
 
     Arguments:
         precision: one of `PRECISIONS`.
@@ -71,7 +71,7 @@ def check_precision(precision: str, device: torch.device) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision != "32" and not _has_bfloat16(device):
-        raise ValueError(f"precision {precision} needs products in bfloat16, which this {device.type} lacks: take 32")
+        raise ValueError(f"precision {precision} needs bfloat16, which this {device.type} does not have: take 32")
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -81,7 +81,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def layers_in(precision: str) -> AbstractContextManager[Any]:
-    """Return the context in which layers are computed in a precision.
+    """Return a context in which layers are computed in a precision.
 
     Arguments:
         precision: one of `PRECISIONS`.
@@ -99,13 +99,12 @@ def layers_in(precision: str) -> AbstractContextManager[Any]:
 
 @torch.no_grad()
 def flush_subnormal(optimizer: torch.optim.Optimizer) -> None:
-    r"""Set to 0 what is all but 0 in an optimizer's state on a CPU.
+    r"""Set values that are almost 0 to 0 in an optimizer's state on a CPU.
 
-    Where a gradient stays 0, as behind a unit that is dead or a pixel that is rarely on, Adam's mean of it decays by
-    0.9 a step, falls below the smallest normal number (1e-38 in 32 bits) after some 800 steps, and stays there: rounded
-    to the next of so few bits, 0.9 times it is itself. A CPU takes many times as long for each such number. Flushed is
-    what is below :math:`2^{28}` times the smallest normal number, 3e-30: for a parameter to feel that, it would have
-    to be below 1e-17.
+    If a gradient stays 0, as for a dead unit or a pixel that is rarely on, Adam's mean of it decays by 0.9 in each
+    step. After some 800 steps it is below the smallest normal number (1e-38 in 32 bits), and it stays there, because
+    0.9 times such a number rounds to itself. A CPU computes many times slower with such numbers. So values below
+    :math:`2^{28}` times the smallest normal number, 3e-30, are set to 0; they could only affect parameters below 1e-17.
 
     Arguments:
         optimizer: any of torch's.

@@ -1,4 +1,4 @@
-"""Recordings of a step: made once, checked, and replayed in place of the programs."""
+"""Recordings of a step: made once, checked, and replayed instead of the programs."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,20 +30,20 @@ from pyro_vae.runtime.steps import (
     set_random_state,
 )
 
-AGAIN = 100  # calls with inputs of another structure than the first, from which on it pays to record them, too
-MOST = 8  # structures that are recorded
+AGAIN = 100  # calls: a further structure of inputs is recorded once it has been seen so often
+MOST = 8  # structures that are recorded at most
 CHANGED = "what the programs hold in Python changes from step to step"
 
 
 class _OneHot(TorchFunctionMode):
-    """Make one-hot codes without a look at the labels, as torch's own takes one, which no recording can replay."""
+    """Make one-hot codes without reading the labels in Python, as torch's own does, which cannot be recorded."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         return (_one_hot if func is one_hot else func)(*args, **(kwargs or {}))
 
 
 def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:  # noqa: A002 (torch's name)
-    if num_classes == -1:  # as many as there are in the data, which a recording does not know
+    if num_classes == -1:  # the number of classes depends on the data, so this cannot be recorded
         return one_hot(input)
     return input.new_zeros(*input.shape, num_classes).scatter(-1, input[..., None], 1)
 
@@ -51,31 +51,30 @@ def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:  # noqa: A002 (tor
 class Recorded:
     """A step that runs its programs a few times, and from then on replays the arithmetic that they did.
 
-    The first call runs the step itself, so that lazy initialization happens before recording. The second one records
-    every tensor operation of the step, gradients included, by ``make_fx``. At the third, and whenever the number of
-    calls has doubled since, the recording is run beside the step, on the same random numbers, and must give the same
-    outputs to the last bit; all other calls run the recording alone. Where it is compiled or runs on a GPU, its sums
-    have another order: it must agree within a relative ``tolerance``, or what rounding explains, single numbers being
-    compared with the largest of them.
-    Parameters and buffers are the programs' own, not copies, and noise is drawn anew at every call.
+    The first call runs the step itself, so that lazy initialization happens before recording. The second call records
+    every tensor operation of the step, including the gradients, by ``make_fx``. At the third call, and whenever the
+    number of calls has doubled since, the step and its recording are both run on the same random numbers, and must give
+    the same outputs to the last bit; all other calls only run the recording. If it is compiled or runs on a GPU, where
+    sums have another order, the outputs must agree within a relative ``tolerance``, or within what rounding explains
+    (scalars are compared with the largest scalar).
+    Parameters and buffers are the programs' own, not copies, and every call draws new noise.
 
-    Each structure of the inputs (shapes, types, strides, and the numbers of Python among them) has a recording of its
-    own; inputs that hold other objects are left to the step.
-    Structures other than the first, such as the smaller batch at the end of an epoch, are recorded once they have been
-    met `AGAIN` times; those beyond the first `MOST` never are. Everything is left to the step where it cannot be
-    recorded (a branch of Python on data), differs from its recording at the first check, or where something that the
-    step holds in Python has changed (see `Held`). A difference that a later check finds is an
-    error, as the steps since the check before it were replayed.
+    Each structure of the inputs (shapes, types, strides, and Python's numbers among them) has its own recording. With
+    inputs that hold other objects, the step itself is run. Structures other than the first, such as the smaller batch
+    at the end of an epoch, are recorded once they have been seen `AGAIN` times, up to `MOST` structures in all. The
+    step runs eagerly from then on if it cannot be recorded (it branches on data in Python), if it differs from its
+    recording at the first check, or if something that it holds in Python has changed (see `Held`). A difference at a
+    later check is an error, because the steps since the check before were replayed.
 
     Arguments:
         step: a function of a batch, and of further tensors and numbers, to tensors or None.
-        compiled: have ``torch.compile`` make one kernel of many operations. This takes seconds, once.
-        quiet: do not warn where the step cannot be recorded.
-        tolerance: of what is compiled, or runs on a GPU.
-        graphs: on a GPU, have the compiler replay its kernels as a CUDA graph; not where a `WholeStep` is one.
+        compiled: have ``torch.compile`` fuse operations into kernels. This takes some seconds, once.
+        quiet: do not warn if the step cannot be recorded.
+        tolerance: the relative tolerance for compiled steps, and for steps on a GPU.
+        graphs: on a GPU, have the compiler replay its kernels as a CUDA graph; not if a `WholeStep` captures one.
 
     Raises:
-        ValueError: by a call or by `verify`, where a check finds that replayed steps may have been wrong.
+        ValueError: in a call or in `verify`, if a check finds that replayed steps may have been wrong.
 
     Example:
         >>> weight = torch.ones(2, requires_grad=True)
@@ -137,7 +136,7 @@ class Recorded:
         return own.calls + 1 < own.check_at and self._is_current()
 
     def count_replay(self, *inputs: Any) -> None:
-        """Keep in mind that a recording has been replayed on these inputs, by a call from outside."""
+        """Count a replay of a recording on these inputs that was made from outside."""
         own = self._recordings[structure_of(inputs)]
         self.calls, own.calls = self.calls + 1, own.calls + 1
         self._count_replay(own, inputs)
@@ -153,11 +152,11 @@ class Recorded:
     def verify(self) -> None:
         """Check each recording now, on the inputs that were replayed last, unless it has been checked since.
 
-        All tensors and the random state are put back. Programs in which something has changed, which the next call will
-        notice, are not checked: they no longer are those that were recorded.
+        All tensors and the random state are restored. Programs that have changed are not checked, because they are no
+        longer those that were recorded; the next call will notice the change.
 
         Raises:
-            ValueError: where the programs do not do what was recorded.
+            ValueError: if the programs no longer do what was recorded.
         """
         for own in self._recordings.values():
             if own.unchecked and own.graph is not None and self._is_current():
@@ -194,7 +193,7 @@ class Recorded:
             changes.undo()
             set_random_state(random_state)
             before.put_back()
-            if not before.unchanged():  # such as a global name
+            if not before.unchanged():  # a change of something else, such as a global name, cannot be undone
                 raise ValueError(f"the step cannot be recorded ({reason_of(error)}): take engine='eager'") from error
             self._fall_back(reason_of(error))
             return self.step(*inputs)
@@ -207,7 +206,7 @@ class Recorded:
         return Held(self.step, pyro.get_param_store())
 
     def _check(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
-        graph: Any = own.graph  # which has been made
+        graph: Any = own.graph  # it has been made before
         tensors = tensors_of(inputs)
 
         @torch.no_grad()
@@ -244,7 +243,7 @@ class Recorded:
 class _Recording:
     """A recording of one structure of inputs, and when it was made, checked and replayed."""
 
-    eager: int  # calls that the step takes before it is recorded
+    eager: int  # number of calls that run the step before it is recorded
     graph: GraphModule | None = None
     replay: Step = tuple
     compiled: bool = False
@@ -265,5 +264,5 @@ def _restored(owners: Sequence[Any], *names: str) -> Iterator[None]:
 
 
 def kept_tensors() -> saved_tensors_hooks:
-    """Return the context in which a checkpoint around it keeps what the gradients need, and does not run it again."""
+    """Return a context in which a torch checkpoint keeps what gradients need, instead of computing it again."""
     return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)

@@ -1,4 +1,4 @@
-"""What a step is, whether another does the same, and the random state behind them."""
+"""Steps, comparisons of two steps, and torch's random state."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Step = Callable[..., Outputs]
 
 
 def constants_of(recording: GraphModule) -> list[Tensor]:
-    """Return the tensors from outside that a recording reads: parameters, buffers and numbers of the programs."""
+    """Return the tensors that a recording reads besides its inputs: parameters, buffers and constants."""
     names = dict.fromkeys(node.target for node in recording.graph.nodes if node.op == "get_attr")
     values = (getattr(recording, name) for name in names)
     return [value for value in values if isinstance(value, Tensor)]
@@ -25,7 +25,7 @@ def get_random_state() -> list[Tensor]:
 
 
 def set_random_state(state: list[Tensor]) -> None:
-    """Set torch's random generators to states that were returned before."""
+    """Set torch's random generators to states that `get_random_state` has returned."""
     torch.set_rng_state(state[0])
     if state[1:]:
         torch.cuda.set_rng_state_all(state[1:])
@@ -41,7 +41,7 @@ def same(ones: Outputs, others: Outputs, tolerance: float = 0.0, errors: Sequenc
     if [one is None for one in ones] != [other is None for other in others]:
         return False
     pairs = [(one, other) for one, other in zip(ones, others, strict=True) if one is not None and other is not None]
-    # Numbers are terms of one sum, such as a KL near 0 that is a difference of large ones: they have one norm.
+    # Scalars are terms of one sum (a KL near 0 may be the difference of large terms), so they share one scale.
     numbers = max((norm_of(one) for one, _ in pairs if not one.dim()), default=0.0) if tolerance else 0.0
 
     def close(one: Tensor, other: Tensor, error: float) -> bool:
@@ -56,25 +56,25 @@ def same(ones: Outputs, others: Outputs, tolerance: float = 0.0, errors: Sequenc
 
 
 class Trial:
-    """Runs a stand-in for a step, and then the step itself, from the same state and on the same random numbers.
+    """Compares a replacement for a step with the step itself, from the same state and on the same random numbers.
 
-    What the step has done stays, and what the stand-in has done does not.
+    The replacement is run first, and its changes are undone; then the step is run, and its changes stay.
 
-    Two ways to compute the same sum differ by rounding, which a sum of terms that cancel, such as a gradient near its
-    optimum, shows a thousandfold. How much it is here is measured: the stand-in is also run with each parameter moved
-    by the distance of two neighbouring numbers. Two correct ways have been seen up to 2.4 times as far apart as that.
+    Two ways to compute the same sum differ by rounding, which is a thousand times larger in a sum of terms that cancel,
+    such as a gradient near its optimum. The rounding is measured here: the replacement is also run with each parameter
+    moved by the distance of two neighbouring numbers. Two correct ways have differed by up to 2.4 times as much.
 
     Arguments:
-        stand_in: what is on trial; whatever it raises is a failure.
-        step: what it stands for.
-        state: returns the tensors that either changes in place.
-        tolerance: relative to each tensor's norm.
-        parameters: what is moved in order to measure rounding; without any, the tolerance alone counts.
+        stand_in: the replacement; any error that it raises is a failure.
+        step: the step.
+        state: returns the tensors that either of them changes in place.
+        tolerance: relative to the norm of each tensor.
+        parameters: the tensors to move in order to measure rounding; without any, only the tolerance counts.
 
     Attributes:
-        outputs: the step's.
-        failure: why the stand-in failed, if it raised something.
-        same: whether both gave the same outputs, and left the same state and, if ``noise`` is compared, generators.
+        outputs: the outputs of the step.
+        failure: the error of the replacement, or an empty text.
+        same: whether both gave the same outputs and left the same state and, if ``noise``, the same random state.
 
     Example:
         >>> total = torch.zeros(())
@@ -98,7 +98,7 @@ class Trial:
         before, random_state = [(value, value.clone()) for value in [*state(), *parameters]], get_random_state()
 
         def run() -> tuple[Outputs, Outputs, list[Tensor]]:
-            """Return what the stand-in gives, the state and the random state that it leaves, and put both back."""
+            """Return the replacement's outputs, the state and the random state that it leaves, and restore both."""
             try:
                 return copies(stand_in()), copies(state()), get_random_state()
             finally:
@@ -115,7 +115,7 @@ class Trial:
             if parameters:
                 _move(parameters)
                 moved, moved_left, _ = run()
-        except Exception as error:  # such as of the compiler, or where there is none
+        except Exception as error:  # such as an error of the compiler, or of one that is missing
             self.failure = reason_of(error)
         self.outputs = step()
         with torch.no_grad():
@@ -159,9 +159,9 @@ def norm_of(value: Tensor) -> float:
 
 
 def import_tracers() -> None:
-    """Import what torch's optimizers and recordings import when they are first used, without a trace in the filters.
+    """Import what torch's optimizers and recordings import at first use, without changing the warnings filters.
 
-    Sympy, which is among it, sets a filter of the process's warnings.
+    Sympy, which is one of these imports, sets a filter for the whole process.
     """
     with warnings.catch_warnings():
         import torch._dynamo  # noqa: F401 (for its effect)

@@ -13,22 +13,22 @@ from pyro_vae.runtime.steps import Trial
 
 
 class WholeStep:
-    """A step on a GPU, its optimizer included, that is captured as one CUDA graph, and then launched by a single call.
+    """A step on a GPU that is captured as one CUDA graph, with its optimizer, and then launched by a single call.
 
-    It is captured once its recording has been replayed a few times. Before the graph is trusted it is run beside the
-    step, from the same state and on the same random numbers, and must change the state alike, to the recording's
-    tolerance. Batches of another structure than the first, and the calls at which the recording is checked, are left to
-    the step; an optimizer whose settings change, such as its learning rate, has the step captured anew.
+    It is captured after its recording has been replayed a few times. Before the graph is used, it is compared with the
+    step, from the same state and on the same random numbers, and must change the state in the same way, within the
+    recording's tolerance. Batches of another structure than the first, and the calls that check the recording, run the
+    ordinary step. If the optimizer's settings change, such as its learning rate, the graph is captured again.
 
     Arguments:
         step: a function of a batch, a KL weight and the number of data to a tensor. It changes tensors in place, never
             waits for the device, and computes by ``recorded``.
         recorded: the recording of the step's arithmetic.
         optim: the optimizer, a fused one.
-        state: returns all tensors that the step changes, but for the optimizer's own.
+        state: returns all tensors that the step changes, except those of the optimizer.
     """
 
-    WARM = 3  # replays of the recording, after which nothing is made lazily any more
+    WARM = 3  # replays of the recording, after which lazy initialization is over
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class WholeStep:
                 self._launch = _on_one_graph(lambda: self.step(own_batch, own_weight, count))
                 return [self._launch()]
 
-        # A graph that waits for the device, or cannot be captured, fails; its generators count on by themselves.
+        # A graph that waits for the device, or cannot be captured, fails. Graphs advance random generators differently.
         trial = Trial(
             launch, lambda: [self.step(batch, weight, count)], self._state, self.recorded.tolerance, noise=False
         )
@@ -88,17 +88,17 @@ class WholeStep:
     def _settings(self) -> list[Any]:
         groups = self.optim.param_groups
         settings = [[value for name, value in group.items() if name != "params"] for group in groups]
-        return [len(self.optim.state), *settings]  # a parameter that has its first gradient gets a state of its own
+        return [len(self.optim.state), *settings]  # a parameter with its first gradient gets a new state
 
 
 def _on_one_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Capture a function's work on the GPU, without doing it, and return what does it and returns its result."""
+    """Capture a function's work on the GPU without running it, and return a function that runs it."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = function()
 
     def launch() -> Tensor:
         graph.replay()
-        return result.clone()  # the next launch writes there again
+        return result.clone()  # the next launch overwrites it
 
     return launch

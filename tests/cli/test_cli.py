@@ -901,7 +901,7 @@ def test_weights_of_another_config_are_refused(capsys):
     capsys.readouterr()
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("latent_dim: 3", "latent_dim: 4"))
-    assert "is of another run, with latent_dim 3, not 4" in refused(capsys, "sample", "run")
+    assert "is of another run: it has latent_dim 3, this run has latent_dim 4" in refused(capsys, "sample", "run")
 
 
 @pytest.mark.parametrize(("command", "left"), [("sample", 3), ("train", 1), ("train", 2), ("train", 3)])

@@ -165,7 +165,7 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("flag", "words"),
-    [("--hidden=9", "hidden [9], not [8]"), ("--seed=1", "seed 1, not 0"), ("--lr=0.01", "lr 0.01, not 0.001")],
+    [("--hidden=9", "hidden [9]"), ("--seed=1", "seed 1"), ("--lr=0.01", "lr 0.01")],
 )
 def test_files_swapped_between_runs_are_refused(flag, words, tmp_path, capsys):
     for name, extra in (("one", []), ("other", [flag])):
@@ -178,7 +178,7 @@ def test_files_swapped_between_runs_are_refused(flag, words, tmp_path, capsys):
         own = (tmp_path / "one" / file).read_bytes()
         shutil.copy(tmp_path / "other" / file, tmp_path / "one" / file)
         assert main([*command, str(tmp_path / "one")]) == 2
-        assert f"{file} is of another run, with {words}" in capsys.readouterr().err
+        assert f"{file} is of another run: it has {words}, this run has " in capsys.readouterr().err
         (tmp_path / "one" / file).write_bytes(own)
         assert main([*command, str(tmp_path / "one")]) == 0
 

@@ -155,10 +155,10 @@ def test_a_training_is_not_resumed_with_another_version(name, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("there", "here", "words"),
     [
-        ({"seed": 1}, {"seed": 0}, "with seed 1, not 0"),
-        ({"seed": 0}, {"seed": 0, "lr": 0.1}, "with lr None, not 0.1"),
-        ({"seed": 0, "lr": 0.1}, {"seed": 0}, "with lr 0.1, not None"),
-        ({}, {"seed": 0}, "with seed None, not 0"),
+        ({"seed": 1}, {"seed": 0}, "it has seed 1, this run has seed 0"),
+        ({"seed": 0}, {"seed": 0, "lr": 0.1}, "it has lr None, this run has lr 0.1"),
+        ({"seed": 0, "lr": 0.1}, {"seed": 0}, "it has lr 0.1, this run has lr None"),
+        ({}, {"seed": 0}, "it has seed None, this run has seed 0"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(there, here, words, tmp_path):
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_something_else_is_refused(there, here, words, tmp_path)
     }
     Checkpoints(tmp_path, of=there).write(TENSORS, about, (1.0, TENSORS))
     Checkpoints(tmp_path, of=there).read()
-    with pytest.raises(ValueError, match=f"is of another run, {words}"):
+    with pytest.raises(ValueError, match=f"is of another run: {words}"):
         Checkpoints(tmp_path, of=here).read()
 
 

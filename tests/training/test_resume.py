@@ -592,7 +592,7 @@ def test_fewer_epochs_than_a_checkpoint_has_begun_are_refused(tmp_path):
 def test_a_checkpoint_that_says_it_is_of_something_else_is_not_resumed(tmp_path):
     stopped(normal, tmp_path, 3)
     train(normal, epochs=1, checkpoints=Checkpoints(tmp_path / "of", of={"fold": 1}))
-    with pytest.raises(ValueError, match=r"last.safetensors is of another run, with fold 1, not 2"):
+    with pytest.raises(ValueError, match=r"last.safetensors is of another run: it has fold 1, this run has fold 2"):
         train(normal, checkpoints=Checkpoints(tmp_path / "of", of={"fold": 2}), resume=tmp_path / "of")
 
 
@@ -625,7 +625,7 @@ def test_the_best_parameters_that_patience_goes_back_to_are_those_of_the_checkpo
     words = {
         "missing": "no file .*best.safetensors; take the one",
         "of another shape": "cannot be resumed from",
-        "of another training": "best.safetensors is of another run, with seed 7, not 5",
+        "of another training": "best.safetensors is of another run: it has seed 7, this run has seed 5",
     }
     with pytest.raises(ValueError, match=words.get(what, "has test_loss 1000000000.0, but the lowest one so far is")):
         waiting(resume=tmp_path)
