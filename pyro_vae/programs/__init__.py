@@ -1,4 +1,4 @@
-"""Pairs of Pyro programs from outside: whose modules they run, where, in which mode, and whether they fit the data."""
+"""Pairs of Pyro programs of the user: their modules, device and mode, and whether they fit the data."""
 
 from pyro_vae.programs.calls import Transform, as_input, check_calls, takes, transformed
 from pyro_vae.programs.checks import check_programs

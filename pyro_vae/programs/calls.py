@@ -15,30 +15,30 @@ from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.modules import modules_of
 
 Transform = Callable[[Batch], Batch]
-RESERVED = {"model", "guide", "particles", "dims"}  # what Pyro's ELBOs and those of this package take by name
+RESERVED = {"model", "guide", "particles", "dims"}  # names of arguments of Pyro's ELBOs and of this package's
 
 
 def as_input(data: Any, *programs: Program, count: Count | None = None, transform: Transform | None = None) -> Rows:
     """Return data as rows, on the device and in the precision of the programs' modules.
 
     Arguments:
-        data: what `pyro_vae.data.as_rows` takes; an `EightBit`, a `MemoryMapped` or an
-            ``IterableDataset``, read a batch at a time.
-        programs: what is called with the data; plain functions leave the data as they are.
+        data: data as `pyro_vae.data.as_rows` takes them. `EightBit`, `MemoryMapped` and ``IterableDataset`` are read
+            one batch at a time.
+        programs: the programs that are called with the data; if they have no modules, the data stay as they are.
         count: returns the number of data of a ready batch.
-        transform: what makes of a batch what the programs are called with, if anything does.
+        transform: a function that is applied to a batch before the programs are called with it, or None.
 
     Returns:
-        A floating-point tensor whose first dimension counts the data, or what reads such rows.
+        A floating-point tensor whose first dimension counts the data, or an object that reads such rows.
 
     Raises:
-        TypeError: where the programs cannot be called with such data.
+        TypeError: if the programs cannot be called with such data.
 
     Example:
         >>> as_input(torch.zeros(3, 2), nn.Linear(2, 2).double()).dtype
         torch.float64
     """
-    with torch.random.fork_rng([]):  # from which data may draw an order, or noise
+    with torch.random.fork_rng([]):  # the data may draw random numbers when they are read
         x = as_rows(data, lambda batch: all(takes(program, batch) for program in programs), count)
         if transform is None:
             check_calls(x[:1], *programs)
@@ -71,7 +71,7 @@ def _signature(program: Program) -> inspect.Signature:
     called = poutine.unwrap(program)
     try:
         return inspect.signature(called.forward if isinstance(called, nn.Module) else called)
-    except (TypeError, ValueError):  # of what is not written in Python
+    except (TypeError, ValueError):  # a function that is not written in Python has no signature
         return inspect.signature(lambda *_, **__: None)
 
 
@@ -79,11 +79,11 @@ def check_calls(batch: Batch, *programs: Program) -> None:
     """Refuse a batch that programs cannot be called with.
 
     Arguments:
-        batch: of the data.
+        batch: a batch of the data.
         programs: the model and the guide.
 
     Raises:
-        TypeError: with what a batch is, and how the programs are to be written for it.
+        TypeError: with the structure of the batch, and how to write the programs for it.
 
     Example:
         >>> check_calls({"y": 1}, lambda x: None)
@@ -104,18 +104,18 @@ def check_calls(batch: Batch, *programs: Program) -> None:
 
 
 def transformed(rows: Batch, transform: Transform | None, count: Count = count_of) -> Batch:
-    """Return what the programs see of some data.
+    """Return data as the programs see them.
 
     Arguments:
-        rows: the data, of any number.
-        transform: what is done to them before, if anything.
-        count: returns their number.
+        rows: any number of data.
+        transform: a function that is applied to them, or None.
+        count: returns the number of data.
 
     Returns:
-        As many data.
+        The same number of data.
 
     Raises:
-        ValueError: where the transform makes more or fewer data of them, as what is reported is per datum.
+        ValueError: if the transform returns more or fewer data, because all results are reported per datum.
 
     Example:
         >>> transformed(torch.ones(2, 1), lambda rows: rows[:1])

@@ -1,4 +1,4 @@
-"""Whether a pair of programs fits itself and the data."""
+"""Checks whether the programs of a pair fit each other and the data."""
 
 import pyro
 import torch
@@ -26,40 +26,40 @@ from pyro_vae.vae import VAE
 def check_programs(
     model: Program, guide: Program, x: Rows, transform: Transform | None = None, batch_size: int = 2, of: str = ""
 ) -> DataPlates:
-    """Refuse programs that do not fit each other or the data, naming the part and the fix.
+    """Refuse programs that do not fit each other or the data, with the part and the fix.
 
-    The programs run on a copy of the parameter store, which stays as it is.
+    The programs run on a copy of the parameter store, so that the store itself does not change.
 
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         x: all data, shape (N, \\*shape). NaN is accepted where the support of the model's site for x has it, as a
             missing entry (`pyro_vae.decoders.Masked`), and where the programs themselves leave it out.
-        transform: what is done to a batch before the programs see it.
-        batch_size: how many data the programs are going to see at a time.
-        of: which data these are, to be said behind the index of one, such as " of the validation data".
+        transform: a function that is applied to a batch before the programs see it, or None.
+        batch_size: the number of data that the programs will see at a time.
+        of: a text that follows the index of a datum in an error, such as " of the validation data".
 
     Returns:
         The programs' plates over the data.
 
     Raises:
-        TypeError: for a part or a site that is a plain torch distribution, or none.
+        TypeError: for a part or a site that is a plain torch distribution, or no distribution.
         ValueError: for data that are not finite or outside the model's support, shapes that do not fit, a prior and an
-            encoder on different supports, and sites or parameters that hang on how the data are cut into batches.
+            encoder on different supports, and sites or parameters that depend on how the data are split into batches.
     """
     for program in (model, guide):
         if isinstance(poutine.unwrap(program), VAE):
-            raise TypeError("a VAE is two programs: take vae.model and vae.guide of it")
+            raise TypeError("a VAE is not a program but holds two: give vae.model and vae.guide")
         if isinstance(poutine.unwrap(program), GuideMessenger):
             kind = type(poutine.unwrap(program)).__name__
             raise TypeError(
-                f"{kind} runs the model itself, and is no program beside it: take AutoNormal or another guide"
+                f"{kind} runs the model itself and cannot be used as a guide here: take AutoNormal or another guide"
             )
     count_rows = count_in(x)
     first = x[:batch_size]
     count = count_rows(first)
     refuse_infinite(first, 0, of)
-    first = filled(first)  # numbers that every network can take; what is missing comes below
+    first = filled(first)  # without missing entries, which some networks cannot take; they are checked below
     if transform is not None:
         as_function(transform, "transform")
     with unchanged(first, "the transform changes"):
@@ -87,15 +87,16 @@ def check_programs(
         size = max(1, sum(part.numel() for part in tensors_of(first)) // count)
         most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // size))
         if not holds and (other_pair is None or plates.size > count):
-            most = count  # programs that take no other number, or no more than their plate has
+            most = count  # the programs take no other number of data, or not more than their plate holds
         check_data(model, guide, x.split(most), transform, holds, count_rows, of)
     return plates
 
 
 def _of_another_size(x: Rows, batch: Batch, count: int, transform: Transform | None) -> tuple[Batch, int]:
-    """Return a batch with another number of data, and this number: without the first, or twice; None if there is none.
+    """Return a batch with another number of data, and this number; None if there is none.
 
-    Ready batches whose tensors do not all begin with the dimension of the data cannot be cut.
+    It is the batch without its first datum, or a single datum twice. Ready batches can only be cut if the first
+    dimension of all their tensors counts the data.
     """
     if are_rows(batch, count_in(x)):
         if count > 1:
@@ -107,11 +108,11 @@ def _of_another_size(x: Rows, batch: Batch, count: int, transform: Transform | N
 
 
 def _check_names(*programs: Program) -> None:
-    """Refuse parameters of a ``PyroModule`` whose names another one has, as Pyro joins them.
+    """Refuse parameters of a ``PyroModule`` that have the name of another parameter, because Pyro would join the two.
 
-    The module would take over the other one's value, and train it, or never train its own.
+    The module would then use and train the other one's value, or never train its own.
     """
-    if pyro.settings.get("module_local_params"):  # then they are not joined
+    if pyro.settings.get("module_local_params"):  # then Pyro does not join them
         return
     held = {name: value.unconstrained() for name, value in pyro.get_param_store().items()}
     for module in [module for owner in modules_of(*programs) for module in owner.modules()]:
@@ -132,15 +133,15 @@ def _first_traces(model: Program, guide: Program, batch: Batch, count: int) -> t
         if "subsample_size does not match" not in str(error):
             raise
         raise ValueError(
-            f"a plate of the programs has another size than the batch of {count} that it is to hold: give it"
-            " the number of all data and subsample_size=len(x) in both programs, or lower the batch size"
+            f"a plate of the programs does not have the size of its batch, {count}: give it the number of all data and"
+            " subsample_size=len(x) in both programs, or lower the batch size"
         ) from error
 
 
 def _on_another_size(
     model: Program, guide: Program, batch: Batch, count: int, other: int, total: int
 ) -> tuple[Trace, Trace] | None:
-    """Run a pair of programs on a batch of another size; None where they take all data together alone."""
+    """Run a pair of programs on a batch of another size; return None if they fail but get all data in one batch."""
     try:
         return probe(model, guide, batch)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Effect handlers: what `fit` and `evaluate` put around a pair of Pyro programs."""
+"""Effect handlers that `fit` and `evaluate` put around a pair of Pyro programs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ class KLWeight(Messenger):
     It is ``poutine.scale`` for the latent sites alone, and allows a weight of 0.
 
     Arguments:
-        beta: the weight, at least 0; a tensor where it changes from step to step.
+        beta: the weight, at least 0; a tensor if it changes from step to step.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -52,11 +52,11 @@ def weigh_kl(beta: Tensor | float, *programs: Program) -> tuple[Program, ...]:
     """Put a `KLWeight` around each program, unless the weight is 1.
 
     Arguments:
-        beta: the weight, at least 0; a tensor where it changes from step to step.
+        beta: the weight, at least 0; a tensor if it changes from step to step.
         programs: Pyro programs.
 
     Returns:
-        As many programs.
+        The programs, each with the weight around it.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -74,10 +74,10 @@ class NoMeanError(TypeError):
 
 
 class AtMean(Messenger):
-    """Take the mean of every latent site's distribution, on a sphere its direction, in place of a sample.
+    """Use the mean of every latent site's distribution (on a sphere, its direction) instead of a sample.
 
     Raises:
-        NoMeanError: within, at a site whose distribution has no finite mean.
+        NoMeanError: in the program, at a site whose distribution has no finite mean.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -96,15 +96,16 @@ class AtMean(Messenger):
 class LocalModules(Messenger):
     """Keep the parameters of ``pyro.module`` with their module, and collect all parameters that are met.
 
-    Pyro's parameter store is global, and where it knows a module's name already it keeps the old module's tensors:
-    the second VAE of a process would never train. Here a module's parameters do not enter the store. Those that a
-    program makes with ``pyro.param`` do, and stay there, as after ``pyro.infer.SVI``.
+    Pyro's parameter store is global, and if it already knows a module's name, it keeps the old module's tensors: the
+    second VAE of a process would never train. With this handler, a module's parameters do not enter the store. Those
+    that a program makes by ``pyro.param`` do, and stay there, as after ``pyro.infer.SVI``.
 
-    ``parameters`` holds what was met, unconstrained, in the order of first use, ``names`` what the programs call each,
-    and ``constraints`` those of ``pyro.param``. ``saved`` holds values of parameters, by name, with their constraints:
-    where one of these is met for the first time, it takes its value. The programs are to be wrapped, not their callers:
-    a module's parameters then stop here, and no handler further out spends time on them, unless ``shown`` lets these
-    see them: ``loss_and_grads`` of Pyro's ELBOs computes gradients only where a trace has parameters.
+    ``parameters`` are those used so far, unconstrained, in the order of first use; ``names`` are the names that the
+    programs give them, and ``constraints`` the constraints of ``pyro.param``. ``saved`` holds values of parameters by
+    name, with their constraints; a parameter gets its saved value when it is first used. Put the handler around the
+    programs, not around their callers: then no outer handler sees a module's parameters, which saves time. Set
+    ``shown`` to let outer handlers see them: ``loss_and_grads`` of Pyro's ELBOs computes gradients only if a trace has
+    parameters.
 
     Example:
         >>> import pyro
@@ -126,12 +127,12 @@ class LocalModules(Messenger):
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The unconstrained parameters met so far."""
+        """The parameters used so far, unconstrained."""
         return list(self._met.values())
 
     @property
     def names(self) -> list[str]:
-        """What the programs call the parameters."""
+        """The names that the programs give the parameters."""
         return list(self._names.values())
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
@@ -164,7 +165,7 @@ class LocalModules(Messenger):
         ):
             if there != here:
                 raise ValueError(f"cannot resume: parameter {name!r} has {what} {there} there, and {here} here")
-        parameter.copy_(value)  # to the last bit, which a transform may lose
+        parameter.copy_(value)  # to the last bit, as the constraint's transform may round
 
     def _meet(self, parameter: Tensor, name: str) -> None:
         if id(parameter) not in self._met:
@@ -173,7 +174,7 @@ class LocalModules(Messenger):
 
 
 def _check_as_asked(msg: dict[str, Any]) -> None:
-    """Refuse a parameter that stands in Pyro's store already, but as another one than the program asks for."""
+    """Refuse a parameter that Pyro's store already has with another shape or constraint."""
     store, name = get_param_store(), msg["name"]
     if len(msg["args"]) < 2 or name not in store:
         return

@@ -1,4 +1,4 @@
-"""What programs look up by the indices of a plate, and by the position in the batch."""
+"""Checks of what programs look up by the indices of a plate, or by the position in the batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ from pyro_vae.objectives import DataPlates
 
 
 class _Index(Tensor):
-    """The indices of a plate, which call ``note`` with the lengths of what is looked up by them."""
+    """The indices of a plate; when something is looked up by them, they call ``note`` with its length."""
 
     note: Callable[[set[tuple[int, ...]]], None]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            if func.__name__ not in ("__len__", "__get__", "size", "numel"):  # which tell no index
+            if func.__name__ not in ("__len__", "__get__", "size", "numel"):  # these do not read the indices
                 tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
                 indices = [each for each in tensors if isinstance(each, _Index)]
                 for each in indices:
@@ -29,10 +29,10 @@ class _Index(Tensor):
 
 
 class Indices(Messenger):
-    """Notes the lengths of what programs look up by the indices of their plates.
+    """Notes the lengths of tensors that programs look up by the indices of their plates.
 
     Arguments:
-        parts: the tensors of the batch. A plate whose ``subsample`` is one of them knows which data the batch holds.
+        parts: the tensors of the batch. If a plate's ``subsample`` is one of them, its indices are right.
     """
 
     def __init__(self, parts: list[Tensor]) -> None:
@@ -54,17 +54,18 @@ class Indices(Messenger):
             msg["value"] = index
 
     def check(self, plates: DataPlates, count: int, total: int) -> None:
-        """Refuse programs that look up more by these numbers than what the batch holds: it would be of other data."""
+        """Refuse programs that look up something by indices that are not those of the data: it would be of others."""
         for name in plates.names & self.read.keys():
             if plates.size > count or self.read[name] - {()}:
                 raise ValueError(
-                    f"the programs read the indices of the plate {name!r}, which are not the numbers of the data in a"
-                    f" batch: let x hold all that belongs to a datum, or take all data at a time (batch_size={total})"
+                    f"the programs read the indices of the plate {name!r}, but these are not the indices of the data in"
+                    f" a batch: give what they look up as a part of the data, fit(model, guide, (x, values), ...), or"
+                    f" take all data at a time (batch_size={total})"
                 )
 
 
 def check_positions(pair: tuple[Trace, Trace], later: tuple[Trace, Trace], plates: DataPlates, total: int) -> None:
-    """Refuse programs that take observations or parameters by the position in the batch, as each holds other data.
+    """Refuse programs that look up observations or parameters by the position in the batch, as batches are shuffled.
 
     Arguments:
         pair: traces of the model and the guide on a batch.
@@ -73,7 +74,8 @@ def check_positions(pair: tuple[Trace, Trace], later: tuple[Trace, Trace], plate
         total: the number of all data.
 
     Raises:
-        ValueError: for values that did not move up with the data; for parameters that a sequential plate numbers.
+        ValueError: for observed values that did not move with the data, and for parameters that a sequential plate
+            numbers.
     """
     fix = (
         f"give them with the data, fit(model, guide, (x, values), ...), or take all data at a time (batch_size={total})"
@@ -83,25 +85,25 @@ def check_positions(pair: tuple[Trace, Trace], later: tuple[Trace, Trace], plate
         before, after = here[name], there[name]
         if len(before) == len(after) + 1 and torch.equal(after, before[:-1]) and not torch.equal(after, before[1:]):
             raise ValueError(
-                f"site {name!r} observes the same values for other data, so they are not of the batch: {fix}"
+                f"site {name!r} observes the same values for different data, so they do not come from the batch: {fix}"
             )
     for trace, other in zip(pair, later, strict=True):
         frames = {frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())}
         numbered = sorted({*trace.param_nodes} - {*other.param_nodes})
         if numbered and any(frame.dim is None and frame.name in plates.names for frame in frames):
             raise ValueError(
-                f"the parameter {numbered[0]!r} is of a position in the batch, not of a datum: compute it from x, or"
+                f"the parameter {numbered[0]!r} is of a position in the batch, not of a datum: compute it from x or"
                 f" take all data at a time (batch_size={total})"
             )
 
 
 def _observations(trace: Trace, plates: DataPlates) -> dict[str, Tensor]:
-    """Return what the sites in plates over the data observe, the first dimension being that of the plate."""
+    """Return the observations of the sites in plates over the data, with the dimension of the plate first."""
     found: dict[str, Tensor] = {}
     one_by_one: dict[int, list[tuple[str, Tensor]]] = {}
     for name in trace.observation_nodes:
         site = trace.nodes[name]
-        value = torch.as_tensor(site["value"]).nan_to_num(7.0)  # of which two are equal
+        value = torch.as_tensor(site["value"]).nan_to_num(7.0)  # any number, as NaN is not equal to NaN
         for frame in [frame for frame in site["cond_indep_stack"] if frame.name in plates.names]:
             if frame.dim is None:
                 one_by_one.setdefault(frame.counter, []).append((name, value))

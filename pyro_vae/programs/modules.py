@@ -1,4 +1,4 @@
-"""The modules that programs run, and their mode."""
+"""The modules that programs hold, and their mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +16,14 @@ from pyro_vae.networks._part import in_mode
 from pyro_vae.programs.handlers import Program
 from pyro_vae.runtime.held import of_library, slots_of
 
-PLAIN = int | float | complex | str | bytes | Tensor | np.ndarray | None  # hold nothing
+PLAIN = int | float | complex | str | bytes | Tensor | np.ndarray | None  # cannot hold a module
 
 
 def modules_of(*programs: Program) -> list[nn.Module]:
-    """Return the modules that programs hold, those within others left out.
+    """Return the modules that programs hold, without those that are within another one.
 
-    They are looked for wherever a program reaches them by name: it is one or a method of one, or has it in its closure,
-    its defaults, its arguments (``functools.partial``), among the globals that it names, or in an object of these.
+    A module is found if the program is the module or a method of it, or has it in its closure, its defaults, its
+    arguments (``functools.partial``), among the globals that it names, or in an object of any of these.
 
     Arguments:
         programs: Pyro programs.
@@ -36,7 +36,7 @@ def modules_of(*programs: Program) -> list[nn.Module]:
         [Linear(in_features=2, out_features=3, bias=True)]
     """
     found: dict[int, nn.Module] = {}
-    seen: dict[int, Any] = {}  # which keeps alive what is made on the way
+    seen: dict[int, Any] = {}  # keeps temporary objects alive, so that ids stay unique
     waiting = [poutine.unwrap(program) for program in reversed(programs)]
     while waiting:
         value = waiting.pop()
@@ -50,7 +50,7 @@ def modules_of(*programs: Program) -> list[nn.Module]:
 
 
 def _held(value: Any) -> list[Any]:
-    """Return what a value holds that a program can reach through it."""
+    """Return the objects that a program can reach through a value."""
     if isinstance(value, MethodType | staticmethod | classmethod):
         return [getattr(value, "__self__", None), value.__func__]
     if isinstance(value, partial):
@@ -73,7 +73,7 @@ def _held(value: Any) -> list[Any]:
 
 
 def _is_library(value: Any) -> bool:
-    """Whether a function or a class was written elsewhere, where it names no module of the user's."""
+    """Whether a function or a class is of a library, and so cannot name a module of the user."""
     return of_library(str(getattr(value, "__module__", "")))
 
 
@@ -85,23 +85,23 @@ def _closure(function: FunctionType) -> list[Any]:
 
 @cache
 def _globals_of(code: CodeType) -> list[str]:
-    """Return the names of the globals that code reads, that of the functions within it, too."""
+    """Return the names of the globals that code reads, including the code of functions within it."""
     within = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _globals_of(constant)]
     return [step.argval for step in get_instructions(code) if step.opname == "LOAD_GLOBAL"] + within
 
 
 @contextmanager
 def reached(*programs: Program) -> Iterator[None]:
-    """Refuse a module that programs call but `modules_of` does not find, if it has a mode or buffers."""
+    """Refuse a module with a mode or buffers that programs call, but that `modules_of` does not find."""
     known: set[int] = set()
 
     def look(module: nn.Module, _: Any) -> None:
-        if id(module) not in known:  # it may have been made just now
+        if id(module) not in known:  # it may be new
             known.update(id(module) for owner in modules_of(*programs) for module in owner.modules())
         if id(module) not in known and _changes(module):
             raise TypeError(
-                f"the programs call a module, {type(module).__name__}, that is not found from them, so that its mode"
-                " and buffers would be lost: let them be methods of a module that holds it, or have it in a closure"
+                f"the programs call a module, {type(module).__name__}, that is not found from them, so its mode and"
+                " buffers would be ignored: make them methods of a module that holds it, or hold it in a closure"
             )
 
     hook = register_module_forward_pre_hook(look)
@@ -112,7 +112,7 @@ def reached(*programs: Program) -> Iterator[None]:
 
 
 def _changes(module: nn.Module) -> bool:
-    """Whether a module may do something else in training than in evaluation, or keeps buffers."""
+    """Whether a module may behave differently in training than in evaluation, or has buffers."""
     methods = [each for cls in type(module).__mro__ if cls is not nn.Module for each in vars(cls).values()]
     reads = any("training" in method.__code__.co_names for method in methods if isinstance(method, FunctionType))
     buffers = next(module.buffers(recurse=False), None) is not None

@@ -1,14 +1,14 @@
 r"""Noise as an input: handlers that choose the uniform noise behind the latent sites of a guide.
 
 The reparameterization trick moves the randomness out of the node: z is a function of noise and parameters. Each handler
-here goes around a guide, draws noise u of its own kind, uniform on the open interval (0, 1), and sets
+here goes around a guide, draws its own kind of noise u, uniform on the open interval (0, 1), and sets
 
 .. math:: z = F^{-1}_{\lambda(x)}(u)
 
-by the inverse distribution function, in turn where the dimensions depend on each other (sticks of a Dirichlet, a
+by the inverse distribution function (one dimension after another if they depend on each other, as for a Dirichlet or a
 mixture), by normal quantiles through a Cholesky factor, Gumbel quantiles, or a flow's transforms, so that gradients
 reach the parameters pathwise. It works for every encoder here that has a pathwise sampler. The log-probabilities of the
-programs stay as they are.
+programs do not change.
 
 For instance ``fit(model, noise.Sobol()(guide), x, loss=Trace_ELBO(num_particles=8, vectorize_particles=True))``.
 
@@ -19,15 +19,15 @@ other. Different data, and different sites, get noise of their own. Which object
 - A mean over particles keeps its expectation: ``Trace_ELBO``, ``TraceMeanField_ELBO`` and the other ELBOs of Pyro with
   vectorized particles, ``StickingTheLanding``, ``InfoVAE``, ``BetaTC``.
 - ``IWAE``, ``MIWAE``, ``CIWAE``, ``PIWAE``, ``Renyi`` and ``FreeBits`` then estimate another objective, that of K such
-  particles, and have its exact gradient. The first four stay lower bounds on :math:`\log p(x)`.
-- The gradients of ``DReG``, ``VIMCO`` and ``Thermodynamic`` are right for independent particles only: they refuse these
-  handlers.
+  particles, and have its exact gradient. The first four are still lower bounds on :math:`\log p(x)`.
+- The gradients of ``DReG``, ``VIMCO`` and ``Thermodynamic`` are right only for independent particles, so they refuse
+  these handlers.
 
-`Fixed` repeats its noise: its estimates are those of one draw. Objectives whose gradient is right only in the mean over
-the noise (the three, and ``StickingTheLanding``) refuse it.
+`Fixed` uses the same noise in every call, so its estimates are those of one draw. Objectives whose gradient is right
+only in the mean over the noise (``DReG``, ``VIMCO``, ``Thermodynamic`` and ``StickingTheLanding``) refuse it.
 
-Where there is no such plate there is one draw, and its noise is plain (`Fixed`: what it holds): the programs still run
-in `pyro_vae.evaluate`, and without ``vectorize_particles`` the handlers save nothing.
+Without such a plate there is one draw with ordinary noise (with `Fixed`, its own noise). The programs still run in
+`pyro_vae.evaluate`, but without ``vectorize_particles`` the handlers reduce no variance.
 """
 
 from abc import ABC, abstractmethod
@@ -60,17 +60,21 @@ from pyro_vae.distributions.wrappers import family
 from pyro_vae.objectives.particles import FRESH, INDEPENDENT, NOISE, PARTICLES
 
 WORKS = (
-    "all that has an icdf, Gamma, Beta, Dirichlet, StudentT, PowerSpherical, MixtureOfNormals, MultivariateNormal and"
-    " its low-rank form, RelaxedOneHotCategorical, RelaxedBernoulli, and transforms or flows of these"
+    "distributions with an icdf, Gamma, Beta, Dirichlet, StudentT, PowerSpherical, MixtureOfNormals,"
+    " MultivariateNormal, LowRankMultivariateNormal, RelaxedOneHotCategorical, RelaxedBernoulli, and transforms or"
+    " flows of these"
 )
 Draw = Callable[[Size, Tensor], Tensor]
 
 
 class _Noise(Messenger, ABC):
-    """A handler that sets every latent site to a function of its noise, of which some objectives need what it lacks."""
+    """A handler that sets every latent site to a function of its noise.
+
+    ``lacks`` names a property that its noise does not have; objectives that need it refuse the handler.
+    """
 
     lacks = ""
-    _used = 0  # sites or dimensions, since the handler was entered
+    _used = 0  # number of sites or dimensions that have had noise since the handler was entered
 
     def __enter__(self) -> Self:
         self._used = 0
@@ -79,12 +83,12 @@ class _Noise(Messenger, ABC):
 
     @abstractmethod
     def uniform(self, particles: int, batch: Size, event: Size, like: Tensor) -> Tensor:
-        """Return noise in (0, 1), of shape (particles, \\*batch, \\*event), in the precision and place of ``like``."""
+        """Return noise in (0, 1), of shape (particles, \\*batch, \\*event), with the type and device of ``like``."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"] or msg["value"] is not None or not isinstance(msg["fn"], TorchDistributionMixin):
             return
-        # All plates around, also those outside the handler, which see a site only after it.
+        # All plates around the site, including those outside the handler, which see the site only later.
         plates = [plate for plate in get_plates() if plate.vectorized]
         shapes = [Size([plate.size, *[1] * (-plate.dim - 1)]) for plate in plates]
         batch = torch.broadcast_shapes(msg["fn"].batch_shape, *shapes)
@@ -99,7 +103,7 @@ class _Noise(Messenger, ABC):
         try:
             if not msg["fn"].has_rsample:
                 raise NotImplementedError("it has no pathwise sampler")
-            # Not done: plates further out are still to expand the distribution.
+            # The site is not marked as done, because outer plates have yet to expand its distribution.
             msg["value"] = _transport(msg["fn"].expand(batch), draw)
             msg["infer"][NOISE] = type(self).__name__, self.lacks
         except NotImplementedError as error:
@@ -112,17 +116,17 @@ class _Noise(Messenger, ABC):
 class Fixed(_Noise):
     r"""The same noise at every call, to replay a run or a picture exactly.
 
-    Particles that are run one after another (without ``vectorize_particles``) are calls of their own: all have this
-    noise, and K of them are worth no more than one.
+    Particles that are run one after another (without ``vectorize_particles``) are separate calls: all of them get the
+    same noise, so K of them are worth no more than one.
 
     Arguments:
-        noise: a seed, which gives each site of the program its noise, the same on every device; or the noise itself,
-            uniform in (0, 1), of a shape that broadcasts to that of each site's noise, (\*batch, D).
+        noise: a seed, from which each site of the program gets its noise, the same on every device; or the noise
+            itself, uniform in (0, 1), of a shape that broadcasts to that of each site's noise, (\*batch, D).
 
     Raises:
-        TypeError: for what is neither an integer nor a tensor.
-        ValueError: for noise outside (0, 1), or whose shape does not fit; for sites whose distribution is no
-            function of uniform noise that is known here.
+        TypeError: if the noise is neither an integer nor a tensor.
+        ValueError: for noise outside (0, 1), or whose shape does not fit, and for sites whose distribution cannot be
+            written here as a function of uniform noise.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -174,7 +178,7 @@ class Antithetic(_Noise):
     What is odd in the noise averages out to nothing. With an odd number of particles one has no mirror image.
 
     Raises:
-        ValueError: for sites whose distribution is no function of uniform noise that is known here.
+        ValueError: for sites whose distribution cannot be written here as a function of uniform noise.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -203,7 +207,7 @@ class LatinHypercube(_Noise):
     variance left. In one dimension this is stratified sampling.
 
     Raises:
-        ValueError: for sites whose distribution is no function of uniform noise that is known here.
+        ValueError: for sites whose distribution cannot be written here as a function of uniform noise.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -235,7 +239,7 @@ class Sobol(_Noise):
     consecutive dimensions of the sequence.
 
     Raises:
-        ValueError: for sites whose distribution is no function of uniform noise that is known here, or that have
+        ValueError: for sites whose distribution cannot be written here as a function of uniform noise, or that have
             more than 21,201 dimensions together.
 
     Example:

@@ -1,4 +1,4 @@
-"""Seeds, and random numbers that leave the process's own as they were."""
+"""Seeds, and contexts of random numbers that leave the random state of the process as it was."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ _TURN = threading.RLock()
 
 
 def as_seed(seed: int) -> int:
-    """Return a seed, or refuse what torch does not take as one.
+    """Return a seed, or refuse what torch does not accept as one.
 
     Raises:
         TypeError, ValueError: with the value received.
@@ -33,21 +33,21 @@ def as_seed(seed: int) -> int:
 
 
 def _wait_for_short_locks() -> None:
-    """Let another thread that trains end its draw and its import: a forked process would wait for either for ever."""
+    """Wait until another thread that trains has ended its draw or import; a forked process could never end them."""
     if _TURN.acquire(blocking=False):
         _TURN.release()
         return
     for name, module in list(sys.modules.items()):
         if getattr(getattr(module, "__spec__", None), "_initializing", False):
             with suppress(ImportError):
-                import_module(name)  # which ends when the other thread's import does; torch imports much when asked
+                import_module(name)  # returns when the other thread's import has ended; torch imports much lazily
     torch.default_generator.get_state()
 
 
 def _take_turns_anew() -> None:
-    """Begin a forked process without a training of another thread, which has not come along.
+    """Remove what a training in another thread has left in a forked process, to which the thread does not belong.
 
-    It would have kept the lock for ever, and left its handlers and plates to the programs of this process.
+    Its lock would be held for ever, and its handlers and plates would be around the programs of this process.
     """
     global _TURN
     if _TURN.acquire(blocking=False):
@@ -59,9 +59,9 @@ def _take_turns_anew() -> None:
 
 
 def noise_seed(seed: int) -> int:
-    """Return the seed of an evaluation's noise, whose numbers ``torch.manual_seed(seed)`` does not draw.
+    """Return the seed of an evaluation's noise, which differs from that of ``torch.manual_seed(seed)``.
 
-    Data that were made from these would meet the noise that they are made of again, in the same order.
+    Otherwise data that were made after ``torch.manual_seed(seed)`` would meet the same noise again.
 
     Example:
         >>> noise_seed(0) == noise_seed(0) != noise_seed(1)
@@ -76,9 +76,9 @@ if hasattr(os, "register_at_fork"):  # where processes can be forked
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random state on the CPU and on a device, and put both back at the end.
+    """Seed torch's random state on the CPU and on a device, and restore both at the end.
 
-    Both are the whole process's, and so is Pyro's stack of handlers: threads take turns here.
+    Both belong to the whole process, and so does Pyro's stack of handlers; so only one thread at a time is let in.
     """
     cuda = device.type == "cuda"
     seed = as_seed(seed)

@@ -47,13 +47,13 @@ def _distribution(part: str, batch_shape: tuple[int, ...], module: nn.Module, *a
         raise ValueError(
             f"{part} must return a distribution of batch shape {batch_shape}, but returned batch shape"
             f" {tuple(result.batch_shape)} and event shape {tuple(result.event_shape)}:"
-            f" {whole if extra < 0 else f'end it with .to_event({max(1, extra)})'}"
+            f" {whole if extra < 0 else f'add .to_event({max(1, extra)})'}"
         )
     return result
 
 
 def kind_of(value: Any) -> str:
-    """Return what a value is, as an error names it."""
+    """Return the type of a value in words, for an error."""
     name = f"{type(value).__module__}.{type(value).__name__}"
     plain = isinstance(value, torch.distributions.Distribution)
     return f"a plain {name}; take pyro.distributions.{type(value).__name__}" if plain else f"a {name}"
@@ -98,22 +98,22 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse sites of one program whose density the other does not answer: the KL of them would be no KL."""
+    """Refuse sites that only one of the programs draws: their densities would not make up a KL."""
     for site in observed_in(guide_trace):
         if not (
             site["infer"].get("_deterministic") or any(isinstance(layer, dist.Unit) for layer in layers(site["fn"]))
         ):
             raise ValueError(
-                f"the guide observes site {site['name']!r}, whose density is of no latent site: let the model have it"
+                f"the guide observes site {site['name']!r}, but only the model may observe: move the site to the model"
             )
     for name in model_trace.stochastic_nodes:
         site, drawn = model_trace.nodes[name], guide_trace.nodes.get(name)
         if drawn is None and site["mask"] is not False and not site["infer"].get("enumerate"):
-            raise ValueError(f"the model draws site {name!r}, and the guide does not: let the guide draw it, too")
+            raise ValueError(f"the model draws site {name!r}, but the guide does not: let the guide draw it, too")
         masks = [each["mask"] for each in (site, drawn) if each and isinstance(each["mask"], Tensor)]
         if drawn and masks and not (len(masks) == 2 and torch.equal(*torch.broadcast_tensors(*masks))):
             raise ValueError(
-                f"site {name!r} has another mask in the model than in the guide: put poutine.mask around it in both"
+                f"site {name!r} has different masks in the model and the guide: put the same poutine.mask around both"
             )
 
 
@@ -128,16 +128,16 @@ def _has_density(distribution: Any) -> bool:
 
 @torch.no_grad()
 def check_points(model: Program, guide: Program, batch: Batch) -> bool:
-    """Refuse points of a guide that lie outside the support of the model's site, where training may bring them.
+    """Refuse points of a guide outside the support of the model's site; training may have moved them there.
 
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
-        batch: what both are called with.
+        batch: the batch that both are called with.
 
     Returns:
-        Whether there are points that may leave their support. One with a density is a transformed draw, such as an
-        autoguide's, and stays in the image of its transform.
+        Whether there are points that training may move out of the support. A point with a density, such as an
+        autoguide's, is a transformed draw, and stays within the image of its transform.
 
     Raises:
         ValueError: with the site and the value.
@@ -156,25 +156,25 @@ def _is_real(distribution: Any) -> bool:
 
 
 def _check_in_plates(site: dict[str, Any]) -> None:
-    """Refuse a site with a dimension that no plate holds, whose numbers Pyro would not know to be independent."""
+    """Refuse a site with a batch dimension outside all plates: Pyro would not know that its numbers are independent."""
     shape, held = site["fn"].batch_shape, {frame.dim for frame in site["cond_indep_stack"]}
     if site["infer"].get("_deterministic"):
         return
     for dim in range(-1, -len(shape) - 1, -1):
         if shape[dim] > 1 and dim not in held:
             raise ValueError(
-                f"site {site['name']!r} has batch shape {tuple(shape)}, whose dimension {dim} stands in no plate: put"
-                f" the site into a pyro.plate of {shape[dim]}, or take that dimension into the event by .to_event(1)"
+                f"site {site['name']!r} has batch shape {tuple(shape)}, but no plate for its dimension {dim}: put the"
+                f" site into a pyro.plate of {shape[dim]}, or move that dimension to the event by .to_event(1)"
             )
 
 
 def _check_observed_shape(site: dict[str, Any]) -> None:
-    """Refuse a value that would be scored several times, or have several scores."""
+    """Refuse an observed value that does not have the shape of its distribution, as numbers would count twice."""
     fn, shape = site["fn"], torch.as_tensor(site["value"]).shape
     batch, event = shape[: len(shape) - len(fn.event_shape)], shape[len(shape) - len(fn.event_shape) :]
     if event != fn.event_shape or batch != fn.batch_shape[len(fn.batch_shape) - len(batch) :]:
         raise ValueError(
             f"site {site['name']!r} observes a value of shape {tuple(shape)} under a distribution of batch shape"
-            f" {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}: they must be equal, as one number is"
-            " scored once"
+            f" {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}: they must be equal, so that each number"
+            " counts once"
         )

@@ -1,4 +1,4 @@
-"""Supports of distributions, and values outside of them."""
+"""Supports of distributions, and checks of values against them."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pyro_vae.distributions.wrappers import layers
 
 
 def support_of(distribution: Any) -> Any:
-    """Return a distribution's support; None where it names none, as ``pyro.contrib.zuko.ZukoToPyro``."""
+    """Return a distribution's support, or None if it does not name one, like ``pyro.contrib.zuko.ZukoToPyro``."""
     try:
         return distribution.support
     except NotImplementedError:
@@ -20,13 +20,13 @@ def support_of(distribution: Any) -> Any:
 
 
 def accepts_nan(site: dict[str, Any]) -> bool:
-    """Whether the support of an observed site has NaN, as a missing entry of its value."""
+    """Whether the support of an observed site contains NaN, for missing entries."""
     support, value = support_of(site["fn"]), site["value"]
     return isinstance(value, Tensor) and support is not None and takes_nan(support, value)
 
 
 def takes_nan(support: Any, value: Tensor) -> bool:
-    """Whether all entries of a value may be missing by a support."""
+    """Whether a support allows all entries of a value to be missing."""
     return value.is_floating_point() and bool(support.check(torch.full_like(value, torch.nan)).all())
 
 
@@ -45,7 +45,7 @@ def check_same_support(
     if apart or beyond or not (of_prior.check(draws[0]).all() and of_posterior.check(draws[1]).all()):
         if not draws[0].isfinite().all():
             bad = draws[0][~draws[0].isfinite()][0].item()
-            raise ValueError(f"{prior_name} meets a draw of {bad} ({posterior_name}): start at a smaller scale")
+            raise ValueError(f"{prior_name} gets a draw of {bad} ({posterior_name}): start at a smaller scale")
         supports = f"{_support(of_prior)}, {posterior_name} {_support(of_posterior)}"
         raise ValueError(f"{prior_name} has support {supports}; they must match")
 
@@ -62,7 +62,7 @@ def check_values(name: str, prior: TorchDistributionMixin, value: Tensor) -> Non
 
 
 def without_events(constraint: Any) -> Any:
-    """Return a constraint without the dimensions that ``independent`` takes into its event."""
+    """Return a constraint without the event dimensions that ``independent`` adds to it."""
     return without_events(constraint.base_constraint) if hasattr(constraint, "base_constraint") else constraint
 
 
@@ -84,9 +84,9 @@ def check_support(site: dict[str, Any], value: Tensor) -> None:
     if hasattr(inner, "hint"):
         fix = inner.hint
     elif kind == "{0, 1}" and bad.min() >= 0 and bad.max() <= 1:
-        fix = "binarize the data (threshold or dynamic), or accept grey values by name (decoders.Bernoulli(grey=True))"
+        fix = "binarize the data (threshold or dynamic), or accept grey values (decoders.Bernoulli(grey=True))"
     elif inner.is_discrete and kind != "{0, 1}":
-        fix = "give whole numbers in it, such as raw counts or numbers of tokens, or choose another decoder"
+        fix = "give whole numbers in the support, such as raw counts or token numbers, or choose another decoder"
     elif bad.min() >= 0 and bad.max() > 1:
         fix = "scale the data to [0, 1] (8-bit pixels: x / 255, or --scale 255), or choose another decoder"
     else:
@@ -97,7 +97,7 @@ def check_support(site: dict[str, Any], value: Tensor) -> None:
 
 
 def _unchecked(distribution: Any) -> bool:
-    """Whether a program says of a distribution that its values are not to be checked."""
+    """Whether a distribution was made with ``validate_args=False``."""
     shapes = dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution
     scores = next(layer for layer in layers(distribution) if not isinstance(layer, shapes))
     return vars(scores).get("_validate_args") is False

@@ -1,4 +1,4 @@
-"""Runs of a pair of programs, and what they observed."""
+"""Traces of a pair of programs, and what they observed."""
 
 import re
 import traceback
@@ -24,11 +24,11 @@ def paired_traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
-        args: what both are called with.
-        kwargs: likewise, by name.
+        args: the arguments of both.
+        kwargs: the keyword arguments of both.
 
     Returns:
-        The traces of model and guide, without their plates' own sites.
+        The traces of the model and the guide, without the subsample sites of their plates.
 
     Example:
         >>> from pyro_vae import VAE, decoders, encoders, priors
@@ -43,30 +43,30 @@ def paired_traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
 
 
 def filled(batch: Batch, but: Tensor | None = None) -> Batch:
-    """Fill in what is missing, but not in one part."""
+    """Fill in missing entries, except in the part ``but``."""
     return map_tensors(
         lambda part: part.nan_to_num(0.5) if part.is_floating_point() and part is not but else part, batch
     )
 
 
-# What Pyro and torch say of programs, and what to do about it.
+# Patterns of errors of Pyro and torch, and how to fix the program.
 FIXES = {
-    r"Shape mismatch inside plate": "let a pyro.plate hold each batch dimension, the last one that over the data,"
-    " and take all others into the event by .to_event(1)",
+    r"Shape mismatch inside plate": "let the last batch dimension be the pyro.plate over the data, and move all other"
+    " dimensions to the event by .to_event(1)",
     r"to satisfy the constraint": "compute it so that it does, as by .exp() or softplus for a scale, .sigmoid() for a"
     " probability",
     r"Multiple sample sites": "give each site and each plate a name of its own, such as f'x{number}'",
     r"collide at dim": "give one of these plates another dim, such as dim=-2",
-    r"as indices must be|index tensor|scalar types: Long|dtype int64 for index": "take x.long() in the programs for"
-    " whole numbers; a tensor alone becomes floating-point numbers, and one in a tuple, (x,), keeps its type",
-    r"dtype|scalar type|input type|can't be cast|m1 and m2": "give x.float(), or take it in the programs, for"
-    " whole numbers that meet a layer or other numbers, as these keep their type beside other parts",
+    r"as indices must be|index tensor|scalar types: Long|dtype int64 for index": "use x.long() in the programs for"
+    " integers; a tensor by itself becomes floating-point numbers, but one in a tuple, (x,), keeps its type",
+    r"dtype|scalar type|input type|can't be cast|m1 and m2": "give x.float(), or use it in the programs, where"
+    " integers go into a layer; in data of several parts integers keep their type",
 }
 
 
 @contextmanager
 def in_one_line(batch: Batch) -> Iterator[None]:
-    """Say in one line why programs fail on a batch, behind which Pyro lists the shapes of their trace, and the fix."""
+    """Turn an error of programs, which Pyro spreads over many lines, into one line with the batch and the fix."""
     try:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
@@ -86,7 +86,7 @@ def in_one_line(batch: Batch) -> Iterator[None]:
 
 
 def _invalid_value(error: Exception) -> str:
-    """Return the first of the values that torch found invalid, in words, if it is such an error."""
+    """Return the first value that torch found invalid, in words, if it is such an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     found = frames[-1].f_locals if frames else {}
     value, valid = found.get("value"), found.get("valid")
@@ -97,9 +97,9 @@ def _invalid_value(error: Exception) -> str:
 
 
 def probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
-    """Run a pair of programs on a copy of the parameter store: what they add to it is sized for this batch.
+    """Run a pair of programs on a copy of the parameter store, as what they add to it may depend on this batch.
 
-    A guide that makes its parameters now is to make its own, and not to find those of another module.
+    Parameters of other modules are removed from the copy, so that a new guide makes its own and does not find theirs.
     """
     store, local = pyro.get_param_store(), LocalModules()
     own = {id(parameter) for module in modules_of(model, guide) for parameter in module.parameters()}
@@ -116,18 +116,18 @@ def probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
 
 @contextmanager
 def unchanged(batch: Batch, words: str) -> Iterator[None]:
-    """Refuse what changes a batch in place, as it may be a part of the user's own tensor."""
+    """Refuse code that changes a batch in place, as it may share memory with the user's own tensor."""
     parts = [part for part in tensors_of(batch) if not part.is_inference()]
     before = [part._version for part in parts]
     yield
     if [part._version for part in parts] != before:
         raise ValueError(
-            f"{words} the batch in place, and so the data: begin with x = x.clone(), and take no layer with"
+            f"{words} the batch in place, and so the data: begin with x = x.clone(), and do not use layers with"
             " inplace=True"
         )
 
 
 def observed_in(model_trace: Trace) -> list[dict[str, Any]]:
-    """Return the sites by which data count in the bound: observed, with a density, and not masked as a whole."""
+    """Return the observed sites that count in the bound: those with a density that is not masked as a whole."""
     sites = [model_trace.nodes[name] for name in model_trace.observation_nodes]
     return [site for site in sites if not (site["mask"] is False or getattr(site["fn"], "_mask", None) is False)]

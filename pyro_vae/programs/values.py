@@ -1,4 +1,4 @@
-"""Checks of the data's values against the programs."""
+"""Checks of the values of the data against the programs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,18 +13,18 @@ from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.supports import accepts_nan, check_support, support_of, without_events
 from pyro_vae.programs.traces import filled, observed_in, probe
 
-FINITE = "remove or fill what is not finite"
+FINITE = "remove or fill values that are not finite"
 LARGEST_CHUNK = 2**20  # numbers that are checked together
 
 
 def site_of_batch(model_trace: Trace, batch: Batch) -> dict[str, Any] | None:
-    """Return the site that observes the batch as it is, if no other does and its support hangs on nothing."""
+    """Return the site that observes the batch itself, if it is the only observed site and has a constant support."""
     if not isinstance(batch, Tensor):
         return None
     sites = observed_in(model_trace)
     value, support = sites[0]["value"], without_events(support_of(sites[0]["fn"]))
     as_it_is = isinstance(value, Tensor) and value.shape == batch.shape and value.data_ptr() == batch.data_ptr()
-    constant = support is without_events(support_of(sites[0]["fn"]))  # made anew where it hangs on parameters
+    constant = support is without_events(support_of(sites[0]["fn"]))  # a new object if it depends on parameters
     return sites[0] if len(sites) == 1 and as_it_is and value.stride() == batch.stride() and constant else None
 
 
@@ -43,10 +43,10 @@ def check_data(
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         chunks: all data, so many at a time.
-        transform: what is done to a batch before the programs see it.
-        holds: the site that observes the batch as it is; else the programs are run on all data.
-        count: returns how many data a batch has.
-        of: which data these are.
+        transform: a function that is applied to a batch before the programs see it, or None.
+        holds: the site that observes the batch itself; if it is None, the programs are run on all data.
+        count: returns the number of data of a batch.
+        of: a text for errors that says which data these are.
     """
     start, checked = 0, set[str]()
     for rows in chunks:
@@ -72,15 +72,15 @@ def check_data(
 
 
 def _where(rows: Batch, some: Tensor, count: Count) -> Batch:
-    """Return two of some data, or the whole batch where it cannot be cut."""
+    """Return two of the selected data, or the whole batch if it cannot be cut."""
     return map_tensors(lambda part: part[some][:2], rows) if are_rows(rows, count) else rows
 
 
 def refuse_infinite(batch: Batch, start: int, of: str) -> None:
-    """Refuse data that are infinite, naming where."""
+    """Refuse data that are infinite, with the index."""
     for name, part in named(batch):
         if isinstance(part, Tensor) and part.is_floating_point():
-            fix = f"{FINITE}, or beyond {torch.finfo(part.dtype).max:.3g}"
+            fix = f"{FINITE}, or are beyond {torch.finfo(part.dtype).max:.3g}"
             _refuse(part, part.isinf(), fix, start, _of_part(name, of))
 
 
@@ -95,7 +95,7 @@ def _refuse(x: Tensor, bad: Tensor, fix: str, start: int, of: str) -> None:
 
 
 def _takes_missing(model: Program, guide: Program, batch: Batch) -> bool:
-    """Whether a program has missing entries in a support, or itself leaves them out."""
+    """Whether programs accept missing entries, by the support of a site or by leaving them out themselves."""
     observed = observed_in(probe(model, guide, filled(batch))[0])
     if any(accepts_nan(site) for site in observed):
         _check_guide_of_missing(guide, batch)
@@ -111,7 +111,7 @@ def _check_guide_of_missing(guide: Program, batch: Batch) -> None:
     fix = "build the encoder with network=networks.FillMissing"
     try:
         _, trace = probe(lambda *_, **__: None, guide, batch)
-    except (IndexError, RuntimeError, ValueError) as error:  # the first of an embedding
+    except (IndexError, RuntimeError, ValueError) as error:  # an embedding raises an IndexError
         raise ValueError(f"the guide fails on data with missing entries: {fix}") from error
     for name in trace.stochastic_nodes:
         if not trace.nodes[name]["value"].isfinite().all():

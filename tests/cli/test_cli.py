@@ -814,7 +814,7 @@ def test_parts_that_do_not_fit_are_named(capsys):
         "        return dist.Exponential(self.zeros + 1).to_event(1)\n"
     )
     assert "a plain torch.distributions.normal.Normal" in refused(capsys, "train", "--prior", "misfits.Plain")
-    assert "end it with .to_event(1)" in refused(capsys, "train", "--prior", "misfits.NoEvent")
+    assert "add .to_event(1)" in refused(capsys, "train", "--prior", "misfits.NoEvent")
     assert "they must match" in refused(capsys, "train", "--prior", "misfits.Positive")
 
 

@@ -175,7 +175,7 @@ def test_a_plate_of_another_size_than_the_data_is_refused_where_a_site_stands_ou
 
 def test_a_plate_of_fewer_data_than_a_batch_is_refused():
     local = Local(10)
-    with pytest.raises(ValueError, match=r"another size than the batch of 60 .*, or lower the batch size"):
+    with pytest.raises(ValueError, match=r"does not have the size of its batch, 60: .*, or lower the batch size"):
         evaluate(local.model, local.guide, numbers())
     assert math.isfinite(evaluate(local.model, local.guide, numbers(), batch_size=10).loss)
 

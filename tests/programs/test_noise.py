@@ -356,7 +356,7 @@ def test_a_flow_of_zuko_takes_its_noise_at_its_base(kind):
 def test_a_site_that_is_no_function_of_uniform_noise_is_refused_by_name(kind, fn, words):
     with pytest.raises(ValueError, match=words) as error:
         KINDS[kind]()(lambda: pyro.sample("z", fn))()
-    assert "What works: all that has an icdf, Gamma" in str(error.value)
+    assert "What works: distributions with an icdf, Gamma" in str(error.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

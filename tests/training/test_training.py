@@ -683,7 +683,7 @@ def test_a_loss_that_cannot_serve_is_refused(loss):
         ({"x": torch.zeros(0, 6)}, "N at least 1"),
         (
             {"x": torch.full((50, 6), math.inf)},
-            r"the data hold inf at index \(0, 0\); .* not finite, or beyond 3.4e\+38",
+            r"the data hold inf at index \(0, 0\); .* not finite, or are beyond 3.4e\+38",
         ),
         ({"x": torch.zeros(50, 7)}, r"\(\*batch, 6\), but got \(2, 7\)"),
     ],
