@@ -1,4 +1,4 @@
-"""What a run is made of, in plain values. Knows no torch, so that the command line shows its help at once."""
+"""The config of a run, in plain values. Does not import torch, so that the command line shows its help at once."""
 
 import re
 from dataclasses import dataclass, field, fields
@@ -10,7 +10,7 @@ import yaml
 
 from pyro_vae.files import check_regular, write_whole
 
-FREE = {  # flags that may change over the life of a run
+FREE = {  # flags that may change when a run is resumed
     *(
         "data",
         "data_root",
@@ -27,25 +27,25 @@ FREE = {  # flags that may change over the life of a run
     *("evaluate", "latent_map"),
 }
 TRUSTED = ("pyro_vae", "torch", "pyro")  # packages from which a config file may name a class
-LOCAL = ("data_root", "download")  # flags that a config file may not decide on: what this machine reads and fetches
+LOCAL = ("data_root", "download")  # flags that a config file may not set: what this machine reads and downloads
 LARGEST_CONFIG = 2**16  # bytes
-PARTS = ("prior", "encoder", "decoder", "network", "loss")  # what has parameters of its own
+PARTS = ("prior", "encoder", "decoder", "network", "loss")  # these have parameters of their own
 
 
 @dataclass
 class Config:
-    """Everything needed to repeat a run: one field per flag of ``pyro-vae train``, by the same name and with its help.
+    """Everything needed to repeat a run: one field for each flag of ``pyro-vae train``, with its name and its help.
 
     ``options`` holds the parts' own parameters, such as ``{"decoder": {"scale": 0.1}}`` for ``--decoder.scale 0.1``.
     """
 
     data: Annotated[str, "NAME|PATH", "digits, mnist, fashion-mnist, kmnist, .npy, .npz, image folder"] = "digits"
     data_root: Annotated[str | None, "DIR", "folder of torchvision's data (default: $PYRO_VAE_DATA, or data)"] = None
-    download: Annotated[bool, "", "fetch the data set where it is missing"] = False
+    download: Annotated[bool, "", "download the data set if it is missing"] = False
     scale: Annotated[
         float | None,
         "X",
-        "divide the values of a .npy or .npz file by X, such as 255 (default: leave them as they are)",
+        "divide the values of a .npy or .npz file by X, such as 255 (default: do not divide them)",
     ] = None
     binarize: Annotated[str, "HOW", "none (grey values), threshold or dynamic"] = "none"
     prior: Annotated[str, "CLASS", "the prior: a name below, or package.module.Class"] = "Normal"
@@ -60,14 +60,14 @@ class Config:
     )
     beta: Annotated[float, "X", "weight of the KL"] = 1.0
     warm_up: Annotated[int, "N", "epochs over which the weight of the KL rises from 0"] = 0
-    epochs: Annotated[int, "N", "passes over the data"] = 100
-    batch_size: Annotated[int, "N", "data per step"] = 64
+    epochs: Annotated[int, "N", "number of passes over the data"] = 100
+    batch_size: Annotated[int, "N", "number of data per step"] = 64
     lr: Annotated[float, "X", "learning rate"] = 1e-3
     optimizer: Annotated[str | None, "NAME", "adam (default), adamw, adamax, nadam, radam, rmsprop, adagrad, sgd"] = (
         None
     )
     weight_decay: Annotated[float | None, "X", "weight decay of the optimizer (default: its own)"] = None
-    eps: Annotated[float | None, "X", "what the optimizer adds to its denominator (default: its own)"] = None
+    eps: Annotated[float | None, "X", "eps of the optimizer, added to its denominator (default: its own)"] = None
     lr_schedule: Annotated[
         str | None,
         "HOW",
@@ -77,50 +77,56 @@ class Config:
     patience: Annotated[
         int | None, "N", "stop after N epochs without a lower test loss, and keep the best weights (default: never)"
     ] = None
-    clip_norm: Annotated[float | None, "X", "largest norm of the whole gradient (default: none)"] = None
+    clip_norm: Annotated[float | None, "X", "largest norm of the gradient of all parameters (default: no limit)"] = None
     engine: Annotated[str, "HOW", "auto, eager, recorded (replay the programs' arithmetic) or compiled"] = "auto"
-    precision: Annotated[str, "HOW", "32, or bf16-mixed: layers in bfloat16, all else in 32 bits"] = "32"
-    memory: Annotated[str | None, "SIZE", "of a step's particles: 512MB, 2GiB, ...; chooses --loss.chunk"] = None
-    on_nan: Annotated[str, "HOW", "where a loss is not finite: stop, skip (the batch) or rollback (the epoch)"] = "stop"
-    checkpoint_minutes: Annotated[float, "X", "between checkpoints within an epoch"] = 5.0
-    seed: Annotated[int, "N", "seed of weights, order and noise"] = 0
+    precision: Annotated[str, "HOW", "32, or bf16-mixed: layers in bfloat16, everything else in 32 bits"] = "32"
+    memory: Annotated[
+        str | None, "SIZE", "memory limit for the particles of a step: 512MB, 2GiB, ...; chooses --loss.chunk"
+    ] = None
+    on_nan: Annotated[
+        str, "HOW", "what to do if a loss is not finite: stop, skip (the batch) or rollback (to the start of the epoch)"
+    ] = "stop"
+    checkpoint_minutes: Annotated[float, "X", "minutes between checkpoints within an epoch"] = 5.0
+    seed: Annotated[int, "N", "random seed for the first weights, shuffling and sampling"] = 0
     device: Annotated[str, "NAME", "cpu, cuda, cuda:1, mps"] = "cpu"
     devices: Annotated[
         int | None,
         "N",
-        "processes here, one per core or GPU, each --batch-size data a step (default: 1, or torchrun's)",
+        "number of processes on this machine, one per core or GPU, each with --batch-size data per step (default: 1, or"
+        " those of torchrun)",
     ] = None
-    evaluate: Annotated[str, "WHAT", "z of the pictured reconstructions: posterior mean or sample"] = "mean"
-    latent_map: Annotated[str, "HOW", "first (two dimensions), pca or tsne"] = "pca"
+    evaluate: Annotated[str, "WHAT", "codes of the pictured reconstructions: posterior mean or sample"] = "mean"
+    latent_map: Annotated[str, "HOW", "axes of the latent map: first (two dimensions), pca or tsne"] = "pca"
     options: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in PARTS})
 
     @staticmethod
     def flags() -> list[str]:
-        """Return the names of the fields that are flags: all but the parts' own ``options``."""
+        """Return the names of the fields that are flags: all except ``options``."""
         return [f.name for f in fields(Config) if f.name != "options"]
 
     def flat(self) -> dict[str, Any]:
-        """Return the flags that say the same: ``decoder.scale`` for a part's own parameter, none for unset ones."""
+        """Return the flags that are set, by name, such as ``decoder.scale`` for a part's own parameter."""
         plain = {name: getattr(self, name) for name in self.flags()}
         own = {f"{kind}.{name}": value for kind, values in self.options.items() for name, value in values.items()}
         return {name: value for name, value in {**plain, **own}.items() if value is not None}
 
     def identity(self) -> dict[str, Any]:
-        """Return the flags that weights are of: a run's files must have been written with the same.
+        """Return the flags that determine the weights: all files of a run must have been written with the same.
 
-        The data are not among them: a file may have moved, and its values count (`pyro_vae.data.fingerprint`).
+        The data are not among them: a file may have moved, and its values are compared by
+        `pyro_vae.data.fingerprint`.
         """
         return {name: value for name, value in self.flat().items() if name not in FREE}
 
     def save(self, path: Path) -> None:
-        """Write the flags as YAML, with the versions they ran with as a comment."""
+        """Write the flags as YAML, with the versions of torch and Pyro as a comment."""
         versions = f"# torch {version('torch')}, pyro-ppl {version('pyro-ppl')}\n"
         kept = {name: value for name, value in self.flat().items() if name not in LOCAL}
         write_whole(path, (versions + yaml.safe_dump(kept, sort_keys=False)).encode())
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, by which a few lines become more values than fit into memory, huge numbers and twins."""
+    """YAML without aliases (a few lines could become more values than fit into memory), huge numbers and twin keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -145,7 +151,7 @@ def _refuse_twice(names: list[str]) -> None:
         raise ValueError(f"it says {twice[0]} twice: leave one of them out")
 
 
-# Those of flags, and of YAML 1.2. In YAML 1.1, which PyYAML reads, 010 is 8, 1:30 is 90 and 1e-3 is a text.
+# Numbers as flags and YAML 1.2 have them. In YAML 1.1, which PyYAML reads, 010 is 8, 1:30 is 90 and 1e-3 is a text.
 _NUMBERS = {
     "int": r"[-+]?[0-9]+$",
     "float": r"(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
@@ -163,7 +169,7 @@ def plain_yaml(text: str) -> Any:
     """Read plain values of YAML.
 
     Raises:
-        ValueError, RecursionError, yaml.YAMLError: for text that is none, or has aliases.
+        ValueError, RecursionError, yaml.YAMLError: for text that is not YAML, or has aliases.
 
     Example:
         >>> plain_yaml("{epochs: 3, decoder.scale: 0.1}")
@@ -176,7 +182,7 @@ def read_flags(path: Path) -> dict[str, Any]:
     """Read the flags of a config file.
 
     Raises:
-        ValueError: for a file that is missing, too large, or holds something else.
+        ValueError: for a file that is missing, too large, or does not hold flags.
     """
     try:
         check_regular(path)

@@ -1,4 +1,4 @@
-"""An experiment: a config made into its data, its VAE and its objective."""
+"""Experiments: the data, the VAE and the objective of a config."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
     from pyro_vae.runtime.checkpoints import Checkpoints
 
-SHOWN = 1000  # test data in the pictures
+SHOWN = 1000  # test data in the pictures, at most
 
 
 class Experiment:
-    """A config made into what it names: data, and a VAE with its objective, on its device.
+    """The data, the VAE and the objective that a config names, on their device.
 
     Arguments:
         config: the config.
-        data: its data, if they are loaded already.
-        vae: its VAE, if it is built already; else one with weights from the seed.
-        device: where the VAE is put, if not on the config's device.
+        data: its data, if they have been loaded already.
+        vae: its VAE, if it has been built already; by default, one with weights drawn from the config's seed.
+        device: the device of the VAE; by default, that of the config.
 
     Raises:
         ValueError: for anything in the config or the data that does not fit.
@@ -68,17 +68,17 @@ class Experiment:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What weights are of: the flags that count, and the data."""
+        """What determines the weights: flags, and a fingerprint of the data."""
         return self.config.identity() | {"data": fingerprint(self.data)}
 
     @contextmanager
     def evaluating(self, seed: int | None = None) -> Iterator[None]:
-        """Evaluate the VAE: noise from the config's seed or another one, no dropout, and all as before at the end."""
+        """Return a context for evaluations: noise from the config's seed or another one, and no dropout."""
         with seeded(self.config.seed if seed is None else seed, self.device), mode(False, self.vae):
             yield
 
     def as_seen(self, x: Tensor) -> Tensor:
-        """Return data as the programs see them: on their device, and binarized where the config says so."""
+        """Return data as the programs see them: on their device, and binarized if the config says so."""
         x = x.to(self.device)
         with seeded(self.config.seed, self.device):
             return self.transform(x) if self.transform else x
@@ -89,14 +89,14 @@ class Experiment:
         return self.as_seen(self.data.test[:SHOWN])
 
     def check(self, name: str) -> None:
-        """Refuse the "train" or the "test" part of data that the VAE does not take, as `check_programs` does."""
-        of = f" of data.load({self.config.data!r}).{name}"  # a file of one part is split in another order
+        """Check the "train" or the "test" part of the data against the VAE, by `check_programs`."""
+        of = f" of data.load({self.config.data!r}).{name}"  # in a file without parts, the data have another order
         with self.evaluating():
             x = getattr(self.data, name).to(self.device)
             check_programs(self.vae.model, self.vae.guide, x, self.transform, of=of)
 
     def check_training(self) -> None:
-        """Refuse what `fit` would refuse, before the first word is said.
+        """Refuse what `fit` would refuse, before anything is printed.
 
         Raises:
             ValueError: for the first setting that does not fit.
@@ -110,7 +110,7 @@ class Experiment:
             self.check(name)
 
     def steps_per_epoch(self, processes: int = 1) -> int:
-        """Return how many batches, of all processes together, an epoch has."""
+        """Return the number of steps in an epoch; each step takes a batch from every process."""
         return -(-len(self.data.train) // (self.config.batch_size * processes))
 
     def fit(
@@ -151,11 +151,11 @@ class Experiment:
 
 
 class _Within(TorchFunctionMode):
-    """Refuses to make more numbers than a VAE could have whose weights are known, before they take memory."""
+    """Refuses to make a VAE that is much larger than the weights for it, before it takes memory."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.left = 4 * sum(tensor.numel() for tensor in weights.values()) + 2**22  # and what is made on the way
+        self.left = 4 * sum(tensor.numel() for tensor in weights.values()) + 2**22  # with room for temporary tensors
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
@@ -168,15 +168,15 @@ class _Within(TorchFunctionMode):
 
 
 def seeded_vae(config: Config, shape: Shape, weights: Mapping[str, Tensor] | None = None) -> VAE:
-    """Build a config's VAE with weights drawn from its seed, leaving torch's random state alone.
+    """Build a config's VAE with weights drawn from its seed, without changing torch's random state.
 
     Arguments:
         config: the config.
         shape: the shape of one datum.
-        weights: those that it is to have, if they are known.
+        weights: the weights that it will get, if they are known.
 
     Raises:
-        ValueError: as `build`; for a VAE that is much larger than its weights, before it takes memory.
+        ValueError: as `build`; also for a VAE that is much larger than its weights, before it takes memory.
     """
     with seeded(config.seed, torch.device("cpu")), nullcontext() if weights is None else _Within(weights):
         return build(config, shape)

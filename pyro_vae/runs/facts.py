@@ -1,4 +1,4 @@
-"""What a run says of itself in words: its first lines, and its report."""
+"""A run described in words, for its first lines and its report."""
 
 import torch
 
@@ -10,7 +10,7 @@ from pyro_vae.runs.parts import OPTIMIZERS
 
 
 def facts_of(experiment: Experiment, processes: int = 1) -> dict[str, str]:
-    """Return what an experiment is, in words by name, trained by so many processes.
+    """Describe an experiment that is trained by so many processes, in words by name.
 
     Example:
         >>> facts_of(Experiment(Config(data="digits", latent_dim=2, epochs=3)))["training"]
@@ -37,20 +37,20 @@ def facts_of(experiment: Experiment, processes: int = 1) -> dict[str, str]:
 
 
 def values_of(config: Config, data: Data) -> str:
-    """Say from where to where the values of data go, and what has been done to them, the same to all."""
+    """Describe the range of the values of data, and how they were scaled."""
     divided = "as the file has them" if config.scale is None else f"divided by {config.scale:g} (--scale)"
     return range_of(data) + ("pixels in [0, 1]" if are_images(config.data) else divided)
 
 
 def name_of(module: torch.nn.Module) -> str:
-    """Name a part, its own parameters and its network."""
+    """Return the name of a part, with its own parameters and its network."""
     own = module.extra_repr()
     network = getattr(module, "network", None)
     return f"{type(module).__name__}({own}){', network ' + type(network).__name__ if network is not None else ''}"
 
 
 def _optimizing(config: Config) -> str:
-    """Name the optimizer, its settings and the schedule of its learning rate."""
+    """Return the name of the optimizer, with its settings and the schedule of its learning rate."""
     settings = {"weight decay": config.weight_decay, "eps": config.eps}
     more = [f"{name} {value:g}" for name, value in settings.items() if value is not None]
     more += [f"{config.lr_schedule} schedule"] * bool(config.lr_schedule)
@@ -59,7 +59,7 @@ def _optimizing(config: Config) -> str:
 
 
 def _objective(experiment: Experiment) -> str:
-    """Name the objective, with its parameters, and the weight of the KL where there is one."""
+    """Return the name of the objective, with its parameters, and the weight of the KL if it has one."""
     loss, config = experiment.loss, experiment.config
     ours = isinstance(loss, Objective)
     given = ", ".join(f"{name}={value}" for name, value in config.options.get("loss", {}).items())

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, who may write them, and what they hold."""
+"""The folder of a run: its files, its lock, and what the files hold."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +23,14 @@ from pyro_vae.runtime.checkpoints import LOCK, Checkpoints, check_same, read_ten
 from pyro_vae.training import Row
 from pyro_vae.vae import VAE
 
-MOST_DIMENSIONS = 60  # of a datum; torch takes 64, those of particles and data among them
+MOST_DIMENSIONS = 60  # of a datum; torch takes 64, including those of particles and data
 
 
 class RunFolder:
     """The folder of one run.
 
     Arguments:
-        path: the folder; it need not exist.
+        path: the folder; it does not need to exist.
 
     Example:
         >>> RunFolder(Path("runs/digits")).weights.as_posix()
@@ -46,7 +46,7 @@ class RunFolder:
     # Who may write
 
     def check_new(self) -> None:
-        """Refuse a folder that holds anything, or cannot be written.
+        """Refuse a folder that is not empty, or cannot be written.
 
         Raises:
             ValueError: with the fix.
@@ -58,7 +58,7 @@ class RunFolder:
             check_no_link(folder)
         if self.config.exists():
             raise ValueError(f"{folder} already holds a run; give --out another folder")
-        left = {folder / LOCK, partial_of(self.config)}  # by a process that was killed as it began
+        left = {folder / LOCK, partial_of(self.config)}  # files of a process that was killed at its start
         if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - left):
             raise ValueError(f"{folder} exists and is not an empty folder; give --out another one")
         parent = next(path for path in (folder, *folder.parents) if path.exists())
@@ -68,10 +68,10 @@ class RunFolder:
             )
 
     def hold(self) -> None:
-        """Make the folder if need be, and keep others from it, by a lock that dies with this process.
+        """Create the folder if needed, and lock it against other processes; the lock ends with this process.
 
         Raises:
-            ValueError: where another process holds it.
+            ValueError: if another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for name in (LOCK, "checkpoints"):
@@ -83,14 +83,14 @@ class RunFolder:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Let others write at the end, if this process has held the folder."""
+        """Release the lock at the end, if this process holds it."""
         try:
             yield
         finally:
             self._lock.release()
 
     def what_stands(self) -> str:
-        """Say what a run that ended before its time has left."""
+        """Say what a run that was interrupted has saved, and how to continue it."""
         if not self.config.exists():
             return "nothing had been written"
         return f"progress is saved; continue with: pyro-vae train --resume {shlex.quote(str(self.path))}"
@@ -98,50 +98,50 @@ class RunFolder:
     # What it is resumed from
 
     def rewrite(self, config: Config, rows: Sequence[Row]) -> None:
-        """Write the metrics of a checkpoint, and a config whose data have moved, or whose epochs are more."""
+        """Write the metrics of a checkpoint, and the config if its data have moved or its epochs have changed."""
         write_metrics(self.metrics, rows)
         saved = read_flags(self.config)
         if (saved.get("data"), saved.get("epochs")) != (config.data, config.epochs):
             config.save(self.config)
 
     def with_epochs(self, config: Config, begun: int) -> Config:
-        """Return a config with at least the epochs that have begun, which are not undone."""
+        """Return a config with at least as many epochs as have begun, because these cannot be undone."""
         config = replace(config, epochs=max(as_size(config.epochs, "epochs", least=0), begun))
         planned = read_flags(self.config).get("epochs", config.epochs)
         if config.lr_schedule == "cosine" and config.epochs != planned:
-            fix = "train anew, or take another schedule from the start"
+            fix = "train again, or take another schedule from the start"
             raise ValueError(f"the cosine schedule of this run ends at epoch {planned}, not {config.epochs}: {fix}")
         return config
 
     def check_untrained(self, vae: VAE) -> None:
-        """Refuse to begin anew over weights that were trained: their checkpoint has not come with the folder."""
+        """Refuse to start again over trained weights, if their checkpoint is missing from the folder."""
         if not self.weights.exists():
             return
         there, here = read_tensors(self.weights)[0], vae.state_dict()
         if there.keys() != here.keys() or not all(torch.equal(there[name], here[name].cpu()) for name in here):
             anew = f"pyro-vae train --config {shlex.quote(str(self.config))} --out DIR"
-            reason = f"{self.path} holds trained weights, but no checkpoints/last.safetensors to go on from"
-            raise ValueError(f"{reason}: copy it there, or train anew by {anew}")
+            reason = f"{self.path} holds trained weights, but no checkpoints/last.safetensors to resume from"
+            raise ValueError(f"{reason}: copy it there, or train again by {anew}")
 
     # Its data and its weights
 
     @property
     def write_cpu(self) -> str:
-        """The fix for a run whose device is not there."""
+        """The fix for a run whose device this machine does not have."""
         return f"write 'device: cpu' into {self.config}"
 
     def load_data(self, config: Config, *, named: bool = False) -> Data:
-        """Load the data of the run, and refuse others that stand in their place.
+        """Load the data of the run, and refuse other data in their place.
 
         Arguments:
             config: the run's config.
-            named: the user has named these data in the place of the run's; they may be others of the same shape.
+            named: whether the user has named other data; then only their shape must be that of the run's.
 
         Returns:
             The data.
 
         Raises:
-            ValueError: where they are not there, not those that the run was trained on, or of another shape.
+            ValueError: if they do not exist, have another shape, or are not those that the run was trained on.
         """
         found = load_data(config) if named else self._find_data(config)
         if self.weights.exists():
@@ -154,7 +154,7 @@ class RunFolder:
         except ValueError as error:
             if are_images(config.data) or Path(config.data).exists():
                 raise
-            reason = f"{self.path} was trained on {config.data}, which is not there"
+            reason = f"{self.path} was trained on {config.data}, which does not exist"
             raise ValueError(f"{reason}: name the file with --data FILE if it has moved") from error
 
     def _check_data(self, config: Config, found: Data, *, only_shape: bool) -> None:
@@ -168,16 +168,16 @@ class RunFolder:
             raise ValueError(f"{reason}: name the right file with --data FILE")
 
     def save_weights(self, experiment: Experiment) -> None:
-        """Write the weights as they are."""
+        """Write the current weights."""
         about = {"shape": list(experiment.shape), "of": experiment.identity}
         save_tensors(self.weights, experiment.vae.state_dict(), about)
 
     def load_vae(self, config: Config, *, best: bool = False) -> VAE:
-        """Read the weights into the VAE of the run's config. Its data need not be there.
+        """Read the weights into the VAE of the run's config. The run's data are not needed.
 
         Arguments:
             config: the run's config.
-            best: those with the lowest test loss, in place of the last ones.
+            best: read the weights with the lowest test loss instead of the last ones.
 
         Returns:
             The VAE, on the config's device.
@@ -187,7 +187,7 @@ class RunFolder:
         """
         path = self.weights
         weights, shape, of = read_weights(path)
-        check_same(path, of, config.identity() | {"data": of.get("data")})  # the data need not be there
+        check_same(path, of, config.identity() | {"data": of.get("data")})  # the data are not compared
         vae = seeded_vae(config, tuple(shape), weights)
         if best:
             path = Checkpoints(self.checkpoints).best
@@ -197,7 +197,7 @@ class RunFolder:
         return vae.to(device_named(config.device, self.write_cpu))
 
     def first_vae(self, config: Config, shape: Shape) -> VAE:
-        """Return the VAE that the run began with, which must be about as large as what the folder holds of it."""
+        """Return the VAE that the run began with; it must not be much larger than the weights in the folder."""
         files = [path for path in (self.weights, Checkpoints(self.checkpoints).last) if path.exists()]
         return seeded_vae(config, shape, read_tensors(files[0])[0] if files else None)
 
@@ -214,7 +214,7 @@ class RunFolder:
         save_tensors(self._moments(epoch), dict(zip(("mean", "scale"), moments, strict=True)), about)
 
     def load_moments(self, epoch: int, count: int, about: Mapping[str, Any]) -> Moments | None:
-        """Return the posteriors of an epoch, or None where there is no file of this run's that holds them."""
+        """Return the posteriors of an epoch, or None if no file of this run holds them."""
         with suppress(ValueError):
             return read_moments(self._moments(epoch), count, about)
         return None
@@ -224,10 +224,10 @@ class RunFolder:
 
 
 def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None) -> Moments:
-    """Read the posteriors' means and scales of so many data, as `posterior_moments` gives them.
+    """Read the posteriors' means and scales of ``count`` data, as `posterior_moments` returns them.
 
     Raises:
-        ValueError: as `read_tensors`; where the file holds something else, or says other things about it.
+        ValueError: as `read_tensors`; also if the file holds something else, or posteriors of another run or epoch.
     """
     tensors, head = read_tensors(path)
     if about is not None:
@@ -240,8 +240,8 @@ def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
-    """Read weights, the shape of a datum, and the plain values that say what they are of."""
-    weights, head = read_tensors(path, f"go on with pyro-vae train --resume {shlex.quote(str(path.parent))}")
+    """Read weights, the shape of a datum, and the plain values that describe the run."""
+    weights, head = read_tensors(path, f"continue with pyro-vae train --resume {shlex.quote(str(path.parent))}")
     about = head["about"] if isinstance(head.get("about"), dict) else {}
     shape = about.get("shape")
     sizes = shape if isinstance(shape, list) and len(shape) < MOST_DIMENSIONS else []
@@ -251,7 +251,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, An
 
 
 def _best_weights(path: Path, of: dict[str, Any], names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read those of a checkpoint's best parameters that are named."""
+    """Read the best parameters of a checkpoint, by the names of the weights."""
     check_no_link(path.parent)
     tensors, head = read_tensors(path, "leave out --best")
     if not (isinstance(head.get("about"), dict) and "test_loss" in head["about"]):
@@ -262,7 +262,7 @@ def _best_weights(path: Path, of: dict[str, Any], names: Mapping[str, Tensor]) -
 
 
 def _check_weights(path: Path, weights: Mapping[str, Tensor], vae: VAE) -> None:
-    """Refuse weights that are not those of a VAE, or that no training leaves."""
+    """Refuse weights that do not fit the VAE, or are not finite."""
     own = vae.state_dict()
     for name in sorted({*own, *weights}):
         there, here = (
@@ -272,7 +272,7 @@ def _check_weights(path: Path, weights: Mapping[str, Tensor], vae: VAE) -> None:
             raise ValueError(f"{path} does not fit the run's config.yaml: {name} is {_kind(there)}, not {_kind(here)}")
     for name, _ in vae.named_parameters():
         if not weights[name].isfinite().all():
-            raise ValueError(f"{path} holds {name} with values that are not finite: take --best, or train anew")
+            raise ValueError(f"{path} holds {name} with values that are not finite: take --best, or train again")
 
 
 def _kind(tensor: tuple[Any, ...] | None) -> str:

@@ -8,7 +8,7 @@ from pyro_vae.training import COLUMNS, Row
 
 
 def write_metrics(path: Path, rows: Sequence[Row]) -> None:
-    """Write metrics.csv anew, with these rows and no others; without rows, there is no file."""
+    """Write metrics.csv with exactly these rows; without rows, remove it."""
     if rows:
         write_whole(path, "\n".join([",".join(COLUMNS), *map(_line, rows), ""]).encode())
     else:
@@ -21,7 +21,7 @@ def _line(row: Row) -> str:
 
 
 def append_metrics(path: Path, row: Row) -> None:
-    """Append a row to metrics.csv, with its header first, in one write.
+    """Append a row to metrics.csv in one write, after a header if the file is new.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""A config checked against the parts' own signatures, and built into a VAE."""
+"""Checks a config against the signatures of the parts, and builds its VAE, objective, optimizer and schedule."""
 
 import difflib
 import importlib
@@ -33,15 +33,15 @@ NETWORKS = {
 PYRO_LOSSES = {cls.__name__: cls for cls in (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)}
 PYRO_LOSS_SUMMARIES = {
     "Trace_ELBO": (
-        "The evidence lower bound, its KL sampled; pathwise, or by the score function where there is no other way.",
+        "The evidence lower bound, with a sampled KL; pathwise gradients, or the score function if need be.",
         "Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 6.",
     ),
     "TraceMeanField_ELBO": (
-        "The evidence lower bound, its KL in closed form where there is one.",
+        "The evidence lower bound, with the KL in closed form if there is one.",
         "Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 7.",
     ),
     "TraceGraph_ELBO": (
-        "The evidence lower bound, its score function with Rao-Blackwellization and baselines.",
+        "The evidence lower bound, with Rao-Blackwellization and baselines for its score function.",
         "Schulman et al., 2015, Gradient Estimation Using Stochastic Computation Graphs, theorem 1.",
     ),
     "TraceEnum_ELBO": (
@@ -53,7 +53,7 @@ PYRO_LOSS_PARAMETERS = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type(default))
     for name, default in (("num_particles", 1), ("vectorize_particles", False))
 }
-GIVEN = ("shape", "latent_dim", "network", "out_shape", "encoder", "prior", "decoder", "data")  # not by flags
+GIVEN = ("shape", "latent_dim", "network", "out_shape", "encoder", "prior", "decoder", "data")  # these have no flags
 PLAIN = (bool, int, float, str)
 
 
@@ -70,7 +70,7 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
 
 
 def parts(kind: str) -> dict[str, type[Any]]:
-    """Return the classes of one kind of part that the package has, by name; for "loss" also Pyro's own.
+    """Return the package's classes of one kind of part, by name; for "loss" also those of Pyro.
 
     Example:
         >>> "Normal" in parts("encoder"), "IWAE" in parts("loss"), "Trace_ELBO" in parts("loss")
@@ -80,12 +80,12 @@ def parts(kind: str) -> dict[str, type[Any]]:
         return {name: encoder for name, (encoder, _) in NETWORKS.items()}
     base = ELBO if kind == "loss" else nn.Module
     classes = {name: cls for name, cls in vars(KINDS[kind]).items() if inspect.isclass(cls) and issubclass(cls, base)}
-    classes.pop("Objective", None)  # what the others inherit from
+    classes.pop("Objective", None)  # the base class of the others
     return {**PYRO_LOSSES, **classes} if kind == "loss" else classes
 
 
 def parts_by_flag(kind: str) -> dict[str, type[Any]]:
-    """Return the classes of one kind that a flag can name: not those that take other parts, built in Python.
+    """Return the classes of one kind that a flag can name; those that take other parts must be built in Python.
 
     Example:
         >>> "Masked" in parts("decoder"), "Masked" in parts_by_flag("decoder")
@@ -107,14 +107,14 @@ def part(kind: str, name: str) -> type[Any]:
 
     Arguments:
         kind: "prior", "encoder", "decoder", "network" or "loss".
-        name: the name of one of the package's classes, or "package.module.Class": of an installed package, or else of
-            a module in the current folder, from which nothing else is imported.
+        name: the name of one of the package's classes, or "package.module.Class" of an installed package or of a
+            module in the current folder (nothing else is imported from there).
 
     Returns:
         The class.
 
     Raises:
-        ValueError: where there is no such class, with the nearest known name.
+        ValueError: if there is no such class, with the nearest known name.
 
     Example:
         >>> part("prior", "Normal").__module__
@@ -143,8 +143,8 @@ def part(kind: str, name: str) -> type[Any]:
 def _import(name: str) -> ModuleType:
     """Import a module. A top-level module that is not installed is loaded from the current folder.
 
-    The current folder never goes on the path: other modules that lie there, perhaps under the name of something that
-    a library imports later, are not found.
+    The current folder is not added to the path, so that other modules there are not found, which might have the name of
+    a module that a library imports later.
     """
     root = name.partition(".")[0]
     if root not in sys.modules and find_spec(root) is None:
@@ -163,13 +163,13 @@ def _import(name: str) -> ModuleType:
 
 def _reason(error: BaseException) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
-    hint = "; of the current folder only the module that is named is imported: install the other, or name its folder"
+    hint = "; only the named module is imported from the current folder: install the other one, or name its folder"
     beside = missing and PathFinder.find_spec(missing.partition(".")[0], [os.getcwd()])
     return (str(error) or type(error).__name__) + (f"{hint} in PYTHONPATH" if beside else "")
 
 
 def own_parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a part's constructor that are its own: all but the shapes and the network.
+    """Return the parameters of a part's constructor that have flags: all except the shapes and the network.
 
     Example:
         >>> list(own_parameters(decoders.Normal))
@@ -184,7 +184,7 @@ def own_parameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
 
 
 def catalogue() -> list[tuple[str, str, str, str]]:
-    """Return kind, name, summary and reference of every part and objective, the last two from its docstring.
+    """Return the kind, name, summary and reference of every part and objective.
 
     Example:
         >>> [row for row in catalogue() if row[:2] == ("loss", "IWAE")][0][2]
@@ -226,7 +226,7 @@ def build(config: Config, shape: Shape) -> VAE:
     encoder = _construct("encoder", config, {**given, "network": encoder_network})
     prior = _construct("prior", config, {**given, "encoder": encoder})
     try:
-        event = tuple(getattr(prior(), "event_shape", ()))  # (D,), but of one-hot codes (D, categories)
+        event = tuple(getattr(prior(), "event_shape", ()))  # (D,), or (D, categories) for one-hot codes
     except TypeError as error:
         raise ValueError(f"the prior {config.prior} must return a distribution when it is called: {error}") from error
     code = event if len(event) > 1 else config.latent_dim
@@ -235,7 +235,7 @@ def build(config: Config, shape: Shape) -> VAE:
 
 
 def _network(cls: type[nn.Module], own: dict[str, Any], sizes: dict[str, list[int]]) -> Network:
-    """Fix what a network takes beside its two shapes."""
+    """Return a network with all its arguments set except the two shapes."""
     accepted, plain = inspect.signature(cls).parameters, own_parameters(cls)
     fixed = {name: tuple(value) for name, value in sizes.items() if name in accepted and name not in plain}
     return partial(cls, **fixed, **{name: value for name, value in own.items() if name in accepted})
@@ -251,10 +251,10 @@ OPTIMIZERS = {
 
 
 def optimizer_of(config: Config) -> Callable[[Any], torch.optim.Optimizer]:
-    """Return what makes the optimizer of a config.
+    """Return a function that makes the optimizer of a config.
 
     Raises:
-        ValueError: for an unknown name, numbers out of range, and settings that it does not have.
+        ValueError: for an unknown name, numbers out of range, and settings that the optimizer does not have.
 
     Example:
         >>> optimizer_of(Config(optimizer="sgd", lr=0.1))([torch.zeros(1)]).param_groups[0]["lr"]
@@ -274,12 +274,12 @@ def optimizer_of(config: Config) -> Callable[[Any], torch.optim.Optimizer]:
         if not (0 < value < math.inf if above else 0 <= value < math.inf):
             raise ValueError(f"{flag} must be {'above' if above else 'at least'} 0 and finite, not {value!r}")
         settings[flag] = value
-    fused = {"fused": True} if name in ("adam", "adamw", "sgd") else {}  # which have one for every device
+    fused = {"fused": True} if name in ("adam", "adamw", "sgd") else {}  # these have a fused version on every device
     return partial(cls, **settings, **fused)
 
 
 def schedule_of(config: Config) -> Callable[[torch.optim.Optimizer], LRScheduler] | None:
-    """Return what makes the schedule of a config's learning rate, or None where it is constant.
+    """Return a function that makes the schedule of a config's learning rate, or None if the rate is constant.
 
     Raises:
         ValueError: for an unknown name.
@@ -311,7 +311,7 @@ def build_loss(config: Config, size: int) -> ELBO:
         The objective.
 
     Raises:
-        ValueError: for unknown names and values that it does not take.
+        ValueError: for unknown names, and values that the objective does not accept.
 
     Example:
         >>> build_loss(Config(loss="IWAE", options={"loss": {"num_particles": 5}}), 1000)
@@ -332,7 +332,7 @@ def _construct(kind: str, config: Config, given: dict[str, Any]) -> Any:
 
 def _own_values(kind: str, config: Config, cls: type[Any]) -> dict[str, Any]:
     values, own = dict(config.options.get(kind, {})), own_parameters(cls)
-    if "grey" in own:  # what --binarize none says by name
+    if "grey" in own:  # --binarize none asks for grey values
         values.setdefault("grey", config.binarize == "none")
     for name, value in values.items():
         check_choice(f"parameter of the {kind} {cls.__name__}:", name, own)
@@ -349,7 +349,7 @@ def _typed(name: str, value: Any, annotation: Any) -> Any:
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of the choices, with the nearest one."""
+    """Refuse a value that is not one of the choices, with the nearest one."""
     if value not in choices:
         raise ValueError(nearest(value, choices, name))
 
@@ -364,20 +364,20 @@ def beta_of(config: Config, steps_per_epoch: int) -> objectives.Beta:
 
 
 def transform_of(config: Config) -> Transform | None:
-    """Return what is done to each batch: how it is binarized, or None."""
+    """Return the function that binarizes each batch, or None."""
     check_choice("binarize", config.binarize, data.BINARIZE)
     return data.BINARIZE[config.binarize]
 
 
 def device_named(name: str, fix: str = "take --device cpu") -> torch.device:
-    """Return a torch device that is there.
+    """Return a torch device that this machine has.
 
     Arguments:
-        name: such as "cuda:1".
-        fix: what to do where it is not.
+        name: the name of the device, such as "cuda:1".
+        fix: what the error says to do if the machine does not have it.
 
     Raises:
-        ValueError: for a name torch does not know, or a device this machine does not have.
+        ValueError: for a name that torch does not know, or a device that this machine does not have.
 
     Example:
         >>> device_named("cpu")
@@ -385,7 +385,7 @@ def device_named(name: str, fix: str = "take --device cpu") -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device).tolist()  # which a device without values refuses
+        torch.empty(0, device=device).tolist()  # fails on a device without values, such as "meta"
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:60]
         raise ValueError(f"no device {name!r} on this machine ({reason}); {fix}") from error

@@ -1,4 +1,4 @@
-"""The pictures of a run: what `pyro_vae.plots` draws, of a trained VAE and its test data."""
+"""The pictures of a run, drawn by `pyro_vae.plots` from a trained VAE and its test data."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,10 +32,10 @@ def draw(
         history: what `fit` measured.
         snapshots: the posteriors' moments of x by title, from `posterior_moments`.
         x: test data, shape (N, \\*shape).
-        labels: labels of x, and of test data that follow, or None.
+        labels: labels of the test data, in the order of x, or None.
 
     Returns:
-        Figures by name, in the order of the report; and by name why a picture is left out.
+        Figures by name, in the order of the report, and the reasons why other pictures are left out, by name.
     """
     labels = None if labels is None else labels[: len(x)]
     pictures: dict[str, Callable[[], Figure | str]] = {
@@ -55,7 +55,7 @@ def draw(
     for name, picture in pictures.items():
         try:
             found = picture()
-        except ValueError as error:  # such as of data that are no pictures, or codes that are not finite
+        except ValueError as error:  # such as for data that are not pictures, or codes that are not finite
             found = " ".join(str(error).split())
         if isinstance(found, str):
             left_out[name] = found
@@ -65,7 +65,7 @@ def draw(
 
 
 def _two(labels: Tensor | None) -> list[int]:
-    """Return the indices of two data to interpolate between, of different labels where there are such."""
+    """Return the indices of two data to interpolate between, with different labels if there are any."""
     others = [] if labels is None else (labels[1:] != labels[0]).nonzero().flatten().tolist()
     return [0, 1 + others[0] if others else 1]
 
@@ -82,9 +82,10 @@ def snapshot_epochs(epochs: int) -> set[int]:
 
 @torch.no_grad()
 def posterior_moments(vae: VAE, x: Tensor) -> Moments:
-    """Return the posteriors' means, (n, D), and scales, as `plots.project` takes them: of draws without a closed form.
+    """Return the posteriors' means, (n, D), and scales, as `plots.project` takes them.
 
-    Codes of several dimensions, such as (variables, categories), are laid out in one.
+    If they have no closed form, they are estimated from draws. Codes of several dimensions, such as (variables,
+    categories), are flattened.
     """
     posterior = vae.encoder(x)
     codes = posterior.sample((100,))
@@ -115,15 +116,15 @@ def map_figure(config: Config, snapshots: dict[str, Moments], labels: Tensor | N
     """Draw the posteriors of test data at each snapshot."""
     shape = next(iter(snapshots.values()))[0].shape
     method = "first" if shape[1] <= 2 else config.latent_map if shape[0] >= 4 else "pca"  # t-SNE needs 4
-    seed = config.seed % 2**32  # of more bits scikit-learn takes none
+    seed = config.seed % 2**32  # scikit-learn takes no larger seed
     panels = {name: plots.project(*moments, method, seed) for name, moments in snapshots.items()}
     title = f"Posteriors of test data, {MAP_NAMES[method]}"
-    shared = method != "tsne"  # a t-SNE map has no unit, so that two of them have no common scale
+    shared = method != "tsne"  # t-SNE maps have no unit, so two of them have no common scale
     return plots.latent_map(panels, labels, title=title, shared=shared)
 
 
 def reconstruction_figure(vae: VAE, x: Tensor, evaluate: str) -> Figure:
-    """Draw data above their reconstructions, at the posterior's mean or a sample of it."""
+    """Draw data above their reconstructions, from the posterior's mean or from a sample of it."""
     reconstructed = vae.reconstruct(x, mean=evaluate == "mean")
     return plots.reconstructions(x, reconstructed, f"Test data and reconstructions, z at the posterior {evaluate}")
 
@@ -137,14 +138,14 @@ def interpolation_figure(vae: VAE, a: Tensor, b: Tensor) -> Figure:
 
 @torch.no_grad()
 def kl_figure(vae: VAE, x: Tensor) -> Figure | None:
-    """Draw what each latent dimension adds to the KL, or return None where it does not fall apart by dimension."""
+    """Draw the KL of each latent dimension, or return None if the KL is not a sum over dimensions."""
     parts = kl_parts(vae.encoder(x), vae.prior())
     return plots.kl_per_dimension(*parts, "KL per latent dimension, test data") if parts else None
 
 
 @torch.no_grad()
 def cloud_figure(vae: VAE, x: Tensor, seed: int) -> Figure:
-    """Draw 100 posterior samples of the first datum in the map of the others, and what some of them decode to."""
+    """Draw 100 posterior samples of the first datum in the map of the other data, and some of them decoded."""
     codes, _ = posterior_moments(vae, x)
     draws = vae.encoder(x[:1]).sample((100,))[:, 0]
     both = torch.cat([codes, draws.flatten(1).cpu()])
@@ -156,9 +157,9 @@ def cloud_figure(vae: VAE, x: Tensor, seed: int) -> Figure:
 
 @torch.no_grad()
 def grid_figure(vae: VAE, side: int = 20) -> Figure | None:
-    """Decode an even grid over a 2-dimensional latent space, as far as the prior reaches but for 1 draw in 370.
+    """Decode an even grid over a 2-dimensional latent space, which covers the prior except for 1 draw in 370.
 
-    Return None where the grid's points are not all codes, as on a circle or of discrete variables.
+    Return None if not all points of the grid are codes, as on a circle or for discrete variables.
     """
     prior = vae.prior()
     if prior.event_shape != (2,):

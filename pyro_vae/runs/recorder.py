@@ -1,4 +1,4 @@
-"""What a training writes into the folder of its run."""
+"""Writes the results of a training into the folder of its run."""
 
 import math
 from collections.abc import Sequence
@@ -16,33 +16,33 @@ from pyro_vae.training import History, Row
 
 
 class Recorder:
-    """Writes rows, weights and posteriors as they come, and in the end the pictures and the report.
+    """Writes rows, weights and posteriors during a training, and at its end the pictures and the report.
 
     Arguments:
-        folder: where to.
-        experiment: what is trained.
-        processes: how many processes train it.
+        folder: the folder of the run.
+        experiment: the experiment that is trained.
+        processes: the number of processes that train it.
     """
 
     def __init__(self, folder: RunFolder, experiment: Experiment, processes: int = 1) -> None:
         self.folder, self.experiment, self.processes = folder, experiment, processes
 
     def begin(self) -> None:
-        """Begin a new run: its folder, its config and its weights before the first step."""
+        """Begin a new run: create its folder, and write its config and its weights before the first step."""
         self.folder.hold()
         self.folder.check_new()
         self.experiment.config.save(self.folder.config)
         self.folder.save_weights(self.experiment)
 
     def resume(self, rows: Sequence[Row]) -> None:
-        """Go on with a run, of which a checkpoint has these rows."""
+        """Continue a run whose checkpoint has these rows."""
         self.folder.hold()
         self.folder.rewrite(self.experiment.config, rows)
-        if rows and self._moments(0) is None:  # of the weights from the seed, which stand here still
+        if rows and self._moments(0) is None:  # the VAE still has the weights from the seed
             self._save_moments(0)
 
     def record(self, row: Row) -> None:
-        """Write a row, and the posteriors at the start, half time and the end."""
+        """Write a row, and the posteriors at the start, at half time and at the end."""
         append_metrics(self.folder.metrics, row)
         if row["epoch"] in snapshot_epochs(self.experiment.config.epochs):
             self._save_moments(int(row["epoch"]))
@@ -50,7 +50,7 @@ class Recorder:
     def finish(self, history: History) -> None:
         """Write the weights, the pictures and the report."""
         experiment, config = self.experiment, self.experiment.config
-        self.folder.save_weights(experiment)  # the best ones; or the last, if it was stopped behind a checkpoint
+        self.folder.save_weights(experiment)  # with patience the best ones, not those of the last checkpoint
         row = row_of_weights(config, history)
         snapshots, labels = self._snapshots(int(row["epoch"])), experiment.data.test_labels
         with experiment.evaluating():
@@ -59,14 +59,14 @@ class Recorder:
             write_whole(self.folder.path / f"{name}.png", plots.png(figure))
         facts = facts_of(experiment, self.processes)
         if config.patience:
-            best = f"of epoch {row['epoch']:.0f}, the trained one with the lowest test loss, {row['test_loss']:.3f}"
+            best = f"of epoch {row['epoch']:.0f}, which has the lowest test loss, {row['test_loss']:.3f}"
             facts["weights"] = best
         facts |= {f"no {name.replace('_', ' ').replace('kl', 'KL')}": reason for name, reason in left_out.items()}
         write_report(self.folder.path, facts, history, list(figures))
 
     def _save_moments(self, epoch: int) -> None:
         experiment = self.experiment
-        with experiment.evaluating():  # what is looked at stays as it is
+        with experiment.evaluating():
             moments = posterior_moments(experiment.vae, experiment.shown)
         self.folder.save_moments(epoch, moments, {"epoch": epoch, "of": experiment.identity})
 
@@ -75,7 +75,7 @@ class Recorder:
         return self.folder.load_moments(epoch, min(SHOWN, len(self.experiment.data.test)), about)
 
     def _snapshots(self, last: int) -> dict[str, Moments]:
-        """Return the posteriors at the start, as near to half time as there are some, and at the end, by title."""
+        """Return the posteriors at the start, near half time and at the end, by title."""
         if self._moments(last) is None:
             self._save_moments(last)
         kept = {epoch: moments for epoch in range(last + 1) if (moments := self._moments(epoch))}
@@ -84,6 +84,6 @@ class Recorder:
 
 
 def row_of_weights(config: Config, history: History) -> Row:
-    """Return the row of the epoch whose weights a run has at its end: with patience, that of the lowest test loss."""
+    """Return the row of the epoch whose weights a run has at its end: with patience the best one."""
     rows = [row for row in history[1:] if not math.isnan(row["test_loss"])] if config.patience else []
     return min(rows or history[-1:], key=lambda row: row["test_loss"])

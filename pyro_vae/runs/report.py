@@ -34,7 +34,7 @@ def write_report(folder: Path, facts: dict[str, str], history: History, pictures
 
     Arguments:
         folder: the run's folder, which holds the pictures as ``NAME.png``.
-        facts: what the run was, in words.
+        facts: the run in words, as `pyro_vae.runs.facts` describes it.
         history: what `fit` measured.
         pictures: the pictures' names, in the order of the report.
 
@@ -68,7 +68,7 @@ def write_report(folder: Path, facts: dict[str, str], history: History, pictures
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     html = f'<!doctype html><html lang="en"><head>{meta}{head}</head><body>{"".join(body)}</body></html>'
     path = folder / "report.html"
-    write_whole(path, html.encode("utf-8", "backslashreplace"))  # a path may hold what is no text
+    write_whole(path, html.encode("utf-8", "backslashreplace"))  # a path may hold bytes that are not text
     return path
 
 

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A config made ready to train: its experiment and its folder, all checked before anything is written.
+    """A training that is ready to start: its experiment and its folder, checked before anything is written.
 
     Arguments:
         config: the config.
-        folder: where the run will be written, by rank 0; it must not exist, or be empty.
-        fabric: a launched Fabric, where several processes train.
-        resume: continue the run that the folder holds, with its own config.
+        folder: the folder of the run, written by rank 0; it must be empty or not exist.
+        fabric: a launched Fabric if several processes train.
+        resume: continue the run in the folder, with its own config.
 
     Raises:
         ValueError: for anything in the config, the data or the folder that does not fit.
@@ -63,9 +63,9 @@ class Run:
     def train(
         self, on_epoch: Callable[[Row], None] | None = None, on_step: Callable[[int, Tensor], None] | None = None
     ) -> History:
-        """Train, writing config, metrics and checkpoints as they come, then the pictures and the report.
+        """Train, and write the config, metrics and checkpoints, and at the end the pictures and the report.
 
-        A lock, which dies with this process, keeps others from the folder.
+        The folder is locked against other processes; the lock ends with this process.
 
         Arguments:
             on_epoch: called with each row of the history, on rank 0.
@@ -75,12 +75,12 @@ class Run:
             The history.
 
         Raises:
-            ValueError, ConnectionError, Stopped: as `fit`; where another process holds the folder.
-            OSError: where the folder cannot be written.
+            ValueError, ConnectionError, Stopped: as `fit`; ValueError also if another process has locked the folder.
+            OSError: if the folder cannot be written.
         """
 
         def record(row: Row) -> None:
-            if row["epoch"] == 0 and not self.resume:  # all that could be refused has passed
+            if row["epoch"] == 0 and not self.resume:  # all checks have passed
                 self.recorder.begin()
             self.recorder.record(row)
             if on_epoch:
@@ -97,7 +97,7 @@ class Run:
                 on_step=on_step,
                 on_epoch=record if first else None,
             )
-            if history.interrupted:  # a run is finished, or goes on from its last checkpoint
+            if history.interrupted:  # the run is not finished, and can be resumed from its last checkpoint
                 raise KeyboardInterrupt
             if first:
                 self.recorder.finish(history)

@@ -380,7 +380,7 @@ def test_sample_does_not_need_the_data_and_reconstruct_says_that_it_does(capsys)
     for argv in (["reconstruct", "run"], ["evaluate", "run"], ["train", "--resume", "run"]):
         line = refused(capsys, *argv)
         assert (
-            f"run was trained on {Path('rows.npy').absolute()}, which is not there: name the file with --data" in line
+            f"run was trained on {Path('rows.npy').absolute()}, which does not exist: name the file with --data" in line
         )
 
 
@@ -731,7 +731,7 @@ def test_a_finished_run_is_extended(capsys):
     assert "epochs: 3" in Path("short/config.yaml").read_text()
     assert main(["train", *QUICK, "--lr-schedule", "cosine", "--epochs", "1", "--out", "round"]) == 0
     capsys.readouterr()
-    words = "the cosine schedule of this run ends at epoch 1, not 2: train anew"
+    words = "the cosine schedule of this run ends at epoch 1, not 2: train again"
     assert words in refused(capsys, "train", "--resume", "round", "--epochs", "2")
 
 
@@ -742,7 +742,7 @@ def test_trained_weights_without_their_checkpoint_are_not_overwritten(capsys):
     for file in (run / "checkpoints").iterdir():
         file.unlink()
     before = [(run / name).read_bytes() for name in ("model.safetensors", "metrics.csv")]
-    words = "run holds trained weights, but no checkpoints/last.safetensors to go on from: copy it there, or train anew"
+    words = "run holds trained weights, but no checkpoints/last.safetensors to resume from: copy it there, or train"
     assert words in refused(capsys, "train", "--resume", "run")
     assert [(run / name).read_bytes() for name in ("model.safetensors", "metrics.csv")] == before
 
@@ -879,7 +879,7 @@ def test_weights_that_are_missing_are_refused_with_the_fix(capsys):
     capsys.readouterr()
     assert "no file run/checkpoints/best.safetensors; leave out --best" in refused(capsys, "sample", "run", "--best")
     (run / "model.safetensors").unlink()
-    fix = "go on with pyro-vae train --resume run"
+    fix = "continue with pyro-vae train --resume run"
     assert f"no file run/model.safetensors; {fix}" in refused(capsys, "evaluate", "run")
 
 
@@ -964,7 +964,7 @@ def test_results_that_are_no_numbers_are_refused(capsys):
         (["evaluate", "run", "--samples=2", "--json=x.json"], "bound"),
         (["reconstruct", "run"], "loss"),
     ):
-        assert f"the weights of this run give {name} as NaN: take --best, or train anew" in refused(capsys, *argv)
+        assert f"the weights of this run give {name} as NaN: take --best, or train again" in refused(capsys, *argv)
     assert not Path("x.json").exists()
     assert not Path("run/reconstruct-mean.png").exists()
 
