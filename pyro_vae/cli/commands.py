@@ -1,4 +1,4 @@
-"""The commands. What needs torch is imported inside, so that ``pyro-vae --help`` answers at once."""
+"""The commands. They import torch only when they run, so that ``pyro-vae --help`` answers at once."""
 
 import argparse
 import io
@@ -116,7 +116,7 @@ def _experiment_of_run(arguments: argparse.Namespace) -> "Experiment":
 
 
 def _with_named_data(config: Config, arguments: argparse.Namespace) -> Config:
-    """Put the data that --data names in the place of the run's, with the run's scale if it has one that fits."""
+    """Replace the run's data by those of --data, with the scale of --scale, or the run's scale if the data take one."""
     from pyro_vae.data import are_images
 
     data, scale = getattr(arguments, "data", None), getattr(arguments, "scale", None)
@@ -128,7 +128,7 @@ def _with_named_data(config: Config, arguments: argparse.Namespace) -> Config:
 
 
 def _check_file(path: Path | None, flag: str, suffixes: Collection[str] = ()) -> None:
-    """Refuse a file that could not be written, before the work whose result it is to hold."""
+    """Refuse a file that cannot be written, before the work is done."""
     if path and path.exists() and not path.is_file():
         raise ValueError(
             f"{flag} {path} cannot be written: it is {'a folder' if path.is_dir() else 'no ordinary file'}"
@@ -140,21 +140,21 @@ def _check_file(path: Path | None, flag: str, suffixes: Collection[str] = ()) ->
     if path and not takes_files(path.absolute().parent):
         raise ValueError(f"{flag} {path} cannot be written: its folder takes no files")
     if path and suffixes and path.suffix.lower() not in suffixes:
-        raise ValueError(f"{flag} {path} must end in {', '.join(suffixes)}, which says what is written")
+        raise ValueError(f"{flag} {path} must end in {', '.join(suffixes)}, to say the format")
 
 
 @contextmanager
 def _without_warnings_of_nan() -> Iterator[None]:
-    """Leave out Pyro's warnings of NaN, which is refused."""
+    """Suppress Pyro's warnings of NaN, because NaN is refused."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered")
         yield
 
 
 def _check_results(found: dict[str, float]) -> None:
-    """Refuse results that are no numbers, as of weights so large that they overflow."""
+    """Refuse results that are NaN, as from weights so large that they overflow."""
     if wrong := [name for name, value in found.items() if math.isnan(value)]:
-        raise ValueError(f"the weights of this run give {wrong[0]} as NaN: take --best, or train anew")
+        raise ValueError(f"the weights of this run give {wrong[0]} as NaN: take --best, or train again")
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def sample(arguments: argparse.Namespace) -> None:
     as_size(arguments.n, "--n")
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
     _check_file(arguments.out, "--out", (*plots.KINDS, ".npy", ".csv"))
-    config = config_of_run(arguments.run, arguments.allow, "--data-root=", "--download")  # data are not read
+    config = config_of_run(arguments.run, arguments.allow, "--data-root=", "--download")  # no data are read
     check_apart(path, located(config.data))
     vae = RunFolder(arguments.run).load_vae(config, best=arguments.best)
     with seeded(arguments.seed, torch.device(config.device)):
@@ -183,7 +183,7 @@ def sample(arguments: argparse.Namespace) -> None:
 
 
 def _numbers(x: "Tensor", suffix: str) -> bytes:
-    """Return data as a file of numpy's, or as lines of numbers, one datum each."""
+    """Return the content of a numpy file, or of a text file with one datum per line."""
     import numpy as np
 
     buffer, array = io.BytesIO(), x.cpu().numpy()
@@ -253,7 +253,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
         figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
         write_whole(arguments.json, (json.dumps({**figures, **about}, indent=2, allow_nan=False) + "\n").encode())
-    say(f"{printable(config.data)}: {len(x)} test data, nats per datum; larger is better, but for the KL")
+    say(f"{printable(config.data)}: {len(x)} test data, nats per datum; larger is better, except for the KL")
     if arguments.data:
         say(f"values: {values_of(config, experiment.data)}")
     texts = {
@@ -266,4 +266,4 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for name, text in texts.items():
         say(f"{text:<34}{found[name]:>12.2f}")
     if getattr(vae.decoder, "grey", False):
-        say("grey pixels are scored by cross-entropy: these are no log-probabilities")
+        say("grey pixels are scored by cross-entropy, so these numbers are not log-probabilities")

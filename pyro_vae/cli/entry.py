@@ -1,4 +1,4 @@
-"""What ``pyro-vae`` does first: parse its arguments, run a command, and say an error in one line."""
+"""The entry of ``pyro-vae``: it parses the arguments, runs a command, and prints an error in one line."""
 
 import argparse
 import os
@@ -17,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Arguments:
-        argv: the arguments, without the program's name; those of the process if None.
+        argv: the arguments, without the program's name; by default those of the process.
 
     Returns:
-        0, or 2 after an error, which is one line on standard error.
+        0, or 2 after an error, which is printed in one line on standard error.
 
     Example:
         >>> main(["sample", "no-such-run"])
@@ -36,19 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as error:
             if error.code or not lost():
                 raise
-            return 2  # a help that was lost
+            return 2  # the help could not be printed
         return code or (2 if lost() and argv[0] != "train" else 0)
 
 
 def _run(argv: list[str]) -> int:
     if sys.flags.optimize > 1:
-        say("pyro-vae: error: Pyro needs docstrings: leave out -OO and PYTHONOPTIMIZE=2", error=True)
+        say("pyro-vae: error: Pyro needs docstrings: run Python without -OO and PYTHONOPTIMIZE=2", error=True)
         return 2
     try:
         arguments = parsed(argv)
         arguments.command(arguments)
     except KeyboardInterrupt:
-        say("pyro-vae: stopped", error=True)  # before a training has begun, or in a command that saves nothing
+        say("pyro-vae: stopped", error=True)  # no training has begun, or the command saves nothing
         return 130
     except Exception as error:
         if "--debug" in argv:
@@ -60,24 +60,24 @@ def _run(argv: list[str]) -> int:
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
-    """Return what argv asks for, ``config`` being the config that it and its files make."""
+    """Return the parsed argv; ``config`` is the config that its flags and its config file make."""
     return parse(_parser(), argv)
 
 
 def _import_nothing_from_here() -> None:
-    """Take the current folder off the path of this process and those it starts: a stranger's modules may lie there."""
+    """Remove the current folder from the import path of this process and its children."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.environ.get("PYTHONPATH") else []
-    relative = {os.path.abspath(entry) for entry in entries if not os.path.isabs(entry)}  # as "" is in "/a:"
+    relative = {os.path.abspath(entry) for entry in entries if not os.path.isabs(entry)}  # such as "" in "/a:"
     sys.path[:] = [entry for entry in sys.path if os.path.isabs(entry) and entry not in relative]
     own = str(Path(__file__).resolve().parents[2])
-    if own not in sys.path:  # where this package lies in the current folder
+    if own not in sys.path:  # this package may be in the current folder
         sys.path.append(own)
     os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the latter of torch
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the second is torch's
     words = ("can't allocate memory", "calculation overflowed", "multiplication overflow")
     return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in words))
 
@@ -110,31 +110,34 @@ def _add_trainings(subparsers: Any) -> None:
     add_config_flags(train)
     train.add_argument("--out", type=as_path, metavar="DIR", help="the run's folder (default: runs/DATA-DATE-TIME)")
     train.add_argument(
-        "--resume", type=as_path, metavar="RUN", help="go on with a run that was stopped, by its own config"
+        "--resume",
+        type=as_path,
+        metavar="RUN",
+        help="continue a run with its own config; with --epochs N, also train a finished run further",
     )
 
-    compare = add_command(subparsers, "compare", commands.compare, "hold the Pyro programs against the hand-coded VAE")
+    compare = add_command(subparsers, "compare", commands.compare, "compare the Pyro programs with the hand-coded VAE")
     add_config_flags(compare, TRAIN_ONLY)
     add = compare.add_argument
-    add("--steps", type=int, default=300, metavar="N", help="steps of both trainings (default 300)")
-    add("--draws", type=int, default=2000, metavar="N", help="gradients drawn (default 2000)")
-    add("--rounds", type=int, default=5, metavar="N", help="rounds of timing (default 5)")
-    add("--json", type=as_path, metavar="FILE", help="write the figures as JSON, too")
-    add("--out", type=as_path, metavar="DIR", help="folder of picture and JSON (default: runs/compare-...)")
+    add("--steps", type=int, default=300, metavar="N", help="number of steps of both trainings (default 300)")
+    add("--draws", type=int, default=2000, metavar="N", help="number of gradients to draw (default 2000)")
+    add("--rounds", type=int, default=5, metavar="N", help="number of rounds of timing (default 5)")
+    add("--json", type=as_path, metavar="FILE", help="also write the numbers as JSON to this file")
+    add("--out", type=as_path, metavar="DIR", help="folder for the pictures and JSON (default: runs/compare-...)")
 
     laboratory = add_command(
         subparsers, "gradients", commands.gradients, "measure bias and variance of every gradient estimator"
     )
     add = laboratory.add_argument
     add("--model", default="linear-gaussian", metavar="NAME", help="linear-gaussian or discrete")
-    add("--draws", type=int, default=10_000, metavar="N", help="of each gradient (default 10000)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-    add("--json", type=as_path, metavar="FILE", help="write the rows as JSON")
+    add("--draws", type=int, default=10_000, metavar="N", help="number of draws of each gradient (default 10000)")
+    add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    add("--json", type=as_path, metavar="FILE", help="write the rows as JSON to this file")
     add("--out", type=as_path, metavar="FILE", help="draw the rows as a picture: .png, .jpg, .pdf or .svg")
     listing = add_command(
         subparsers, "list", commands.list_parts, "list all parts and objectives, with their references"
     )
-    listing.add_argument("--markdown", action="store_true", help="as a table")
+    listing.add_argument("--markdown", action="store_true", help="print a Markdown table")
 
 
 def _add_uses_of_runs(subparsers: Any) -> None:
@@ -142,9 +145,9 @@ def _add_uses_of_runs(subparsers: Any) -> None:
     reconstruct = add_command(subparsers, "reconstruct", commands.reconstruct, "reconstruct test data of a run")
     for command, count in ((sample, 64), (reconstruct, 10)):
         command.add_argument("run", type=as_path, metavar="RUN", help="the run's folder")
-        command.add_argument("--n", type=int, default=count, metavar="N", help=f"how many (default {count})")
-        command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-        text = ".png, .jpg, .pdf or .svg" + ("; .npy or .csv for the numbers" if command is sample else "")
+        command.add_argument("--n", type=int, default=count, metavar="N", help=f"number of data (default {count})")
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+        text = "file, .png, .jpg, .pdf or .svg" + ("; .npy or .csv for the numbers" if command is sample else "")
         command.add_argument(
             "--out", type=as_path, metavar="FILE", help=f"{text} (default: a .png in the run's folder)"
         )
@@ -153,18 +156,18 @@ def _add_uses_of_runs(subparsers: Any) -> None:
     )
     add = evaluation.add_argument
     add("run", type=as_path, metavar="RUN", help="the run's folder")
-    add("--samples", type=int, default=5000, metavar="N", help="of log p(x), for each datum (default 5000)")
-    add("--memory", default="2GB", metavar="SIZE", help="of the samples at a time: 512MB, 2GiB, ... (default 2GB)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default 0)")
-    add("--json", type=as_path, metavar="FILE", help="write the figures as JSON, too, an infinite one as null")
+    add("--samples", type=int, default=5000, metavar="N", help="samples for log p(x) of each datum (default 5000)")
+    add("--memory", default="2GB", metavar="SIZE", help="memory limit for the samples: 512MB, 2GiB, ... (default 2GB)")
+    add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    add("--json", type=as_path, metavar="FILE", help="also write the numbers as JSON; infinite ones become null")
     for command in (sample, reconstruct, evaluation):
         add_allow(command)
-        command.add_argument("--best", action="store_true", help="the weights with the lowest test loss, not the last")
+        command.add_argument("--best", action="store_true", help="use the weights with the lowest test loss")
     for command in (reconstruct, evaluation):
         command.add_argument("--data-root", metavar="DIR", help="folder of torchvision's data sets")
         command.add_argument(
-            "--download", action="store_true", default=None, help="fetch the data set if it is missing"
+            "--download", action="store_true", default=None, help="download the data set if it is missing"
         )
-        command.add_argument("--data", metavar="NAME|PATH", help="data to take in the place of the run's")
-        command.add_argument("--scale", type=float, metavar="X", help="of --data, if not the run's")
+        command.add_argument("--data", metavar="NAME|PATH", help="use these data instead of the run's")
+        command.add_argument("--scale", type=float, metavar="X", help="divide the values of --data by X")
     reconstruct.add_argument("--evaluate", default="mean", metavar="WHAT", help="z: posterior mean (default) or sample")

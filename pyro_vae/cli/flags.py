@@ -1,4 +1,4 @@
-"""Flags of the command line, and the config that they and a file make. Knows no torch."""
+"""Flags of the command line, and the config that they make together with a config file. Does not import torch."""
 
 import argparse
 import difflib
@@ -24,7 +24,7 @@ TRAIN_ONLY = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and whose help names the parts that a command builds a VAE of."""
+    """A parser whose errors are one line, and whose help lists the parts of a VAE if the command builds one."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def format_help(self) -> str:
-        """Return the help, with all parts and their own parameters where a VAE is built."""
+        """Return the help, with all parts and their parameters if the command builds a VAE."""
         if not self.get_default("builds_vae"):
             return super().format_help()
         from pyro_vae.runs import parts as config
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parse argv, ``config`` becoming a `Config`: its flags and those of --preset give way to the others."""
+    """Parse argv, and make ``config`` a `Config`; flags in argv override those of --config and --preset."""
     arguments, rest = _known(parser, argv)
     if getattr(arguments, "resume", None):
         _check_resume(arguments, rest)
@@ -71,7 +71,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
 
 
 def _flags_of_files(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the flags of --preset and of --config that the command takes; those of the file take precedence."""
+    """Return the flags of --preset and --config that the command takes; the config file overrides the preset."""
     from_file = read_flags(arguments.config) if arguments.config else {}
     for name in from_file:
         if name.replace("-", "_") not in Config.flags() and name.partition(".")[0] not in PARTS:
@@ -83,7 +83,7 @@ def _flags_of_files(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _tokens_of_files(arguments: argparse.Namespace) -> list[str]:
-    """Return the tokens that say the same as --preset and --config, refusing a value by the name of its file."""
+    """Return the flags of --preset and --config as tokens of argv; an error in a file names the file."""
     try:
         tokens = _tokens(_flags_of_files(arguments))
     except TypeError as error:
@@ -95,48 +95,48 @@ def _tokens_of_files(arguments: argparse.Namespace) -> list[str]:
 
 
 def _known(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return what the parser knows of argv, and the rest."""
+    """Return the arguments that the parser knows, and the rest of argv."""
     arguments, rest = parser.parse_known_args(argv)
     for name, value in vars(arguments).items():
-        if value == [] and name != "allow":  # what argparse makes of --prior=--
+        if value == [] and name != "allow":  # argparse turns --prior=-- into an empty list
             raise ValueError(f"--{name.replace('_', '-')} takes a value, not '--'")
     return arguments, rest
 
 
 def _check_resume(arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Refuse what stands beside --resume: a run goes on as it began."""
+    """Refuse other flags beside --resume, because a run continues with its own config."""
     flags = [name for name in (*Config.flags(), "preset", "config", "out") if name not in (*LOCAL, "data", "epochs")]
     given = [name for name in flags if getattr(arguments, name) is not None]
     if given or rest:
         flag = f"--{given[0].replace('_', '-')}" if given else rest[0]
-        raise ValueError(f"--resume goes on with the flags of the run's config.yaml: leave out {flag}")
+        raise ValueError(f"--resume continues with the flags of the run's config.yaml: leave out {flag}")
 
 
 def _check_classes(flags: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Refuse to import for a file what nobody has allowed: importing a module runs it."""
+    """Refuse to import a module that a file names and --allow does not, because importing a module runs it."""
     for name, value in flags.items():
         module = str(value).rpartition(".")[0]
         known = any(module == allowed or module.startswith(f"{allowed}.") for allowed in (*TRUSTED, *arguments.allow))
-        if name in PARTS and all(module.split(".")) and not known:  # what is no path of a module is refused later
+        if name in PARTS and all(module.split(".")) and not known:  # names without a module are checked later
             reason = f"{arguments.config} names {value!r} as its {name}, and importing a module runs its code"
             raise ValueError(f"{reason}: if you trust it, add --allow {module}")
 
 
 def local_flags(arguments: argparse.Namespace) -> list[str]:
-    """Return the flags by which the user says where this machine finds its data."""
+    """Return the flags of the user that say where this machine finds its data."""
     root = [] if arguments.data_root is None else [f"--data-root={arguments.data_root}"]
     return [*root, *(["--download"] if arguments.download else [])]
 
 
 def _check_local(flags: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Refuse a file that decides what this machine reads or fetches, where no flag of the user's own does."""
+    """Refuse a file that sets what this machine reads or downloads, unless the user gives the same flag."""
     for name, value in flags.items():
         known = name.replace("-", "_")
         chosen = value is not None and value is not False  # 0 would be a folder's name
         if known in LOCAL and chosen and getattr(arguments, known) is None:
             flag = f"--{known.replace('_', '-')}" + (f"={value}" if known == "data_root" else "")
             raise ValueError(
-                f"{arguments.config} sets {name}: {value!r}, which only you can: if you trust it, add {flag}"
+                f"{arguments.config} sets {name}: {value!r}, but only you may set that: if you trust it, add {flag}"
             )
 
 
@@ -160,7 +160,7 @@ def add_command(commands: Any, name: str, function: Callable[..., None], summary
 
 
 def add_config_flags(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
-    """Add a flag for each field of `Config`; one that is not given is None."""
+    """Add a flag for each field of `Config`; a flag that is not given is None."""
     parser.set_defaults(builds_vae=True)
     for name, annotation in get_type_hints(Config, include_extras=True).items():
         if name in left_out or name == "options":
@@ -175,30 +175,30 @@ def add_config_flags(parser: argparse.ArgumentParser, left_out: Collection[str] 
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, help=text, **how)
     add = parser.add_argument
     add_allow(parser)
-    add("--preset", choices=sorted(PRESETS), help="a known recipe; flags beside it take precedence")
-    add("--config", type=as_path, metavar="FILE", help="flags from a YAML file, such as a run's config.yaml")
+    add("--preset", choices=sorted(PRESETS), help="a known recipe; other flags override it")
+    add("--config", type=as_path, metavar="FILE", help="read flags from a YAML file, such as a run's config.yaml")
 
 
 def as_path(text: str) -> Path:
-    """Return a path, with the user's home in the place of ~, which a shell leaves alone behind an equals sign."""
+    """Return a path with ~ replaced by the user's home; a shell does not replace it after an equals sign."""
     return Path(text).expanduser()
 
 
 def add_allow(parser: argparse.ArgumentParser) -> None:
     """Add the flag that allows a config file to name classes of a module."""
-    text = "a module from which a config file may name a class, beside pyro_vae, torch and pyro; repeatable"
+    text = "a module whose classes a config file may name, besides pyro_vae, torch and pyro; may be repeated"
     parser.add_argument("--allow", action="append", default=[], metavar="MODULE", help=text)
 
 
 def _tokens(flags: dict[str, Any]) -> list[str]:
-    """Return the tokens that say the same as the flags of a file."""
+    """Return the flags of a file as tokens of argv."""
     tokens = []
     for name, value in flags.items():
         default = None if "." in name else getattr(Config(), name.replace("-", "_"))
         flag = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
         if isinstance(value, list):
             if not value or not all(type(each) is int for each in value):  # a text might be another flag
-                raise TypeError(f"{name} takes one value, or whole numbers where it is a list, not {value!r}")
+                raise TypeError(f"{name} takes one value, or a list of whole numbers, not {value!r}")
             tokens += [flag, *map(str, value)]
         elif "." not in name and isinstance(value, bool) is not isinstance(default, bool) and value is not None:
             raise TypeError(
@@ -212,7 +212,7 @@ def _tokens(flags: dict[str, Any]) -> list[str]:
 
 
 def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
-    """Make a config of the flags that were given, and of the parts' own parameters among the rest."""
+    """Make a config of the flags that were given, and of the parts' own parameters in the rest."""
     names = Config.flags()
     config = Config(**{name: value for name, value in vars(arguments).items() if name in names and value is not None})
     tokens = iter(rest)

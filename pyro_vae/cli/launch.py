@@ -1,6 +1,6 @@
-"""Trains a run for the command line: its processes, its signals, its progress. Prints what any command says.
+"""Trains a run for the command line, with its processes, signals and progress bar. Prints for all commands.
 
-What needs torch is imported inside, as in `pyro_vae.cli`.
+Torch is imported only inside functions, as in `pyro_vae.cli.commands`.
 """
 
 import errno
@@ -20,18 +20,19 @@ from typing import Any
 from pyro_vae.files import printable
 from pyro_vae.runs.config import Config
 
-SAID, LOST, STOPPED = 2, 3, 143  # how one process of several ends: it has said why; it has lost another, and leaves the
-# word to others; a signal has stopped all of them
+# Exit codes of one of several processes: it has printed its error; it has lost another process, which the parent
+# reports; a signal has stopped all processes.
+SAID, LOST, STOPPED = 2, 3, 143
 
 
 class _Outlet(io.FileIO):
-    """A standard stream for a process that goes on when nobody can take what it says any more."""
+    """A standard stream that discards output which cannot be written any more, so that the process continues."""
 
     error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         try:
-            while (count := super().write(data)) is None:  # of a pipe that is full and does not make one wait
+            while (count := super().write(data)) is None:  # a full pipe that does not block
                 select.select([], [self], [])
             return count
         except OSError as error:  # the reader has left, the disk is full, the descriptor takes no output
@@ -44,20 +45,20 @@ class _Outlet(io.FileIO):
 
 @contextmanager
 def lasting_streams() -> Iterator[Callable[[], bool]]:
-    """Keep a process running, and its files whole, where its standard output or error cannot be written.
+    """Keep a process running, and its files intact, if its standard output or error cannot be written.
 
-    A descriptor that is closed is opened on the null device, as the next file that is opened would take its number and
-    receive what is printed.
+    A closed descriptor is opened on the null device; otherwise the next file that is opened would get its number, and
+    printed text would go there.
 
     Yields:
-        Whether output has been lost that a reader was waiting for, as on a full disk; what a reader did not want, as
-        with ``| head``, is no loss.
+        A function that returns whether output has been lost, as on a full disk. Output that its reader did not want, as
+        with ``| head``, does not count.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which takes the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # open takes the lowest free number
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _lasting(sys.stdout, sys.__stdout__, 1), _lasting(sys.stderr, sys.__stderr__, 2)
     out = sys.stdout
@@ -71,13 +72,13 @@ def lasting_streams() -> Iterator[Callable[[], bool]]:
         yield lost
     finally:
         if lost():
-            say("pyro-vae: error: the standard output could not be written, and is incomplete", error=True)
+            say("pyro-vae: error: the standard output could not be written completely", error=True)
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
 
 
 def _lasting(stream: Any, original: Any, number: int) -> Any:
-    """Return what is to stand for a stream: itself, where a caller has put it in the place of the process's own."""
+    """Return a lasting stream for one of the process's own; a stream of a caller's is returned as it is."""
     if stream is not None and (
         stream is not original or not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO)
     ):
@@ -93,18 +94,18 @@ def say(text: Any, *, error: bool = False) -> None:
 
 
 def train(config: Config, folder: Path, *, resume: bool = False, debug: bool = False) -> None:
-    """Train on this process, or on as many as the config, torchrun or srun say, and print what came of it.
+    """Train in this process, or in as many as the config, torchrun or srun say, and print the result.
 
     Arguments:
         config: the config.
-        folder: the run's.
-        resume: go on with the run that the folder holds.
+        folder: the folder of the run.
+        resume: continue the run in the folder.
         debug: let other processes show their tracebacks.
 
     Raises:
-        ValueError: for what does not fit.
-        ConnectionError: where a process has been lost.
-        SystemExit: where the word has been said: 2 after an error, 130 and 143 after signals.
+        ValueError: for anything that does not fit.
+        ConnectionError: if a process has been lost.
+        SystemExit: after the error has been printed, with code 2, or 130 and 143 after signals.
     """
     from torch.multiprocessing import ProcessExitedException
 
@@ -114,13 +115,13 @@ def train(config: Config, folder: Path, *, resume: bool = False, debug: bool = F
     fabric = connect(config.devices, config.device)
     if fabric is None:
         return _train_run(config, folder, resume=resume)
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # what ends is said below
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # the end of a process is reported below
     received: list[int] = []
 
     def pass_on(number: int, _: Any) -> None:
         received.append(number)
         for child in active_children():
-            child.terminate()  # its training ends by a checkpoint; a second time at once
+            child.terminate()  # its training writes a checkpoint and ends; at the second signal it ends at once
 
     try:
         with _handling_signals(pass_on):
@@ -136,7 +137,7 @@ def train(config: Config, folder: Path, *, resume: bool = False, debug: bool = F
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's own words in a line.
+    """Return the message of an error in one line.
 
     Example:
         >>> one_line(ValueError("lr must be above 0,\\nnot -1")), one_line(KeyError("z"))
@@ -149,22 +150,22 @@ def one_line(error: Exception) -> str:
 
 
 def _train_rank(fabric: Any, config: Config, folder: Path, debug: bool, resume: bool) -> None:
-    """Train as one of several processes, and say what went wrong once."""
+    """Train as one of several processes, and print an error once."""
     with lasting_streams():
         code = _rank_code(fabric, config, folder, debug, resume)
-        if code or fabric.local_rank:  # at once: as a rank goes, the threads of its connections may end it by a signal
+        if code or fabric.local_rank:  # at once, as the threads of a rank's connections may kill it while it ends
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
 
 
 def _rank_code(fabric: Any, config: Config, folder: Path, debug: bool, resume: bool) -> int:
-    """Train, and return with which code the process ends."""
+    """Train, and return the exit code of the process."""
     from pyro_vae.runs.folder import RunFolder
 
     code = 0
     if parent_process():
-        for number in _of_a_terminal():  # which sends it to all: the parent passes it on, as SIGTERM
+        for number in _of_a_terminal():  # a terminal sends them to all processes: the parent passes them on as SIGTERM
             signal.signal(number, signal.SIG_IGN)
     try:
         _train_run(config, folder, fabric, resume=resume)
@@ -177,15 +178,15 @@ def _rank_code(fabric: Any, config: Config, folder: Path, debug: bool, resume: b
         lost, rank = isinstance(error, ConnectionError), fabric.global_rank
         if lost and parent_process():
             code = LOST
-        elif rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # which all ranks meet
+        elif rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # these two occur on all ranks
             text = one_line(error) + (f"; {RunFolder(folder).what_stands()}" if lost else "")
             say(f"\npyro-vae: error: rank {rank}: {text}" if rank else f"pyro-vae: error: {text}", error=True)
     return code
 
 
 def _of_a_terminal() -> set[signal.Signals]:
-    """Return the signals that a terminal sends to all its processes: Ctrl-C, and its end, but not under nohup."""
-    end = getattr(signal, "SIGHUP", signal.SIGINT)  # which Windows has not
+    """Return the signals that a terminal sends to all its processes: Ctrl-C, and its end except under nohup."""
+    end = getattr(signal, "SIGHUP", signal.SIGINT)  # Windows has no SIGHUP
     return {signal.SIGINT} | ({end} if signal.getsignal(end) != signal.SIG_IGN else set())
 
 
@@ -195,7 +196,7 @@ def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         if number not in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # the shell and the system both tell of a terminal's end
+            signal.signal(number, signal.SIG_IGN)  # both the shell and the system send it at a terminal's end
         handler(number, frame)
 
     before = {number: signal.signal(number, handle) for number in numbers}
@@ -208,7 +209,7 @@ def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 @contextmanager
 def _stopping_at_signals(stop: Callable[[], None], folder: Path, rank: int) -> Iterator[None]:
-    """Have a signal stop a training by its checkpoint, and say how to go on; a second one leaves at once."""
+    """Have a signal end a training after its checkpoint, and print how to continue; a second signal ends it at once."""
     from pyro_vae.runs.folder import RunFolder
     from pyro_vae.runtime.checkpoints import Stopped
 
@@ -228,11 +229,11 @@ def _stopping_at_signals(stop: Callable[[], None], folder: Path, rank: int) -> I
         except Stopped as error:
             if rank == 0:
                 say(printable(f"pyro-vae: {error}; {RunFolder(folder).what_stands()}"), error=True)
-            code = 128 + received[0] if received else STOPPED  # where another rank was told to
-            if parent_process():  # before the parent, which another rank has left, ends this one by a signal
+            code = 128 + received[0] if received else STOPPED  # another rank got the signal
+            if parent_process():  # at once, before the parent kills this process because another rank has ended
                 os._exit(code)
             raise SystemExit(code) from error
-        except ConnectionError:  # of another rank, to which the words are added once, above
+        except ConnectionError:  # another rank was lost: how to continue is added by `train`
             raise
         except OSError as error:
             raise type(error)(f"{error}; {RunFolder(folder).what_stands()}") from error
@@ -260,7 +261,7 @@ def _train_run(config: Config, folder: Path, fabric: Any = None, *, resume: bool
     with _stopping_at_signals(run.checkpoints.stop, folder, ranks.rank), bar, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: tqdm.write(printable(f"pyro-vae: {message}"), file=sys.stderr)
         warnings.filterwarnings("ignore", "Encountered")  # Pyro's warning of NaN; fit raises an error
-        warnings.filterwarnings("ignore", "the step (cannot be|is not) recorded")  # said below
+        warnings.filterwarnings("ignore", "the step (cannot be|is not) recorded")  # printed below
         history = run.train(bar.on_epoch, None if ranks.rank else bar.on_step)
     row = row_of_weights(config, history)
     say_once(f"{'engine:':<20}{history.engine}")

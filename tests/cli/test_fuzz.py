@@ -299,9 +299,9 @@ def test_a_config_file_does_not_say_what_this_machine_reads_or_fetches(line, fla
     Path("run/config.yaml").write_text(f"data: mnist\n{line}\n")
     for command in (["train", "--config=run/config.yaml"], ["evaluate", "run"], ["reconstruct", "run"]):
         assert main(command) == 2
-        assert f"which only you can: if you trust it, add {flag}" in capsys.readouterr().err
+        assert f"but only you may set that: if you trust it, add {flag}" in capsys.readouterr().err
     assert main(["train", "--resume=run"]) == 2
-    assert f"which only you can: if you trust it, add {flag}" in capsys.readouterr().err
+    assert f"but only you may set that: if you trust it, add {flag}" in capsys.readouterr().err
     assert main(["train", "--config=run/config.yaml", flag, "--out=other"]) == 2
     assert "loaded" in capsys.readouterr().err
     assert main(["train", "--resume=run", flag]) == 2
@@ -322,8 +322,8 @@ def test_a_config_file_does_not_say_what_this_machine_reads_or_fetches(line, fla
         ("decoder: off", "decoder takes a value, not False"),  # YAML's word for false
         ("scale: no", "scale takes a value, not False"),
         ("latent_dim: true", "latent_dim takes a value, not True"),
-        ("hidden: []", "hidden takes one value, or whole numbers where it is a list, not []"),
-        ("lr: [true]", "lr takes one value, or whole numbers where it is a list, not [True]"),
+        ("hidden: []", "hidden takes one value, or a list of whole numbers, not []"),
+        ("lr: [true]", "lr takes one value, or a list of whole numbers, not [True]"),
         ("device: meta", "no device 'meta' on this machine"),
     ],
 )

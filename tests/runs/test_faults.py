@@ -350,7 +350,7 @@ def test_a_help_that_is_lost_is_an_error(command):
     line = f"'{sys.executable}' -m pyro_vae {command} >/dev/full"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr == "pyro-vae: error: the standard output could not be written, and is incomplete\n"
+    assert done.stderr == "pyro-vae: error: the standard output could not be written completely\n"
 
 
 @pytest.mark.slow
@@ -494,7 +494,7 @@ def test_files_that_are_missing_damaged_or_stale_are_made_anew(small, tmp_path):
         (["--out=a\0b"], r"no folder can be named 'a\x00b'; give --out another one"),
         (["--out=link"], "link is a link to nowhere, and is not followed: remove it"),
         (["--out=x.npy/y"], "x.npy/y cannot be written: x.npy is not a folder that you can write to"),
-        (["--config=nested.yaml"], "prior takes one value, or whole numbers where it is a list, not ['a']"),
+        (["--config=nested.yaml"], "prior takes one value, or a list of whole numbers, not ['a']"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_before_any_work(flags, words, tmp_path, capsys, monkeypatch):
