@@ -144,7 +144,8 @@ def as_stored(data: Any) -> Tensor:
 
 def _items(data: Any) -> Iterable[Any]:
     """Return the items of a data set, which may have only a length and an index."""
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
+    indexed = isinstance(data, Dataset) or not isinstance(data, Iterable)
+    if indexed and hasattr(data, "__getitem__") and length_of(data) is not None:
         return (data[index] for index in range(len(data)))
     check_no_loader(data)
     if isinstance(data, tuple | dict):

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from data_sets import Items, Stream
+from data_sets import Indexed, Items, Stream
 from PIL import Image
 from scipy import sparse
 from torch.utils.data import ChainDataset, DataLoader, TensorDataset
@@ -538,6 +538,7 @@ X = torch.arange(24.0).reshape(3, 2, 2, 2) / 24
         Items([(datum, 7) for datum in X]),
         Items([[datum, 7] for datum in X]),
         Items(list(X.numpy())),
+        Indexed({number: (datum, 7) for number, datum in enumerate(X)}),  # no IndexError marks its end
         Stream(X),
         Stream([(datum, 7) for datum in X]),
         list(X),

@@ -3,8 +3,8 @@
 from torch.utils.data import Dataset, IterableDataset
 
 
-class Items(Dataset):
-    """A data set that has only a length and an index."""
+class Indexed:
+    """A data set that has only a length and an index, and no base class."""
 
     def __init__(self, items):
         self.items = items
@@ -14,6 +14,10 @@ class Items(Dataset):
 
     def __getitem__(self, index):
         return self.items[index]
+
+
+class Items(Indexed, Dataset):
+    """A data set that has only a length and an index."""
 
 
 class Stream(IterableDataset):
