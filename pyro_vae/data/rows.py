@@ -18,7 +18,7 @@ from pyro_vae.data.arrays import as_array, as_floats, as_scale, check_dense, fro
 from pyro_vae.data.batch import Batch, count_of, in_words, map_tensors, named
 
 PAGE = 2**12  # bytes: the system reads at least so many from a file
-MORE = "more follows its array: save one array a file, or several as .npz"
+MORE = "more data follow its array: save one array per file, or several arrays as .npz"
 
 
 class LazyRows(Dataset[Tensor]):

@@ -56,7 +56,7 @@ def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:
         raise ValueError(f"{type(loss).__name__} has no KL to weigh: leave beta at 1, or take Trace_ELBO")
     trained_by(loss)  # which refuses what cannot be trained
     if memory is not None and not isinstance(loss, Objective):
-        raise ValueError(f"memory is for the particles of objectives such as IWAE, not {type(loss).__name__}'s")
+        raise ValueError(f"memory limits the particles of objectives such as IWAE, not those of {type(loss).__name__}")
     if memory is not None:
         as_bytes(memory)
 
@@ -71,12 +71,12 @@ def check_patience(patience: int | None, validation: Any) -> None:
         >>> check_patience(3, None)
         Traceback (most recent call last):
         ...
-        ValueError: patience looks at the test loss: give validation data, or leave it out
+        ValueError: patience needs the test loss: give validation data, or leave patience out
     """
     if patience is not None:
         as_size(patience, "patience")
         if validation is None:
-            raise ValueError("patience looks at the test loss: give validation data, or leave it out")
+            raise ValueError("patience needs the test loss: give validation data, or leave patience out")
 
 
 def check_before(

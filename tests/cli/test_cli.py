@@ -609,7 +609,7 @@ def refused(capsys, *argv):
         (["--loss", "IWAE", "--beta", "2"], "IWAE has no KL to weigh: leave beta at 1"),
         (["--loss", "IWAE", "--warm-up", "2"], "IWAE has no KL to weigh: leave beta at 1"),
         (["--loss.num_particles", "0"], "num_particles must be at least 1, not 0"),
-        (["--memory", "2GB"], "memory is for the particles of objectives such as IWAE, not Trace_ELBO's"),
+        (["--memory", "2GB"], "memory limits the particles of objectives such as IWAE, not"),
         (["--scale", "255"], "digits has values in [0, 1]: leave out the scale"),
         (["--latent-dim", "0"], "latent_dim must be at least 1"),
         (["--latent-dim", "two"], "invalid int value: 'two'"),

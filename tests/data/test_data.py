@@ -956,7 +956,7 @@ def test_what_would_be_left_out_of_a_file_is_refused(tmp_path):
     with open(tmp_path / "two.npy", "wb") as file:
         np.save(file, np.zeros((3, 2)))
         np.save(file, np.ones((3, 2)))
-    with pytest.raises(ValueError, match="more follows its array"):
+    with pytest.raises(ValueError, match="more data follow its array"):
         load(tmp_path / "two.npy")
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 2)))
     with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
@@ -1060,7 +1060,7 @@ def test_arrays_beside_the_data_are_not_left_out(tmp_path, names, words):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize(("contents", "words"), [(["a", "b"], "x.npy in it is there twice"), (["ab"], "more follows")])
+@pytest.mark.parametrize(("contents", "words"), [(["a", "b"], "x.npy in it is there twice"), (["ab"], "more data follow")])
 def test_an_archive_holds_each_array_once_and_nothing_behind_it(tmp_path, contents, words):
     written = {}
     for number, name in enumerate("ab"):

@@ -326,7 +326,7 @@ def test_a_second_array_in_a_file_is_not_left_out(tmp_path, monkeypatch):
         np.save(file, np.ones((3, 2)))
     monkeypatch.setattr("pyro_vae.data.numpy_files.IN_MEMORY", 0)
     for read in (MemoryMapped, load):
-        with pytest.raises(ValueError, match="more follows its array"):
+        with pytest.raises(ValueError, match="more data follow its array"):
             read(tmp_path / "two.npy")
 
 

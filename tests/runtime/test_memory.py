@@ -169,7 +169,7 @@ def test_an_objective_with_terms_of_its_own_trains_within_a_memory():
     [
         (objectives.IWAE(5), "10KB", "a memory of 10,000 bytes is too small: one particle of 10 data takes"),
         (objectives.IWAE(5), "much", "memory must be a number of bytes"),
-        (Trace_ELBO(), "2GB", "memory is for the particles of objectives such as IWAE, not Trace_ELBO's"),
+        (Trace_ELBO(), "2GB", "memory limits the particles of objectives such as IWAE, not those of"),
     ],
 )
 def test_a_memory_that_does_not_do_for_a_training_is_refused(loss, memory, message):

@@ -289,7 +289,7 @@ def test_patience_ends_behind_the_best_epoch_and_restores_it():
     best = losses.index(min(losses)) + 1
     assert len(history) - 1 == best + 3 < 60
     assert all(map(torch.equal, ours, trained(grows, epochs=best, validation=X[:5] + 0.8)[1]))
-    with pytest.raises(ValueError, match="patience looks at the test loss: give validation data"):
+    with pytest.raises(ValueError, match="patience needs the test loss: give validation data"):
         trained(patience=2)
     with pytest.raises(ValueError, match="patience must be at least 1, not 0"):
         trained(patience=0, validation=X)
