@@ -691,7 +691,7 @@ def test_as_many_steps_as_sequences_are_not_taken_for_them():
     assert len(list(pieces(square, 2, settings["count"]))) == 1
     ranks = Ranks()
     ranks.size = 2
-    with pytest.raises(ValueError, match="several processes split each batch, but tensor .* cannot be split: let"):
+    with pytest.raises(ValueError, match=r"several processes split each batch, but tensor .* cannot be split: let"):
         ranks.part_of(square, settings["count"])
 
 

@@ -1060,7 +1060,9 @@ def test_arrays_beside_the_data_are_not_left_out(tmp_path, names, words):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize(("contents", "words"), [(["a", "b"], "x.npy in it is there twice"), (["ab"], "more data follow")])
+@pytest.mark.parametrize(
+    ("contents", "words"), [(["a", "b"], "x.npy in it is there twice"), (["ab"], "more data follow")]
+)
 def test_an_archive_holds_each_array_once_and_nothing_behind_it(tmp_path, contents, words):
     written = {}
     for number, name in enumerate("ab"):

@@ -78,9 +78,7 @@ def test_a_training_stops_before_the_parameters_are_touched(engine, value):
 @pytest.mark.parametrize("engine", ["eager", "recorded"])
 def test_a_batch_is_skipped(engine):
     vae = normal()
-    with pytest.warns(
-        RuntimeWarning, match=r"a step is skipped \(skip\): the loss is .* in epoch 2, step 7: the data"
-    ):
+    with pytest.warns(RuntimeWarning, match=r"a step is skipped \(skip\): the loss is .* in epoch 2, step 7: the data"):
         seen, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="skip", engine=engine)
     assert equal(seen[8], seen[7])
     assert not equal(seen[9], seen[8])
