@@ -98,7 +98,7 @@ def test_a_skipped_batch_leaves_no_trace_in_running_means():
             return self.layer(self.norm(x.flatten(1))).unflatten(-1, self.out_shape)
 
     vae = VAE(priors.Normal(2), encoders.Normal(SHAPE, 2, network=Network), decoders.Bernoulli(2, SHAPE, grey=True))
-    with pytest.warns(RuntimeWarning, match="left out"):
+    with pytest.warns(RuntimeWarning, match="a step is skipped"):
         train(vae, torch.rand(COUNT, *SHAPE), on_nan="skip")
     norm = vae.encoder.network.norm
     assert norm.running_mean.isfinite().all()
@@ -107,7 +107,7 @@ def test_a_skipped_batch_leaves_no_trace_in_running_means():
 
 def test_a_rollback_goes_to_the_start_of_the_epoch_and_on():
     vae = normal()
-    with pytest.warns(RuntimeWarning, match=r"left out \(rollback\): the loss is .* in epoch 2, step 7: the data"):
+    with pytest.warns(RuntimeWarning, match=r"a step is skipped \(rollback\): the loss is .* in epoch 2, step 7: the data"):
         seen, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="rollback")
     assert equal(seen[8], seen[5])
     assert not equal(seen[9], seen[8])
@@ -190,7 +190,7 @@ def test_an_unknown_way_is_refused():
 def test_an_epoch_of_which_no_step_was_finite_is_no_epoch():
     vae = normal()
     with (
-        pytest.warns(RuntimeWarning, match="left out"),
+        pytest.warns(RuntimeWarning, match="a step is skipped"),
         pytest.raises(FloatingPointError, match="all steps of epoch 1 were skipped, because none was finite; lower"),
     ):
         fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), transform=Spoiled(), batch_size=BATCH, on_nan="skip")
@@ -253,7 +253,7 @@ def test_a_skipped_batch_leaves_no_trace_in_parameters_that_programs_change():
         return 0.0
 
     x = torch.rand(COUNT, 1)
-    with pytest.warns(RuntimeWarning, match="left out"):
+    with pytest.warns(RuntimeWarning, match="a step is skipped"):
         fit(*of_one_code(weight, running), x, epochs=3, batch_size=BATCH, on_nan="skip", on_step=spoil(x, 6))
     assert weight.mean.isfinite()
     assert means[8] == means[7]  # the step that was left out changed it, and it was put back
