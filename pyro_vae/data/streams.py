@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_structure
 
 from pyro_vae.data.arrays import length_of
-from pyro_vae.data.batch import Batch, Count, count_of, cut, tensors_of
+from pyro_vae.data.batch import Batch, Count, count_of, cut, in_words, tensors_of
 from pyro_vae.data.conversion import as_ready, as_tensor, check_no_loader, only_first, say_first
 from pyro_vae.data.fingerprints import digest_of_batches
 from pyro_vae.data.generators import Sources, drawn, drawn_apart, generators_in
@@ -131,6 +131,7 @@ class Ready(LazyRows):
         self.generators = generators_in(batches)
         self.counts: list[int] = []
         self.examples: dict[Any, Batch] = {}
+        self._first: bool | None = None  # whether only the first part of a batch is used
         self._of_another_size: Batch = None
         self.digest = digest_of_batches(self._first_pass())
         if not self.counts:
@@ -177,6 +178,7 @@ class Ready(LazyRows):
     def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         read = 0
         for batch in self._each(batches):
+            self._check_structure(batch)
             read += self.count(batch)
             yield self._moved(batch)
         if read != len(self):
@@ -195,14 +197,23 @@ class Ready(LazyRows):
         """Return a batch whose number of data differs from the first batch's, or None if there is none."""
         return self._moved(self._of_another_size)
 
+    def _check_structure(self, batch: Batch) -> None:
+        """Refuse a structure that the first pass did not have, if the programs cannot be called with it."""
+        if self.fits is None or tree_structure(batch) in self.examples or self.fits(batch):
+            return
+        first = next(iter(self.examples.values()))
+        if self.fits(first):  # otherwise a transform makes batches of another structure
+            given = f"{in_words(batch)}, with which the programs cannot be called"
+            fix = f"give the same parts in every pass, as {in_words(first)}"
+            raise ValueError(f"the {type(self.batches).__name__} gave {given}: {fix}")
+
     def _each(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        first = None
         for batch in batches:
-            if first is None:
-                first = self.fits is not None and only_first(batch, self.fits)
-                if first and not self.counts:
+            if self._first is None:
+                self._first = self.fits is not None and only_first(batch, self.fits)
+                if self._first:
                     say_first(len(batch))
-            ready = as_ready(batch, first=first)
+            ready = as_ready(batch, first=self._first)
             if not self.count(ready):
                 raise ValueError(f"the {type(self.batches).__name__} gives a batch without data: leave it out")
             yield ready

@@ -454,6 +454,20 @@ def test_a_tuple_is_never_taken_apart_for_programs_of_one_argument():
 
 @pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
 def test_a_ready_batch_whose_parts_do_not_fit_is_refused_in_a_line(number):
+@pytest.mark.parametrize("later", [(X, Y, Y), {"x": X, "w": Y}], ids=["too many", "unknown key"])
+def test_a_structure_that_comes_later_and_does_not_fit_is_refused(later):
+    class Changing:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            yield (X, Y) if self.passes < 4 else later
+
+    pair = Conditional()
+    with pytest.raises(ValueError, match=r"the Changing gave .* cannot be called: give the same parts in every pass"):
+        fit(pair.model, pair.guide, Changing(), epochs=5)
+
+
     class Uneven:
         def __iter__(self):
             for place in (0, 1):
