@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,10 @@ def _items(data: Any) -> Iterable[Any]:
             f"data must be one tensor, but this is a {type(data).__name__} of {len(data)}: give one of its parts, or"
             " join them in one tensor, which the programs split; if each part is a datum, give a list of them"
         )
-    if isinstance(data, str) or not isinstance(data, Iterable):
+    if isinstance(data, str | PathLike):
+        fix = f"give data.load({str(data)!r}).train"
+        raise TypeError(f"data must be a tensor, an array or a data set, not a name: {fix}")
+    if not isinstance(data, Iterable):
         raise TypeError(f"data must be a tensor, an array or a data set, not {type(data).__name__}")
     return data if length_of(data) is None else _as_many_as_it_says(data)
 

@@ -91,7 +91,11 @@ def check_calls(batch: Batch, *programs: Program) -> None:
         ...
         TypeError: the model takes (x), but a batch is {y: 1}: write model(y) and guide(y), or give data for (x)
     """
-    for name in RESERVED & set(batch if isinstance(batch, dict) else ()):
+    keys = set(batch if isinstance(batch, dict) else ())
+    for key in keys:
+        if not isinstance(key, str):
+            raise TypeError(f"the keys of a batch must be names of the programs' arguments, such as 'x', not {key!r}")
+    for name in RESERVED & keys:
         raise TypeError(f"a batch must not have the key {name!r}, an argument of the objectives: rename it")
     for name, program in zip(("model", "guide"), programs, strict=False):
         if not takes(program, batch):

@@ -206,6 +206,7 @@ class Checkpoints:
         of: plain values that describe what is trained. They are written, and a checkpoint with other values is refused.
 
     Raises:
+        TypeError: if the folder is not a path.
         ValueError: if ``minutes`` is not a number above 0.
 
     Example:
@@ -222,6 +223,8 @@ class Checkpoints:
         on_save: Callable[[], None] | None = None,
         of: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"the folder of checkpoints must be a path, not {folder!r}")
         if not (isinstance(minutes, int | float) and minutes > 0):
             raise ValueError(f"minutes must be above 0, not {minutes!r}")
         self.folder, self.minutes, self.on_save, self.of = Path(folder), minutes, on_save, of or {}

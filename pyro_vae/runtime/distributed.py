@@ -43,6 +43,8 @@ class Ranks:
     """
 
     def __init__(self, fabric: "Fabric | None" = None) -> None:
+        if fabric is not None and not hasattr(fabric, "global_rank"):
+            raise TypeError(f"fabric must be a launched lightning_fabric.Fabric, not {fabric!r}")
         self.fabric = fabric
         self.rank: int = fabric.global_rank if fabric else 0
         self.size: int = fabric.world_size if fabric else 1

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.data import Ready
 from pyro_vae.data.batch import arguments
-from pyro_vae.networks import above, as_number, as_size
+from pyro_vae.networks import above, as_function, as_number, as_size
 from pyro_vae.objectives import (
     Beta,
     DataPlates,
@@ -59,6 +59,23 @@ def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:
         raise ValueError(f"memory limits the particles of objectives such as IWAE, not those of {type(loss).__name__}")
     if memory is not None:
         as_bytes(memory)
+
+
+def check_functions(**functions: Any) -> None:
+    """Refuse an optional argument that is not a function.
+
+    Raises:
+        TypeError: with the value received.
+
+    Example:
+        >>> check_functions(transform=None, on_step=3)
+        Traceback (most recent call last):
+        ...
+        TypeError: on_step must be a function or a class, not 3
+    """
+    for name, function in functions.items():
+        if function is not None:
+            as_function(function, name)
 
 
 def check_patience(patience: int | None, validation: Any) -> None:

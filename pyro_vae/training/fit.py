@@ -20,6 +20,7 @@ from pyro_vae.runtime.engine import chosen
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.checks import (
     check_before,
+    check_functions,
     check_loss,
     check_patience,
     check_settings,
@@ -188,6 +189,7 @@ def fit(
     """
     check_loss(loss, beta, memory)
     check_factory(optimizer)
+    check_functions(schedule=schedule, transform=transform, count=count, on_step=on_step, on_epoch=on_epoch)
     check_patience(patience, validation)
     keeper = keeper_of(checkpoints, resume)
     before = checkpoint_of(keeper, resume)

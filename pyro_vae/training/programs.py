@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.networks import as_function
 from pyro_vae.programs import modules_of
 from pyro_vae.programs.handlers import LocalModules, Program
 from pyro_vae.training.descriptions import described_programs
@@ -30,7 +31,7 @@ class Programs:
 
     def __init__(self, model: Program, guide: Program, *others: Any) -> None:
         self.given, self.called, self.local = (model, guide), (model, guide, *others), LocalModules()
-        self.model, self.guide = self.local(model), self.local(guide)
+        self.model, self.guide = self.local(as_function(model, "model")), self.local(as_function(guide, "guide"))
         self.modules: Sequence[nn.Module] = modules_of(model, guide)
 
     @property

@@ -414,6 +414,8 @@ REFUSED = {
     "lengths": ((X, Y[:-1]), r"differ in length: part 0 has 50 data, and part 1 49"),
     "nested lengths": ({"x": X, "y": (Y, Y[:3])}, r"differ in length: part x has 50 data, and part y.1 3"),
     "unknown key": ({"x": X, "y": Y, "w": Y}, r"the model takes \(x, y\), but a batch is .*write model\(x, y, w\)"),
+    "a number as a key": ({0: X}, "the keys of a batch must be names of the programs' arguments, such as 'x', not 0"),
+    "a name": ("digits", r"not a name: give data.load\('digits'\).train"),
     "missing key": ({"y": Y}, r"the model takes \(x, y\), but a batch is \{y: .*or give data for \(x, y\)"),
     "a key of the objectives": ({"x": X, "model": Y}, "must not have the key 'model', an argument of the objectives"),
     "too many": ((X, Y, Y), r"the model takes \(x, y\), but a batch is \(tensor of shape \(1, 3\), tensor .*x2\)"),
@@ -452,8 +454,6 @@ def test_a_tuple_is_never_taken_apart_for_programs_of_one_argument():
         fit(Conditional().model, one_guide, (X, Y))
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
-def test_a_ready_batch_whose_parts_do_not_fit_is_refused_in_a_line(number):
 @pytest.mark.parametrize("later", [(X, Y, Y), {"x": X, "w": Y}], ids=["too many", "unknown key"])
 def test_a_structure_that_comes_later_and_does_not_fit_is_refused(later):
     class Changing:
@@ -468,6 +468,8 @@ def test_a_structure_that_comes_later_and_does_not_fit_is_refused(later):
         fit(pair.model, pair.guide, Changing(), epochs=5)
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
+def test_a_ready_batch_whose_parts_do_not_fit_is_refused_in_a_line(number):
     class Uneven:
         def __iter__(self):
             for place in (0, 1):

@@ -107,7 +107,9 @@ def test_a_skipped_batch_leaves_no_trace_in_running_means():
 
 def test_a_rollback_goes_to_the_start_of_the_epoch_and_on():
     vae = normal()
-    with pytest.warns(RuntimeWarning, match=r"a step is skipped \(rollback\): the loss is .* in epoch 2, step 7: the data"):
+    with pytest.warns(
+        RuntimeWarning, match=r"a step is skipped \(rollback\): the loss is .* in epoch 2, step 7: the data"
+    ):
         seen, history = train(vae, torch.rand(COUNT, *SHAPE), on_nan="rollback")
     assert equal(seen[8], seen[5])
     assert not equal(seen[9], seen[8])

@@ -667,6 +667,27 @@ def test_a_loss_that_cannot_serve_is_refused(loss):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"on_step": 3}, "on_step must be a function or a class, not 3"),
+        ({"on_epoch": "csv"}, "on_epoch must be a function or a class, not 'csv'"),
+        ({"transform": 3}, "transform must be a function or a class, not 3"),
+        ({"checkpoints": 3}, "the folder of checkpoints must be a path, not 3"),
+        ({"fabric": "ddp"}, "fabric must be a launched lightning_fabric.Fabric, not 'ddp'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_before_any_work(kwargs, message):
+    vae = small_vae()
+    with pytest.raises(TypeError, match=message):
+        fit(vae.model, vae.guide, points(), **kwargs)
+
+
+def test_a_program_that_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="guide must be a function or a class, not None"):
+        fit(small_vae().model, None, points())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
         ({"epochs": -1}, "epochs must be at least 0, not -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"batch_size": -3}, "batch_size must be at least 1, not -3"),
