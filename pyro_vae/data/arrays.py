@@ -2,17 +2,25 @@
 
 import sys
 import warnings
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+# How to make numbers of arrays of a kind that are none.
+NUMBERS = dict.fromkeys("OSU", "; data.astype(float) makes numbers of them") | {
+    "c": "; numpy.stack([data.real, data.imag], -1) has two for each",
+    "M": "; (data - data.min()) / numpy.timedelta64(1, 'D') makes days of them",
+    "m": "; data / numpy.timedelta64(1, 'D') makes days of them",
+}
+
 
 def as_scale(scale: Any) -> float:
     """Return the number that data are divided by, or refuse what is not a number above 0."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max:
+    if isinstance(scale, bool) or not isinstance(scale, int | float | np.number) or not 0 < scale <= sys.float_info.max:
         raise ValueError(f"scale must be a number above 0, such as 255 for pixels of 8 bits, not {scale!r}")
     return float(scale)
 
@@ -30,7 +38,7 @@ def check_dense(data: Tensor, least: int = 2) -> None:
         shape = f"shape (N, ...) with N at least 1{' and one dimension more' * (least > 1)}, not {shape_of(data)}"
         raise ValueError(f"data must have {shape}{fix}")
     if data.is_complex():
-        raise TypeError(f"data must hold real numbers, not {data.dtype}")
+        raise TypeError(f"data must hold real numbers, not {data.dtype}; torch.view_as_real(data) has two for each")
 
 
 def as_floats(data: Tensor) -> Tensor:
@@ -100,10 +108,10 @@ def is_image(item: Any) -> bool:
 def as_array(data: Any) -> np.ndarray:
     """Return a numpy array for another array, a frame of numbers or a sparse matrix."""
     array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
-    if array.dtype == object and hasattr(data, "columns"):
-        columns = {str(name): np.asarray(data[name]) for name in data.columns}
-        if len(columns) < len(data.columns):
-            raise TypeError(f"columns must differ in their names, but are {', '.join(map(str, data.columns))}")
+    if array.dtype == object and (own := columns_of(data)):
+        columns = {str(name): np.asarray(data[name]) for name in own}
+        if len(columns) < len(own):
+            raise TypeError(f"columns must differ in their names, but are {', '.join(map(str, own))}")
         if names := [name for name, column in columns.items() if column.dtype.kind not in "biuf"]:
             fix = "drop them, or make them numbers, with NaN for what is missing"
             raise TypeError(f"data must hold real numbers, but the columns {', '.join(names)} do not: {fix}")
@@ -111,10 +119,32 @@ def as_array(data: Any) -> np.ndarray:
     return array
 
 
+def columns_of(data: Any) -> list[Any]:
+    """Return the names of the columns of a frame, none of other data."""
+    names = getattr(data, "column_names", None)  # of pyarrow, whose columns are arrays
+    return list(names if isinstance(names, list) else getattr(data, "columns", ())) if is_array(data) else []
+
+
+def check_columns(data: Any, validation: Any) -> None:
+    """Refuse validation data in which a column of the data stands in the place of another one."""
+    parts, others = _by_name(data), _by_name(validation)
+    for name in [name for name in parts if name in others]:
+        own, other = columns_of(parts[name]), columns_of(others[name])
+        if moved := [column for column, there in zip_longest(own, other) if column != there and column in other]:
+            fix = "give both the same columns in one order, validation[data.columns]"
+            raise ValueError(
+                f"the column {moved[0]!r} has another place in the validation data than in the data: {fix}"
+            )
+
+
+def _by_name(data: Any) -> Mapping[Any, Any]:
+    return data if isinstance(data, dict) else dict(enumerate(data if isinstance(data, tuple) else (data,)))
+
+
 def from_numpy(array: np.ndarray) -> Tensor:
     """Return a copy of an array of numbers, of any layout, byte order and width; masked entries become NaN."""
     if array.dtype.kind not in "biuf":
-        fix = "; data.astype(float) makes numbers of them" if array.dtype.kind in "OSU" else ""
+        fix = NUMBERS.get(array.dtype.kind, "")
         fix = "; numpy.lib.recfunctions.structured_to_unstructured joins its columns" if array.dtype.names else fix
         raise TypeError(f"data must hold real numbers, not {array.dtype}{fix}")
     if isinstance(array, np.ma.MaskedArray) and np.ma.getmaskarray(array).any():

@@ -11,6 +11,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 
 from pyro_vae.data import Ready
+from pyro_vae.data.arrays import check_columns
 from pyro_vae.data.batch import Count
 from pyro_vae.objectives import Beta
 from pyro_vae.programs import Program, Transform, as_input, as_seed, mode, seeded
@@ -168,7 +169,8 @@ def fit(
     Raises:
         TypeError: if the loss is not an ELBO, or a program samples from a plain torch distribution.
         ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
-            programs whose sites do not fit each other or the data.
+            programs whose sites do not fit each other or the data; for a validation frame whose columns have another
+            order than those of the data.
         FloatingPointError: if a step's loss or gradient is not finite; the parameters are those before the step.
             On a GPU with a fused optimizer this is found at the end of the epoch.
         ValueError: also if engine "recorded" or "compiled" finds that steps since its last check may be wrong; the
@@ -196,6 +198,7 @@ def fit(
     programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
     given: dict[str, Any] = {"count": count, "transform": transform}
     x = as_input(data, programs.model, programs.guide, **given)
+    check_columns(data, validation)
     test = None if validation is None else as_input(validation, programs.model, programs.guide, **given)
     numbers: dict[str, Any] = {"batch_size": batch_size, "clip_norm": clip_norm, "precision": precision}
     others: dict[str, Any] = {"engine": engine, "on_nan": on_nan, "beta": 1.0 if callable(beta) else beta}

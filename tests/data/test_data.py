@@ -1295,3 +1295,23 @@ def test_a_file_that_32_bits_round_by_more_than_they_tell_apart_is_warned_of(tmp
     save(path, times().numpy())
     with pytest.warns(UserWarning, match=ROUNDED):
         load(path)
+
+
+@pytest.mark.parametrize("kind", ["frame", "tuple", "dict"])
+def test_a_validation_frame_has_its_columns_in_the_order_of_the_data(kind):
+    # Silently, a column would be scored by the decoder of another one.
+    wrap = {"frame": lambda x: x, "tuple": lambda x: (x, None), "dict": lambda x: {"x": x, "y": None}}[kind]
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(20, generator=generator) + at for at in (0.0, 5.0))
+    vae = VAE(priors.Normal(1), encoders.Normal(2, 1), decoders.Normal(1, 2))
+    programs = (vae.model, vae.guide)
+    if kind != "frame":
+        programs = (lambda x, y: vae.model(x), lambda x, y: vae.guide(x))  # noqa: ARG005
+
+    def trained(**columns):
+        return fit(*programs, wrap(Frame(a=a, b=b)), validation=wrap(Frame(**columns)), epochs=0)[-1]["test_loss"]
+
+    assert trained(a=a, b=b) == trained(c=a, d=b)  # names that the data do not have say nothing of an order
+    for columns in ({"b": b, "a": a}, {"b": b, "c": a}):
+        with pytest.raises(ValueError, match=r"the column '[ab]' has another place .*: give both the same columns"):
+            trained(**columns)
