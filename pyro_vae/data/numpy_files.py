@@ -53,6 +53,9 @@ def read_numpy(path: Path) -> Data:
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a damaged file
         reason = "" if "pickle" in str(error) else f": {error}"  # numpy would suggest to allow pickles
         raise ValueError(f"{path} is damaged, or holds Python objects, which are not read{reason}") from error
+    if {"format", "shape"} <= set(arrays):
+        fix = "save scipy.sparse.load_npz(path).toarray(), by numpy.save"
+        raise ValueError(f"{path} holds a sparse matrix of scipy, which is not read: {fix}")
     arrays = _numbered(_without_words(path, arrays))
     tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
     if len(tensors) == 1:

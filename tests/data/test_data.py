@@ -1315,3 +1315,13 @@ def test_a_validation_frame_has_its_columns_in_the_order_of_the_data(kind):
     for columns in ({"b": b, "a": a}, {"b": b, "c": a}):
         with pytest.raises(ValueError, match=r"the column '[ab]' has another place .*: give both the same columns"):
             trained(**columns)
+
+
+def test_a_sparse_matrix_in_a_file_is_refused_with_the_way_to_save_it(tmp_path):
+    sparse.save_npz(tmp_path / "x.npz", sparse.csr_matrix(np.eye(5)))
+    with pytest.raises(
+        ValueError, match=r"a sparse matrix of scipy, .*: save scipy\.sparse\.load_npz\(path\)\.toarray"
+    ):
+        load(tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", sparse.load_npz(tmp_path / "x.npz").toarray())
+    assert len(load(tmp_path / "x.npy").train) == 4
