@@ -89,7 +89,7 @@ class VAE(nn.Module):
             The means, shape (n, \\*shape). For draws of x itself, call ``vae.decoder(z).sample()``.
 
         Raises:
-            TypeError, ValueError: where n is no integer, or below 1.
+            TypeError, ValueError: where n is no integer, or below 1; where p(x|z) has no finite mean.
         """
         as_size(n, "the number of samples")
         with in_mode(False, self.modules()):
@@ -107,6 +107,7 @@ class VAE(nn.Module):
             The means of p(x|z), shape (B, \\*shape).
 
         Raises:
+            TypeError: where a mean is not finite, as of a Cauchy distribution.
             ValueError: where x does not have the shape that the encoder was built for.
         """
         with in_mode(False, self.modules()):
@@ -126,6 +127,7 @@ class VAE(nn.Module):
             The means of p(x|z) along the line, shape (steps, B, \\*shape).
 
         Raises:
+            TypeError: where a mean is not finite.
             ValueError: for fewer than 2 steps, or where a and b differ in shape.
         """
         as_size(steps, "the number of steps", least=2)

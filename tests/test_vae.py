@@ -10,8 +10,9 @@ from part_cases import SHAPE, D
 from pyro import poutine
 from scipy import stats
 from torch import nn
+from torch.nn.functional import normalize
 
-from pyro_vae import VAE, decoders, encoders, priors
+from pyro_vae import VAE, decoders, distributions, encoders, priors
 
 
 def _with_plain_partners():
@@ -245,3 +246,30 @@ def test_what_a_vae_makes_is_made_in_evaluation_mode(use):
     assert vae.training
     assert layers[1].training
     assert not layers[2].training
+
+
+class Cauchy(nn.Module):
+    """A part of Cauchy distributions, which have no mean, around what comes in."""
+
+    def forward(self, value):
+        return dist.Cauchy(value, 1.0).to_event(1)
+
+
+def test_a_part_without_a_mean_is_refused_where_a_mean_is_shown():
+    data = torch.randn(5, 2)
+    tails = VAE(priors.Normal(2), encoders.Normal(2, 2), Cauchy())
+    for use in (lambda: tails.sample(3), lambda: tails.reconstruct(data), lambda: tails.interpolate(data, -data)):
+        with pytest.raises(TypeError, match="Cauchy has no finite mean: take draws"):
+            use()
+    codes = VAE(priors.Normal(2), Cauchy(), decoders.Normal(2, 2))
+    for use in (lambda: codes.reconstruct(data), lambda: codes.interpolate(data, -data)):
+        with pytest.raises(TypeError, match=r"reconstruct\(x, mean=False\)"):
+            use()
+    assert codes.reconstruct(data, mean=False).isfinite().all()
+    assert codes.sample(3).isfinite().all()
+
+
+def test_a_mean_on_several_spheres_has_the_length_1_on_each():
+    posterior = distributions.PowerSpherical(normalize(torch.randn(4, 3, 2), dim=-1), torch.ones(4, 3)).to_event(1)
+    lengths = distributions.centre_of(posterior).norm(dim=-1)
+    assert torch.allclose(lengths, torch.ones(4, 3))

@@ -16,6 +16,7 @@ from torch.distributions import Independent
 
 from pyro_vae.data import Ready, Rows, count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments, cut, structure_of, tensors_of
+from pyro_vae.distributions.moments import NoMeanError
 from pyro_vae.distributions.wrappers import layers
 from pyro_vae.networks import as_size
 from pyro_vae.objectives import (
@@ -31,7 +32,7 @@ from pyro_vae.objectives import (
 )
 from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded, transformed
-from pyro_vae.programs.handlers import AtMean, LocalModules, NoMeanError
+from pyro_vae.programs.handlers import AtMean, LocalModules
 from pyro_vae.programs.seeds import noise_seed
 from pyro_vae.programs.traces import in_one_line
 from pyro_vae.runtime.distributed import Ranks

@@ -5,6 +5,12 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution
 from torch.nn.functional import normalize
 
+from pyro_vae.distributions.wrappers import family
+
+
+class NoMeanError(TypeError):
+    """A distribution has no finite mean, or the model does not take it."""
+
 
 def mean_of(distribution: Distribution, draws: int = 100) -> Tensor:
     """Return the mean of a distribution, or the average of draws where it has no closed form.
@@ -16,15 +22,22 @@ def mean_of(distribution: Distribution, draws: int = 100) -> Tensor:
     Returns:
         A tensor of the shape of one draw.
 
+    Raises:
+        NoMeanError: where the mean is not finite, though the draws are, as of a Cauchy distribution.
+
     Example:
         >>> import torch, pyro.distributions as dist
         >>> mean_of(dist.Gamma(torch.tensor([2.0]), 1.0))
         tensor([2.])
     """
     try:
-        return distribution.mean
+        mean = distribution.mean
     except NotImplementedError:
         return distribution.sample((draws,)).mean(0)
+    if not mean.isfinite().all() and distribution.sample().isfinite().all():
+        fix = "take draws: vae.decoder(z).sample() of a decoder, reconstruct(x, mean=False) for an encoder"
+        raise NoMeanError(f"{family(distribution)} has no finite mean: {fix}")
+    return mean
 
 
 def shown_of(distribution: Distribution) -> Tensor:
@@ -72,4 +85,7 @@ def centre_of(distribution: Distribution) -> Tensor:
 
 def on_sphere(distribution: Distribution, value: Tensor) -> Tensor:
     """Return a value at length 1 where a distribution lives on a sphere, and elsewhere as it is."""
-    return normalize(value, dim=-1) if distribution.support is constraints.sphere else value
+    support = distribution.support
+    while isinstance(support, constraints.independent):  # several spheres
+        support = support.base_constraint
+    return normalize(value, dim=-1) if support is constraints.sphere else value

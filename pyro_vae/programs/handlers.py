@@ -1,6 +1,7 @@
 """Effect handlers that `fit` and `evaluate` put around a pair of Pyro programs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 from torch.distributions.constraints import real
 
-from pyro_vae.distributions import centre_of
+from pyro_vae.distributions.moments import NoMeanError, centre_of
 
 Program = Callable[..., Any]
 STORE_HOLDS = "Pyro's parameter store holds"
@@ -69,10 +70,6 @@ def weigh_kl(beta: Tensor | float, *programs: Program) -> tuple[Program, ...]:
     return tuple(KLWeight(beta)(program) for program in programs)
 
 
-class NoMeanError(TypeError):
-    """A latent site has no finite mean, or the model does not take it."""
-
-
 class AtMean(Messenger):
     """Use the mean of every latent site's distribution (on a sphere, its direction) instead of a sample.
 
@@ -88,8 +85,9 @@ class AtMean(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
-            msg["value"], msg["done"] = centre_of(msg["fn"]), True
-            if not msg["value"].isfinite().all():
+            with suppress(NoMeanError):
+                msg["value"], msg["done"] = centre_of(msg["fn"]), True
+            if not (msg["done"] and msg["value"].isfinite().all()):
                 raise NoMeanError(f"site {msg['name']!r} has no finite mean: evaluate at its samples (at='sample')")
 
 

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 from pyro_vae import plots
 from pyro_vae.diagnostics.evaluation import kl_parts
 from pyro_vae.distributions import shown_of
+from pyro_vae.distributions.moments import NoMeanError
 from pyro_vae.plots import Figure
 from pyro_vae.runs.config import Config
 from pyro_vae.training import History
@@ -55,7 +56,7 @@ def draw(
     for name, picture in pictures.items():
         try:
             found = picture()
-        except ValueError as error:  # such as for data that are not pictures, or codes that are not finite
+        except (NoMeanError, ValueError) as error:  # such as for data that are not pictures, or codes that are not finite
             found = " ".join(str(error).split())
         if isinstance(found, str):
             left_out[name] = found

@@ -7,7 +7,8 @@ from typing import Any
 
 from pyro_vae.data import Rows
 from pyro_vae.diagnostics.evaluation import Bound, mean_bound
-from pyro_vae.programs.handlers import NoMeanError, Program
+from pyro_vae.distributions.moments import NoMeanError
+from pyro_vae.programs.handlers import Program
 from pyro_vae.runtime.checkpoints import COLUMNS
 
 Row = dict[str, float]
