@@ -10,7 +10,7 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 
 from pyro_vae import plots
 from pyro_vae.diagnostics.evaluation import kl_parts
-from pyro_vae.distributions import shown_of
+from pyro_vae.distributions import on_sphere, shown_of
 from pyro_vae.distributions.moments import NoMeanError
 from pyro_vae.plots import Figure
 from pyro_vae.runs.config import Config
@@ -147,7 +147,7 @@ def kl_figure(vae: VAE, x: Tensor) -> Figure | None:
 @torch.no_grad()
 def cloud_figure(vae: VAE, x: Tensor, seed: int) -> Figure:
     """Draw 100 posterior samples of the first datum in the map of the other data, and some of them decoded."""
-    codes, _ = posterior_moments(vae, x)
+    codes = on_sphere(vae.encoder(x), posterior_moments(vae, x)[0])
     draws = vae.encoder(x[:1]).sample((100,))[:, 0]
     both = torch.cat([codes, draws.flatten(1).cpu()])
     centres, _ = plots.project(both, torch.zeros_like(both), "pca" if both.shape[-1] > 2 else "first", seed)
@@ -166,7 +166,9 @@ def grid_figure(vae: VAE, side: int = 20) -> Figure | None:
     if prior.event_shape != (2,):
         return None
     reach = torch.tensor([0.00135, 0.99865], device=prior.sample().device)  # 3 standard deviations of a normal
-    low, high = (prior.sample((100_000,)).float().quantile(reach, 0) * 10).round() / 10
+    ends = prior.sample((100_000,)).float().quantile(reach, 0)
+    unit = 10 ** (ends.diff(dim=0).log10().floor() - 1)  # two digits of the width, so that the ticks are short
+    low, high = (ends / unit).round() * unit
     columns, rows = (torch.linspace(*ends, side, device=low.device) for ends in zip(low, high, strict=True))
     z = torch.stack([columns.expand(side, side), rows[:, None].expand(side, side)], -1)
     if not prior.support.check(z).all():

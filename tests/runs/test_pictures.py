@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_vae import decoders, encoders, plots, priors
-from pyro_vae.runs.pictures import posterior_moments
+from pyro_vae.runs.pictures import cloud_figure, grid_figure, posterior_moments
 from pyro_vae.vae import VAE
 
 ENCODERS = {
@@ -50,3 +50,28 @@ def test_codes_of_several_dimensions_are_laid_out_in_one():
     exact = torch.cat([torch.diag_embed(p) - p[:, :, None] * p[:, None, :], torch.zeros(200, 3, 3)], 2)
     errors = covariances - exact
     assert (errors.mean(0).abs() < 4 * errors.std(0) / 200**0.5 + 1e-3).all()
+
+
+def test_the_codes_behind_a_cloud_lie_on_the_sphere_as_its_draws_do(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        plots, "posterior_cloud", lambda _x, draws, _y, codes, _t: drawn.update(draws=draws, codes=codes)
+    )
+    torch.manual_seed(3)
+    vae = VAE(priors.HypersphericalUniform(2), encoders.PowerSpherical(7, 2), decoders.Normal(2, 7))
+    cloud_figure(vae, torch.randn(30, 7), seed=0)
+    assert np.allclose(np.linalg.norm(drawn["draws"], axis=1), 1)
+    assert np.allclose(np.linalg.norm(drawn["codes"], axis=1), 1)  # the means of the posteriors lie inside
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_a_decoded_grid_reaches_as_far_as_the_prior(scale, monkeypatch):
+    found = {}
+    monkeypatch.setattr(plots, "decoded_grid", lambda images, extent, _: found.update(images=images, extent=extent))
+    torch.manual_seed(4)
+    prior = priors.Normal(2, learned=True)
+    prior.log_scale.data.fill_(np.log(scale))
+    decoder = decoders.Normal(2, 2, lambda *_: torch.nn.Identity())  # shows the codes themselves
+    grid_figure(VAE(prior, encoders.Normal(2, 2), decoder), side=3)
+    assert np.allclose(np.array(found["extent"]) / scale, [-3, 3, -3, 3], atol=0.15)  # 100,000 draws
+    assert np.allclose(found["images"][0, 0], [found["extent"][0], found["extent"][2]])
