@@ -215,7 +215,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
         figure = reconstruction_figure(vae, transform(x) if transform else x, arguments.evaluate)
     settings = {"loss": experiment.loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
     with _without_warnings_of_nan():
-        bound = evaluate(vae.model, vae.guide, data.test, **settings)
+        bound = evaluate(vae.model, experiment.guide, data.test, **settings)
     _check_results(bound._asdict())
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
     write_whole(path, plots.as_file(figure, path.suffix.lower()))
@@ -242,10 +242,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     experiment = _experiment_of_run(arguments)
     config, vae, seed = experiment.config, experiment.vae, arguments.seed
     experiment.check("test")
-    x, pair, loss = experiment.as_seen(experiment.data.test[:]), (vae.model, vae.guide), experiment.loss
+    x, pair, loss = experiment.as_seen(experiment.data.test[:]), (vae.model, experiment.guide), experiment.loss
     with _without_warnings_of_nan():
         bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))
-        log_p = log_likelihood(*pair, x, samples=arguments.samples, memory=arguments.memory, seed=seed)
+        log_p = log_likelihood(vae.model, vae.guide, x, samples=arguments.samples, memory=arguments.memory, seed=seed)
     terms = {"bound": -bound.loss, "reconstruction": -bound.reconstruction, "kl": bound.kl}
     found = {**terms, "bound_at_mean": -at_mean.loss, "log_p": log_p}
     _check_results(found)

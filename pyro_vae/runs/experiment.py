@@ -88,6 +88,12 @@ class Experiment:
         """The test data that the pictures show, at most `SHOWN`, as the encoder sees them."""
         return self.as_seen(self.data.test[:SHOWN])
 
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The VAE's guide, with its sites marked for enumeration where the objective sums over them."""
+        guide: Callable[..., Any] = self.vae.guide
+        return config_enumerate(guide) if isinstance(self.loss, TraceEnum_ELBO) else guide
+
     def check(self, name: str) -> None:
         """Check the "train" or the "test" part of the data against the VAE, by `check_programs`."""
         of = f" of data.load({self.config.data!r}).{name}"  # in a file without parts, the data have another order
@@ -123,10 +129,10 @@ class Experiment:
         on_epoch: Callable[[Row], None] | None = None,
     ) -> History:
         """Train the VAE as the config says, by `pyro_vae.fit`."""
-        config, guide = self.config, self.vae.guide
+        config = self.config
         return fit(
             self.vae.model,
-            config_enumerate(guide) if isinstance(self.loss, TraceEnum_ELBO) else guide,
+            self.guide,
             self.data.train,
             loss=self.loss,
             optimizer=optimizer_of(config),

@@ -56,7 +56,10 @@ def draw(
     for name, picture in pictures.items():
         try:
             found = picture()
-        except (NoMeanError, ValueError) as error:  # such as for data that are not pictures, or codes that are not finite
+        except (
+            NoMeanError,
+            ValueError,
+        ) as error:  # such as for data that are not pictures, or codes that are not finite
             found = " ".join(str(error).split())
         if isinstance(found, str):
             left_out[name] = found

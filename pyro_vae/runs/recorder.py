@@ -62,7 +62,7 @@ class Recorder:
             best = f"of epoch {row['epoch']:.0f}, which has the lowest test loss, {row['test_loss']:.3f}"
             facts["weights"] = best
         facts |= {f"no {name.replace('_', ' ').replace('kl', 'KL')}": reason for name, reason in left_out.items()}
-        write_report(self.folder.path, facts, history, list(figures))
+        write_report(self.folder.path, facts, history, row, list(figures))
 
     def _save_moments(self, epoch: int) -> None:
         experiment = self.experiment

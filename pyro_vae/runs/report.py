@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from pyro_vae.files import write_whole
-from pyro_vae.training import COLUMNS, History
+from pyro_vae.training import COLUMNS, History, Row
 
 TITLES = {
     "train_loss": "negative bound, train",
@@ -29,28 +29,27 @@ th { color: #666; } .rows td { text-align: right; } .rows th { text-align: right
 """
 
 
-def write_report(folder: Path, facts: dict[str, str], history: History, pictures: list[str]) -> Path:
+def write_report(folder: Path, facts: dict[str, str], history: History, row: Row, pictures: list[str]) -> Path:
     """Write ``report.html`` into a run's folder: self-contained, with every picture inside.
 
     Arguments:
         folder: the run's folder, which holds the pictures as ``NAME.png``.
         facts: the run in words, as `pyro_vae.runs.facts` describes it.
         history: what `fit` measured.
+        row: that of the epoch whose weights the run has.
         pictures: the pictures' names, in the order of the report.
 
     Returns:
         The report's path.
     """
-    last = history[-1]
     numbers = "".join(
-        f'<div class="number"><b>{last[name]:.2f}</b><span>{escape(title)}</span></div>'
+        f'<div class="number"><b>{row[name]:.2f}</b><span>{escape(title)}</span></div>'
         for name, title in TITLES.items()
     )
     seconds = sum(history.column("seconds"))
     body = [
         f"<h1>{escape(folder.resolve().name)}</h1>",
-        f"<p>After {last['epoch']:.0f} epochs and {seconds:.1f} seconds of training;"
-        " nats per datum, lower is better.</p>",
+        f"<p>Epoch {row['epoch']:.0f}, {seconds:.1f} seconds of training; nats per datum, lower is better.</p>",
         f'<div class="numbers">{numbers}</div>',
         _table([[f"<th>{escape(name)}</th>", f"<td>{escape(text)}</td>"] for name, text in facts.items()]),
         *(_picture(folder / f"{name}.png", name) for name in pictures),

@@ -757,10 +757,8 @@ def test_patience_leaves_the_best_weights(capsys):
     assert len(losses) == losses.index(min(losses)) + 3 < 40
     best = losses.index(min(losses)) + 1
     assert f"epoch {best}: train_loss" in capsys.readouterr().out.splitlines()[-2]
-    assert (
-        f"of epoch {best}, the trained one with the lowest test loss, {min(losses):.3f}"
-        in Path("run/report.html").read_text()
-    )
+    assert f"of epoch {best}, which has the lowest test loss, {min(losses):.3f}" in Path("run/report.html").read_text()
+    assert f"<b>{min(losses):.2f}</b><span>negative bound, test</span>" in Path("run/report.html").read_text()
     held = read_tensors(Path(f"run/checkpoints/posteriors-{best}.safetensors"))[0]["mean"]
     vae = RunFolder(Path("run")).load_vae(config_of_run(Path("run"), []))
     assert torch.equal(held, posterior_moments(vae, torch.from_numpy(x[:8] + 2.0).float())[0])
@@ -769,6 +767,18 @@ def test_patience_leaves_the_best_weights(capsys):
         assert main(["evaluate", "run", *best]) == 0
         evaluated.append(capsys.readouterr().out)
     assert evaluated[0] == evaluated[1]
+
+
+def test_a_bound_that_is_summed_over_codes_is_evaluated_as_in_training():
+    x = np.random.default_rng(0).random((40, 3)).round()
+    np.savez("x.npz", x_train=x, x_test=x[:8])
+    flags = ["--prior", "Bernoulli", "--encoder", "Bernoulli", "--loss", "TraceEnum_ELBO", "--epochs", "1"]
+    assert main(["train", *QUICK, "--data", "x.npz", *flags, "--out", "run"]) == 0
+    assert main(["evaluate", "run", "--samples", "5", "--seed", "3", "--json", "x.json"]) == 0  # other noise
+    last, found = metrics(Path("run"))[-1], json.loads(Path("x.json").read_text())
+    for name, column in (("bound", "test_loss"), ("reconstruction", "test_reconstruction")):
+        assert found[name] == pytest.approx(-float(last[column]), abs=1e-5)
+    assert found["kl"] == pytest.approx(float(last["test_kl"]), abs=1e-5)
 
 
 WRONG_OPTIMIZING = {
