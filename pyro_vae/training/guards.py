@@ -204,7 +204,8 @@ def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
         >>> norm_of([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
         tensor(5.)
     """
-    given = [gradient.reshape(-1) for gradient in gradients if gradient is not None]
+    found = [gradient for gradient in gradients if gradient is not None]
+    given = [(torch.view_as_real(each) if each.is_complex() else each).reshape(-1) for each in found]
     if not given:
         return torch.zeros(())
     return torch.stack([torch.dot(gradient, gradient).to(given[0]) for gradient in given]).sum().sqrt()

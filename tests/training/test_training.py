@@ -1183,3 +1183,31 @@ def test_a_point_that_training_takes_out_of_its_support_is_an_error(constraint):
             run()
     else:
         assert run()[-1]["train_loss"] < 6
+
+
+def test_complex_parameters_are_trained_as_by_hand():
+    def program(x, observed):
+        filtered = pyro.param("filter", lambda: torch.tensor([1.0 + 1.0j, 0.5 - 2.0j]))
+        with pyro.plate("data", len(x)):
+            mean = torch.fft.irfft(torch.fft.rfft(x) * filtered, n=3)
+            z = pyro.sample("z", dist.Normal(0 * mean if observed else mean, 1.0).to_event(1))
+            if observed:
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    pair = partial(program, observed=True), partial(program, observed=False)
+    fit(
+        *pair,
+        x,
+        loss=TraceMeanField_ELBO(),
+        epochs=1,
+        seed=1,
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        clip_norm=100.0,
+    )
+    expected = torch.tensor([1.0 + 1.0j, 0.5 - 2.0j], requires_grad=True)
+    torch.manual_seed(1)
+    mean = torch.fft.irfft(torch.fft.rfft(x) * expected, n=3)
+    loss = mean.square().sum() / 2 - dist.Normal(mean + torch.randn(8, 3), 1.0).log_prob(x).sum()
+    (gradient,) = torch.autograd.grad(loss / 8, expected)
+    torch.testing.assert_close(pyro.param("filter").detach(), (expected - 0.1 * gradient).detach())
