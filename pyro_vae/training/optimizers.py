@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
-from pyro.params.param_store import normalize_param_name
+from pyro.params.param_store import module_from_param_with_module_name, normalize_param_name, user_param_name
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
@@ -91,7 +91,7 @@ def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (),
     Arguments:
         optimizer: the argument of `fit`.
         parameters: the parameters to train.
-        names: the names that the programs give them.
+        names: the names that the programs give them, those of ``pyro.module`` as "module$$$parameter".
         held: other tensors that the programs hold, such as parameters of their modules that ``pyro.module`` leaves out.
 
     Returns:
@@ -109,11 +109,12 @@ def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (),
     if not parameters:
         raise ValueError("the programs have no parameters to train: name them by pyro.module or pyro.param")
     import_tracers()
-    named = dict(zip(map(normalize_param_name, names), parameters, strict=False))
+    named = dict(zip(names, parameters, strict=False))
     if isinstance(optimizer, PyroOptim):
         made = _of_pyro(optimizer, named)
     elif isinstance(optimizer, Groups):
-        made = _as_made(optimizer.made_of(named))._replace(settings=optimizer.of)
+        groups = Groups(optimizer.optimizer, lambda name: optimizer.settings(normalize_param_name(name)))
+        made = _as_made(groups.made_of(named))._replace(settings=groups.of)
     else:
         made = _as_made(
             optimizer if isinstance(optimizer, torch.optim.Optimizer | LRScheduler) else optimizer(parameters)
@@ -176,7 +177,9 @@ def _settings_of_pyro(optimizer: PyroOptim, name: str) -> dict[str, Any]:
     settings = optimizer.pt_optim_args
     if not callable(settings):
         return settings
-    return settings(name) if optimizer.pt_optim_args_argc == 1 else settings(*name.rsplit(".", 1))
+    if optimizer.pt_optim_args_argc == 1:
+        return settings(normalize_param_name(name))
+    return settings(module_from_param_with_module_name(name), user_param_name(name))
 
 
 def _clip_each(

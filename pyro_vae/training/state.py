@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
 from pyro_vae.diagnostics.evaluation import Bound
@@ -362,8 +361,7 @@ class State:
         self.ranks.broadcast(parameters)
         optim, names = self.optim, {id(value): name for name, value in reversed(self.programs.values().items())}
         for parameter, name in zip(parameters, called, strict=True):
-            own = self.settings_by_name(normalize_param_name(name))
-            settings, state = self._late.pop(names[id(parameter)], (own, {}))
+            settings, state = self._late.pop(names[id(parameter)], (self.settings_by_name(name), {}))
             optim.add_param_group({**as_in(optim.param_groups[0], settings), "params": [parameter]})
             if state:
                 alone = copy.copy(optim)  # an optimizer of this parameter

@@ -138,7 +138,9 @@ PYRO = {
     "AdagradRMSProp": lambda: pyro.optim.AdagradRMSProp({"eta": 0.1}),
     "clip_args": lambda: pyro.optim.SGD({"lr": 0.1}, {"clip_norm": 0.2, "clip_value": 0.05}),
     "by name": lambda: pyro.optim.SGD(lambda name: {"lr": 0.2 if name.endswith("bias") else 0.01}),
+    "by module and name": lambda: pyro.optim.SGD(lambda module, name: {"lr": RATES.get((module, name), 0.01)}),
 }
+RATES = {("vae", "decoder.bias"): 0.2, ("scale", "scale"): 0.05}  # by what Pyro calls module and parameter
 
 
 @pytest.mark.parametrize("name", PYRO)
