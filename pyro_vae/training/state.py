@@ -328,6 +328,7 @@ class State:
                 states.setdefault(parameter_name, {})[key] = tensor
         names = {id(value): name for name, value in reversed(values.items())}
         here = {_name(parameter, names): parameter for group in optim.param_groups for parameter in group["params"]}
+        group_of = {_name(parameter, names): group for group in optim.param_groups for parameter in group["params"]}
         there = [name for group in saved["groups"] for name in group["params"]]
         if not all(isinstance(name, str) for name in there) or len(set(there)) < len(there):
             raise ValueError("cannot resume: the checkpoint's optimizer names a parameter twice, or not by a text")
@@ -337,12 +338,13 @@ class State:
             raise ValueError(f"cannot resume: the checkpoint's optimizer/{min(unknown)} is of no parameter")
         order: list[str] = []
         groups: list[dict[str, Any]] = []
-        like = {name: value for name, value in optim.param_groups[0].items() if name != "params"}
+        first = optim.param_groups[0]
         optim.param_groups.clear()
         for group in saved["groups"]:
             met = [name for name in group["params"] if name in here]
             settings = {name: value for name, value in group.items() if name != "params"}
-            own = {name: value for name, value in like.items() if name in settings or name != "initial_lr"}
+            like = group_of[met[0]] if met else first
+            own = {name: like[name] for name in like if name != "params" and (name in settings or name != "initial_lr")}
             check_group(settings, own)
             self._late |= {name: (settings, states.get(name, {})) for name in group["params"] if name not in here}
             if met:

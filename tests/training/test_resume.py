@@ -534,10 +534,13 @@ def test_a_learning_rate_that_is_a_tensor_is_resumed_as_one(tmp_path):
         )
 
 
-def test_groups_of_an_optimizer_are_resumed(tmp_path):
+@pytest.mark.parametrize("settings", [{"lr": 0.3}, {"amsgrad": True}, {"name": "first"}], ids=str)
+def test_groups_of_an_optimizer_are_resumed(settings, tmp_path):
+    """They may differ in what is no number, and one may have settings that others lack."""
+
     def optimizer(parameters):
         first, *rest = parameters
-        return torch.optim.Adam([{"params": [first], "lr": 0.3}, {"params": rest}], lr=0.01)
+        return torch.optim.Adam([{"params": rest}, {"params": [first], **settings}], lr=0.01)
 
     whole = train_store(Store(more=only_in_training), optimizer=optimizer)
     stop_store(Store(more=only_in_training), tmp_path, optimizer=optimizer)
