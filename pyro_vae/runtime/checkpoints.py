@@ -368,8 +368,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
     epoch, step, batches, history = (about[name] for name in ("epoch", "step", "batches", "history"))
     if epoch != len(history) or epoch < 1:
         _refuse("epoch", f"{epoch}, with {len(history)} rows of history")
-    each, rest = divmod(step - batches, epoch - 1) if epoch > 1 else (step, step - batches)  # steps of an epoch
-    if rest or not 0 <= batches <= step < 2**53 or each < max(batches, epoch > 1):
+    if not epoch - 1 <= step - batches <= step < 2**53:  # ready batches may be another number in each epoch
         _refuse("step", f"{step}, with {batches} batches of epoch {epoch}")
     for name in ("seconds", "best"):
         if math.isnan(about[name]) or (name == "seconds" and not 0 <= about[name] < math.inf):

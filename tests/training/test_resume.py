@@ -1252,6 +1252,24 @@ def test_data_that_are_iterated_over_and_begin_with_others_are_said_to_be_others
         fit(*program(), ITERATED[kind](x + 1), epochs=3, batch_size=4, resume=tmp_path)
 
 
+class Bucketed(Iterated):
+    """Ready batches, of which each pass has two or three."""
+
+    def __iter__(self):
+        return iter(self.x.split(4 if torch.rand(()) < 0.5 else 6))
+
+
+def test_epochs_of_unequal_numbers_of_batches_are_resumed(tmp_path):
+    data = Bucketed(torch.rand(12, 3, generator=torch.Generator().manual_seed(0)))
+    steps = []
+    whole = fit(*program(), data, epochs=5, on_step=lambda *_: steps.append(1))
+    assert len(steps) % 5
+    pyro.clear_param_store()
+    fit(*program(), data, epochs=3, checkpoints=tmp_path)
+    again = fit(*program(), data, epochs=5, resume=tmp_path)
+    assert again.column("train_loss") == whole.column("train_loss")
+
+
 @pytest.mark.parametrize("lasting", [True, False])
 def test_workers_that_last_are_said_to_lose_their_random_numbers(lasting, tmp_path):
     data = torch.utils.data.DataLoader(torch.rand(8, 3), batch_size=4, num_workers=1, persistent_workers=lasting)
