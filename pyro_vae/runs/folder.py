@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
 from pyro_vae.data import Data, are_images, fingerprint
@@ -19,7 +19,7 @@ from pyro_vae.runs.experiment import Experiment, seeded_vae
 from pyro_vae.runs.metrics import write_metrics
 from pyro_vae.runs.parts import device_named, load_data
 from pyro_vae.runs.pictures import Moments
-from pyro_vae.runtime.checkpoints import LOCK, Checkpoints, check_same, read_tensors, save_tensors
+from pyro_vae.runtime.checkpoints import LOCK, Checkpoints, check_same, read_tensors, save_tensors, take
 from pyro_vae.training import Row
 from pyro_vae.vae import VAE
 
@@ -76,10 +76,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for name in (LOCK, "checkpoints"):
             check_no_link(self.path / name)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(f"another process is training in {self.path}: wait for it, or give --out") from error
+        take(self._lock, f"another process is training in {self.path}: wait for it, or give --out")
 
     @contextmanager
     def released(self) -> Iterator[None]:

@@ -4,11 +4,13 @@ Knows no Pyro program.
 """
 
 import copy
+import errno
 import hashlib
 import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,7 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -192,6 +194,28 @@ def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def take(lock: FileLock, refusal: str) -> None:
+    """Take the lock of a folder, and warn where its disk keeps none, as some of a network do.
+
+    Arguments:
+        lock: of a file in it.
+        refusal: what is said where another process holds it.
+
+    Raises:
+        ValueError: where another process holds it.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        left = isinstance(lock, SoftFileLock)  # on a disk that frees no lock of a process that was killed elsewhere
+        raise ValueError(refusal + f"; if none does, remove {lock.lock_file}" * left) from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise
+        what = f"the disk of {lock.lock_file} keeps no locks ({error})"
+        warnings.warn(f"{what}: see to it that nothing else writes to its folder", RuntimeWarning, stacklevel=4)
+
+
 class Checkpoints:
     """The checkpoints of one training in a folder: ``last.safetensors``, from which it is resumed, and the best.
 
@@ -253,12 +277,7 @@ class Checkpoints:
         self._made, self._best = True, math.inf  # this training has not written a best checkpoint yet
         check_no_link(self.folder / LOCK)
         lock = FileLock(self.folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(
-                f"another training writes to {self.folder}: wait for it, or give another folder"
-            ) from error
+        take(lock, f"another training writes to {self.folder}: wait for it, or give another folder")
         try:
             yield
         finally:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import SoftFileLock
 
 from pyro_vae import VAE, decoders, encoders, files, fit, networks, priors
 from pyro_vae.files import write_whole
@@ -233,6 +234,30 @@ def test_a_disk_that_brings_no_folder_to_itself_takes_files_all_the_same(number,
     with pytest.raises(OSError, match=r"refused: '.*x\.safetensors'") if raised else nullcontext():
         write_whole(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EIO])
+def test_a_disk_that_keeps_no_locks_takes_a_training_with_a_warning(number, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    expected = pytest.raises(OSError, match="refused")
+    if number != errno.EIO:
+        expected = pytest.warns(
+            RuntimeWarning, match=r"disk of .*\.lock keeps no locks \(.*refused\): see to it that noth"
+        )
+    with expected, Checkpoints(tmp_path).held():
+        pass
+
+
+def test_a_lock_that_is_left_by_another_machine_is_named(tmp_path, monkeypatch):
+    """Where a disk has none of the system's, filelock makes files, of which only their own machine knows the end."""
+    monkeypatch.setattr("pyro_vae.runtime.checkpoints.FileLock", SoftFileLock)
+    (tmp_path / ".lock").write_text("123\nelsewhere\n")
+    refused = pytest.raises(ValueError, match=r"another training writes to .*; if none does, remove .*\.lock$")
+    with refused, Checkpoints(tmp_path).held():
+        pass
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
