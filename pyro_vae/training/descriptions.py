@@ -2,6 +2,7 @@
 
 import dis
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -35,6 +36,7 @@ ABOUT = (
     *("__doc__", "__annotations__", "__dict__", "__weakref__"),
     *("__slotnames__", "__firstlineno__", "__static_attributes__"),
 )
+ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in how Python shows it
 NUMBERED = {*dis.hasconst, *dis.hasname}  # operations that refer to a constant or a name by its index in the function
 GIVEN = ("_pyro_samples", "_pyro_params")  # set by the user of a PyroModule; other "_pyro" attributes are its own notes
 
@@ -95,6 +97,7 @@ class _Digest:
 
     def _feed(self, value: Any) -> None:
         value = None if isinstance(value, OPAQUE) else value
+        value = value.type if isinstance(value, torch.device) else value  # of a GPU another one will do
         if isinstance(value, PLAIN):
             self._add((repr(value) if not isinstance(value, ModuleType) else value.__name__).encode())
         elif id(value) in self._seen:
@@ -140,7 +143,7 @@ def _inside(value: Any) -> list[Any]:
     if type(value) in (dict, MappingProxyType):
         return [*value, *value.values()]
     if type(value) in (set, frozenset):
-        return sorted(map(repr, value))
+        return sorted(ADDRESS.sub("", repr(each)) for each in value)
     if type(value) in (list, tuple):
         return list(value)
     if isinstance(value, CodeType):

@@ -143,6 +143,16 @@ def documented(text):
     return made["program"]
 
 
+def test_another_gpu_is_the_same_program():
+    first, second = (in_closure(torch.device("cuda", number)) for number in (0, 1))
+    assert described(first) == described(second) != described(in_closure(torch.device("cpu")))
+
+
+def test_a_set_of_objects_is_the_same_wherever_they_lie():
+    first, again, other = (described(in_closure(each)) for each in ({of_class()}, {of_class()}, {times(1)}))
+    assert first == again != other
+
+
 def test_docstrings_and_comments_are_no_part_of_a_program():
     none, *others = map(documented, ("pass", "'What it is.'", "'Something else.'", "pass  # a comment"))
     assert {described(each) for each in others} == {described(none)}
