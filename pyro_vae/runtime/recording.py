@@ -61,10 +61,12 @@ class Recorded:
 
     Each structure of the inputs (shapes, types, strides, and Python's numbers among them) has its own recording. With
     inputs that hold other objects, the step itself is run. Structures other than the first, such as the smaller batch
-    at the end of an epoch, are recorded once they have been seen `AGAIN` times, up to `MOST` structures in all. The
-    step runs eagerly from then on if it cannot be recorded (it branches on data in Python), if it differs from its
-    recording at the first check, or if something that it holds in Python has changed (see `Held`). A difference at a
-    later check is an error, because the steps since the check before were replayed.
+    at the end of an epoch, are recorded once they have been seen `AGAIN` times, up to `MOST` structures in all.
+
+    A recording that cannot be compiled, or gives other numbers when compiled, is replayed as it is. The step runs
+    eagerly from then on if it cannot be recorded (it branches on data in Python), if it differs from its recording at
+    the first check, or if something that it holds in Python has changed (see `Held`). A difference at a later check is
+    an error, because the steps since the check before were replayed.
 
     Arguments:
         step: a function of a batch, and of further tensors and numbers, to tensors or None.
@@ -172,7 +174,10 @@ class Recorded:
     def __str__(self) -> str:
         if self.reason:
             return f"eager: the step cannot be recorded ({self.reason})"
-        return f"{'compiled' if self.compiled else 'recorded'}: {self.replayed} of {self.calls} steps were replayed"
+        line = f"{self.replayed} of {self.calls} steps were replayed"
+        if failures := [own.uncompiled for own in self._recordings.values() if own.uncompiled]:
+            return f"recorded: {line}; the step cannot be compiled ({failures[0]})"
+        return f"{'compiled' if self.compiled else 'recorded'}: {line}"
 
     def _record(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
         import_tracers()
@@ -207,29 +212,37 @@ class Recorded:
 
     def _check(self, own: "_Recording", inputs: tuple[Any, ...]) -> Outputs:
         graph: Any = own.graph  # it has been made before
-        tensors = tensors_of(inputs)
+        tensors, compiles = tensors_of(inputs), self.compiled and not own.uncompiled
 
         @torch.no_grad()
         def replay() -> Outputs:
-            if self.compiled and not own.compiled:
-                own.replay, own.compiled = compiled(graph, self.graphs, *tensors), True
+            if compiles and own.replay is own.graph:
+                own.replay = compiled(graph, self.graphs, *tensors)
             return own.replay(*tensors)
 
         state = constants_of(graph)  # such as the running mean of a batch normalization, or a codebook
-        tolerance = self.tolerance if self.compiled or tensors[0].device.type != "cpu" else 0.0
+        tolerance = self.tolerance if compiles or tensors[0].device.type != "cpu" else 0.0
         parameters = [value for value in state if value.requires_grad] if tolerance else []
         trial = Trial(replay, lambda: self.step(*inputs), lambda: state, tolerance, parameters=parameters)
         failure = "" if trial.same else trial.failure or "the programs' arithmetic is not the same at every step"
-        if failure and own.unchecked:
+        if failure and compiles and not own.unchecked:
+            self._leave_uncompiled(own, trial.failure or "compiled, it gives other numbers")
+        elif failure and own.unchecked:
             first, last = self.first + own.checked_at, self.first + own.replayed_at - 1
             raise ValueError(
                 f"the programs no longer do what was recorded ({failure}): steps {first} to {last}, replayed since the"
                 f" last check, cannot be trusted; train, or resume the checkpoint from before, with engine='eager'"
             )
-        if failure:
+        elif failure:
             self._fall_back(failure)
         own.checked_at, own.unchecked = self.calls, ()
         return trial.outputs
+
+    def _leave_uncompiled(self, own: "_Recording", reason: str) -> None:
+        own.replay, own.uncompiled = own.graph or tuple, reason
+        own.check_at = own.calls + 1  # the recording has not been checked as it is
+        if not self.quiet:
+            warnings.warn(f"the step cannot be compiled and is recorded ({reason})", RuntimeWarning, stacklevel=4)
 
     def _fall_back(self, reason: str) -> None:
         self.reason = reason
@@ -246,7 +259,7 @@ class _Recording:
     eager: int  # number of calls that run the step before it is recorded
     graph: GraphModule | None = None
     replay: Step = tuple
-    compiled: bool = False
+    uncompiled: str = ""  # why it cannot be compiled, if it cannot
     calls: int = 0
     check_at: int = 0
     checked_at: int = 0  # counted over all structures, as is the next

@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from pyro_vae import VAE, data, decoders, encoders, fit, priors
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import IWAE, linear_warm_up
-from pyro_vae.runtime import whole_step
+from pyro_vae.runtime import recording, whole_step
 from pyro_vae.runtime.changes import Changes
 from pyro_vae.runtime.checkpoints import Checkpoints
 from pyro_vae.runtime.engine import ENGINES, chosen
@@ -772,6 +772,36 @@ def test_the_terms_of_a_sum_are_compared_at_the_size_of_the_largest():
     assert not same(sum_and_difference, (torch.tensor(1e4), torch.tensor(0.1000001)))
 
 
+@pytest.mark.parametrize("failing", ["raises", "gives other numbers"])
+def test_a_step_that_cannot_be_compiled_is_recorded_and_one_that_cannot_be_recorded_either_runs_eagerly(
+    failing, monkeypatch
+):
+    def compiled(graph, *_):
+        if failing == "raises":
+            raise RuntimeError("no such kernel")
+        return lambda *tensors: tuple(output + 1 for output in graph(*tensors))
+
+    monkeypatch.setattr(recording, "compiled", compiled)
+    reason = "RuntimeError: no such kernel" if failing == "raises" else "compiled, it gives other numbers"
+    recorded, inputs = Recorded(lambda x: (x.exp() + torch.randn(3),), compiled=True), torch.randn(7, 3)
+    torch.manual_seed(0)
+    with pytest.warns(RuntimeWarning, match=f"^the step cannot be compiled and is recorded .{reason}.$") as caught:
+        found = [recorded(x)[0] for x in inputs]
+    assert len(caught) == 1
+    torch.manual_seed(0)
+    assert all(torch.equal(value, x.exp() + torch.randn(3)) for value, x in zip(found, inputs, strict=True))
+    line = f"recorded: 3 of 7 steps were replayed; the step cannot be compiled ({reason})"  # calls 5 to 7
+    assert str(recorded) == line
+
+    counts = itertools.count()
+    recorded = Recorded(lambda x: (x * next(counts),), compiled=True)
+    with pytest.warns(RuntimeWarning) as caught:
+        found = [recorded(x)[0] for x in inputs]
+    starts = ["the step cannot be compiled and is recorded", "the step cannot be recorded and is run eagerly"]
+    assert [str(each.message).split(" (")[0] for each in caught] == starts
+    assert all(torch.equal(value, x * number) for number, (value, x) in enumerate(zip(found, inputs, strict=True)))
+
+
 @pytest.mark.slow
 @needs_a_compiler
 def test_places_of_a_mask_are_compiled_and_those_of_data_are_not():
@@ -786,7 +816,7 @@ def test_places_of_a_mask_are_compiled_and_those_of_data_are_not():
     for value, x in zip(found, inputs, strict=True):
         torch.testing.assert_close(value, x[:, [0, 2]].exp() + torch.randn(4, 2))
     recorded = Recorded(lambda x: (x[x > 0].sum(),), compiled=True)
-    with pytest.warns(RuntimeWarning, match="cannot be recorded"):
+    with pytest.warns(RuntimeWarning, match="cannot be compiled and is recorded"):
         found = [recorded(x)[0] for x in inputs]
     assert all(value == x[x > 0].sum() for value, x in zip(found, inputs, strict=True))
 
