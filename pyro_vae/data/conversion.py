@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from pyro_vae.data.arrays import as_array, as_floats, check_dense, from_numpy, is_array, is_image, is_numbers, length_of
@@ -145,8 +145,8 @@ def as_stored(data: Any) -> Tensor:
 
 def _items(data: Any) -> Iterable[Any]:
     """Return the items of a data set, which may have only a length and an index."""
-    indexed = isinstance(data, Dataset) or not isinstance(data, Iterable)
-    if indexed and hasattr(data, "__getitem__") and length_of(data) is not None:
+    iterated = isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not isinstance(data, Dataset))
+    if not iterated and hasattr(data, "__getitem__") and length_of(data) is not None:
         return (data[index] for index in range(len(data)))
     check_no_loader(data)
     if isinstance(data, tuple | dict):

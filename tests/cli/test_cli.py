@@ -498,7 +498,7 @@ def test_evaluate_measures_a_run_on_its_test_data(capsys):
     assert found["bound"] == pytest.approx(found["reconstruction"] - found["kl"], rel=1e-6)
     assert found["bound"] == pytest.approx(-float(last["test_loss"]), rel=0.05)  # of another noise
     assert found["log_p"] > found["bound"]
-    assert "no log-probabilities" not in output
+    assert "not log-probabilities" not in output
     first = (output, found)
     assert main(["evaluate", "run", "--samples", "20", "--memory", "100MB", "--json", "found.json"]) == 0
     assert (capsys.readouterr().out, json.loads(Path("found.json").read_text())) == first
@@ -507,7 +507,7 @@ def test_evaluate_measures_a_run_on_its_test_data(capsys):
 def test_evaluate_says_that_grey_pixels_have_no_log_probability(capsys):
     train()
     assert main(["evaluate", "run", "--samples", "2"]) == 0
-    assert "no log-probabilities" in capsys.readouterr().out
+    assert "not log-probabilities" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

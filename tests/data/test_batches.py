@@ -498,7 +498,7 @@ def test_whole_numbers_beside_others_are_refused_by_their_type(layer):
     """Of one part they become floats; of several, labels among them, they are indices as often as not."""
     vae = VAE(priors.Normal(2), encoders.Normal(3, 2, network=lambda *_: layer), decoders.Poisson(2, 3))
     with pytest.raises(
-        ValueError, match=r": give x\.float\(\), or take it in the programs, for whole numbers that meet a layer"
+        ValueError, match=r": give x\.float\(\), or use it in the programs, where integers go into a layer"
     ):
         evaluate(vae.model, vae.guide, {"x": torch.ones(10, 3, dtype=torch.int32)})
 

@@ -1220,7 +1220,7 @@ def test_whole_numbers_beside_masked_ones_keep_their_values(form, kind, number):
 def test_a_datum_of_several_parts_is_refused_and_never_stacked(kind, parts):
     """Such as two views of an image and its label."""
     items = [(parts, 7), (parts, 8)]
-    with pytest.raises(TypeError, match=rf"a datum is a {type(parts).__name__} of {len(parts)}: give one tensor"):
+    with pytest.raises(TypeError, match=rf"a datum is a {type(parts).__name__} of {len(parts)}: give each as"):
         as_tensor(kind(items))
 
 
@@ -1249,7 +1249,9 @@ def test_sparse_counts_of_every_format_are_evaluated_alike(kind, container):
 @pytest.mark.parametrize(("value", "decoder"), [(3.5, "Poisson"), (-1.0, "Poisson"), (300.0, "Categorical")])
 def test_counts_outside_a_support_are_not_to_be_scaled(value, decoder):
     vae = VAE(priors.Normal(2), encoders.Normal(3, 2), getattr(decoders, decoder)(2, 3))
-    with pytest.raises(ValueError, match=rf"hold {value:g}, outside .*: give whole numbers in it, such as raw counts"):
+    with pytest.raises(
+        ValueError, match=rf"hold {value:g}, outside .*: give whole numbers in the support, such as raw"
+    ):
         evaluate(vae.model, vae.guide, torch.full((4, 3), value))
 
 

@@ -116,7 +116,7 @@ def test_a_precision_that_is_none_is_refused():
 def test_a_machine_without_bfloat16_is_refused(monkeypatch):
     monkeypatch.setattr(precision, "_has_bfloat16", lambda _: False)
     check_precision("32", CPU)
-    with pytest.raises(ValueError, match="which this cpu lacks: take 32"):
+    with pytest.raises(ValueError, match="which this cpu does not have: take 32"):
         check_precision("bf16-mixed", CPU)
 
 
