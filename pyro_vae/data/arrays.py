@@ -53,6 +53,17 @@ def as_floats(data: Tensor) -> Tensor:
     return floats
 
 
+def check_counts(data: Tensor, dtype: torch.dtype) -> None:
+    """Refuse whole numbers, such as counts, that programs in 16 bits would round: 257 is not one of bfloat16."""
+    if dtype.itemsize > 2 or not data.is_floating_point():
+        return
+    known = data[~data.isnan()]
+    changed = known.to(dtype) != known
+    if changed.any() and (known == known.round()).all():
+        fix = "take programs in 32 bits (vae.float()), and fit(precision='bf16-mixed') for the speed"
+        raise ValueError(f"data hold the whole number {known[changed][0].item():g}, which {dtype} would round: {fix}")
+
+
 def warn_of_rounding(data: Tensor, dtype: torch.dtype) -> None:
     """Warn if rounding to 32 bits leaves less than 4 digits of the variation of an entry, such as a time in seconds."""
     if (data.dtype, dtype) != (torch.float64, torch.float32):

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import nn
 
 from pyro_vae.data import Columns, Rows, as_rows
-from pyro_vae.data.arrays import warn_of_rounding
+from pyro_vae.data.arrays import check_counts, warn_of_rounding
 from pyro_vae.data.batch import Batch, Count, arguments, count_of, in_words, tensors_of
 from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.modules import modules_of
@@ -48,6 +48,7 @@ def as_input(data: Any, *programs: Program, count: Count | None = None, transfor
         return x
     dtype = (dtypes or [torch.get_default_dtype()])[0]
     for part in tensors_of(x.parts if isinstance(x, Columns) else x):
+        check_counts(part, dtype)
         warn_of_rounding(part, dtype)
     return x.to(parameters[0].device, dtype)
 

@@ -15,6 +15,7 @@ from torch.utils.data import ChainDataset, DataLoader, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
 from pyro_vae.data import Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
+from pyro_vae.data.arrays import check_counts
 from pyro_vae.networks import FillMissing
 
 MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
@@ -1327,3 +1328,14 @@ def test_a_sparse_matrix_in_a_file_is_refused_with_the_way_to_save_it(tmp_path):
         load(tmp_path / "x.npz")
     np.save(tmp_path / "x.npy", sparse.load_npz(tmp_path / "x.npz").toarray())
     assert len(load(tmp_path / "x.npy").train) == 4
+
+
+def test_counts_that_16_bits_would_round_are_refused():
+    vae = VAE(priors.Normal(1), encoders.Normal(2, 1), decoders.Poisson(1, 2)).bfloat16()
+    held = torch.tensor([[256.0, 3.0], [258.0, torch.nan], [512.0, 0.0]])
+    check_counts(held, torch.bfloat16)
+    check_counts(held / 3, torch.bfloat16)  # measurements are rounded anyway
+    counts = held.nan_to_num(0.0) + 1
+    for data in (counts, counts.long(), counts.double()):
+        with pytest.raises(ValueError, match=r"the whole number 257, which torch\.bfloat16 would round: .*vae\.float"):
+            evaluate(vae.model, vae.guide, data)
