@@ -119,7 +119,8 @@ def is_image(item: Any) -> bool:
 def as_array(data: Any) -> np.ndarray:
     """Return a numpy array for another array, a frame of numbers or a sparse matrix."""
     array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
-    if array.dtype == object and (own := columns_of(data)):
+    dates = any(getattr(kind, "is_temporal", bool)() for kind in getattr(data, "dtypes", ()))  # days to polars
+    if (dates or array.dtype == object) and (own := columns_of(data)):
         columns = {str(name): np.asarray(data[name]) for name in own}
         if len(columns) < len(own):
             raise TypeError(f"columns must differ in their names, but are {', '.join(map(str, own))}")

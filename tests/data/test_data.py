@@ -1003,6 +1003,25 @@ def test_a_frame_is_its_numbers_or_refused_by_its_columns():
         as_tensor(twins)
 
 
+class Date:
+    """A type of polars, whose frames make numbers of days of dates, beside other numbers."""
+
+    @staticmethod
+    def is_temporal():
+        return True
+
+
+def test_dates_in_a_frame_are_not_taken_for_numbers_of_days():
+    class Dated(Frame):
+        dtypes = (Date, float)
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array([[18262.0, 1.0], [18263.0, 2.0]])
+
+    with pytest.raises(TypeError, match="the columns day do not: drop them"):
+        as_tensor(Dated(day=np.array(["2020-01-01", "2020-01-02"], "datetime64[D]"), x=[1.0, 2.0]))
+
+
 REFUSED = {
     "loader": (lambda: DataLoader(TensorDataset(X), batch_size=3), "loader.dataset, and batch_size"),
     "ragged": (lambda: [[[1, 2], [3]], [[1, 2], [3]]], "nested lists must be of equal lengths"),
@@ -1336,6 +1355,6 @@ def test_counts_that_16_bits_would_round_are_refused():
     check_counts(held, torch.bfloat16)
     check_counts(held / 3, torch.bfloat16)  # measurements are rounded anyway
     counts = held.nan_to_num(0.0) + 1
-    for data in (counts, counts.long(), counts.double()):
+    for form in (counts, counts.long(), counts.double()):
         with pytest.raises(ValueError, match=r"the whole number 257, which torch\.bfloat16 would round: .*vae\.float"):
-            evaluate(vae.model, vae.guide, data)
+            evaluate(vae.model, vae.guide, form)
