@@ -6,14 +6,17 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_structure
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from pyro_vae.data.arrays import length_of
-from pyro_vae.data.batch import Batch, Count, count_of, cut, in_words, tensors_of
+from pyro_vae.data.batch import PLAIN, Batch, Count, count_of, cut, in_words, tensors_of
 from pyro_vae.data.conversion import as_ready, as_tensor, check_no_loader, only_first, say_first
 from pyro_vae.data.fingerprints import digest_of_batches
 from pyro_vae.data.generators import Sources, drawn, drawn_apart, generators_in
 from pyro_vae.data.rows import LazyRows
+
+MOST = 8  # structures of which a batch is kept
 
 
 class Stream(LazyRows):
@@ -102,7 +105,7 @@ class Ready(LazyRows):
 
     Attributes:
         counts: the number of data of each batch of the first pass.
-        examples: the first batch of each structure.
+        examples: the first batch of each structure, of the first `MOST` structures.
         digest: 16 digits of a hash of the first pass, up to 64 MiB, made with new generators.
 
     Raises:
@@ -132,7 +135,7 @@ class Ready(LazyRows):
         self.counts: list[int] = []
         self.examples: dict[Any, Batch] = {}
         self._first: bool | None = None  # whether only the first part of a batch is used
-        self._of_another_size: Batch = None
+        self._of_another_size: dict[Any, Batch] = {}
         self.digest = digest_of_batches(self._first_pass())
         if not self.counts:
             raise ValueError(f"the {type(batches).__name__} gives no batches: it must give at least one datum")
@@ -143,9 +146,11 @@ class Ready(LazyRows):
         """Yield the batches, and count them."""
         for batch in self._each(self._apart(anew=True)):
             self.counts.append(self.count(batch))
-            self.examples.setdefault(tree_structure(batch), batch)
-            if self._of_another_size is None and self.counts[-1] != self.counts[0]:
-                self._of_another_size = batch
+            structure = kind_of(batch)
+            if structure in self.examples or len(self.examples) < MOST:
+                first = self.examples.setdefault(structure, batch)
+                if structure not in self._of_another_size and self.counts[-1] != self.count(first):
+                    self._of_another_size[structure] = batch
             yield batch
 
     def count(self, batch: Batch) -> int:
@@ -193,13 +198,13 @@ class Ready(LazyRows):
         """Yield the first batch of each structure."""
         return map(self._moved, self.examples.values())
 
-    def of_another_size(self) -> Batch:
-        """Return a batch whose number of data differs from the first batch's, or None if there is none."""
-        return self._moved(self._of_another_size)
+    def of_another_size(self, first: Batch) -> Batch:
+        """Return a batch whose number of data differs from the first one of its structure, or None if there is none."""
+        return self._moved(self._of_another_size.get(kind_of(first)))
 
     def _check_structure(self, batch: Batch) -> None:
         """Refuse a structure that the first pass did not have, if the programs cannot be called with it."""
-        if self.fits is None or tree_structure(batch) in self.examples or self.fits(batch):
+        if self.fits is None or kind_of(batch) in self.examples or self.fits(batch):
             return
         first = next(iter(self.examples.values()))
         if self.fits(first):  # otherwise a transform makes batches of another structure
@@ -222,3 +227,18 @@ class Ready(LazyRows):
 def shapes_in(batch: Batch) -> list[tuple[int, ...]]:
     """Return the shape of one datum of each tensor of a batch."""
     return [tuple(tensor.shape[1:]) for tensor in tensors_of(batch)]
+
+
+def kind_of(batch: Batch) -> tuple[Any, ...]:
+    """Return what programs may tell batches apart by: their parts, which of these are None, and other plain values.
+
+    Example:
+        >>> x = torch.zeros(3)
+        >>> kind_of((x, None)) == kind_of((x, x)), kind_of((x, True)) == kind_of((x[:2], True))
+        (False, True)
+    """
+    leaves, structure = tree_flatten(batch)
+    kinds = [
+        leaf.dim() if isinstance(leaf, Tensor) else repr(leaf) if isinstance(leaf, PLAIN) else "" for leaf in leaves
+    ]
+    return structure, *kinds

@@ -114,8 +114,9 @@ def evaluate(
             plates = check_programs(model, guide, x, transform, batch_size)
             plates.check_objective(loss)
             local, count_rows = LocalModules(), count_in(x)
-            first = transformed(x[:batch_size], transform, count_rows)
-            loss = made_for(loss, local(model), local(guide), first, count_rows)
+            rows = x.structures() if isinstance(x, Ready) else [x[:batch_size]]
+            batches = (transformed(each, transform, count_rows) for each in rows)
+            loss = made_for(loss, local(model), local(guide), batches, count_rows)
         settings = {"loss": loss, "at": at, "batch_size": batch_size, "seed": seed, "transform": transform}
         return mean_bound(model, guide, x, plates=plates.names, **settings)
 
@@ -322,7 +323,7 @@ class _LogLikelihood(Objective):
             return False
         args, kwargs = arguments(datum)
         self.drawn = self.guide_trace(self.guide, *args, particles=1, **kwargs)  # the sites, whatever their values
-        self.one_by_one = made_for(self, self.model, self.guide, datum, self.count).one_by_one
+        self.one_by_one = made_for(self, self.model, self.guide, [datum], self.count).one_by_one
         values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
         self.of_particles(self.model, self.drawn, 1, values, *args, **kwargs)  # which refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes

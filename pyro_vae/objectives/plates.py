@@ -20,6 +20,17 @@ class DataPlates(NamedTuple):
     size: int
     outside: tuple[str, ...]
 
+    def joined(self, other: "DataPlates") -> "DataPlates":
+        """Return these plates and those of a batch of another structure.
+
+        Example:
+            >>> labelled = DataPlates(frozenset({"labelled"}), 100, ("weights",))
+            >>> DataPlates(frozenset({"data"}), 1000, ()).joined(labelled).size
+            100
+        """
+        size = self.size if self.outside else other.size
+        return DataPlates(self.names | other.names, size, tuple({*self.outside, *other.outside}))
+
     def check_size(self, total: int) -> None:
         """Refuse a number of data other than the size of the plates, where sites outside count once for all of them.
 

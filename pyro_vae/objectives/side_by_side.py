@@ -1,7 +1,9 @@
 """Whether programs take particles side by side, in a dimension to the left of that of the data."""
 
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 import pyro
@@ -12,16 +14,17 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.data.batch import Batch, Count, arguments
+from pyro_vae.data.batch import Batch, Count, are_rows, arguments, map_tensors
 from pyro_vae.objectives._objective import Objective, Program, copy_of
 from pyro_vae.objectives.particles import PARTICLES
 from pyro_vae.runtime.changes import Changes
 from pyro_vae.runtime.steps import get_random_state, set_random_state
 
+FAIL = "programs"
 FIX = "let it count dimensions from the right (softmax(z, -1) and z[..., 0], not softmax(z, 1) and z[:, 0])"
 
 
-def made_for(loss: Any, model: Program, guide: Program, batch: Batch, count: Count) -> Any:
+def made_for(loss: Any, model: Program, guide: Program, batches: Iterable[Batch], count: Count) -> Any:
     """Return an objective that takes a model: one that runs it on one particle at a time, where several do not go.
 
     That is where the model fails on particles side by side, and where it takes their dimension for another, so that
@@ -31,47 +34,55 @@ def made_for(loss: Any, model: Program, guide: Program, batch: Batch, count: Cou
         loss: an ELBO; one of Pyro's is returned as it is.
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
-        batch: what both are called with.
+        batches: what both are called with, one batch of each structure.
         count: returns the number of data of a batch.
 
     Raises:
         ValueError: where the guide, or a model that Pyro is to run on particles or on all values of a site side by
             side, takes their dimension for another.
     """
+    if isinstance(loss, Objective):
+        loss = copy_of(loss)
+        loss.count_data = count
     random_state, changes = get_random_state(), Changes()
     try:
         with torch.no_grad(), changes:
-            return (_with_particles if isinstance(loss, Objective) else _checked)(loss, model, guide, batch, count)
+            for batch in batches:
+                (_adapt if isinstance(loss, Objective) else _check)(loss, model, guide, batch, _fewer(batch, count))
     finally:
         changes.undo()
         set_random_state(random_state)
-
-
-def _checked(loss: Any, model: Program, guide: Program, batch: Batch, _: Count) -> Any:
-    name = type(loss).__name__
-    if loss.vectorize_particles:
-        _refuse(name, "particles", scored_otherwise(model, guide, batch))
-    if isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
-        _refuse(name, "all values of a site", scored_otherwise(model, guide, batch, enumerated=True))
     return loss
 
 
-def _with_particles(loss: Objective, model: Program, guide: Program, batch: Batch, count: Count) -> Objective:
-    loss = copy_of(loss)
-    loss.count_data = count
-    reason = _failure(loss, model, guide, batch)
-    other = "" if reason else scored_otherwise(model, guide, batch)
+def _fewer(batch: Batch, count: Count) -> Batch:
+    """Return a batch without its first datum, as the number of data may be that of another dimension; or the batch."""
+    return map_tensors(itemgetter(slice(1, None)), batch) if count(batch) > 1 and are_rows(batch, count) else batch
+
+
+def _check(loss: Any, model: Program, guide: Program, batch: Batch, fewer: Batch) -> None:
+    name, enumerates = type(loss).__name__, isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO)
+    sorts = {"particles": loss.vectorize_particles, "all values of a site": enumerates}
+    for what in [what for what, side_by_side in sorts.items() if side_by_side]:
+        of_all = scored_otherwise(model, guide, batch, enumerated=what != "particles")
+        if of_all != FAIL:  # which they will say themselves
+            of_fewer = of_all or scored_otherwise(model, guide, fewer, enumerated=what != "particles")
+            _refuse(name, what, of_fewer)
+
+
+def _adapt(loss: Objective, model: Program, guide: Program, batch: Batch, fewer: Batch) -> None:
+    reason = _failure(loss, model, guide, batch) or _failure(loss, model, guide, fewer)
+    other = "" if reason else scored_otherwise(model, guide, batch).removeprefix(FAIL)
     if other == "guide":
         _refuse(type(loss).__name__, "particles", other)
-    if reason or other:
+    if (reason or other) and not loss.one_by_one:
         said = (
             f"fails on particles side by side ({reason})" if reason else "takes the dimension of particles for another"
         )
         fix = "" if reason else f"; {FIX}"
         text = f"the model {said}, and is run on one at a time, which is slower{fix}"
-        warnings.warn(f"{type(loss).__name__}: {text}", UserWarning, stacklevel=5)
+        warnings.warn(f"{type(loss).__name__}: {text}", UserWarning, stacklevel=4)
         loss.one_by_one = True
-    return loss
 
 
 def _refuse(loss: str, what: str, program: str) -> None:
@@ -107,8 +118,8 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
         enumerated: take values of the sites that are summed out in place of particles.
 
     Returns:
-        "guide", "model", or nothing: also where they fail, which they will say themselves, and where they draw noise
-        that is no site.
+        "guide" or "model"; "programs" where these fail side by side, and not alone; nothing, also where they fail
+        alone, or draw noise that is no site.
 
     Example:
         >>> import pyro.distributions as dist
@@ -138,10 +149,13 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
         summed_out = {site["name"] for site in sites if site["infer"].get("enumerate") == "parallel"}
         together = None
         for name, program in (("guide", guide), ("model", model)):
-            if enumerated:
-                together = run(program, _all_values(plain[name], summed_out, dims, together))
-            else:
-                together = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(program), together)
+            try:
+                if enumerated:
+                    together = run(program, _all_values(plain[name], summed_out, dims, together))
+                else:
+                    together = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(program), together)
+            except (IndexError, RuntimeError, ValueError):
+                return FAIL
             if name == "guide" and len(together.stochastic_nodes) < 2:  # its only site hangs on the data alone
                 continue
             with suppress(Exception):  # such as of a flow without an inverse

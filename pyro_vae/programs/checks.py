@@ -1,5 +1,7 @@
 """Checks whether the programs of a pair fit each other and the data."""
 
+from itertools import islice
+
 import pyro
 import torch
 from pyro import poutine
@@ -70,40 +72,62 @@ def check_programs(
             check_parts(module, batch[:2])
     _check_names(model, guide)
     with pyro.validation_enabled(), PyroDistributions(), reached(model, guide):
-        with Indices(tensors_of(batch)) as indices:
-            pair = _first_traces(model, guide, batch, count)
-        _check_names(model, guide)  # also of parameters that have just been made
-        check_sites(*pair)
-        other, other_count = _of_another_size(x, batch, count, transform)
-        other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, len(x))
-        plates = data_plates(pair, count, other_pair, other_count, len(x))
-        if count < len(x):
-            named_by_data = plates.size == count or plates.names <= indices.given
-            _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
-            if are_rows(batch, count_rows) and count > 1:  # then the other batch is this one without its first datum
-                check_positions(pair, other_pair or pair, plates, len(x))
-            indices.check(plates, count, len(x))
+        pair, other_pair, plates = _check_batch(model, guide, first, batch, x, transform)
         holds = site_of_batch(pair[0], batch)
         size = max(1, sum(part.numel() for part in tensors_of(first)) // count)
         most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // size))
         if not holds and (other_pair is None or plates.size > count):
             most = count  # the programs take no other number of data, or not more than their plate holds
         check_data(model, guide, x.split(most), transform, holds, count_rows, of)
+        for rows in islice(x.structures(), 1, None) if isinstance(x, Ready) else ():
+            further = transformed(filled(rows), transform, count_rows)
+            found = _check_batch(model, guide, rows, further, x, transform, observing=False)
+            plates = plates.joined(found[2])
     return plates
 
 
-def _of_another_size(x: Rows, batch: Batch, count: int, transform: Transform | None) -> tuple[Batch, int]:
+def _check_batch(
+    model: Program,
+    guide: Program,
+    rows: Batch,
+    batch: Batch,
+    x: Rows,
+    transform: Transform | None,
+    *,
+    observing: bool = True,
+) -> tuple[tuple[Trace, Trace], tuple[Trace, Trace] | None, DataPlates]:
+    """Check the programs on some rows, as the batch that they see; return their traces there and on another size."""
+    count_rows = count_in(x)
+    count = count_rows(batch)
+    with Indices(tensors_of(batch)) as indices:
+        pair = _first_traces(model, guide, batch, count)
+    _check_names(model, guide)  # also of parameters that have just been made
+    check_sites(*pair, observing=observing)
+    other, other_count = _of_another_size(x, rows, batch, transform)
+    other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, len(x))
+    plates = data_plates(pair, count, other_pair, other_count, len(x))
+    if count < len(x):
+        named_by_data = plates.size == count or plates.names <= indices.given
+        _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
+        if are_rows(batch, count_rows) and count > 1:  # then the other batch is this one without its first datum
+            check_positions(pair, other_pair or pair, plates, len(x))
+        indices.check(plates, count, len(x))
+    return pair, other_pair, plates
+
+
+def _of_another_size(x: Rows, rows: Batch, batch: Batch, transform: Transform | None) -> tuple[Batch, int]:
     """Return a batch with another number of data, and this number; None if there is none.
 
     It is the batch without its first datum, or a single datum twice. Ready batches can only be cut if the first
     dimension of all their tensors counts the data.
     """
+    count = count_in(x)(batch)
     if are_rows(batch, count_in(x)):
         if count > 1:
             return map_tensors(lambda part: part[1:], batch), count - 1
         return map_tensors(lambda part: torch.cat([part, part]), batch), 2
-    if isinstance(x, Ready) and (rows := x.of_another_size()) is not None:
-        return transformed(rows, transform, x.count), x.count(rows)
+    if isinstance(x, Ready) and (other := x.of_another_size(rows)) is not None:
+        return transformed(other, transform, x.count), x.count(other)
     return None, count
 
 

@@ -69,10 +69,10 @@ class PyroDistributions(Messenger):
             )
 
 
-def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse sites of a model and a guide that do not fit each other."""
+def check_sites(model_trace: Trace, guide_trace: Trace, *, observing: bool = True) -> None:
+    """Refuse sites of a model and a guide that do not fit each other, or a model that is to observe and does not."""
     observed = observed_in(model_trace)
-    if not observed:
+    if observing and not observed:
         raise ValueError("the model observes nothing: give one of its sample sites obs=x")
     for site in observed:
         _check_observed_shape(site)

@@ -124,7 +124,7 @@ def check_before(
             size = measure.settings["batch_size"]
             check_programs(*programs.given, measure.test, transform, size, " of the validation data")
     with _evaluating(programs, batches, seed):
-        loss = made_for(loss, programs.model, programs.guide, batches.first(), batches.count)
+        loss = made_for(loss, programs.model, programs.guide, batches.structures(), batches.count)
         loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
     check_last_batch(programs, batches)
     return plates, loss

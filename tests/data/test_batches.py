@@ -343,6 +343,62 @@ def test_labels_that_some_batches_lack_are_summed_over_there():
     assert log_likelihood(model, guide, SomeLabels(), samples=7) == pytest.approx(exact.mean().item(), rel=1e-6)
 
 
+class PlatesOfTheirOwn:
+    """Batches with and without labels, which the programs hold in plates of a size, of one name or of two."""
+
+    def __init__(self, labelled):
+        self.labelled = labelled
+
+    def __iter__(self):
+        yield X[:20, 0], None
+        yield X[20:, 0], X[20:, 1]
+
+    def model(self, x, y):
+        self.program(x, y, dist.Normal(0.0, 1.0), observed=True)
+
+    def guide(self, x, y):
+        self.program(x, y, dist.Normal(x / 2, pyro.param("scale", torch.tensor(1.0))))
+
+    def program(self, x, y, code, observed=False):
+        name, size = ("data", 1000) if y is None else (self.labelled, 300)
+        with pyro.plate(name, size, subsample_size=len(x)):
+            z = pyro.sample("z", code)
+            for name, value in [("x", x), ("y", y)] if observed else []:
+                if value is not None:
+                    pyro.sample(name, dist.Normal(z, 1.0), obs=value)
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO(), IWAE(2)], ids=["Trace_ELBO", "IWAE"])
+def test_a_batch_of_another_structure_may_have_a_plate_of_its_own(loss):
+    found = []
+    for data in (PlatesOfTheirOwn("data"), PlatesOfTheirOwn("labelled")):
+        pyro.clear_param_store()
+        trained = fit(data.model, data.guide, data, loss=loss, epochs=3).column("train_loss")
+        found.append([*evaluate(data.model, data.guide, data, loss=loss), *trained])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_what_stands_outside_the_plate_of_a_later_batch_is_refused_as_in_the_first():
+    data = PlatesOfTheirOwn("labelled")
+
+    def program(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        if y is not None:
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    words = r"site 'w' stands outside the plate over the data, .* once for each batch of 30"
+    with pytest.raises(ValueError, match=words):
+        evaluate(program, poutine.block(program, hide=["x"]), data)
+
+
+def test_batches_of_many_structures_are_kept_no_longer():
+    ready = Ready([(torch.zeros(size, 2), f"batch {size}") for size in range(1, 30)])
+    assert len(list(ready.structures())) == 8
+    assert sum(ready.counts) == len(ready) == 435
+
+
 def test_a_transform_acts_on_the_whole_batch():
     ours, theirs = Conditional(), Conditional()
     fit(ours.model, ours.guide, (X, Y), epochs=2, transform=lambda batch: (2 * batch[0], batch[1]))

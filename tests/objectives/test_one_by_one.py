@@ -236,3 +236,87 @@ def test_values_of_a_site_that_are_summed_out_are_refused_where_their_dimension_
     wrong = (program(1, True), guide) if sides == "model" else (model, program(1, False))
     with pytest.raises(ValueError, match=rf"runs the {sides} on all values of a site side by side, which have other"):
         evaluate(*wrong, x, loss=loss)
+
+
+class SometimesLabelled(torch.nn.Module):
+    """Programs that see labels in some batches, and take their probabilities over a dimension that may be another."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim, self.encoder = dim, torch.nn.Linear(3, 3)
+        torch.nn.init.eye_(self.encoder.weight), torch.nn.init.zeros_(self.encoder.bias)
+
+    def model(self, x, y=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+            if y is not None:
+                pyro.sample("y", dist.Normal(torch.softmax(z, self.dim), 0.1).to_event(1), obs=y)
+
+    def guide(self, x, _=None):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+class LabelsLater:
+    def __iter__(self):
+        x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+        yield x[:4], None
+        yield x[4:], torch.ones(5, 3) / 3
+
+
+def test_batches_of_a_later_structure_are_looked_at_too():
+    results, loss = [], IWAE(3)
+    for dim in (1, -1):
+        pair = SometimesLabelled(dim)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append([*evaluate(pair.model, pair.guide, LabelsLater(), loss=loss)])
+            results[-1].append(fit(pair.model, pair.guide, LabelsLater(), loss=loss, epochs=2)[-1]["train_loss"])
+        assert len(caught) == (2 if dim == 1 else 0)
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    pair, theirs = SometimesLabelled(1), Trace_ELBO(3, vectorize_particles=True)
+    for run in (evaluate, fit):
+        with pytest.raises(ValueError, match="Trace_ELBO runs the model on particles side by side, which have other"):
+            run(pair.model, pair.guide, LabelsLater(), loss=theirs)
+
+
+class Normalized(torch.nn.Module):
+    """A decoder by a batch normalization of as many features as a batch has data."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.encoder, self.norm, self.decoder = (
+                torch.nn.Linear(4, 4),
+                torch.nn.BatchNorm1d(4),
+                torch.nn.Linear(4, 4),
+            )
+
+    def model(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(self.norm(z)), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+def test_a_batch_of_as_many_data_as_another_dimension_hides_nothing():
+    """At its start a batch normalization changes no number in evaluation mode, whatever dimension it takes."""
+    x, results = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), []
+    for one_by_one in (False, True):
+        pair, loss = Normalized(), IWAE(3)
+        loss.one_by_one = one_by_one
+        with said_if(not one_by_one):
+            history = fit(pair.model, pair.guide, x, loss=loss, batch_size=4, epochs=3)
+        results.append([*history.column("train_loss"), *pair.norm.running_mean.tolist()])
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    pair, theirs = Normalized(), Trace_ELBO(3, vectorize_particles=True)
+    with pytest.raises(ValueError, match="Trace_ELBO runs the programs on particles side by side"):
+        fit(pair.model, pair.guide, x, loss=theirs, batch_size=4)
