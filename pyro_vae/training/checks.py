@@ -6,7 +6,8 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, RenyiELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.data import Ready
@@ -123,11 +124,31 @@ def check_before(
         if measure.test is not None:
             size = measure.settings["batch_size"]
             check_programs(*programs.given, measure.test, transform, size, " of the validation data")
-    with _evaluating(programs, batches, seed):
+    with _evaluating(programs, batches, seed), _away_from_0(programs, batches, loss):
         loss = made_for(loss, programs.model, programs.guide, batches.structures(), batches.count)
+    with _evaluating(programs, batches, seed):
         loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
     check_last_batch(programs, batches)
     return plates, loss
+
+
+@contextmanager
+def _away_from_0(programs: Programs, batches: Batches, loss: ELBO) -> Iterator[None]:
+    """Move parameters that are 0, such as a gate or the last layer of a block: they hide what lies before them."""
+    zeros: list[Tensor] = []
+    with torch.no_grad():
+        if isinstance(loss, Objective) or loss.vectorize_particles or isinstance(loss, TraceEnum_ELBO):
+            args, kwargs = arguments(batches.first())
+            paired_traces(programs.model, programs.guide, *args, **kwargs)  # which meets the parameters
+            zeros = [each for each in programs.parameters if each.is_floating_point() and not each.any()]
+        before = [each.clone() for each in zeros]
+        try:
+            for each in zeros:
+                each.normal_(std=0.1)
+            yield
+        finally:
+            for each, value in zip(zeros, before, strict=True):
+                each.copy_(value)
 
 
 def fit_to_memory(loss: Any, memory: int | str | None, programs: Programs, batches: Batches, seed: int) -> ELBO:

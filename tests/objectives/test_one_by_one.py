@@ -320,3 +320,27 @@ def test_a_batch_of_as_many_data_as_another_dimension_hides_nothing():
     pair, theirs = Normalized(), Trace_ELBO(3, vectorize_particles=True)
     with pytest.raises(ValueError, match="Trace_ELBO runs the programs on particles side by side"):
         fit(pair.model, pair.guide, x, loss=theirs, batch_size=4)
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["of a module", "pyro.param"])
+def test_a_layer_or_a_gate_that_begins_at_0_hides_nothing(stored):
+    """What it multiplies changes no density before the first step."""
+    x, results = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), []
+    for right in (False, True):
+        pyro.clear_param_store()
+        pair, gate = Counting("softmax", right), torch.nn.Linear(4, 4)
+        torch.nn.init.zeros_(gate.weight), torch.nn.init.zeros_(gate.bias)
+
+        def model(x, gate=gate, right=right):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+                means = KINDS["softmax"][right](z, None)
+                means = pyro.param("gate", torch.tensor(0.0)) * means if stored else pyro.module("gate", gate)(means)
+                pyro.sample("x", dist.Normal(means, 1.0).to_event(1), obs=x)
+
+        with (
+            nullcontext() if right else pytest.warns(UserWarning, match="takes the dimension of particles for another")
+        ):
+            history = fit(model, pair.guide, x, loss=IWAE(3), epochs=9)
+        results.append(history.column("train_loss"))
+    assert results[0] == pytest.approx(results[1], rel=1e-9)
