@@ -170,8 +170,8 @@ class State:
 
     def count(self, terms: Sequence[Tensor], data: int | Tensor) -> None:
         """Add a step's terms, which are sums over so many data, to the totals of the epoch."""
-        count = data.to(terms[0]) if isinstance(data, Tensor) else terms[0].new_full((), data)
-        self.totals += torch.stack([*terms, count])
+        count = data.to(self.totals) if isinstance(data, Tensor) else self.totals.new_full((), data)
+        self.totals += torch.stack([*(term.to(self.totals) for term in terms), count])
 
     def means(self) -> list[float]:
         """Return the epoch's mean terms per datum; NaN if no step counted."""

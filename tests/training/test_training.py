@@ -4,7 +4,7 @@ import subprocess
 import sys
 import warnings
 from functools import partial
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 import numpy as np
 import pyro
@@ -24,7 +24,7 @@ from pyro_vae import VAE, data, decoders, encoders, objectives, priors
 from pyro_vae.diagnostics.evaluation import evaluate
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import linear_warm_up
-from pyro_vae.training import COLUMNS, History, fit
+from pyro_vae.training import COLUMNS, History, State, fit
 
 SMALL = partial(MLP, hidden=(5,))
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -1211,3 +1211,10 @@ def test_complex_parameters_are_trained_as_by_hand():
     loss = mean.square().sum() / 2 - dist.Normal(mean + torch.randn(8, 3), 1.0).log_prob(x).sum()
     (gradient,) = torch.autograd.grad(loss / 8, expected)
     torch.testing.assert_close(pyro.param("filter").detach(), (expected - 0.1 * gradient).detach())
+
+
+def test_data_of_16_bits_are_counted_one_by_one():
+    """A bfloat16 holds 300 and 302, but not 301."""
+    totals = torch.zeros(4, dtype=torch.float64)
+    State.count(SimpleNamespace(totals=totals), [torch.tensor(256.0, dtype=torch.bfloat16)] * 3, 301)
+    assert totals.tolist() == [256.0, 256.0, 256.0, 301.0]
