@@ -115,6 +115,17 @@ def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
             raise ValueError(
                 f"site {name!r} has different masks in the model and the guide: put the same poutine.mask around both"
             )
+    drawn_sites = [guide_trace.nodes[name] for name in guide_trace.stochastic_nodes]
+    if any(_is_point(site["fn"]) for site in drawn_sites):  # a function of what else is drawn, as in automatic guides
+        return
+    for site in drawn_sites:
+        if site["name"] not in model_trace.stochastic_nodes and site["mask"] is not False:
+            observes = site["name"] in model_trace.observation_nodes
+            fix = "do not draw it where it is observed" if observes else "let the model draw it, too, or sum it out"
+            raise ValueError(
+                f"the guide draws site {site['name']!r}, but the model {'observes it' if observes else 'does not'}, so"
+                f" that the bound would count its density without a prior: {fix}"
+            )
 
 
 def _is_point(distribution: Any) -> bool:

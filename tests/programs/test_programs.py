@@ -19,6 +19,7 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
+from torch.utils.data import DataLoader
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, log_likelihood, priors
 from pyro_vae.networks import FillMissing, GRUEncoder
@@ -1079,3 +1080,40 @@ def test_points_that_training_may_move_out_of_their_support_are_told_from_transf
     guide(x)
     assert check_points(model, guide, x) == may_leave
     assert check_points(model, by_hand, x)
+
+
+@pytest.mark.parametrize("infer", [{}, {"is_auxiliary": True}], ids=["plain", "auxiliary"])
+def test_a_site_that_the_guide_alone_draws_is_refused(infer):
+    """The switch of a mixture: minus its log-probability would raise each bound by log 2, above log p(x)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor([0.5, 0.9]))
+        with pyro.plate("data", len(x)):
+            switch = pyro.sample("switch", dist.Bernoulli(torch.tensor(0.5)), infer=infer)
+            pyro.sample("z", dist.Normal(x / 2, scale[switch.long(), None]).to_event(1))
+
+    for run in (fit, evaluate, log_likelihood):
+        with pytest.raises(ValueError, match=r"the guide draws site 'switch', but the model does not, .* sum it out"):
+            run(model, guide, torch.zeros(4, 3))
+
+
+def test_a_site_that_the_guide_draws_where_the_model_observes_it_is_refused():
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.3)), obs=y)
+            pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+    def guide(x, _):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x))
+
+    x = torch.linspace(0, 1, 4).round()
+    assert evaluate(model, guide, DataLoader([(x, None)], batch_size=None)).loss > 0
+    for given in ((x, x), DataLoader([(x, None), (x, x)], batch_size=None)):
+        with pytest.raises(ValueError, match=r"draws site 'y', but the model observes it, .* where it is observed"):
+            evaluate(model, guide, given)
