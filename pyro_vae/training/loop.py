@@ -24,7 +24,7 @@ def goes_on(on_epoch: OnEpoch | None, first: Row) -> bool:
     """Call ``on_epoch`` with the row from before the first step, and return whether the training continues."""
     try:
         if on_epoch:
-            on_epoch(first)
+            on_epoch(dict(first))  # a copy, which it may change
     except StopTraining:
         return False
     return True
@@ -110,5 +110,5 @@ def train(
             guard.end_epoch(state.epoch, state.totals[3])
             state.end_epoch(measure)
         if on_epoch:
-            on_epoch(state.history[-1])
+            on_epoch(dict(state.history[-1]))
         saver.after_epoch(last=state.epoch > epochs or state.has_waited(patience))

@@ -334,6 +334,16 @@ def test_a_callback_may_stop_a_training_before_its_first_step():
     assert_same(ours, trained(epochs=0)[1])
 
 
+def test_a_callback_may_change_its_row(tmp_path):
+    def on_epoch(row):
+        row["mine"] = row.pop("epoch")
+
+    trained(epochs=2, checkpoints=tmp_path, on_epoch=on_epoch)
+    history, ours = trained(resume=tmp_path, on_epoch=on_epoch)
+    assert history.column("epoch") == list(range(EPOCHS + 1))
+    assert all(map(torch.equal, ours, trained()[1]))
+
+
 def test_an_interrupted_training_returns_its_history():
     def interrupt(step, _):
         if step == 7:
