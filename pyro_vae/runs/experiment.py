@@ -10,7 +10,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_vae.data import Data, fingerprint
 from pyro_vae.networks import Shape
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pyro_vae.runtime.checkpoints import Checkpoints
 
 SHOWN = 1000  # test data in the pictures, at most
+MAKING = (torch.arange, torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
 class Experiment:
@@ -164,12 +165,13 @@ class _Within(TorchFunctionMode):
         self.left = 4 * sum(tensor.numel() for tensor in weights.values()) + 2**22  # with room for temporary tensors
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
+        if function in MAKING:
             self.left -= math.prod(size for size in tree_leaves(args) if isinstance(size, int))
-            if self.left < 0:
-                raise ValueError(
-                    "config.yaml makes a VAE that is much larger than the run's weights: correct its sizes"
-                )
+        if function is Tensor.__getitem__ and any(isinstance(each, Tensor) for each in tree_leaves(args[1])):
+            taken = function(*tree_map_only(Tensor, lambda each: each.to("meta"), args))  # which takes no memory
+            self.left -= taken.numel()
+        if self.left < 0:
+            raise ValueError("config.yaml makes a VAE that is much larger than the run's weights: correct its sizes")
         return function(*args, **(kwargs or {}))
 
 

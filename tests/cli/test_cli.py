@@ -16,6 +16,8 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pyro_vae
 from pyro_vae import VAE, data, decoders, encoders, priors
@@ -25,6 +27,7 @@ from pyro_vae.diagnostics import evaluation
 from pyro_vae.runs import parts as config
 from pyro_vae.runs import run as runs
 from pyro_vae.runs.config import Config
+from pyro_vae.runs.experiment import seeded_vae
 from pyro_vae.runs.facts import facts_of
 from pyro_vae.runs.folder import RunFolder
 from pyro_vae.runs.pictures import _two, grid_figure, posterior_moments
@@ -933,6 +936,34 @@ def test_a_config_of_a_vae_that_is_much_larger_than_its_weights_is_refused_befor
     assert (
         said == "pyro-vae: error: config.yaml makes a VAE that is much larger than the run's weights: correct its sizes"
     )
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made in memory."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, _, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves(made) if isinstance(each, torch.Tensor) and not each.is_meta]
+        self.numbers = max([self.numbers, *(each.numel() for each in tensors)])
+        return made
+
+
+@pytest.mark.parametrize("kind", ["prior", "encoder"])
+def test_a_flow_that_is_much_larger_than_its_weights_is_refused_before_it_takes_memory(kind):
+    """Its masks are made before its weights."""
+    of_flow = Config(latent_dim=4, hidden=[16], **{kind: "Flow"})
+    weights = seeded_vae(of_flow, (1, 8, 8)).state_dict()
+    again = seeded_vae(of_flow, (1, 8, 8), weights).state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    of_flow.options[kind] = {"hidden": 6000}
+    with (
+        pytest.raises(ValueError, match=r"makes a VAE that is much larger than the run's weights"),
+        Largest() as largest,
+    ):
+        seeded_vae(of_flow, (1, 8, 8), weights)
+    assert largest.numbers < 10**6
 
 
 def test_weights_that_are_not_those_of_their_config_are_refused(capsys):
