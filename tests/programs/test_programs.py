@@ -469,7 +469,7 @@ MISTAKES = {
     "whole numbers and a layer": (encoding(nn.Linear(3, 1)), (WHOLE,), r"Long and Float\): give x\.float\(\)"),
     "whole numbers by name": (encoding(nn.Linear(3, 1)), {"x": WHOLE}, r"Long and Float\): give x\.float\(\)"),
     "whole numbers and a convolution": (encoding(nn.Conv1d(2, 1, 1)), (WHOLE,), r"give x\.float\(\)"),
-    "an embedding": (encoding(nn.Embedding(4, 1)), WHOLE, r"'indices'.*: take x\.long\(\) .* a tuple, \(x,\)"),
+    "an embedding": (encoding(nn.Embedding(4, 1)), WHOLE, r"'indices'.*: use x\.long\(\) .* a tuple, \(x,\)"),
     "one-hot codes": (encoding(nn.Identity(), partial(nn.functional.one_hot, num_classes=4)), WHOLE, r"x\.long\(\)"),
     "an index": (encoding(nn.Identity(), lambda x: torch.zeros(4)[x]), WHOLE, r"x\.long\(\)"),
     "a layer of another size": (encoding(nn.Linear(2, 1)), torch.ones(2, 3), r"cannot be multiplied.*: give data that"),
