@@ -14,7 +14,11 @@ class Programs(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Linear(WORDS, 32), nn.Softplus(), nn.Dropout(0.2), nn.Linear(32, 2 * TOPICS), nn.BatchNorm1d(2 * TOPICS)
+            nn.Linear(WORDS, 32),
+            nn.Softplus(),
+            nn.Dropout(0.2),
+            nn.Linear(32, 2 * TOPICS, bias=False),
+            nn.BatchNorm1d(2 * TOPICS),
         )
         self.decoder = nn.Sequential(nn.Dropout(0.2), nn.Linear(TOPICS, WORDS, bias=False), nn.BatchNorm1d(WORDS))
 

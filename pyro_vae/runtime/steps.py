@@ -10,6 +10,10 @@ from torch.fx import GraphModule
 
 Outputs = Sequence[Any]  # tensors, or None for the gradient of a parameter that has none
 Step = Callable[..., Outputs]
+IN_WORDS = {  # parts of torch's errors
+    "value out of a tracing tensor": "it takes a number out of a tensor, as item() or a branch on data does",
+    "DynamicOutputShape": "the size of a result depends on the data",
+}
 
 
 def constants_of(recording: GraphModule) -> list[Tensor]:
@@ -32,8 +36,9 @@ def set_random_state(state: list[Tensor]) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the kind and the first line of an error."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    """Return why a step fails: in plain words, or by the kind of the error and its first line."""
+    reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    return next((words for sign, words in IN_WORDS.items() if sign in reason), reason)
 
 
 def same(ones: Outputs, others: Outputs, tolerance: float = 0.0, errors: Sequence[float] = ()) -> bool:

@@ -95,7 +95,8 @@ def by_fit(name, example, engine, learning_rate):
     return losses, list(optims[-1].state)
 
 
-def check(name, engine, tolerance):
+def check(name, engine, tolerance=1e-6):
+    """Hold losses to a relative tolerance, and parameters to 1e-6, or 1e-5 where Adam has magnified rounding."""
     example = read(name)
     losses, parameters = by_fit(name, example, engine, 1e-3)
     expected, others = by_svi(name, example, 1e-3)
@@ -103,20 +104,21 @@ def check(name, engine, tolerance):
     found, right = (sorted(map(torch.Tensor.tolist, map(torch.Tensor.flatten, each))) for each in (parameters, others))
     assert len(found) == len(right)
     for mine, other in zip(found, right, strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=max(tolerance, 1e-6))
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5 if engine == "compiled" else 1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:the step cannot be recorded")
 @pytest.mark.parametrize("engine", ["eager", "recorded"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_is_trained_by_fit_as_by_svi(name, engine):
-    check(name, engine, 1e-6)
+    check(name, engine)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["conditional_vae", "count_vae"])
+@pytest.mark.filterwarnings("ignore:the step cannot be (recorded|compiled)")
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_compiled_program_is_trained_by_fit_as_by_svi(name):
-    check(name, "compiled", 1e-5)
+    check(name, "compiled")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
