@@ -35,8 +35,8 @@ def latent_map(
     Arguments:
         panels: from the title of a panel, such as "epoch 15", to the posteriors' means, shape (n, 2), and covariances,
             shape (n, 2, 2), as `project` returns them.
-        labels: one number per datum, shape (n,), the same for all panels; each gets a colour. More than 40 different
-            ones are taken for measurements, whose colours go from the least to the largest; NaN is grey among them.
+        labels: one number or text per datum, shape (n,), the same for all panels; each gets a colour. Over 40 different
+            numbers are taken for measurements, whose colours go from the least to the largest; NaN is grey among them.
         ellipses: whether to draw the ellipses, else a dot at each mean.
         title: of the figure.
         shared: one scale for all panels, so that their bubbles can be compared; else each has its own.
@@ -212,12 +212,15 @@ def _colours(labels: ArrayLike | None, counts: set[int]) -> tuple[list[Line2D], 
     """Return a legend and a colour per datum, or one colour for all; digits keep theirs where some are missing."""
     if labels is None:
         return [], np.array(matplotlib.colors.to_rgba_array("tab:blue"))
+    words = None
+    if not hasattr(labels, "detach") and np.asarray(labels).dtype.kind in "OSU":
+        words, labels = np.unique(np.asarray(labels).astype(str), return_inverse=True)
     values = as_array(labels)
     if values.ndim != 1 or counts != {len(values)}:
         raise ValueError(f"labels must have shape (n,) with n one of {sorted(counts)}, not {values.shape}")
     classes, index = np.unique(values, return_inverse=True)
     turbo = matplotlib.colormaps["turbo"].with_extremes(bad="0.7")
-    if len(classes) > _MOST_CLASSES:
+    if len(classes) > _MOST_CLASSES and words is None:
         places = np.linspace(np.nanmin(values), np.nanmax(values), 6)
         colours = turbo(np.interp(values, places[[0, -1]], (0.05, 0.95)))
         return _legend(places, turbo(np.linspace(0.05, 0.95, 6)), ".4g"), colours
@@ -225,7 +228,7 @@ def _colours(labels: ArrayLike | None, counts: set[int]) -> tuple[list[Line2D], 
         palette = matplotlib.colormaps["tab10"](classes.astype(int))
     else:
         palette = turbo(np.linspace(0.05, 0.95, len(classes)))
-    return _legend(classes, palette, "g"), palette[index]
+    return _legend(classes, palette, "g") if words is None else _legend(words, palette, ""), palette[index]
 
 
 def _legend(values: np.ndarray, palette: np.ndarray, style: str) -> list[Line2D]:

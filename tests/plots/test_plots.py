@@ -320,6 +320,16 @@ def test_labels_have_fixed_colours_and_a_legend_of_those_that_occur():
     assert not plots.latent_map({"": (centres, covariances)}).legends
 
 
+def test_labels_that_are_text_are_named_in_the_legend():
+    panels = {"": (RNG.normal(size=(4, 2)), random_covariances(4))}
+    names = ["dog", "cat", "owl", "dog"]
+    for labels in (names, np.array(names), np.array(names, object)):
+        figure = plots.latent_map(panels, labels)
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "dog", "owl"]
+        faces, handles = figure.axes[0].collections[0].get_facecolor()[:, :3], figure.legends[0].legend_handles
+        np.testing.assert_allclose(faces, [handles[index].get_color()[:3] for index in (1, 0, 2, 1)])
+
+
 def test_labels_that_are_measurements_have_colours_by_their_size():
     values = np.append(np.linspace(1950, 2020, 99), math.nan)
     figure = drawn(plots.latent_map({"": (np.zeros((100, 2)), np.zeros((100, 2, 2)))}, labels=values))
