@@ -143,7 +143,8 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
         tensor = from_numpy(array)
     except TypeError as error:
         fix = "save numbers by .astype(float), and labels that are text by .astype(str)"
-        kind = f"Python objects, which are not read: {fix}" if array.dtype == object else array.dtype
+        other = str(error).removeprefix("data must hold real numbers, not ")
+        kind = f"Python objects, which are not read: {fix}" if array.dtype == object else other
         raise ValueError(f"{name} must hold numbers, not {kind}") from error
     if not tensor.is_floating_point():
         return tensor

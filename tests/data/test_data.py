@@ -279,11 +279,22 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays, message):
         load(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("dtype", ["complex64", "U3", "datetime64[s]"])
-def test_arrays_of_other_things_than_real_numbers_are_refused(tmp_path, dtype):
+KINDS = {
+    "complex64": "data.imag",
+    "U3": "astype",
+    "datetime64[s]": "data.min.*timedelta64",
+    "timedelta64[s]": "data / numpy.timedelta64",
+    "f4,f4": "structured_to_unstructured",
+}
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_arrays_of_other_things_than_real_numbers_are_refused_with_the_way_to_make_them(tmp_path, dtype):
     np.save(tmp_path / "x.npy", np.zeros((4, 2), dtype=dtype))
-    with pytest.raises(ValueError, match="must hold numbers"):
+    with pytest.raises(ValueError, match=f"must hold numbers, not .*; .*{KINDS[dtype]}"):
         load(tmp_path / "x.npy")
+    with pytest.raises(TypeError, match=f"must hold real numbers, not .*; .*{KINDS[dtype]}"):
+        as_tensor(np.load(tmp_path / "x.npy"))
 
 
 # Folders of images
