@@ -118,9 +118,15 @@ def is_image(item: Any) -> bool:
 
 def as_array(data: Any) -> np.ndarray:
     """Return a numpy array for another array, a frame of numbers or a sparse matrix."""
-    array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
+    own = columns_of(data)
+    try:
+        array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
+    except TypeError:  # of a pyarrow table whose columns have no type in common
+        if not own:
+            raise
+        array = np.empty(0, object)
     dates = any(getattr(kind, "is_temporal", bool)() for kind in getattr(data, "dtypes", ()))  # days to polars
-    if (dates or array.dtype == object) and (own := columns_of(data)):
+    if own and (dates or array.dtype == object):
         columns = {str(name): np.asarray(data[name]) for name in own}
         if len(columns) < len(own):
             raise TypeError(f"columns must differ in their names, but are {', '.join(map(str, own))}")

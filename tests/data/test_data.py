@@ -1029,8 +1029,16 @@ def test_dates_in_a_frame_are_not_taken_for_numbers_of_days():
         def __array__(self, dtype=None, copy=None):
             return np.array([[18262.0, 1.0], [18263.0, 2.0]])
 
-    with pytest.raises(TypeError, match="the columns day do not: drop them"):
-        as_tensor(Dated(day=np.array(["2020-01-01", "2020-01-02"], "datetime64[D]"), x=[1.0, 2.0]))
+    class Table(Frame):
+        """A table of pyarrow."""
+
+        def __array__(self, dtype=None, copy=None):
+            return np.column_stack(list(self.values.values()))
+
+    days = np.array(["2020-01-01", "2020-01-02"], "datetime64[D]")
+    for kind in (Dated, Table):
+        with pytest.raises(TypeError, match="the columns day do not: drop them"):
+            as_tensor(kind(day=days, x=np.array([1.0, 2.0])))
 
 
 REFUSED = {
