@@ -120,7 +120,7 @@ def as_array(data: Any) -> np.ndarray:
     """Return a numpy array for another array, a frame of numbers or a sparse matrix."""
     own = columns_of(data)
     try:
-        array = np.asanyarray(data.toarray() if hasattr(data, "toarray") else data)
+        array = np.asanyarray(data.toarray() if callable(getattr(data, "toarray", None)) else data)
     except TypeError:  # of a pyarrow table whose columns have no type in common
         if not own:
             raise
