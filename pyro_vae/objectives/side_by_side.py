@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyro_vae.objectives.particles import PARTICLES
 from pyro_vae.runtime.changes import Changes
 from pyro_vae.runtime.steps import get_random_state, set_random_state
 
-FAIL = "programs"
+FAIL, SHARED = "programs", "noise"
 FIX = "let it count dimensions from the right (softmax(z, -1) and z[..., 0], not softmax(z, 1) and z[:, 0])"
 
 
@@ -67,7 +68,7 @@ def _check(loss: Any, model: Program, guide: Program, batch: Batch, fewer: Batch
         of_all = scored_otherwise(model, guide, batch, enumerated=what != "particles")
         if of_all != FAIL:  # which they will say themselves
             of_fewer = of_all or scored_otherwise(model, guide, fewer, enumerated=what != "particles")
-            _refuse(name, what, of_fewer)
+            _refuse(name, what, of_fewer.removeprefix(SHARED))
 
 
 def _adapt(loss: Objective, model: Program, guide: Program, batch: Batch, fewer: Batch) -> None:
@@ -80,6 +81,8 @@ def _adapt(loss: Objective, model: Program, guide: Program, batch: Batch, fewer:
             f"fails on particles side by side ({reason})" if reason else "takes the dimension of particles for another"
         )
         fix = "" if reason else f"; {FIX}"
+        if other == SHARED:
+            said, fix = "draws noise that particles side by side share", "; let it draw as much as z has (z.shape)"
         text = f"the model {said}, and is run on one at a time, which is slower{fix}"
         warnings.warn(f"{type(loss).__name__}: {text}", UserWarning, stacklevel=4)
         loss.one_by_one = True
@@ -118,8 +121,8 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
         enumerated: take values of the sites that are summed out in place of particles.
 
     Returns:
-        "guide" or "model"; "programs" where these fail side by side, and not alone; nothing, also where they fail
-        alone, or draw noise that is no site.
+        "guide" or "model"; "programs" where these fail side by side, and not alone; "noise" where the model draws noise
+        that is no site, and particles share it; nothing, also where they fail alone, or each particle has such noise.
 
     Example:
         >>> import pyro.distributions as dist
@@ -133,14 +136,7 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
         >>> scored_otherwise(model, guide, torch.zeros(3, 2))
         'model'
     """
-    args, kwargs = arguments(batch)
-
-    def run(program: Program, values: Trace | None = None) -> Trace:
-        program = program if values is None else poutine.replay(program, trace=values)
-        trace = poutine.trace(program).get_trace(*args, **kwargs)
-        trace.compute_log_prob()
-        return trace
-
+    run = partial(_scored, batch)
     with suppress(Exception):  # of any program
         of_guide = run(guide)
         plain = {"guide": of_guide, "model": run(model, of_guide)}
@@ -165,7 +161,21 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
                 noisy = not all(_alike(once, again, slack) for once, again in each)
                 if not (noisy or all(_alike(one, alone, slack) for one, (alone, _) in zip(ones, each, strict=True))):
                     return name
+                if noisy and name == "model" and not enumerated:  # its noise is to be drawn for each particle
+                    twice = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(program), _twice_the_first(together, dims))
+                    if _alike(_one(twice, 0, plain[name], dims), _one(twice, 1, plain[name], dims), slack):
+                        return SHARED
     return ""
+
+
+def _scored(batch: Batch, program: Program, values: Trace | None = None) -> Trace:
+    """Run a program on a batch, perhaps at values of a trace, and return its trace with log-probabilities."""
+    args, kwargs = arguments(batch)
+    trace = poutine.trace(program if values is None else poutine.replay(program, trace=values)).get_trace(
+        *args, **kwargs
+    )
+    trace.compute_log_prob()
+    return trace
 
 
 def _all_values(plain: Trace, summed_out: set[str], dims: int, drawn: Trace | None) -> Trace:
@@ -181,6 +191,16 @@ def _all_values(plain: Trace, summed_out: set[str], dims: int, drawn: Trace | No
         else:
             del values.nodes[name]  # to be drawn, given those before
     return values
+
+
+def _twice_the_first(trace: Trace, dims: int) -> Trace:
+    """Return the trace of two particles with the values of the first for both."""
+    twice = trace.copy()
+    for name in trace.stochastic_nodes:
+        site = trace.nodes[name]
+        if not site_is_subsample(site) and site["value"].dim() > dims + site["fn"].event_dim:
+            twice.nodes[name] = site | {"value": site["value"][:1].expand_as(site["value"])}
+    return twice
 
 
 def _one(trace: Trace, number: int, plain: Trace, dims: int) -> Trace:

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch.nn.functional import normalize
 
@@ -344,3 +345,25 @@ def test_a_layer_or_a_gate_that_begins_at_0_hides_nothing(stored):
             history = fit(model, pair.guide, x, loss=IWAE(3), epochs=9)
         results.append(history.column("train_loss"))
     assert results[0] == pytest.approx(results[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["torch.randn", "poutine.block"])
+def test_noise_of_a_model_is_drawn_for_each_particle(hidden):
+    """Else the log-likelihood of more particles tends to that given one draw of the noise, below log p(x)."""
+    x = torch.linspace(-1, 1, 6)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).mean().item()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 0.6))
+            noise = pyro.sample("noise", dist.Normal(0.0, 0.8)) if hidden else 0.8 * torch.randn(len(x))
+            pyro.sample("x", dist.Normal(z + noise, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x * 0.18, 0.55))
+
+    pair = poutine.block(model, hide=["noise"]), guide
+    with pytest.warns(UserWarning, match="log_likelihood: the model draws noise that particles side by side share"):
+        assert log_likelihood(*pair, (x,), samples=1000) == pytest.approx(exact, abs=0.05)  # 1,000 draws for each datum
+    assert evaluate(*pair, (x,), loss=Trace_ELBO(3, vectorize_particles=True)).loss > -exact
