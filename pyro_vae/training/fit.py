@@ -234,7 +234,7 @@ def fit(
             given |= numbers | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
             state.begin(given, as_given, described_first)
         if before:
-            state.resume(before, epochs, patience)
+            ranks.together(lambda: state.resume(before, epochs, patience))
         verify, guard = begin_at(estimate, state.step), guard_of(on_nan, programs, made.optim, resumed=state.step > 0)
         step = as_graph(Step(estimate, state, guard, clip_norm))
         saver = Saver(keeper, state, ranks, verify, whole_epochs=isinstance(x, Ready)) if keeper else NoSaver()

@@ -252,13 +252,16 @@ class State:
         """
         rows = [dict.fromkeys(COLUMNS, math.nan) | row for row in about["history"]]
         self.schedule.go_to(rows[1:], about["step"])
-        check_settings_of(about["settings"], self.settings)
+        if self.ranks.rank == 0:  # others may hold things of their own, such as their device
+            check_settings_of(about["settings"], self.settings)
         if about.get("read") != self._data.digest:
             warnings.warn(OTHERS, RuntimeWarning, stacklevel=4)
         values = self.programs.values()
         self._check_values(tensors, about, values)
         count = len(CALLED)
-        self._check_programs(about["programs"][:count], about["programs"][count:])
+        if self.ranks.rank == 0:
+            self._check_programs(about["programs"][:count], about["programs"][count:])
+        self.described[1] = about["programs"][:count]
         if strange := [name for name in about["frozen"] if not (isinstance(name, str) and name in tensors)]:
             raise ValueError(f"cannot resume: the checkpoint has frozen={strange}, which are none of its parameters")
         sources = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
@@ -317,7 +320,6 @@ class State:
                     f"cannot resume: the {name} is not the checkpoint's: its code, or a value that it holds, differs"
                 )
             warnings.warn(CHANGES.format(name), RuntimeWarning, stacklevel=4)
-        self.described[1] = first
 
     def _load_optimizer(self, tensors: Tensors, saved: dict[str, Any], values: dict[str, Tensor]) -> None:
         optim = self.optim

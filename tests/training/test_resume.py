@@ -22,6 +22,7 @@ from pyro_vae.runtime.checkpoints import Checkpoints, Stopped, read_tensors, sav
 from pyro_vae.training import COLUMNS, StopTraining
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.programs import Programs
+from pyro_vae.training.state import State
 
 SHAPE, COUNT, BATCH, EPOCHS = (1, 8, 8), 70, 16, 4  # 5 steps to an epoch, the last of 6 data
 STEPS = 5 * EPOCHS
@@ -1250,6 +1251,25 @@ def test_data_that_are_iterated_over_and_begin_with_others_are_said_to_be_others
         fit(*program(), data, epochs=2, batch_size=4, resume=tmp_path)
     with pytest.warns(RuntimeWarning, match="the data begin with other values than those that the checkpoint was"):
         fit(*program(), ITERATED[kind](x + 1), epochs=3, batch_size=4, resume=tmp_path)
+
+
+def test_what_a_process_holds_of_its_own_is_compared_by_the_first_alone(tmp_path, monkeypatch):
+    """Such as its rank and device, in closures and attributes of its programs: a checkpoint has those of rank 0."""
+    x = torch.rand(12, 3, generator=torch.Generator().manual_seed(0))
+    fit(*program(), x, epochs=1, checkpoints=tmp_path)
+    tensors, head = read_tensors(tmp_path / "last.safetensors")
+    save_tensors(tmp_path / "last.safetensors", {**tensors, "random/1": tensors["random/0"]}, head["about"])
+    with pytest.raises(ValueError, match="cannot resume: the model is not the checkpoint's"):
+        fit(*program(constant=torch.zeros(3)), x, epochs=2, resume=tmp_path)
+    load = State.load
+
+    def as_second(state, *content):
+        state.ranks.rank = 1
+        load(state, *content)
+        state.ranks.rank = 0
+
+    monkeypatch.setattr(State, "load", as_second)
+    assert len(fit(*program(constant=torch.zeros(3)), x, epochs=2, resume=tmp_path)) == 3
 
 
 class Bucketed(Iterated):
