@@ -1,10 +1,12 @@
 """Training on several processes and machines, one rank and one device each, on Lightning Fabric."""
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import reduce
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -83,11 +85,8 @@ class Ranks:
         if self.fabric is None:
             return values
         total = values.to(self.fabric.device, copy=True)
-        try:
+        with _all_there():
             torch.distributed.all_reduce(total)  # Fabric's own also waits at a barrier, which a step does not need
-        except RuntimeError as error:
-            minutes = f"or has not answered for {TIMEOUT_MINUTES} minutes"
-            raise ConnectionError(f"another process of this training has ended, {minutes}") from error
         return total.to(values.device)
 
     def gather(self, value: Tensor) -> list[Tensor]:
@@ -99,6 +98,21 @@ class Ranks:
         all_ = torch.zeros(self.size, *value.shape, dtype=torch.int64)
         all_[self.rank] = value
         return list(self.sum(all_).to(value))
+
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """Refuse plain values, by name, in which the ranks differ.
+
+        Raises:
+            ValueError: with the first one, on all ranks.
+        """
+        if self.size == 1:
+            return
+        digests = [hashlib.sha256(repr(value).encode()).digest()[:7] for value in values.values()]
+        everywhere = self.gather(torch.tensor([int.from_bytes(digest) for digest in digests]))
+        for number, (name, value) in enumerate(values.items()):
+            if len({int(there[number]) for there in everywhere}) > 1:
+                fix = "call fit with the same arguments on all of them, as it splits each batch itself"
+                raise ValueError(f"the processes differ in {name}, which is {value!r} here: {fix}")
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on some rank."""
@@ -143,10 +157,16 @@ class Ranks:
 
     @torch.no_grad()
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Give every rank the values that the tensors have on rank 0."""
+        """Give every rank the values that the tensors have on rank 0.
+
+        Raises:
+            ConnectionError: as `sum`.
+        """
         if self.fabric is None:
             return
-        values = self.fabric.broadcast([tensor.detach().cpu() for tensor in tensors])
+        own = [tensor.detach().cpu() for tensor in tensors]
+        with _all_there():
+            values = self.fabric.broadcast(own)
         for tensor, value in zip(tensors, values, strict=True):
             tensor.copy_(value)
 
@@ -170,6 +190,15 @@ class Ranks:
         if failed.any():
             raise SystemExit(2)
         return result  # type: ignore[return-value]
+
+
+@contextmanager
+def _all_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        minutes = f"or has not answered for {TIMEOUT_MINUTES} minutes"
+        raise ConnectionError(f"another process of this training has ended, {minutes}") from error
 
 
 def started() -> tuple[int, int] | None:

@@ -26,18 +26,45 @@ from pyro_vae.objectives import (
 from pyro_vae.objectives._objective import copy_of
 from pyro_vae.programs import check_points, check_programs, mode, paired_traces, seeded
 from pyro_vae.runtime.changes import Changes
+from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import ENGINES
 from pyro_vae.runtime.memory import as_bytes
 from pyro_vae.runtime.precision import check_precision
 from pyro_vae.training.batches import Batches
+from pyro_vae.training.descriptions import described_data
 from pyro_vae.training.guards import GUARDS
 from pyro_vae.training.history import Measure
+from pyro_vae.training.optimizers import check_factory
 from pyro_vae.training.programs import Programs
 
 REFUSED_LOSSES = (
     *[cls for name, cls in vars(pyro.infer).items() if name.startswith("JitTrace")],  # draw their traces only once
     RenyiELBO,  # a KL weight changes its bound without a word: take objectives.Renyi
 )
+
+
+def check_arguments(
+    loss: ELBO, beta: Beta, memory: int | str | None, optimizer: Any, patience: int | None, validation: Any
+) -> None:
+    """Refuse arguments of `fit` that do not fit each other, before any work.
+
+    Raises:
+        TypeError, ValueError: with what was received and the fix.
+    """
+    check_loss(loss, beta, memory)
+    check_factory(optimizer)
+    check_patience(patience, validation)
+
+
+def check_ranks(ranks: Ranks, batches: Batches, test: Any, **settings: Any) -> None:
+    """Refuse several processes whose data or settings differ.
+
+    Raises:
+        ValueError: with the first difference, on all ranks.
+    """
+    if ranks.size > 1:
+        data = {"data": (described_data(batches.x), batches.digest), "validation": described_data(test)}
+        ranks.check_same(settings | data)
 
 
 def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:

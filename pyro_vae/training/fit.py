@@ -20,10 +20,10 @@ from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import chosen
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.checks import (
+    check_arguments,
     check_before,
     check_functions,
-    check_loss,
-    check_patience,
+    check_ranks,
     check_settings,
     fit_to_memory,
     meet_parameters,
@@ -36,7 +36,6 @@ from pyro_vae.training.loop import goes_on, interruptible, train
 from pyro_vae.training.optimizers import (
     Groups,
     Optimizer,
-    check_factory,
     described_optimizer,
     made_by,
 )
@@ -45,6 +44,7 @@ from pyro_vae.training.saving import NoSaver, Saver, checkpoint_of, held, keeper
 from pyro_vae.training.schedules import Factory, schedule_of
 from pyro_vae.training.state import State
 from pyro_vae.training.step import Estimator, Step, as_graph, as_schedule, begin_at
+from pyro_vae.training.together import together
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -160,7 +160,8 @@ def fit(
         progress: show a progress bar.
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
         on_epoch: called with each row of the history as it is measured. `pyro_vae.training.loggers` has functions for
-            ``on_step`` and ``on_epoch``. Either may raise `pyro_vae.training.StopTraining` to end the training.
+            ``on_step`` and ``on_epoch``. Either may raise `pyro_vae.training.StopTraining` to end the training; if
+            one of several processes does, all of them end, after at most 100 more steps.
 
     Returns:
         The history: a row for epoch 0, evaluated before the first step, and a row for each epoch. After Ctrl-C or
@@ -189,10 +190,8 @@ def fit(
     Reference:
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, algorithm 1.
     """
-    check_loss(loss, beta, memory)
-    check_factory(optimizer)
+    check_arguments(loss, beta, memory, optimizer, patience, validation)
     check_functions(schedule=schedule, transform=transform, count=count, on_step=on_step, on_epoch=on_epoch)
-    check_patience(patience, validation)
     keeper = keeper_of(checkpoints, resume)
     before = checkpoint_of(keeper, resume)
     programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
@@ -208,6 +207,8 @@ def fit(
     given = {"seed": seed, "loss": described_loss(loss), "beta": described(beta), "transform": described(transform)}
     as_given = programs.described() if keeper else []
     history = History()
+    check_ranks(ranks, batches, test, seed=seed, epochs=epochs, **numbers)
+    on_step, on_epoch = together(ranks, on_step, on_epoch)
 
     with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide):
         with pyro.validation_enabled():  # of all data and every distribution, so that the steps below need none

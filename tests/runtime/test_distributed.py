@@ -48,3 +48,17 @@ def test_buffers_begin_and_end_as_those_of_rank_0(two_ranks):
     (mean,) = (value for name, value in first.items() if name.endswith("running_mean"))
     # Six steps from 0 towards the mean 3 of batches of 8, whose running mean has a standard deviation of 0.07.
     torch.testing.assert_close(mean, torch.full((6,), 3 * (1 - 0.9**6)), rtol=0, atol=0.35)
+
+
+@pytest.mark.parametrize(("where", "rows"), [("on_step", 4), ("on_epoch", 3)])
+def test_all_ranks_end_where_a_callback_of_one_ends_the_training(two_ranks, where, rows):
+    """A step's is heard at the end of its epoch, the third, if no hundredth step comes before."""
+    (counts, parameters), (counts_2, parameters_2) = (found[f"stopped {where}"] for found in two_ranks)
+    assert counts == counts_2 == rows
+    assert torch.equal(torch.cat(parameters[:1]), torch.cat(parameters_2[:1]))
+
+
+def test_processes_with_data_of_their_own_are_refused(two_ranks):
+    for found in two_ranks:
+        assert found["of other data"].startswith("the processes differ in data, which is")
+        assert "as it splits each batch itself" in found["of other data"]

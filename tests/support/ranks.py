@@ -10,13 +10,13 @@ import torch
 from lightning_fabric import Fabric
 from pyro.poutine.messenger import Messenger
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from pyro_vae import VAE, decoders, encoders, priors
 from pyro_vae.data import MemoryMapped
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import linear_warm_up
-from pyro_vae.training import fit
+from pyro_vae.training import StopTraining, fit
 
 
 def in_a_file(x):
@@ -149,10 +149,38 @@ def normalize(fabric):
     return dict(vae.named_buffers())
 
 
+def stopped_by_one(fabric, where):
+    """Return how many rows this rank has, where rank 1 alone ends the training: in its step 120, or behind epoch 2."""
+    pyro.clear_param_store()
+    model, guide, parameters = programs(torch.float32, seed=0)
+
+    def stop(number, *_):
+        if fabric.global_rank == 1 and (number == 120 if where == "on_step" else number["epoch"] == 2):
+            raise StopTraining
+
+    x = torch.randn(120, 6, generator=torch.Generator().manual_seed(1))
+    history = fit(model, guide, x, epochs=5, batch_size=1, fabric=fabric, **{where: stop})
+    return len(history), parameters()
+
+
+def of_other_data(fabric):
+    """Return what is said where each process has a part of the data."""
+    pyro.clear_param_store()
+    model, guide, _ = programs(torch.float32, seed=0)
+    data = TensorDataset(torch.arange(120.0).reshape(20, 6))
+    own = DataLoader(data, 5, sampler=DistributedSampler(data, fabric.world_size, fabric.global_rank))
+    try:
+        fit(model, guide, own, epochs=1, fabric=fabric)
+    except ValueError as error:
+        return str(error)
+
+
 def train_all(fabric, folder):
     torch.set_num_threads(1)
     found = {name: train(fabric, **case) for name, case in CASES.items()}
     found |= {"seen": see(fabric), "buffers": normalize(fabric)}
+    found |= {f"stopped {where}": stopped_by_one(fabric, where) for where in ("on_step", "on_epoch")}
+    found |= {"of other data": of_other_data(fabric)}
     torch.save(found, f"{folder}/rank{fabric.global_rank}.pt")
 
 
