@@ -365,11 +365,16 @@ class State:
         self.ranks.broadcast(parameters)
         optim, names = self.optim, {id(value): name for name, value in reversed(self.programs.values().items())}
         for parameter, name in zip(parameters, called, strict=True):
-            settings, state = self._late.pop(names[id(parameter)], (self.settings_by_name(name), {}))
-            optim.add_param_group({**as_in(optim.param_groups[0], settings), "params": [parameter]})
+            own = self.settings_by_name(name)
+            settings, state = self._late.pop(names[id(parameter)], (own, {}))
+            if own or len(optim.param_groups) > 1:
+                optim.add_param_group({**as_in(optim.param_groups[0], settings), "params": [parameter]})
+            else:  # a schedule knows the groups that it began with
+                optim.param_groups[0]["params"].append(parameter)
             if state:
                 alone = copy.copy(optim)  # an optimizer of this parameter
-                alone.param_groups, alone.state = optim.param_groups[-1:], defaultdict(dict)
+                alone.param_groups = [{**optim.param_groups[-1], "params": [parameter]}]
+                alone.state = defaultdict(dict)
                 checked_state(
                     alone, {"state": {0: state}, "param_groups": [settings_of(*alone.param_groups, params=[0])]}
                 )

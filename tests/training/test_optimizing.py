@@ -253,6 +253,25 @@ def test_a_schedule_is_resumed_to_the_last_bit(name, tmp_path):
         trained(validation=X[:5], resume=keeper.folder)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_parameter_that_is_met_late_has_the_schedule_of_the_others(name):
+    pyro.clear_param_store()
+    pair, runs, made = Linear(), [], []
+
+    def model(x):
+        runs.append(1)
+        scale = pyro.param("late", torch.ones(3)) if len(runs) > 15 else 1.0
+        pair.model(x * scale)
+
+    def sgd(parameters):
+        made.append(torch.optim.SGD(parameters, lr=0.1))
+        return made[0]
+
+    fit(model, pair.guide, X, epochs=EPOCHS, batch_size=8, optimizer=sgd, schedule=SCHEDULES[name], engine="eager")
+    (group,) = made[0].param_groups
+    assert any(parameter is pyro.param("late").unconstrained() for parameter in group["params"])
+
+
 BAD_SCHEDULES = {
     "no fit": (partial(CyclicLR, base_lr=0.1, max_lr=0.2), "the schedule does not fit Adagrad: .*momentum"),
     "no schedule": (lambda _: 0.1, r"schedule must make a scheduler of the optimizer, as partial\(StepLR"),
