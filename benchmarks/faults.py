@@ -148,9 +148,9 @@ def cost(shape, data, latent_dim, batch_size, epochs):
     prior, encoder = priors.Normal(latent_dim), encoders.Normal(shape, latent_dim)
     vae = VAE(prior, encoder, decoders.Bernoulli(latent_dim, shape, grey=True))
     with tempfile.TemporaryDirectory() as folder:
-        keeper, start = Timed(folder), time.perf_counter()
-        fit(vae.model, vae.guide, x, batch_size=batch_size, epochs=epochs, validation=x[:1000], checkpoints=keeper)
-    return time.perf_counter() - start, keeper.written, keeper.seconds
+        checkpoints, start = Timed(folder), time.perf_counter()
+        fit(vae.model, vae.guide, x, batch_size=batch_size, epochs=epochs, validation=x[:1000], checkpoints=checkpoints)
+    return time.perf_counter() - start, checkpoints.written, checkpoints.seconds
 
 
 def main():

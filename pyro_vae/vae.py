@@ -6,8 +6,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import as_size
 from pyro_vae.distributions import centre_of, on_sphere, shown_of
-from pyro_vae.networks import as_size
 from pyro_vae.networks._part import in_mode
 
 

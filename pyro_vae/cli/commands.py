@@ -162,8 +162,8 @@ def sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from pyro_vae import plots
+    from pyro_vae.arguments import as_size
     from pyro_vae.data import located
-    from pyro_vae.networks import as_size
     from pyro_vae.programs import seeded
     from pyro_vae.runs.folder import RunFolder
 
@@ -197,8 +197,8 @@ def _numbers(x: "Tensor", suffix: str) -> bytes:
 def reconstruct(arguments: argparse.Namespace) -> None:
     """Reconstruct test data of a run."""
     from pyro_vae import plots
+    from pyro_vae.arguments import as_size
     from pyro_vae.diagnostics.evaluation import evaluate
-    from pyro_vae.networks import as_size
     from pyro_vae.programs import seeded
     from pyro_vae.runs.facts import values_of
     from pyro_vae.runs.parts import check_choice
@@ -231,8 +231,8 @@ def reconstruct(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print bounds and log-likelihood of a run on its test data."""
+    from pyro_vae.arguments import as_size
     from pyro_vae.diagnostics.evaluation import evaluate, log_likelihood
-    from pyro_vae.networks import as_size
     from pyro_vae.runs.facts import values_of
     from pyro_vae.runtime.memory import as_bytes
 

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks import MLP, Network, Sizes, as_function, as_shape, check_event_shape, held
+from pyro_vae.arguments import as_function, held
+from pyro_vae.networks import MLP, Network, Sizes, as_shape, check_event_shape
 from pyro_vae.networks._part import Part
 
 

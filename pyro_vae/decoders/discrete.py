@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import as_size, held
 from pyro_vae.decoders._decoder import _Decoder
-from pyro_vae.networks import MLP, Network, Sizes, as_size, held, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, positive, soft_clip
 
 
 class DiscretizedLogistic(_Decoder):

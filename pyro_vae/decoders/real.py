@@ -4,8 +4,9 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import held
 from pyro_vae.decoders._decoder import _ScaleDecoder
-from pyro_vae.networks import MLP, Network, Sizes, held
+from pyro_vae.networks import MLP, Network, Sizes
 
 
 class Normal(_ScaleDecoder):

@@ -14,11 +14,11 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELB
 from torch import Tensor
 from torch.distributions import Independent
 
+from pyro_vae.arguments import as_size
 from pyro_vae.data import Ready, Rows, count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments, cut, structure_of, tensors_of
 from pyro_vae.distributions.moments import NoMeanError
 from pyro_vae.distributions.wrappers import layers
-from pyro_vae.networks import as_size
 from pyro_vae.objectives import (
     Objective,
     check_per_datum,

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
+from pyro_vae.arguments import above
 from pyro_vae.distributions.discrete import OneHotCategorical
-from pyro_vae.networks import above
 
 COLDEST, WARMEST = 1e-3, 1e3
 # Small enough for any decoder, large enough for second derivatives, of 2 / EDGE^2 and more, to be finite in float32. It

@@ -9,8 +9,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.kl import register_kl
 
+from pyro_vae.arguments import as_size
 from pyro_vae.distributions.wrappers import expanded
-from pyro_vae.networks import as_size
 
 
 def log_area(dim: int) -> float:

@@ -3,7 +3,8 @@
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_vae.networks import MLP, Network, Shape, Sizes, as_function, as_shape, as_size, check_event_shape
+from pyro_vae.arguments import as_function, as_size
+from pyro_vae.networks import MLP, Network, Shape, Sizes, as_shape, check_event_shape
 from pyro_vae.networks._part import Part
 
 

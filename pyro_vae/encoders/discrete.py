@@ -4,8 +4,9 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import as_size
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, Sizes, as_size, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, soft_clip
 
 
 class Bernoulli(_Encoder):

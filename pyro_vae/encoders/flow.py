@@ -3,9 +3,10 @@
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyro_vae.arguments import as_size
 from pyro_vae.distributions.flow import ConditionalAutoregressive, ConditionalFlow, ConditionalPlanar
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, Sizes, as_size, deviation
+from pyro_vae.networks import MLP, Network, Sizes, deviation
 
 _KINDS = ("IAF", "MAF", "NSF", "planar")
 

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import as_size, held
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, Sizes, as_size, deviation, held, positive, soft_clip
+from pyro_vae.networks import MLP, Network, Sizes, deviation, positive, soft_clip
 
 
 class Normal(_Encoder):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import as_size
 from pyro_vae.distributions.relaxed import as_temperature
 from pyro_vae.encoders._concentration import concentration
 from pyro_vae.encoders._encoder import _Encoder
-from pyro_vae.networks import MLP, Network, as_size, soft_clip
+from pyro_vae.networks import MLP, Network, soft_clip
 
 
 class Dirichlet(_Encoder):

@@ -10,9 +10,9 @@ import torch.distributions as td
 from torch import Tensor, nn
 
 from pyro_vae import distributions
+from pyro_vae.arguments import as_number, as_size
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.distributions.wrappers import layers
-from pyro_vae.networks import as_number, as_size
 from pyro_vae.networks._part import Part
 from pyro_vae.runtime.recording import kept_tensors
 

@@ -6,18 +6,17 @@ Parts (`pyro_vae.encoders`, `pyro_vae.decoders`) make that call, because only th
 distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(256, 128))``.
 """
 
+from pyro_vae.arguments import above, as_function, as_number, as_size, held
 from pyro_vae.networks.convolutional import ConvDecoder, ConvEncoder, halved_sizes
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.ranges import above, as_number, clip_log_variance, deviation, held, positive, soft_clip
+from pyro_vae.networks.ranges import clip_log_variance, deviation, positive, soft_clip
 from pyro_vae.networks.recurrent import GRUDecoder, GRUEncoder
 from pyro_vae.networks.shapes import (
     Network,
     Shape,
     Sizes,
-    as_function,
     as_image_shape,
     as_shape,
-    as_size,
     check_event_shape,
 )
 from pyro_vae.networks.wrappers import FillMissing, with_output_bias

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from pyro_vae.arguments import as_function
 from pyro_vae.networks._network import _Network
-from pyro_vae.networks.shapes import Shape, Sizes, as_function, as_image_shape, as_shape
+from pyro_vae.networks.shapes import Shape, Sizes, as_image_shape, as_shape
 
 
 class ConvEncoder(_Network):

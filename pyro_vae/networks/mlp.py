@@ -5,8 +5,9 @@ from itertools import pairwise
 
 from torch import nn
 
+from pyro_vae.arguments import as_function
 from pyro_vae.networks._network import _Network
-from pyro_vae.networks.shapes import Sizes, as_function, as_shape
+from pyro_vae.networks.shapes import Sizes, as_shape
 
 
 class MLP(_Network):

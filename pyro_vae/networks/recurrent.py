@@ -4,8 +4,9 @@ import math
 
 from torch import Tensor, nn
 
+from pyro_vae.arguments import as_size
 from pyro_vae.networks._network import _Network
-from pyro_vae.networks.shapes import Sizes, as_size
+from pyro_vae.networks.shapes import Sizes
 
 
 class GRUEncoder(_Network):

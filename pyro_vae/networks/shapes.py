@@ -1,9 +1,10 @@
-"""Shapes, and how to refuse what is none."""
+"""Shapes, and checks of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
+
+from pyro_vae.arguments import as_size
 
 Shape = tuple[int, ...]
 Sizes = int | Sequence[int]  # as a shape may be given
@@ -32,58 +33,6 @@ def as_shape(shape: Sizes, name: str = "shape") -> Shape:
     if not sizes:
         raise ValueError(f"{name} must have at least one size, not {shape!r}")
     return tuple(as_size(size, name) for size in sizes)
-
-
-def as_size(size: int, name: str = "size", least: float = 1) -> int:
-    """Return a size, or refuse what is none.
-
-    Arguments:
-        size: an integer.
-        name: what the size is called in the error.
-        least: smallest allowed value.
-
-    Returns:
-        The size.
-
-    Raises:
-        TypeError: where it is no integer.
-        ValueError: where it is too small, or more than a tensor can have.
-
-    Example:
-        >>> as_size(20)
-        20
-    """
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{name} must be an integer, not {size!r}")
-    if size < least:
-        raise ValueError(f"{name} must be at least {least}, not {size!r}")
-    if size >= 2**63:
-        raise ValueError(f"{name} must be below 2^63, not {size!r}")
-    return size
-
-
-def as_function(value: Any, name: str) -> Any:
-    """Return what can be called, or refuse what can not.
-
-    Arguments:
-        value: a function, a class or any other callable.
-        name: what it is called in the error.
-
-    Returns:
-        The value.
-
-    Raises:
-        TypeError: with the value received.
-
-    Example:
-        >>> as_function(3, "network")
-        Traceback (most recent call last):
-        ...
-        TypeError: network must be a function or a class, not 3
-    """
-    if not callable(value):
-        raise TypeError(f"{name} must be a function or a class, not {value!r}")
-    return value
 
 
 def as_image_shape(shape: Sizes, network: str) -> Shape:

@@ -5,9 +5,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import as_function
 from pyro_vae.networks._part import Part
 from pyro_vae.networks.mlp import MLP
-from pyro_vae.networks.shapes import Network, Sizes, as_function, as_shape
+from pyro_vae.networks.shapes import Network, Sizes, as_shape
 
 
 class FillMissing(Part):

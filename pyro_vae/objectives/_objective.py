@@ -22,9 +22,9 @@ from torch.distributions import Independent, TransformedDistribution
 from torch.distributions.constraints import Constraint, real
 from torch.utils.checkpoint import checkpoint
 
+from pyro_vae.arguments import as_size
 from pyro_vae.data.batch import Batch, Count, arguments, count_of, tensors_of
 from pyro_vae.distributions.wrappers import family, layers, with_density
-from pyro_vae.networks import as_size
 from pyro_vae.networks._part import kept_arguments
 from pyro_vae.objectives.particles import NOISE, PARTICLES
 from pyro_vae.runtime.memory import most_within, peak_of

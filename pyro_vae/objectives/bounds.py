@@ -9,8 +9,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
+from pyro_vae.arguments import as_number, as_size
 from pyro_vae.distributions.wrappers import family, layers
-from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,

@@ -8,8 +8,8 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.arguments import as_number, as_size
 from pyro_vae.distributions.wrappers import family, with_density
-from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,

@@ -20,9 +20,9 @@ from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.arguments import as_number, as_size
 from pyro_vae.data.batch import Batch, arguments, count_of
 from pyro_vae.distributions.kl import kl_or_none
-from pyro_vae.networks import as_number, as_size
 from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, check_dims, copy_of, scale_at_1
 from pyro_vae.objectives.plates import share_of
 

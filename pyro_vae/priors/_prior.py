@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks import as_size
+from pyro_vae.arguments import as_size
 from pyro_vae.networks._part import Part
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import held
 from pyro_vae.distributions.sphere import sphere_dim
-from pyro_vae.networks import held
 from pyro_vae.networks._part import Part
 from pyro_vae.priors._prior import _Prior
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import as_size
 from pyro_vae.distributions.relaxed import as_temperature
-from pyro_vae.networks import as_size
 from pyro_vae.priors._prior import _Prior
 
 

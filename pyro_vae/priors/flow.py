@@ -2,8 +2,8 @@
 
 import pyro.distributions as dist
 
+from pyro_vae.arguments import as_size
 from pyro_vae.distributions.flow import ZukoFlow, zuko
-from pyro_vae.networks import as_size
 from pyro_vae.networks._part import Part
 
 TRANSFORMS = ("NSF", "MAF", "RealNVP")

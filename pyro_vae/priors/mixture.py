@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
-from pyro_vae.networks import as_size
+from pyro_vae.arguments import as_size
 from pyro_vae.networks._part import Part
 
 

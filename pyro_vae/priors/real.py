@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.networks import held
+from pyro_vae.arguments import held
 from pyro_vae.priors._prior import _Prior
 
 

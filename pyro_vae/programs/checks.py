@@ -10,9 +10,9 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.arguments import as_function
 from pyro_vae.data import Ready, Rows, count_in
 from pyro_vae.data.batch import Batch, are_rows, map_tensors, tensors_of
-from pyro_vae.networks import as_function
 from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.programs.calls import Transform, check_calls, transformed
 from pyro_vae.programs.handlers import Program
@@ -26,7 +26,7 @@ from pyro_vae.vae import VAE
 
 @torch.no_grad()
 def check_programs(
-    model: Program, guide: Program, x: Rows, transform: Transform | None = None, batch_size: int = 2, of: str = ""
+    model: Program, guide: Program, x: Rows, transform: Transform | None = None, batch_size: int = 2, where: str = ""
 ) -> DataPlates:
     """Refuse programs that do not fit each other or the data, with the part and the fix.
 
@@ -39,7 +39,7 @@ def check_programs(
             missing entry (`pyro_vae.decoders.Masked`), and where the programs themselves leave it out.
         transform: a function that is applied to a batch before the programs see it, or None.
         batch_size: the number of data that the programs will see at a time.
-        of: a text that follows the index of a datum in an error, such as " of the validation data".
+        where: a text that follows the index of a datum in an error, such as " of the validation data".
 
     Returns:
         The programs' plates over the data.
@@ -60,7 +60,7 @@ def check_programs(
     count_rows = count_in(x)
     first = x[:batch_size]
     count = count_rows(first)
-    refuse_infinite(first, 0, of)
+    refuse_infinite(first, 0, where)
     first = filled(first)  # without missing entries, which some networks cannot take; they are checked below
     if transform is not None:
         as_function(transform, "transform")
@@ -78,7 +78,7 @@ def check_programs(
         most = max(1, min(10_000 if holds else 1_000, LARGEST_CHUNK // size))
         if not holds and (other_pair is None or plates.size > count):
             most = count  # the programs take no other number of data, or not more than their plate holds
-        check_data(model, guide, x.split(most), transform, holds, count_rows, of)
+        check_data(model, guide, x.split(most), transform, holds, count_rows, where)
         for rows in islice(x.structures(), 1, None) if isinstance(x, Ready) else ():
             further = transformed(filled(rows), transform, count_rows)
             found = _check_batch(model, guide, rows, further, x, transform, observing=False)

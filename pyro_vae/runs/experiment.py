@@ -97,10 +97,10 @@ class Experiment:
 
     def check(self, name: str) -> None:
         """Check the "train" or the "test" part of the data against the VAE, by `check_programs`."""
-        of = f" of data.load({self.config.data!r}).{name}"  # in a file without parts, the data have another order
+        where = f" of data.load({self.config.data!r}).{name}"  # in a file without parts, the data have another order
         with self.evaluating():
             x = getattr(self.data, name).to(self.device)
-            check_programs(self.vae.model, self.vae.guide, x, self.transform, of=of)
+            check_programs(self.vae.model, self.vae.guide, x, self.transform, where=where)
 
     def check_training(self) -> None:
         """Refuse what `fit` would refuse, before anything is printed.

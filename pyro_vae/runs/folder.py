@@ -11,9 +11,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from pyro_vae.arguments import as_size
 from pyro_vae.data import Data, are_images, fingerprint
 from pyro_vae.files import check_no_link, partial_of, takes_files
-from pyro_vae.networks import Shape, as_size
+from pyro_vae.networks import Shape
 from pyro_vae.runs.config import Config, read_flags
 from pyro_vae.runs.experiment import Experiment, seeded_vae
 from pyro_vae.runs.metrics import write_metrics

@@ -50,7 +50,7 @@ class Run:
         vae = self.folder.first_vae(config, tuple(data.train.shape[1:])) if resume else None
         self.experiment = Experiment(config, data, vae, device)
         written = self.folder.checkpoints, config.checkpoint_minutes, self._save_weights
-        self.checkpoints = Checkpoints(*written, of=self.experiment.identity)
+        self.checkpoints = Checkpoints(*written, identity=self.experiment.identity)
         self.from_checkpoint = resume and self.checkpoints.last.exists()
         if self.from_checkpoint:
             _, about = self.checkpoints.read()

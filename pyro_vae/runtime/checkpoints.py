@@ -227,7 +227,7 @@ class Checkpoints:
         folder: the folder; it is created if needed.
         minutes: minutes between checkpoints within an epoch, above 0.
         on_save: called after each checkpoint.
-        of: plain values that describe what is trained. They are written, and a checkpoint with other values is refused.
+        identity: plain values that describe what is trained. A checkpoint with other values is refused.
 
     Raises:
         TypeError: if the folder is not a path.
@@ -245,13 +245,13 @@ class Checkpoints:
         folder: str | Path,
         minutes: float = 5.0,
         on_save: Callable[[], None] | None = None,
-        of: Mapping[str, Any] | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"the folder of checkpoints must be a path, not {folder!r}")
         if not (isinstance(minutes, int | float) and minutes > 0):
             raise ValueError(f"minutes must be above 0, not {minutes!r}")
-        self.folder, self.minutes, self.on_save, self.of = Path(folder), minutes, on_save, of or {}
+        self.folder, self.minutes, self.on_save, self.identity = Path(folder), minutes, on_save, identity or {}
         self.stopping = False
         self._written_at, self._took = time.monotonic(), 0.0
         self._best, self._made = math.inf, False
@@ -308,8 +308,8 @@ class Checkpoints:
         fix = "take the one that was written beside the last checkpoint, or leave patience out"
         tensors, head = read_tensors(self.best, fix)
         about = head["about"] if isinstance(head.get("about"), dict) else {}
-        if self.of:
-            check_same(self.best, about.get("of"), self.of)
+        if self.identity:
+            check_same(self.best, about.get("of"), self.identity)
         check_same(self.best, about.get("settings"), settings)
         found: Any = about.get("test_loss")
         if not (_is(found, float) and found <= loss):  # a lower one is of a later epoch, which will be trained again
@@ -335,10 +335,10 @@ class Checkpoints:
             self._made = True
         loss, parameters = best
         if parameters and loss < self._best:
-            kept = {"test_loss": loss, "of": self.of, "settings": about.get("settings")}
+            kept = {"test_loss": loss, "of": self.identity, "settings": about.get("settings")}
             save_tensors(self.best, parameters, kept)
             self._best = loss
-        save_tensors(self.last, tensors, {**about, "of": self.of})
+        save_tensors(self.last, tensors, {**about, "of": self.identity})
         if self.on_save:
             self.on_save()
         self._written_at = time.monotonic()
@@ -362,8 +362,8 @@ class Checkpoints:
         about = head.get("about")
         if not (isinstance(about, dict) and "history" in about):
             raise ValueError(f"{self.last} holds no checkpoint of a training")
-        if self.of:
-            check_same(self.last, about.get("of"), self.of)
+        if self.identity:
+            check_same(self.last, about.get("of"), self.identity)
         _check_about(about)
         return tensors, about
 

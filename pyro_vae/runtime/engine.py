@@ -12,7 +12,7 @@ WORTHWHILE = 400  # steps: recording and checking take about as long as 200 repl
 
 
 def chosen(
-    step: Step, engine: str, steps: int, *, tolerance: float = 1e-5, unless: str = ""
+    step: Step, engine: str, steps: int, *, tolerance: float = 1e-5, blocked: str = ""
 ) -> tuple[Step, Callable[[], str]]:
     """Choose how a step is computed.
 
@@ -21,7 +21,7 @@ def chosen(
         engine: one of `ENGINES`.
         steps: the number of steps of the training.
         tolerance: the relative tolerance for compiled steps, and for steps on a GPU.
-        unless: the reason why the step cannot be recorded; empty if it can.
+        blocked: the reason why the step cannot be recorded; empty if it can.
 
     Returns:
         A function with the step's arguments and results, and a function that returns a line saying, after the training,
@@ -35,10 +35,10 @@ def chosen(
     """
     if engine == "eager":
         return step, lambda: "eager, as asked"
-    if unless:
+    if blocked:
         if engine != "auto":
-            warnings.warn(f"the step is not recorded and is run eagerly ({unless})", RuntimeWarning, stacklevel=3)
-        return step, lambda: f"eager: {unless}"
+            warnings.warn(f"the step is not recorded and is run eagerly ({blocked})", RuntimeWarning, stacklevel=3)
+        return step, lambda: f"eager: {blocked}"
     if engine == "auto" and steps < WORTHWHILE:
         count = "1 step is" if steps == 1 else f"{steps} steps are"
         return step, lambda: f"eager: {count} too few to gain from a recording"

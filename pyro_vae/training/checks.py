@@ -10,9 +10,9 @@ from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_vae.arguments import above, as_function, as_number, as_size
 from pyro_vae.data import Ready
 from pyro_vae.data.batch import arguments
-from pyro_vae.networks import above, as_function, as_number, as_size
 from pyro_vae.objectives import (
     Beta,
     DataPlates,

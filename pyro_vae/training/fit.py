@@ -40,7 +40,7 @@ from pyro_vae.training.optimizers import (
     made_by,
 )
 from pyro_vae.training.programs import Programs
-from pyro_vae.training.saving import NoSaver, Saver, checkpoint_of, held, keeper_of
+from pyro_vae.training.saving import NoSaver, Saver, as_checkpoints, checkpoint_of, held
 from pyro_vae.training.schedules import Factory, schedule_of
 from pyro_vae.training.state import State
 from pyro_vae.training.step import Estimator, Step, as_graph, as_schedule, begin_at
@@ -192,8 +192,8 @@ def fit(
     """
     check_arguments(loss, beta, memory, optimizer, patience, validation)
     check_functions(schedule=schedule, transform=transform, count=count, on_step=on_step, on_epoch=on_epoch)
-    keeper = keeper_of(checkpoints, resume)
-    before = checkpoint_of(keeper, resume)
+    checkpoints = as_checkpoints(checkpoints, resume)
+    before = checkpoint_of(checkpoints, resume)
     programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
     given: dict[str, Any] = {"count": count, "transform": transform}
     x = as_input(data, programs.model, programs.guide, **given)
@@ -205,7 +205,7 @@ def fit(
     numbers["batch_size"] = batch_size = max(x.counts) if isinstance(x, Ready) else min(batch_size, len(x))
     batches = Batches(x, batch_size, transform, ranks, torch.Generator().manual_seed(as_seed(seed)))
     given = {"seed": seed, "loss": described_loss(loss), "beta": described(beta), "transform": described(transform)}
-    as_given = programs.described() if keeper else []
+    as_given = programs.described() if checkpoints else []
     history = History()
     check_ranks(ranks, batches, test, seed=seed, epochs=epochs, **numbers)
     on_step, on_epoch = together(ranks, on_step, on_epoch)
@@ -218,9 +218,9 @@ def fit(
             loss = fit_to_memory(loss, memory, programs, batches, seed)
             measure.settings |= {"plates": plates.names, "loss": loss}
             estimator, steps = Estimator(loss, programs, plates.names, precision), epochs * len(batches)
-            estimate, how = chosen(estimator, engine, steps, tolerance=estimator.tolerance, unless=estimator.unless)
+            estimate, how = chosen(estimator, engine, steps, tolerance=estimator.tolerance, blocked=estimator.blocked)
             measure.check = meet_parameters(programs, batches, seed)
-            described_first = programs.described() if keeper else []
+            described_first = programs.described() if checkpoints else []
             made = made_by(optimizer, programs.parameters, programs.local.names, programs.values().values())
             rates = schedule_of(schedule, made.optim, made.scheduler)
             state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings)
@@ -228,9 +228,9 @@ def fit(
                 history.append(measure.row(0, measure.bound(x), state.rate, 0.0))
         if resume is None and not goes_on(on_epoch, history[-1]):
             epochs = 0
-        if keeper:
-            stack.enter_context(held(keeper, ranks))
-            keeper_of(checkpoints, resume)  # once more, as another training may have ended there meanwhile
+        if checkpoints:
+            stack.enter_context(held(checkpoints, ranks))
+            as_checkpoints(checkpoints, resume)  # once more, as another training may have ended there meanwhile
             given |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
             given |= numbers | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
             state.begin(given, as_given, described_first)
@@ -238,7 +238,7 @@ def fit(
             ranks.together(lambda: state.resume(before, epochs, patience))
         verify, guard = begin_at(estimate, state.step), guard_of(on_nan, programs, made.optim, resumed=state.step > 0)
         step = as_graph(Step(estimate, state, guard, clip_norm))
-        saver = Saver(keeper, state, ranks, verify, whole_epochs=isinstance(x, Ready)) if keeper else NoSaver()
+        saver = Saver(checkpoints, state, ranks, verify, epochs_only=isinstance(x, Ready)) if checkpoints else NoSaver()
         if progress:
             bar = stack.enter_context(Progress(epochs, len(batches), shown=ranks.rank == 0))
             on_step, on_epoch = both(bar.on_step, on_step), both(bar.on_epoch, on_epoch)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.networks import as_function
+from pyro_vae.arguments import as_function
 from pyro_vae.runtime.checkpoints import checked_state, stepped
 from pyro_vae.runtime.held import TRUSTED, root_of
 from pyro_vae.runtime.steps import import_tracers

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks import as_function
+from pyro_vae.arguments import as_function
 from pyro_vae.programs import modules_of
 from pyro_vae.programs.handlers import LocalModules, Program
 from pyro_vae.training.descriptions import described_programs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from pyro_vae.networks import as_function
+from pyro_vae.arguments import as_function
 from pyro_vae.training.descriptions import described
 
 Row = dict[str, float]

@@ -114,12 +114,12 @@ class State:
         self.described = [[*each, self.own] for each in (as_given, checked)]
         as_file(*self.save())
 
-    def resume(self, keeper: Checkpoints, epochs: int, patience: int | None) -> None:
-        """Load the checkpoint of a keeper, and with patience also its best parameters."""
-        self.load(*keeper.read())
+    def resume(self, checkpoints: Checkpoints, epochs: int, patience: int | None) -> None:
+        """Load a checkpoint, and with patience also its best parameters."""
+        self.load(*checkpoints.read())
         check_epochs(epochs, self.begun)
         if patience:
-            self.best = self.best[0], keeper.read_best(self.best[0], self.programs.values(), self.settings)
+            self.best = self.best[0], checkpoints.read_best(self.best[0], self.programs.values(), self.settings)
 
     def start_epoch(self) -> None:
         """Start the clock."""

@@ -43,7 +43,7 @@ class Estimator:
         return *terms, norm_of(gradients), *gradients
 
     @property
-    def unless(self) -> str:
+    def blocked(self) -> str:
         """Why the estimator cannot be recorded; empty if it can."""
         in_chunks = isinstance(self.loss, Objective) and self.loss.chunk < self.loss.num_particles
         return "particles are processed in chunks, and a recording would hold all of them at once" if in_chunks else ""

@@ -171,10 +171,10 @@ def test_a_checkpoint_of_something_else_is_refused(there, here, words, tmp_path)
         "frozen": [],
         "programs": [""] * 10,
     }
-    Checkpoints(tmp_path, of=there).write(TENSORS, about, (1.0, TENSORS))
-    Checkpoints(tmp_path, of=there).read()
+    Checkpoints(tmp_path, identity=there).write(TENSORS, about, (1.0, TENSORS))
+    Checkpoints(tmp_path, identity=there).read()
     with pytest.raises(ValueError, match=f"is of another run: {words}"):
-        Checkpoints(tmp_path, of=here).read()
+        Checkpoints(tmp_path, identity=here).read()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the signal is that of another process")

@@ -595,9 +595,9 @@ def test_fewer_epochs_than_a_checkpoint_has_begun_are_refused(tmp_path):
 
 def test_a_checkpoint_that_says_it_is_of_something_else_is_not_resumed(tmp_path):
     stopped(normal, tmp_path, 3)
-    train(normal, epochs=1, checkpoints=Checkpoints(tmp_path / "of", of={"fold": 1}))
+    train(normal, epochs=1, checkpoints=Checkpoints(tmp_path / "of", identity={"fold": 1}))
     with pytest.raises(ValueError, match=r"last.safetensors is of another run: it has fold 1, this run has fold 2"):
-        train(normal, checkpoints=Checkpoints(tmp_path / "of", of={"fold": 2}), resume=tmp_path / "of")
+        train(normal, checkpoints=Checkpoints(tmp_path / "of", identity={"fold": 2}), resume=tmp_path / "of")
 
 
 def waiting(**settings):
