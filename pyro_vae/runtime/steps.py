@@ -74,7 +74,8 @@ class Trial:
         step: the step.
         state: returns the tensors that either of them changes in place.
         tolerance: relative to the norm of each tensor.
-        parameters: the tensors to move in order to measure rounding; without any, only the tolerance counts.
+        parameters: the tensors of this state that are moved to measure rounding; without any, only the tolerance
+            counts.
 
     Attributes:
         outputs: the outputs of the step.
@@ -100,7 +101,7 @@ class Trial:
         parameters: Sequence[Tensor] = (),
         noise: bool = True,
     ) -> None:
-        before, random_state = [(value, value.clone()) for value in [*state(), *parameters]], get_random_state()
+        before, random_state = [(value, value.clone()) for value in state()], get_random_state()
 
         def run() -> tuple[Outputs, Outputs, list[Tensor]]:
             """Return the replacement's outputs, the state and the random state that it leaves, and restore both."""

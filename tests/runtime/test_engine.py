@@ -737,7 +737,8 @@ def test_rounding_that_a_sum_of_terms_that_cancel_magnifies_is_no_failure_and_a_
     x -= x.mean()  # the sum is some 1e-4, of terms of 3
 
     def tried(stand_in, parameters):
-        trial = Trial(lambda: (stand_in(),), lambda: ((weights.detach() * x).sum(),), list, 1e-5, parameters=parameters)
+        step = lambda: ((weights.detach() * x).sum(),)  # noqa: E731
+        trial = Trial(lambda: (stand_in(),), step, lambda: [weights], 1e-5, parameters=parameters)
         assert torch.equal(weights.detach(), torch.full((4096,), 3.0))
         return trial.same
 
