@@ -103,9 +103,10 @@ class Trial:
     ) -> None:
         before, random_state = [(value, value.clone()) for value in state()], get_random_state()
 
-        def run() -> tuple[Outputs, Outputs, list[Tensor]]:
+        def run(*moved: Tensor) -> tuple[Outputs, Outputs, list[Tensor]]:
             """Return the replacement's outputs, the state and the random state that it leaves, and restore both."""
             try:
+                _move(moved)
                 return copies(stand_in()), copies(state()), get_random_state()
             finally:
                 with torch.no_grad():
@@ -117,10 +118,7 @@ class Trial:
         self.failure = ""
         try:
             outputs, left, random_left = run()
-            moved, moved_left = outputs, left
-            if parameters:
-                _move(parameters)
-                moved, moved_left, _ = run()
+            moved, moved_left, _ = run(*parameters) if parameters else (outputs, left, None)
         except Exception as error:  # such as an error of the compiler, or of one that is missing
             self.failure = reason_of(error)
         self.outputs = step()
