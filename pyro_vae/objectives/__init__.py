@@ -1,6 +1,6 @@
-"""Objectives: Pyro's ELBOs, those that Pyro lacks, and what training adds to either.
+"""Objectives: those that Pyro lacks, and what training adds to them and to Pyro's own ELBOs.
 
-Each is a ``pyro.infer.ELBO``, to be given as ``loss=`` to `pyro_vae.fit` and to ``pyro.infer.SVI``.
+Each is a ``pyro.infer.ELBO``: give it as ``loss=`` to `pyro_vae.fit` or to ``pyro.infer.SVI``.
 """
 
 from pyro_vae.objectives._objective import Draws, Objective, Terms

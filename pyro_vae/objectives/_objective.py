@@ -1,4 +1,4 @@
-"""What the objectives of this package share: per-datum log-weights of K particles, and Pyro's interface of an ELBO."""
+"""What the objectives of this package share: per-datum log-weights of K particles, and Pyro's ELBO interface."""
 
 import copy
 import math
@@ -33,7 +33,7 @@ Program = Callable[..., Any]
 
 
 def copy_of(loss: Any) -> Any:
-    """Return a copy of an ELBO, whose methods that were put on the object itself are those of the copy."""
+    """Return a copy of an ELBO; methods that were set on the object itself are bound to the copy."""
     new = copy.copy(loss)
     for name, value in vars(loss).items():
         if isinstance(value, MethodType) and value.__self__ is loss:
@@ -42,11 +42,11 @@ def copy_of(loss: Any) -> Any:
 
 
 class Draws(NamedTuple):
-    r"""What K particles are worth for each of B data: log-probabilities of shape (K, B), in nats.
+    r"""Log-probabilities of K particles for each of B data, shape (K, B), in nats.
 
     ``likelihood`` is :math:`\log p(x|z_k)`, ``prior`` :math:`\log p(z_k)`, ``posterior`` :math:`\log q(z_k|x)`; the
-    last two carry a KL weight, where there is one. ``kl`` is their difference without a weight, and without gradients.
-    ``own`` is what an objective reads off the two traces besides, first the guide's.
+    last two are scaled by the KL weight, if there is one. ``kl`` is ``posterior`` minus ``prior`` at weight 1, without
+    gradients. ``own`` is what else an objective reads from the two traces, the guide's first.
     """
 
     likelihood: Tensor
@@ -62,7 +62,7 @@ class Draws(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a step needs of an objective: nats, summed over the batch. ``loss`` alone carries gradients."""
+    """What a training step needs from an objective, in nats, summed over the batch. Only ``loss`` has gradients."""
 
     loss: Tensor
     negative_bound: Tensor
@@ -73,14 +73,14 @@ class Terms(NamedTuple):
 class Objective(ELBO):
     """An objective per datum, made of the log-weights of K particles that pass through the programs together.
 
-    A class of this kind says in ``estimate`` what it makes of `Draws`. ``weighs_kl`` says whether it has a KL that
-    `pyro_vae.handlers.KLWeight` may scale, ``pathwise`` whether its gradient needs a pathwise sampler, and ``needs``
-    what its gradient needs of the noise, which not all handlers of `pyro_vae.noise` give. ``one_by_one`` has the model
-    run on one particle at a time, without a dimension for them.
+    A subclass computes its value from `Draws` in ``estimate``. ``weighs_kl`` says whether it has a KL that
+    `pyro_vae.handlers.KLWeight` may scale, and ``pathwise`` whether its gradient needs a pathwise sampler. ``needs``
+    lists the properties of the noise that its gradient needs; not all handlers of `pyro_vae.noise` provide them. With
+    ``one_by_one``, the model runs on one particle at a time, without a particle dimension.
     """
 
     one_by_one = False
-    count_data: Count | None = None  # returns how many data a batch holds; its first dimension does where there is none
+    count_data: Count | None = None  # returns the number of data of a batch; None: its first dimension
 
     weighs_kl = False
     pathwise = True
@@ -95,7 +95,7 @@ class Objective(ELBO):
         return f"{type(self).__name__}({kept_arguments(self, but='chunk')})"
 
     def estimate(self, draws: Draws) -> Tensor:
-        """Return what is maximized for each datum, shape (B,), with the gradient of the estimator."""
+        """Return the value to maximize for each datum, shape (B,), with the gradient of the estimator."""
         raise NotImplementedError
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
@@ -103,7 +103,7 @@ class Objective(ELBO):
         return self.of_draws(self.draws(model, guide, *args, **kwargs))
 
     def of_draws(self, draws: Draws) -> Terms:
-        """Return the same of draws that have been made."""
+        """Return the same terms for draws that were made before."""
         loss = -self.estimate(draws).sum()
         reconstruction, kl = reported(draws)
         return Terms(loss, reconstruction + kl if self.weighs_kl else loss.detach(), reconstruction, kl)
@@ -111,8 +111,8 @@ class Objective(ELBO):
     def draws(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Draws:
         """Run the guide on K particles, and the model on ``chunk`` of them at a time.
 
-        Where there are several chunks and gradients are wanted, the model is run on each again on the way back: the
-        memory is that of one chunk, and of what the guide takes.
+        If there are several chunks and gradients are needed, the backward pass runs the model on each chunk again. The
+        memory is then that of one chunk, plus what the guide takes.
         """
         guide_trace = self.guide_trace(guide, *args, particles=self.num_particles, **kwargs)
 
@@ -135,25 +135,25 @@ class Objective(ELBO):
     def of_particles(
         self, model: Program, guide_trace: Trace, count: int, values: Sequence[Tensor], /, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, ...]:
-        """Run the model on some particles, and return what `of_model` does."""
+        """Run the model on some particles, and return the result of `of_model`."""
         if not self.one_by_one:
             return self.of_model(self.model_trace(model, _with(guide_trace, values), *args, particles=count, **kwargs))
         drawn = _with(guide_trace, [value[0] for value in values])
         return tuple(value[None] for value in self.of_model(self.model_trace(model, drawn, *args, **kwargs)))
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
-        """Return log q of the particles, shape (K, B), and what else the objective reads off the guide's trace."""
+        """Return log q of the particles, shape (K, B), and what else the objective reads from the guide's trace."""
         return (log_prob(trace, trace.stochastic_nodes),)
 
     def of_model(self, trace: Trace) -> tuple[Tensor, ...]:
-        """Return log p(x|z), log p(z) and the latter without a weight, and what else the objective reads off."""
+        """Return log p(x|z), log p(z), log p(z) at KL weight 1, and what else the objective reads from the trace."""
         return (log_prob(trace, trace.observation_nodes), log_prob(trace, trace.stochastic_nodes), unweighed(trace))
 
     def chunk_within(self, memory: int, model: Program, guide: Program, batch: Batch) -> int:
-        """Return how many particles of a batch the model may be run on at a time, their gradients with them.
+        """Return how many particles of a batch the model may run on at a time, including their gradients.
 
         Arguments:
-            memory: in bytes, what the guide and the objective itself take for all particles among them.
+            memory: limit in bytes, including what the guide and the objective itself take for all particles.
             model: the Pyro program of p(x, z).
             guide: the Pyro program of q(z|x).
             batch: what both are called with.
@@ -162,7 +162,7 @@ class Objective(ELBO):
             From 1 to ``chunk``.
 
         Raises:
-            ValueError: where the memory is too small for one, or for what takes all.
+            ValueError: if the memory is too small for one particle, or for the guide and the objective.
         """
         args, kwargs = arguments(batch)
 
@@ -184,8 +184,8 @@ class Objective(ELBO):
         return size
 
     def _peak_of_estimate(self, model: Program, guide: Program, batch: Batch) -> int:
-        """Return how many bytes the objective itself takes for all particles, which the model need not be run on."""
-        if type(self).terms is not Objective.terms:  # a user's, of which nothing is known
+        """Return how many bytes the objective itself takes for all particles, without running the model on all."""
+        if type(self).terms is not Objective.terms:  # a user's method, of unknown cost
             return 0
         count, (args, kwargs) = self.num_particles, arguments(batch)
         one = self.guide_trace(guide, *args, particles=1, **kwargs)
@@ -200,7 +200,7 @@ class Objective(ELBO):
         return peak_of(run)
 
     def traces(self, model: Program, guide: Program, *args: Any, particles: int, **kwargs: Any) -> tuple[Trace, Trace]:
-        """Run the guide and then the model on several particles, and check that they are made for it."""
+        """Run the guide and then the model on several particles, and check that the objective can use them."""
         guide_trace = self.guide_trace(guide, *args, particles=particles, **kwargs)
         return self.model_trace(model, guide_trace, *args, particles=particles, **kwargs), guide_trace
 
@@ -221,7 +221,7 @@ class Objective(ELBO):
     def model_trace(
         self, model: Program, guide_trace: Trace, *args: Any, particles: int | None = None, **kwargs: Any
     ) -> Trace:
-        """Run the model on the particles that the guide has drawn; on a single one, without a dimension, if None."""
+        """Run the model on the guide's particles; if None, on a single one, without a particle dimension."""
         program = model if particles is None else pyro.plate(PARTICLES, particles, dim=-2)(model)
         dims = 1 if particles is None else 2
         trace = self._checked(poutine.replay(program, trace=guide_trace), *args, dims=dims, **kwargs)
@@ -277,7 +277,7 @@ class Objective(ELBO):
             )
 
     def _check_count(self, count: int, batch: Batch) -> None:
-        """Refuse programs that themselves take a part of the batch: the sum of that part is none over the batch."""
+        """Refuse programs that take only a part of the batch: the sum over that part is not the sum over the batch."""
         if self.count_data:
             size = self.count_data(batch)
         else:
@@ -289,7 +289,7 @@ class Objective(ELBO):
             )
 
     def _check_same_sites(self, model_trace: Trace, guide_trace: Trace) -> None:
-        """Refuse what one program alone draws: a ratio of densities of different variables is no weight."""
+        """Refuse sites that only one program draws: a ratio of densities of different variables is not a weight."""
         sites = guide_trace.nodes
         drawn = {name for name in guide_trace.stochastic_nodes if not sites[name]["infer"].get("is_auxiliary")}
         if alone := drawn.symmetric_difference(model_trace.stochastic_nodes):
@@ -317,7 +317,7 @@ class Objective(ELBO):
 
 
 class _OfTheBatch(Messenger):
-    """Take off the scale of a plate that takes a part of its data: only those of the batch are weighed here."""
+    """Remove the scale of a plate that takes only a part of its data, as only the data of the batch are weighed."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         for frame in msg["cond_indep_stack"]:
@@ -327,7 +327,7 @@ class _OfTheBatch(Messenger):
 
 
 class _Draws(Messenger):
-    """Draw the guide's sites as an objective takes them: with the gradient of their path, or without one."""
+    """Draw the guide's sites as an objective needs them: with a pathwise gradient, or without any gradient."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ class _Draws(Messenger):
         if msg["is_observed"] or msg["done"]:
             return
         value = msg["fn"](*msg["args"], **msg["kwargs"]) if msg["value"] is None else msg["value"]
-        if hasattr(value, "_unquantize"):  # Pyro's mark of a draw that is rounded, and scored as it was before
+        if hasattr(value, "_unquantize"):  # Pyro's mark of a draw that is rounded, but scored unrounded
             raise ValueError(
                 f"{self.kind} scores the values that are drawn, and {family(msg['fn'])} at site {msg['name']!r} scores"
                 " others: take encoders.RelaxedOneHotCategorical(straight_through=True), or Trace_ELBO"
@@ -353,12 +353,12 @@ class _Draws(Messenger):
 
 
 def without_path(value: Tensor) -> Tensor:
-    """Return a value without a gradient: itself if it has none, as a transform may know the origin of that tensor."""
+    """Return a value without a gradient: the same tensor if it has none, for which a transform may cache an inverse."""
     return value.detach() if value.requires_grad else value
 
 
 def _with(guide_trace: Trace, values: Sequence[Tensor]) -> Trace:
-    """Return a guide's trace with other values of its latent sites, for a model to be replayed on."""
+    """Return a guide's trace with other values at its latent sites, on which a model can be replayed."""
     trace = guide_trace.copy()
     for name, value in zip(guide_trace.stochastic_nodes, values, strict=True):
         trace.nodes[name] = trace.nodes[name] | {"value": value}
@@ -379,15 +379,15 @@ def log_prob(trace: Trace, names: list[str]) -> Tensor:
 
 
 def check_dims(name: str, site: dict[str, Any], most: float) -> None:
-    """Refuse a site with more dimensions than the plates of a program and of its particles: it would count repeatedly.
+    """Refuse a site with more dimensions than the plates of data and particles: it would be counted several times.
 
     Arguments:
-        name: the site's.
-        site: the site of a trace.
-        most: dimensions of the plates, that of the particles among them.
+        name: name of the site.
+        site: the site, as a trace holds it.
+        most: number of dimensions of the plates, including that of the particles.
 
     Raises:
-        ValueError: with the shape and the fix.
+        ValueError: for such a site; the message has its shape and the fix.
     """
     fn, value = site["fn"], torch.as_tensor(site["value"])
     of_value = value.shape[: value.dim() - fn.event_dim]
@@ -400,7 +400,7 @@ def check_dims(name: str, site: dict[str, Any], most: float) -> None:
 
 
 def unscaled(site: dict[str, Any]) -> bool:
-    """Whether a site stands under no scale: neither a weight, nor a plate that takes a part of its data."""
+    """Whether a site has no scale, neither a weight nor that of a plate that takes a part of its data."""
     return isinstance(site["scale"], float | int) and site["scale"] == 1
 
 
@@ -410,7 +410,7 @@ def in_a_line(scale: Tensor | float) -> str:
 
 def unweighed(trace: Trace) -> Tensor:
     """Sum the log-probabilities of a trace's latent sites at KL weight 1 and without a gradient, shape (K, B)."""
-    trace.compute_log_prob(lambda name, _: name in trace.stochastic_nodes)  # where that is yet to be done
+    trace.compute_log_prob(lambda name, _: name in trace.stochastic_nodes)  # if not done yet
     sites = [trace.nodes[name] for name in trace.stochastic_nodes]
     return sum((at_weight_1(site["unscaled_log_prob"], site) for site in sites), torch.zeros(())).detach()
 
@@ -438,13 +438,13 @@ def the_latent_site(objective: Objective, guide_trace: Trace) -> dict[str, Any]:
 
 
 def path_only(objective: Objective, site: dict[str, Any]) -> Tensor:
-    """Return log q(z) with a gradient through z alone, and none to the parameters of q: its score is left out.
+    """Return log q(z) with a gradient through z only. The score, its gradient in the parameters of q, is left out.
 
-    A point has no density, and its log q no gradient.
+    A point has no density, and its log q has no gradient.
     """
     distribution, value = site["fn"], site["value"]
     log_q: Tensor
-    if _support(site["fn"]).is_discrete:  # of codes that are rounded, whose gradient is that of other ones
+    if _support(site["fn"]).is_discrete:  # rounded codes have the gradient of other, unrounded ones
         raise _without_slope(objective, site)
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
@@ -477,7 +477,7 @@ def check_support(objective: Objective, site: dict[str, Any]) -> None:
 
 
 def _moves(distribution: Any) -> bool:
-    """Whether parameters move the ends of a support, or the transforms of one do, which torch takes for fixed."""
+    """Whether parameters move the bounds of a support; after transforms, torch takes these bounds to be fixed."""
     wrapped = Independent | ExpandedDistribution | MaskedDistribution
     inner = next(layer for layer in layers(distribution) if not isinstance(layer, wrapped))
     if type(inner).support is not TransformedDistribution.support:
@@ -496,12 +496,12 @@ def _moves(distribution: Any) -> bool:
 def _support(distribution: Any) -> Constraint:
     try:
         return distribution.support
-    except NotImplementedError:  # which flows of zuko do not name
+    except NotImplementedError:  # flows of zuko do not define a support
         return real
 
 
 def _bounds(constraint: Any) -> Iterator[Tensor]:
-    """Yield the ends that a constraint holds, and those of the constraints that it is made of."""
+    """Yield the bounds of a constraint, and those of the constraints that it is composed of."""
     for name, value in vars(constraint).items():
         if isinstance(value, Tensor) or name.endswith("_bound"):
             yield torch.as_tensor(value)
@@ -511,5 +511,5 @@ def _bounds(constraint: Any) -> Iterator[Tensor]:
 
 
 def masked(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
-    """Return log-probabilities of a site with 0 in place of those that the program masks."""
+    """Return log-probabilities of a site, with 0 for those that the program masks."""
     return scale_and_mask(log_prob, 1.0, site["mask"])

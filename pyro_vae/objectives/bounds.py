@@ -31,16 +31,16 @@ class StickingTheLanding(Objective):
     .. math:: \nabla \; \mathbb{E}_q \big[ \log p(x, z) - \log q_{\bar\phi}(z|x) \big],
               \qquad \bar\phi \text{ held fixed, } z \text{ a function of } \phi
 
-    What is left out has expectation 0. The variance of the encoder's gradient then vanishes as q approaches
-    :math:`p(z|x)`.
+    The score that is left out has expectation 0. Without it, the variance of the encoder's gradient vanishes as q
+    approaches :math:`p(z|x)`.
 
     Arguments:
         num_particles: samples that are averaged, at least 1.
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: when it is run, for an encoder without a pathwise sampler, a guide of several latent sites, or
-            sites that do not stand in one plate over the data.
+        ValueError: when it is run, for an encoder without a pathwise sampler, a guide with several latent sites, or
+            sites that are not in one plate over the data.
 
     Example:
         >>> StickingTheLanding()
@@ -74,11 +74,12 @@ class Thermodynamic(Objective):
     Arguments:
         num_particles: K, at least 2.
         partitions: J, at least 1.
-        first: :math:`\beta_1`, between 0 and 1; the others are spaced evenly in its logarithm.
+        first: :math:`\beta_1`, between 0 and 1; the later ones are evenly spaced on a logarithmic scale.
         chunk: how many particles are in memory at a time (default: all).
 
     Raises:
-        ValueError: for numbers out of range; when it is run, for a KL weight or sites outside one plate.
+        ValueError: for numbers out of range; when it is run, for a KL weight, or sites that are not in one plate over
+            the data.
 
     Example:
         >>> Thermodynamic(num_particles=10, partitions=3, first=0.1).steps
@@ -110,7 +111,7 @@ class Thermodynamic(Objective):
             weights = (beta * log_weights.detach()).softmax(0)
             mean = (weights * log_weights.detach()).sum(0)
             centred = weights * (log_weights.detach() - mean)
-            # Of K draws a covariance is that of the sample times K / (K - 1); at beta = 0 this is without bias.
+            # The sample covariance of K draws times K / (K - 1), which is unbiased at beta = 0.
             count = len(log_weights)
             score = count / (count - 1) * (centred * (beta * joint + (1 - beta) * draws.posterior)).sum(0)
             path = (weights * log_weights).sum(0)
@@ -119,20 +120,20 @@ class Thermodynamic(Objective):
 
 
 class _Penalized(Objective):
-    """The evidence lower bound with another penalty in place of the KL; the bound is reported as it is without."""
+    """The evidence lower bound with another penalty in place of the KL; the reported bound still has the KL."""
 
     weighs_kl = True
 
     def of_site(self, site: dict[str, Any]) -> Tensor:
-        """Return what the penalty needs of the guide's latent site, for each particle, shape (K, ...)."""
+        """Return what the penalty needs from the guide's latent site, for each particle, shape (K, ...)."""
         raise NotImplementedError
 
     def of_prior(self, _: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Return what the penalty needs of the same site of the model, for each particle, shapes (K, ...)."""
+        """Return what the penalty needs from the same site of the model, for each particle, shapes (K, ...)."""
         return ()
 
     def penalty(self, draws: Draws) -> Tensor:
-        """Return what takes the place of the KL: nats, summed over the batch."""
+        """Return the penalty that replaces the KL, in nats, summed over the batch."""
         raise NotImplementedError
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
@@ -154,8 +155,8 @@ class _Penalized(Objective):
         return Terms(loss, reconstruction + kl, reconstruction, kl)
 
     def _check_whole(self, trace: Trace) -> None:
-        """Refuse what the sum over data would respect, and a penalty on a whole batch cannot."""
-        weighed = trace.stochastic_nodes  # by one number, that of the KL
+        """Refuse scales that a sum over the data could apply, but a penalty on a whole batch cannot."""
+        weighed = trace.stochastic_nodes  # these may have one number as their scale, the KL weight
         for site in (trace.nodes[name] for name in [*weighed, *trace.observation_nodes]):
             one = torch.as_tensor(site["scale"]).numel() == 1
             if not (unscaled(site) or site["infer"].get("_deterministic") or (one and site["name"] in weighed)):
@@ -183,7 +184,7 @@ def by_dimension(objective: Objective, site: dict[str, Any], value: Tensor) -> T
 
 
 def as_vectors(value: Tensor, event_dim: int) -> Tensor:
-    """Return values whose events, of any number of dimensions, are vectors: of one entry for a single number."""
+    """Return values with each event flattened to a vector; a single number becomes a vector of one entry."""
     return value.reshape(*value.shape[: value.dim() - event_dim], -1)
 
 
@@ -199,7 +200,7 @@ class FreeBits(_Penalized):
 
     Raises:
         ValueError: for a negative floor; when it is run, for a prior or an encoder whose dimensions are not
-            independent, or as `StickingTheLanding`.
+            independent, or as for `StickingTheLanding`.
 
     Example:
         >>> FreeBits(0.1)
@@ -233,18 +234,18 @@ class InfoVAE(_Penalized):
               - (\alpha + \lambda - 1) \, \mathrm{MMD}(q(z), p(z))
 
     The kernel is the sum of inverse multiquadratics :math:`C / (C + \|z - z'\|^2)`, C = 2 D s, for s from 0.1 to 10. At
-    alpha = 1 there is no KL: the Wasserstein autoencoder. A learned prior is trained by its draws too, which must then
-    be pathwise.
+    alpha = 1 there is no KL, which gives the Wasserstein autoencoder. A learned prior is also trained through its
+    draws, so it needs a pathwise sampler.
 
     Arguments:
-        alpha: how much of the KL is taken away; 1 takes all.
+        alpha: how much of the KL is removed; 1 removes all of it.
         scale: :math:`\lambda`, the weight of the discrepancy, in nats per datum.
-        num_particles: samples that are averaged, at least 1; the discrepancy is that of each from as many of the prior.
+        num_particles: samples that are averaged, at least 1; each is compared with as many draws of the prior.
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: for numbers that are not finite; when it is run, as `StickingTheLanding`, and for a learned prior
-            without a pathwise sampler.
+        ValueError: for numbers that are not finite; when it is run, as for `StickingTheLanding`, and for a learned
+            prior without a pathwise sampler.
 
     Example:
         >>> InfoVAE(alpha=1.0, scale=10.0)
@@ -278,13 +279,13 @@ class InfoVAE(_Penalized):
     def penalty(self, draws: Draws) -> Tensor:
         count = draws.likelihood.shape[1]
         kl = (draws.posterior - draws.prior).mean(0).sum()
-        # Of each particle by itself: two draws for one datum are no independent draws of q(z).
+        # For each particle separately: two draws for the same datum are not independent draws of q(z).
         discrepancy = torch.stack([maximum_mean_discrepancy(*pair) for pair in zip(*draws.own, strict=True)]).mean()
         return (1 - self.alpha) * kl + (self.alpha + self.scale - 1) * count * discrepancy
 
 
 def maximum_mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
-    r"""Estimate without bias the squared maximum mean discrepancy of two samples.
+    r"""Return an unbiased estimate of the squared maximum mean discrepancy of two samples.
 
     .. math:: \mathbb{E} [k(a, a')] + \mathbb{E} [k(b, b')] - 2 \mathbb{E} [k(a, b)]
 
@@ -293,7 +294,7 @@ def maximum_mean_discrepancy(a: Tensor, b: Tensor) -> Tensor:
         b: another, of the same shape.
 
     Returns:
-        The estimates, shape (\*batch,), which may be negative; 0 for a sample of one.
+        The estimates, shape (\*batch,), which may be negative; 0 for samples of size 1.
 
     Example:
         >>> a = torch.tensor([[0.0], [1.0]])
@@ -325,17 +326,17 @@ class BetaTC(_Penalized):
 
     The aggregate q(z) is estimated from the batch, by the minibatch-weighted sampling of the paper. At beta = 1 the
     penalty is the KL. The number of training data enters that estimate as a constant, :math:`(D - 1) \log N`: it
-    changes the value of the loss, but no gradient.
+    changes the value of the loss, but not its gradient.
 
     Arguments:
         beta: the weight, at least 0.
-        size: the number N of training data, at least 1; it changes the value and no gradient.
+        size: the number N of training data, at least 1; it changes the loss, but not its gradient.
         num_particles: samples that are averaged, at least 1.
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
         ValueError: for a negative beta or a size below 1; when it is run, for an encoder whose dimensions are not
-            independent, or as `StickingTheLanding`.
+            independent, or as for `StickingTheLanding`.
 
     Example:
         >>> BetaTC(beta=6.0, size=60000)
@@ -354,7 +355,7 @@ class BetaTC(_Penalized):
 
     def of_site(self, site: dict[str, Any]) -> Tensor:
         z = site["value"].transpose(0, 1).unsqueeze(2)
-        pairs = by_dimension(self, site, z)  # of z_ik under q(z|x_j), shape (B, K, B, D)
+        pairs = by_dimension(self, site, z)  # log-density of z_ik under q(z|x_j), shape (B, K, B, D)
         size = math.log(self.size * len(z))
         joint = (pairs.sum(-1) - size).logsumexp(2)
         product = (pairs - size).logsumexp(2).sum(-1)

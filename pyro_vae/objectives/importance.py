@@ -21,7 +21,7 @@ from pyro_vae.objectives._objective import (
 )
 from pyro_vae.objectives.particles import FRESH, INDEPENDENT
 
-SMALLEST = -60.0  # of a log-weight by which a gradient is divided and then multiplied again
+SMALLEST = -60.0  # lower limit of log-weights, as a gradient is divided by a weight and later multiplied by it
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ class IWAE(Objective):
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: when it is run, for a KL weight, an encoder without a pathwise sampler, sites that do not stand in
-            one plate over the data, or that one program alone draws.
+        ValueError: when it is run, for a KL weight, an encoder without a pathwise sampler, or sites that are not in one
+            plate over the data, or that only one program draws.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, fit, priors
@@ -71,15 +71,15 @@ class DReG(Objective):
               \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi} \Big], \qquad
               \tilde w_k = \frac{w_k}{\sum_j w_j}
 
-    It has the same expectation as that of `IWAE`, and a signal-to-noise ratio that grows with K. Prior and decoder
-    have the gradient of `IWAE`.
+    It has the same expectation as the gradient of `IWAE`, and a signal-to-noise ratio that grows with K. Prior and
+    decoder have the gradient of `IWAE`.
 
     Arguments:
         num_particles: K, at least 1.
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: as `IWAE`, and for a guide of several latent sites.
+        ValueError: as for `IWAE`, and for a guide with several latent sites.
 
     Example:
         >>> DReG(64)
@@ -118,16 +118,16 @@ class Renyi(Objective):
 
     .. math:: \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \mathbb{E} \Big[ \log \frac1K \sum_k w_k^{1 - \alpha} \Big]
 
-    At alpha = 0 it is `IWAE`, towards 1 the evidence lower bound; below 0, with many particles, it lies above
-    :math:`\log p(x)`.
+    At alpha = 0 it is `IWAE`, and as alpha approaches 1 it becomes the evidence lower bound. For alpha below 0 and many
+    particles, it lies above :math:`\log p(x)`.
 
     Arguments:
-        alpha: the order, a number, or ``-math.inf`` for the largest weight alone.
+        alpha: the order, a number, or ``-math.inf`` for the largest weight only.
         num_particles: K, at least 1.
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: for an alpha that is NaN or plus infinity; when it is run, as `IWAE`.
+        ValueError: for an alpha that is NaN or plus infinity; when it is run, as for `IWAE`.
 
     Example:
         >>> Renyi(0.5, num_particles=8)
@@ -148,7 +148,7 @@ class Renyi(Objective):
             return draws.log_weights.max(0).values
         if self.alpha == 1:
             return draws.log_weights.mean(0)
-        # In 64 bits and by expm1: what rounding leaves of a logarithm near 0 is divided by a number as small.
+        # In 64 bits and by expm1: a logarithm near 0 is divided by a number as small, which magnifies rounding errors.
         powers = (1 - self.alpha) * draws.log_weights.double()
         top = powers.detach().max(0).values.nan_to_num(posinf=0, neginf=0)
         below = (powers - top).expm1().mean(0)
@@ -166,7 +166,7 @@ class CIWAE(Objective):
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: for a beta outside [0, 1]; when it is run, as `IWAE`.
+        ValueError: for a beta outside [0, 1]; when it is run, as for `IWAE`.
 
     Example:
         >>> CIWAE(0.05, num_particles=64)
@@ -212,7 +212,7 @@ class MIWAE(_Grouped):
         chunk: how many of those are in memory at a time (default: all).
 
     Raises:
-        ValueError: when it is run, as `IWAE`.
+        ValueError: when it is run, as for `IWAE`.
 
     Example:
         >>> MIWAE(8, num_particles=8)
@@ -237,7 +237,7 @@ class PIWAE(_Grouped):
         chunk: how many of those are in memory at a time (default: all).
 
     Raises:
-        ValueError: as `IWAE`, and for a guide of several latent sites.
+        ValueError: as for `IWAE`, and for a guide with several latent sites.
 
     Example:
         >>> PIWAE(8, num_particles=8)
@@ -258,7 +258,7 @@ class PIWAE(_Grouped):
         for_model = log_weights.log_softmax(0).clamp(min=SMALLEST).exp()
         grouped = self.grouped(log_weights).softmax(0) / self.groups
         for_guide = grouped.transpose(0, 1).flatten(0, 1)
-        # What reaches z from the weights is theirs by for_model, and becomes by for_guide on its way to the encoder.
+        # The gradient that reaches z is weighed by for_model; on its way to the encoder it is reweighed by for_guide.
         value, score = draws.own
         _scale_gradient(value, for_guide / for_model)
         score = for_guide * score
@@ -272,15 +272,16 @@ class VIMCO(Objective):
     .. math:: \nabla \mathcal{L}_K = \mathbb{E} \Big[ \sum_k (\hat L - \hat L_{-k}) \nabla \log q(z_k|x)
               + \sum_k \tilde w_k \nabla \log w_k \Big]
 
-    :math:`\hat L_{-k}` is the bound with :math:`w_k` replaced by the geometric mean of the others: a baseline for each
-    particle that the other particles give, and nothing to be learned.
+    :math:`\hat L_{-k}` is the bound with :math:`w_k` replaced by the geometric mean of the others. It is a baseline for
+    each particle, computed from the other particles, so that no baseline has to be learned.
 
     Arguments:
         num_particles: K, at least 2.
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:
-        ValueError: for fewer than 2 particles; when it is run, for a KL weight or sites outside one plate.
+        ValueError: for fewer than 2 particles; when it is run, for a KL weight, or sites that are not in one plate over
+            the data.
 
     Example:
         >>> VIMCO(5)
@@ -290,7 +291,7 @@ class VIMCO(Objective):
         Mnih and Rezende, 2016, Variational Inference for Monte Carlo Objectives, equations 10 and 11.
     """
 
-    pathwise = False  # samples are taken as they are, without a gradient of their own
+    pathwise = False  # samples are used without a pathwise gradient
     needs = (INDEPENDENT, FRESH)
 
     def __init__(self, num_particles: int = 2, chunk: int | None = None) -> None:
@@ -318,7 +319,7 @@ def _leave_one_out(log_weights: Tensor) -> Tensor:
 def _of_others(
     values: Tensor, scan: Callable[[Tensor, int], Tensor], join: Callable[[Tensor, Tensor], Tensor], none: float
 ) -> Tensor:
-    """Reduce all values but each one, shape (K, B): those before it with those after it, so that nothing cancels."""
+    """Reduce, for each value, all others, shape (K, B): joining those before and after it avoids a cancellation."""
     edge = torch.full_like(values[:1], none)
     before = torch.cat([edge, scan(values[:-1], 0)])
     after = torch.cat([scan(values[1:].flip(0), 0).flip(0), edge])

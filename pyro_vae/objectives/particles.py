@@ -1,5 +1,5 @@
-"""Names by which an objective and a noise handler tell each other of particles and noise."""
+"""Names of particles and noise that objectives and noise handlers share."""
 
-PARTICLES = "num_particles_vectorized"  # the plate of pyro.infer.ELBO; seen in Pyro 1.9.2
-NOISE = "noise"  # in a site's "infer": the handler of `pyro_vae.noise` that has drawn it, and which of these it lacks
+PARTICLES = "num_particles_vectorized"  # the particle plate of pyro.infer.ELBO, as of Pyro 1.9.2
+NOISE = "noise"  # in a site's "infer": the handler of `pyro_vae.noise` that drew it, and which property below it lacks
 INDEPENDENT, FRESH = "independent particles", "new noise at every step"

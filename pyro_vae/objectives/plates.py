@@ -1,4 +1,4 @@
-"""The plates over the data of a pair of programs, and what stands outside them."""
+"""The plates over the data of a pair of programs, and the sites outside them."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -14,14 +14,14 @@ Pair = tuple[Trace, Trace]
 
 
 class DataPlates(NamedTuple):
-    """The plates over the data of a pair of programs: their names, their size, and the sites that stand outside."""
+    """The plates over the data of a pair of programs: their names, their size, and the sites outside them."""
 
     names: frozenset[str]
     size: int
     outside: tuple[str, ...]
 
     def joined(self, other: "DataPlates") -> "DataPlates":
-        """Return these plates and those of a batch of another structure.
+        """Return these plates together with those of batches of another structure.
 
         Example:
             >>> labelled = DataPlates(frozenset({"labelled"}), 100, ("weights",))
@@ -32,10 +32,10 @@ class DataPlates(NamedTuple):
         return DataPlates(self.names | other.names, size, tuple({*self.outside, *other.outside}))
 
     def check_size(self, total: int) -> None:
-        """Refuse a number of data other than the size of the plates, where sites outside count once for all of them.
+        """Refuse a number of data other than the size of the plates, if sites outside count once for all data.
 
         Raises:
-            ValueError: with both numbers.
+            ValueError: for such a number; the message has both.
 
         Example:
             >>> DataPlates(frozenset({"data"}), 1000, ()).check_size(999)
@@ -47,10 +47,10 @@ class DataPlates(NamedTuple):
             )
 
     def check_objective(self, loss: ELBO) -> None:
-        """Refuse an objective that weighs each datum of a batch where the programs themselves take a part of them.
+        """Refuse an objective that weighs each datum of a batch, if the programs themselves take a part of the batch.
 
         Raises:
-            ValueError: with the plate to take.
+            ValueError: for such a pair; the message has the plate to take.
 
         Example:
             >>> from pyro.infer import Trace_ELBO
@@ -64,21 +64,21 @@ class DataPlates(NamedTuple):
 
 
 def share_of(traces: Sequence[Pair], count: int, plates: Collection[str]) -> float:
-    """Return which share of the data that the programs speak of a batch is, to take an ELBO's value down to the batch.
+    """Return the batch's share of the data of the programs; an ELBO's value times this share is that of the batch.
 
-    Under ``pyro.plate("data", N, subsample_size=B)`` Pyro scales the batch up to all N data, and counts what stands
-    outside the plate once for all of them.
+    Under ``pyro.plate("data", N, subsample_size=B)`` Pyro scales the batch up to all N data, and counts sites outside
+    the plate once for all N data.
 
     Arguments:
         traces: pairs of model trace and guide trace.
-        count: B, how many data the batch holds.
+        count: B, the number of data of the batch.
         plates: names of the plates over the data.
 
     Returns:
-        B / N; 1 where the plates have no size beyond the batch, or there are none.
+        B / N; 1 if the plates are as large as the batch, or if there are none.
 
     Raises:
-        ValueError: where the plates over the data have several sizes.
+        ValueError: if the plates over the data differ in size.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -106,21 +106,21 @@ def _size(traces: Sequence[Pair], count: int, plates: Collection[str]) -> int:
 
 
 def data_plates(pair: Pair, count: int, other: Pair | None, other_count: int, total: int) -> DataPlates:
-    """Find the plates over the data, those that are as long as any batch, and check what stands outside them.
+    """Find the plates over the data, which are those that are as long as any batch, and check the sites outside them.
 
     Arguments:
         pair: traces of the model and the guide on a batch.
         count: the size of the batch.
-        other: their traces on a batch of another size; None where they take all data together alone.
-        other_count: its size.
+        other: their traces on a batch of another size; None if they take only all data together.
+        other_count: the size of that batch.
         total: the number of all data.
 
     Returns:
         The plates, and the sites outside that do not grow with the batch.
 
     Raises:
-        ValueError: where the plates have several sizes; for sites that would count once per batch, sites outside a
-            scaled plate that hold the batch, and scales of a program's own that hang on the size of the batch.
+        ValueError: if the plates differ in size; for sites that would count once per batch, sites outside a scaled
+            plate that hold the batch, and scales in a program that depend on the batch size.
     """
     sites, others = _with_density(pair), _with_density(other or pair)
     alone = _of_length(sites, count)
@@ -154,7 +154,7 @@ def data_plates(pair: Pair, count: int, other: Pair | None, other_count: int, to
 def _check_scales(
     sites: dict[tuple[int, str], Any], count: int, others: dict[tuple[int, str], Any], other_count: int, total: int
 ) -> None:
-    """Refuse scales that a program takes from the size of the batch; a schedule of its own may change them."""
+    """Refuse scales that a program computes from the batch size; scales may change otherwise, as by a schedule."""
     for key in sorted(sites.keys() & others.keys()):
         here, there = _own_scale(sites[key]), _own_scale(others[key])
         if here != there and math.isclose(here * count, there * other_count, rel_tol=1e-5):
@@ -166,7 +166,7 @@ def _check_scales(
 
 
 def _own_scale(site: dict[str, Any]) -> float:
-    """Return the number by which a program scales a site beside what its plates do; NaN where it has one per datum."""
+    """Return the factor by which a program scales a site, without that of its plates; NaN for one factor per datum."""
     scale = torch.as_tensor(site["scale"])
     by_plates = math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"])
     return scale.item() / by_plates if scale.numel() == 1 else math.nan
@@ -183,7 +183,7 @@ def _with_density(pair: Pair) -> dict[tuple[int, str], dict[str, Any]]:
 
 
 def _of_length(sites: dict[tuple[int, str], dict[str, Any]], count: int) -> set[str]:
-    """Return the names of the plates of so many data that sites stand in."""
+    """Return the names of the plates of length ``count`` that contain sites."""
     return {frame.name for site in sites.values() for frame in site["cond_indep_stack"] if frame.size == count}
 
 

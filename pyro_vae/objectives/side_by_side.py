@@ -1,4 +1,4 @@
-"""Whether programs take particles side by side, in a dimension to the left of that of the data."""
+"""Checks that programs can run on particles side by side, in a dimension to the left of that of the data."""
 
 import warnings
 from collections.abc import Iterable
@@ -26,21 +26,21 @@ FIX = "let it count dimensions from the right (softmax(z, -1) and z[..., 0], not
 
 
 def made_for(loss: Any, model: Program, guide: Program, batches: Iterable[Batch], count: Count) -> Any:
-    """Return an objective that takes a model: one that runs it on one particle at a time, where several do not go.
+    """Return an objective that can use a model: it runs the model on one particle at a time if several do not work.
 
-    That is where the model fails on particles side by side, and where it takes their dimension for another, so that
-    they have other densities than each alone. Two particles tell. Torch's random state is as before.
+    Several do not work if the model fails on particles side by side, or if it mistakes their dimension for another, so
+    that each has another density than alone. This is tested with two particles. Torch's random state is restored.
 
     Arguments:
-        loss: an ELBO; one of Pyro's is returned as it is.
+        loss: an ELBO; one of Pyro is returned as it is.
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         batches: what both are called with, one batch of each structure.
         count: returns the number of data of a batch.
 
     Raises:
-        ValueError: where the guide, or a model that Pyro is to run on particles or on all values of a site side by
-            side, takes their dimension for another.
+        ValueError: if the guide mistakes the dimension of particles for another; for an ELBO of Pyro that runs the
+            programs on particles or on all values of a site side by side, also if the model does so.
     """
     if isinstance(loss, Objective):
         loss = copy_of(loss)
@@ -57,7 +57,7 @@ def made_for(loss: Any, model: Program, guide: Program, batches: Iterable[Batch]
 
 
 def _fewer(batch: Batch, count: Count) -> Batch:
-    """Return a batch without its first datum, as the number of data may be that of another dimension; or the batch."""
+    """Return a batch without its first datum, if possible, as another dimension may be as long as the whole batch."""
     return map_tensors(itemgetter(slice(1, None)), batch) if count(batch) > 1 and are_rows(batch, count) else batch
 
 
@@ -66,7 +66,7 @@ def _check(loss: Any, model: Program, guide: Program, batch: Batch, fewer: Batch
     sorts = {"particles": loss.vectorize_particles, "all values of a site": enumerates}
     for what in [what for what, side_by_side in sorts.items() if side_by_side]:
         of_all = scored_otherwise(model, guide, batch, enumerated=what != "particles")
-        if of_all != FAIL:  # which they will say themselves
+        if of_all != FAIL:  # a failure raises its own error later
             of_fewer = of_all or scored_otherwise(model, guide, fewer, enumerated=what != "particles")
             _refuse(name, what, of_fewer.removeprefix(SHARED))
 
@@ -97,7 +97,7 @@ def _refuse(loss: str, what: str, program: str) -> None:
 
 
 def _failure(loss: Objective, model: Program, guide: Program, batch: Batch) -> str:
-    """Return why a model fails on two particles side by side, if it takes each alone."""
+    """Return why a model fails on two particles side by side, if it works on each alone."""
     args, kwargs = arguments(batch)
     trial = copy_of(loss)
     trial.num_particles = trial.chunk = min(2, loss.num_particles)
@@ -112,17 +112,18 @@ def _failure(loss: Objective, model: Program, guide: Program, batch: Batch) -> s
 
 
 def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated: bool = False) -> str:
-    """Return which of two programs gives particles side by side other densities than each alone, if one does.
+    """Return which of two programs, if any, gives particles side by side other densities than each alone.
 
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         batch: what both are called with.
-        enumerated: take values of the sites that are summed out in place of particles.
+        enumerated: instead of particles, use the values of the sites that are summed out.
 
     Returns:
-        "guide" or "model"; "programs" where these fail side by side, and not alone; "noise" where the model draws noise
-        that is no site, and particles share it; nothing, also where they fail alone, or each particle has such noise.
+        "guide" or "model"; "programs" if these fail side by side, but not alone; "noise" if the model draws noise
+        outside of sites, and particles share it; otherwise "", also if the programs fail alone, or if each particle
+        has noise of its own.
 
     Example:
         >>> import pyro.distributions as dist
@@ -137,7 +138,7 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
         'model'
     """
     run = partial(_scored, batch)
-    with suppress(Exception):  # of any program
+    with suppress(Exception):  # a program may raise any exception
         of_guide = run(guide)
         plain = {"guide": of_guide, "model": run(model, of_guide)}
         sites = [site for trace in plain.values() for site in trace.nodes.values() if site["type"] == "sample"]
@@ -152,16 +153,16 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
                     together = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(program), together)
             except (IndexError, RuntimeError, ValueError):
                 return FAIL
-            if name == "guide" and len(together.stochastic_nodes) < 2:  # its only site hangs on the data alone
+            if name == "guide" and len(together.stochastic_nodes) < 2:  # its only site depends only on the data
                 continue
-            with suppress(Exception):  # such as of a flow without an inverse
+            with suppress(Exception):  # such as that of a flow without an inverse
                 ones = [_one(together, number, plain[name], dims) for number in range(2)]
                 each = [[run(program, one) for _ in range(2)] for one in ones]
-                slack = 10 if name == "guide" else 1  # for the inverse of a flow
+                slack = 10 if name == "guide" else 1  # as the inverse of a flow is inexact
                 noisy = not all(_alike(once, again, slack) for once, again in each)
                 if not (noisy or all(_alike(one, alone, slack) for one, (alone, _) in zip(ones, each, strict=True))):
                     return name
-                if noisy and name == "model" and not enumerated:  # its noise is to be drawn for each particle
+                if noisy and name == "model" and not enumerated:  # each particle needs noise of its own
                     twice = run(pyro.plate(PARTICLES, 2, dim=-dims - 1)(program), _twice_the_first(together, dims))
                     if _alike(_one(twice, 0, plain[name], dims), _one(twice, 1, plain[name], dims), slack):
                         return SHARED
@@ -169,7 +170,7 @@ def scored_otherwise(model: Program, guide: Program, batch: Batch, *, enumerated
 
 
 def _scored(batch: Batch, program: Program, values: Trace | None = None) -> Trace:
-    """Run a program on a batch, perhaps at values of a trace, and return its trace with log-probabilities."""
+    """Run a program on a batch, at the values of a trace if given, and return its trace with log-probabilities."""
     args, kwargs = arguments(batch)
     trace = poutine.trace(program if values is None else poutine.replay(program, trace=values)).get_trace(
         *args, **kwargs
@@ -189,7 +190,7 @@ def _all_values(plain: Trace, summed_out: set[str], dims: int, drawn: Trace | No
             support = site["fn"].enumerate_support(expand=False)[[0, -1]]
             values.nodes[name] = site | {"value": support.reshape(2, *[1] * dims, *site["fn"].event_shape)}
         else:
-            del values.nodes[name]  # to be drawn, given those before
+            del values.nodes[name]  # drawn again, given the sites before it
     return values
 
 
@@ -204,7 +205,7 @@ def _twice_the_first(trace: Trace, dims: int) -> Trace:
 
 
 def _one(trace: Trace, number: int, plain: Trace, dims: int) -> Trace:
-    """Return the trace of one of several particles, with its values in the shapes that they have without others."""
+    """Return the trace of one of several particles, with the shapes that its values have when it runs alone."""
     one = trace.copy()
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site):
@@ -219,7 +220,7 @@ def _one(trace: Trace, number: int, plain: Trace, dims: int) -> Trace:
 
 
 def _alike(one: Trace, other: Trace, slack: float) -> bool:
-    """Whether two traces have the same densities, but for rounding."""
+    """Whether two traces have the same densities, up to rounding."""
     names = [name for name, site in one.nodes.items() if "log_prob" in site and "log_prob" in other.nodes.get(name, {})]
     pairs = [torch.broadcast_tensors(one.nodes[name]["log_prob"], other.nodes[name]["log_prob"]) for name in names]
     return all(torch.allclose(a, b, rtol=1e-4 * slack, atol=1e-3 * slack, equal_nan=True) for a, b in pairs)

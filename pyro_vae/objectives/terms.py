@@ -1,4 +1,4 @@
-"""What training adds to an ELBO: a weight on the KL, schedules for it, and the bound's two terms apart."""
+"""What training adds to an ELBO: a KL weight, schedules for it, and the two terms of the bound."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -31,7 +31,7 @@ OF_A_BATCH = {Trace_MMD: "InfoVAE(alpha=1.0)", ReweightedWakeSleep: "VIMCO(5)", 
 
 
 def linear_warm_up(steps: int, beta: float = 1.0) -> Callable[[int], float]:
-    r"""Return a schedule for the KL weight that rises from 0 and then stays.
+    r"""Return a schedule for the KL weight that rises linearly from 0 and then stays constant.
 
     .. math:: \beta_t = \beta \min(1, t / T), \quad t = 0, 1, \dots
 
@@ -68,7 +68,7 @@ def check_beta(beta: float) -> float:
         The weight, at least 0 and finite.
 
     Raises:
-        TypeError: where it is no number.
+        TypeError: if it is not a number.
         ValueError: for a negative or infinite weight.
 
     Example:
@@ -81,7 +81,7 @@ def check_beta(beta: float) -> float:
 
 
 def check_per_datum(loss: ELBO) -> None:
-    """Refuse an objective of Pyro's that takes the data of a batch for one datum, or no particles, and name the fix.
+    """Refuse an ELBO of Pyro that treats a batch as one datum, or that has no particles, and name the fix.
 
     Raises:
         TypeError: for ``Trace_MMD``, ``ReweightedWakeSleep`` and ``TraceTailAdaptive_ELBO``.
@@ -104,14 +104,14 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
     """Return a function that computes an objective's terms and gradients.
 
     Arguments:
-        loss: an objective of this package, or an ELBO of Pyro's; one that has only ``loss_and_grads``, such as
-            ``TraceGraph_ELBO``, will do.
+        loss: an objective of this package, or an ELBO of Pyro, even one that has only ``loss_and_grads``, such as
+            ``TraceGraph_ELBO``.
         plates: names of the programs' plates over the data (see `share_of`).
 
     Returns:
-        A function of model, guide, batch, the KL weight that the programs carry, a function that returns the
-        parameters met, and the number of data; it returns the terms, summed over the batch, and the gradients of their
-        mean.
+        A function of the model, the guide, a batch, the KL weight that the programs apply, a function that returns the
+        parameters met, and the number of data. It returns the terms, summed over the batch, and the gradients of the
+        mean loss per datum.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -153,7 +153,7 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         try:
             return compute(*args)
         finally:
-            traces.clear()  # also where the programs fail half-way
+            traces.clear()  # also if the programs fail halfway
 
     return cleared
 
@@ -161,19 +161,19 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
 def with_plates(
     loss: ELBO, model: Program, guide: Program, rows: Batch, transform: Callable[[Batch], Batch] | None = None
 ) -> ELBO:
-    """Return a copy of an ELBO that has guessed its ``max_plate_nesting``, where it would do so at its first call.
+    """Return a copy of an ELBO with its ``max_plate_nesting`` guessed, if it would guess it at its first call.
 
-    To guess it runs the programs once, which draws noise: a resumed training would draw it again.
+    To guess, the ELBO runs the programs once, which draws noise; a resumed training would draw noise once more.
 
     Arguments:
-        loss: an ELBO of Pyro's.
+        loss: an ELBO of Pyro.
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
         rows: some data.
-        transform: what is done to them before both programs see them.
+        transform: what is applied to the data before both programs see them.
 
     Returns:
-        The copy, or the ELBO itself where there is nothing to guess.
+        The copy, or the ELBO itself if there is nothing to guess.
     """
     guesses = loss.vectorize_particles or isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO)
     if loss.max_plate_nesting != math.inf or not guesses:
@@ -184,16 +184,16 @@ def with_plates(
 
 
 def trained_by(loss: ELBO) -> str:
-    """Return the method of an ELBO that gives its gradient: one that a user's class overrides counts.
+    """Return which method of an ELBO gives its gradient, also taking account of methods that a user's class overrides.
 
     Arguments:
-        loss: an ELBO of Pyro's, an objective of this package, or one of a class derived from either.
+        loss: an ELBO of Pyro, an objective of this package, or an instance of a class derived from either.
 
     Returns:
         "differentiable_loss", which for an `Objective` stands for its terms, or "loss_and_grads".
 
     Raises:
-        TypeError: where a class overrides the value alone, so that training would not see it.
+        TypeError: if a class overrides only the value, so that training would ignore the override.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -212,7 +212,7 @@ def trained_by(loss: ELBO) -> str:
 
 
 def is_theirs(loss: ELBO, name: str) -> bool:
-    """Whether a method of an ELBO is defined neither by Pyro nor by this package, but by a user.
+    """Whether a method of an ELBO is defined by a user, rather than by Pyro or this package.
 
     Arguments:
         loss: the ELBO.
@@ -237,7 +237,7 @@ def _as_loss(value: Any, loss: ELBO) -> Tensor:
 
 
 def _with_owner(program: Program) -> Program:
-    """Let what is wrapped around a method say whose method it is: a user's ELBO may read ``model.__self__``."""
+    """Give the wrapper of a method the object that owns the method: a user's ELBO may read ``model.__self__``."""
     owner = getattr(poutine.unwrap(program), "__self__", None)
     if owner is not None and isinstance(program, partial):
         program.__self__ = owner  # type: ignore[attr-defined]
@@ -257,9 +257,9 @@ def _weighed(loss: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tenso
 
 
 def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor, share: float) -> Terms:
-    several = any(_summed_out(trace) for pair in traces for trace in pair)  # one for each value, if one after another
+    several = any(_summed_out(trace) for pair in traces for trace in pair)  # sequentially: a pair for each value
     if not several and len(traces) != (1 if loss.vectorize_particles else loss.num_particles):
-        traces.clear()  # a user's ELBO made its own
+        traces.clear()  # a user's ELBO made traces of its own
         unknown = torch.full_like(value.detach(), math.nan)
         is_at_1 = isinstance(beta, float | int) and beta == 1
         value = value * share
@@ -267,16 +267,16 @@ def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, 
     terms = terms_of(loss, traces, beta, value.detach())
     traces.clear()
     reconstruction, kl = (term * share for term in terms) if share != 1 else terms
-    value = value.to(kl.dtype) * share  # in a recording it is of double precision up to here
+    value = value.to(kl.dtype) * share  # in a recording it has double precision up to here
     at_1 = value.detach() if isinstance(beta, float | int) and beta == 1 else value.detach() + (1 - beta) * kl
     return Terms(value, at_1, reconstruction, kl)
 
 
 def _with_gradients(terms: Terms, count: int, parameters: list[Tensor]) -> tuple[Terms, list[Tensor | None]]:
-    """Return the terms, and gradients of which none shares memory: what clips them writes into each.
+    """Return the terms, and gradients that share no memory, because clipping writes into each of them.
 
-    A parameter that has been frozen on the way, by ``requires_grad_(False)``, has none, nor has one that a batch does
-    not reach, such as a classifier's where there are no labels.
+    A parameter has no gradient if it was frozen during training, by ``requires_grad_(False)``, or if the batch does not
+    reach it, as a classifier's parameters without labels.
     """
     seen: set[int] = set()
     gradients: list[Tensor | None] = []
@@ -290,7 +290,7 @@ def _with_gradients(terms: Terms, count: int, parameters: list[Tensor]) -> tuple
     )
     for gradient in (next(found) if parameter.requires_grad else None for parameter in parameters):
         if gradient is not None:
-            gradient = gradient.to_dense() if gradient.is_sparse else gradient  # as of Embedding(sparse=True)
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient  # as from Embedding(sparse=True)
             gradient = gradient.clone() if gradient.data_ptr() in seen else gradient.contiguous()
             seen.add(gradient.data_ptr())
         gradients.append(gradient)
@@ -300,11 +300,11 @@ def _with_gradients(terms: Terms, count: int, parameters: list[Tensor]) -> tuple
 def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
     """Return a copy of an ELBO that keeps the pairs of traces it makes, and the list it keeps them in.
 
-    Every ELBO of Pyro 1.9 gets its traces, with their log-probabilities computed, from ``_get_traces``. To read the
-    terms off them costs nothing; to run the programs a second time would.
+    Every ELBO of Pyro 1.9 gets its traces, with their log-probabilities computed, from ``_get_traces``. Reading the
+    terms from them costs nothing, unlike running the programs a second time.
 
     Arguments:
-        loss: an ELBO of Pyro's, or one that draws its traces in the same way.
+        loss: an ELBO of Pyro, or one that draws its traces in the same way.
 
     Returns:
         The copy, and a list of (model trace, guide trace) that the caller empties after each use.
@@ -325,7 +325,7 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
         for pair in type(loss)._get_traces(recorder, *args):
             if recorder.max_plate_nesting < math.inf and not isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
                 for name, site in [each for trace in pair for each in trace.nodes.items()]:
-                    # Pyro adds up dimensions beside those of the plates; values without a density may have any.
+                    # Pyro sums over dimensions beyond those of the plates; values without a density may have any.
                     if site["type"] == "sample" and not site["infer"].get("_deterministic"):
                         check_dims(name, site, recorder.max_plate_nesting)
             traces.append(pair)
@@ -340,17 +340,17 @@ def terms_of(
 ) -> tuple[Tensor, Tensor]:
     """Average the reconstruction and the KL of an ELBO's traces over its particles.
 
-    Where sites are summed out (``TraceEnum_ELBO``), the KL is that of the sites that remain, whose density under the
-    model has the others summed out, and the reconstruction is what it leaves of the loss.
+    If sites are summed out (``TraceEnum_ELBO``), the KL is that of the remaining sites, whose density under the model
+    has the others summed out, and the reconstruction is the rest of the loss.
 
     Arguments:
         loss: the ELBO that drew the traces.
         traces: pairs of model trace and guide trace.
-        beta: the KL weight that they carry.
-        value: the loss that it made of them, of use where sites are summed out.
+        beta: the KL weight in these traces.
+        value: the loss that the ELBO computed from them, which is needed if sites are summed out.
 
     Returns:
-        Reconstruction and KL at weight 1, two detached scalars: nats, summed over the batch; NaN where another ELBO
+        Reconstruction and KL at weight 1, two detached scalars: nats, summed over the batch; NaN if an ELBO other
         than ``TraceEnum_ELBO`` sums sites out.
     """
     closed_form = isinstance(loss, TraceMeanField_ELBO)
@@ -364,12 +364,12 @@ def terms_of(
 
 
 def _summed_out(trace: Trace) -> bool:
-    marks = {"_enumerate_dim", "_enum_total"}  # Pyro's, of parallel and of sequential enumeration
+    marks = {"_enumerate_dim", "_enum_total"}  # Pyro's marks of parallel and sequential enumeration
     return any(marks & trace.nodes[name]["infer"].keys() for name in trace.stochastic_nodes)
 
 
 def _kl_summed_out(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> Tensor:
-    """Return minus the bound of the latent sites alone, which is their KL, as Pyro sums sites out."""
+    """Return the KL of the latent sites: minus the bound that Pyro, summing sites out, has for these sites alone."""
     if not isinstance(loss, TraceEnum_ELBO):
         return torch.tensor(math.nan)
     guide = _latent_at_1(guide_trace, guide_trace.plate_to_symbol)
@@ -377,7 +377,7 @@ def _kl_summed_out(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> Tensor
 
 
 def _latent_at_1(trace: Trace, plate_to_symbol: dict[str, str]) -> Trace:
-    """Return the latent sites of a trace at KL weight 1, packed as ``TraceEnum_ELBO`` has them."""
+    """Return the latent sites of a trace at KL weight 1, packed as ``TraceEnum_ELBO`` packs them."""
     latent = Trace()
     computed = ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts", "packed")
     for name in trace.stochastic_nodes:
@@ -389,7 +389,7 @@ def _latent_at_1(trace: Trace, plate_to_symbol: dict[str, str]) -> Trace:
 
 
 def reconstruction(model_trace: Trace, guide_trace: Trace | None = None) -> Tensor:
-    """Sum minus the log-probability of every observed site, and the factors of the guide.
+    """Return minus the log-probability of all observed sites, plus the factors of the guide.
 
     Arguments:
         model_trace: a trace of the model.
@@ -402,20 +402,20 @@ def reconstruction(model_trace: Trace, guide_trace: Trace | None = None) -> Tens
 
 
 def _observed(trace: Trace) -> Tensor:
-    # What the ELBO has not computed already; the latent sites may stand at a mean, which their support need not hold.
+    # Only the observed sites: the latent ones may be at a mean, which need not lie in their support.
     trace.compute_log_prob(lambda _, site: site["is_observed"])
     return sum((trace.nodes[name]["log_prob_sum"] for name in trace.observation_nodes), torch.zeros(()))
 
 
 def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> Tensor:
-    r"""Sum the KL of the latent sites as it is at weight 1.
+    r"""Return the KL of the latent sites at weight 1, summed over the sites.
 
     .. math:: \log q(z|x) - \log p(z) \quad \text{or, in closed form,} \quad \mathrm{KL}(q(z|x) \,\|\, p(z))
 
     Arguments:
         model_trace: a trace of the model at the guide's sample.
         guide_trace: the trace of the guide.
-        closed_form: take the closed form where torch or Pyro has one, as ``TraceMeanField_ELBO`` does.
+        closed_form: use the closed form if torch or Pyro has one, as ``TraceMeanField_ELBO`` does.
 
     Returns:
         A scalar: nats, summed over the batch and any particles.
