@@ -1,1 +1,1 @@
-"""What a pair of programs is worth: its bound, its likelihood, its gradients, and its hand-coded twin."""
+"""Diagnostics of a pair of programs: its bound, its likelihood, its gradients, and its hand-coded twin."""

@@ -1,4 +1,4 @@
-"""The Pyro program against its hand-coded twin: the same numbers, the same training, and why the trick."""
+"""Comparison of a Pyro VAE with its hand-coded twin: loss, gradients, training, speed, and what the trick is for."""
 
 import copy
 import json
@@ -36,8 +36,8 @@ class Comparison:
     Attributes:
         identity: for each estimator of the KL, the relative differences of loss and gradients at the same weights and
             noise, in float64.
-        controls: the same for twins spoiled on purpose; ``detected`` says that the difference was seen.
-        trajectory: the largest parameter difference after each step of a training of both from one seed, in float64.
+        controls: the same for twins spoiled on purpose; ``detected`` says whether the difference was seen.
+        trajectory: the largest parameter difference after each step of training both from one seed, in float64.
         why_the_trick: the encoder's gradient by the pathwise estimator, without it, and by the score function.
         speed: milliseconds per step, medians over alternating rounds, and the ratios to the twin's.
     """
@@ -90,23 +90,24 @@ def compare(
     batch_size: int = 128,
     seed: int = 0,
 ) -> Comparison:
-    """Hold a VAE's Pyro programs against the same VAE coded by hand, on the same data and noise.
+    """Compare a VAE's Pyro programs with the same VAE coded by hand, on the same data and noise.
 
     Arguments:
-        vae: with a standard normal prior, `pyro_vae.encoders.Normal` and `pyro_vae.decoders.Bernoulli` or
-            `pyro_vae.decoders.Normal` of a fixed scale: what the twin of `pyro_vae.baseline` covers. It is not changed.
+        vae: a VAE with a standard normal prior, `pyro_vae.encoders.Normal` and `pyro_vae.decoders.Bernoulli` or
+            `pyro_vae.decoders.Normal` of a fixed scale: the twin of `pyro_vae.baseline` covers only these. It is not
+            changed.
         data: a tensor whose first dimension counts the data, or a data set.
-        steps: of the trainings, at least 1.
-        draws: of the gradient for ``why_the_trick``, at least 2.
-        rounds: of the measurement of speed, at least 1.
-        batch_size: data per step; at most the number of data are taken.
-        seed: of everything.
+        steps: number of training steps, at least 1.
+        draws: number of gradients for ``why_the_trick``, at least 2.
+        rounds: number of rounds in which speed is measured, at least 1.
+        batch_size: data per step; all data if there are fewer.
+        seed: random seed of the data's order and of all noise.
 
     Returns:
         A `Comparison`, with ``table()`` and ``json()``.
 
     Raises:
-        TypeError: where the twin does not cover a part.
+        TypeError: if the twin does not cover a part.
         ValueError: for numbers out of range, and data that do not fit the VAE.
 
     Example:
@@ -148,7 +149,7 @@ def twin_of(vae: VAE) -> baseline.VAE:
         A `pyro_vae.baseline.VAE`, whose parameters come in the order of ``parameters_of(vae)``.
 
     Raises:
-        TypeError: where the twin does not cover a part.
+        TypeError: if the twin does not cover a part.
     """
     covered = {
         "prior": type(vae.prior) is priors.Normal and not vae.prior.learned,
@@ -216,7 +217,7 @@ def _difference(vae: VAE, x: Tensor, seed: int, loss: ELBO, twin_loss: TwinLoss)
         our_value = loss.differentiable_loss(local(ours.model), local(ours.guide), x) / len(x)
         our_gradients = torch.autograd.grad(our_value, parameters_of(ours))
     with seeded(seed, x.device):
-        # The first noise of a seed is the guide's: what a call of Pyro draws in secret is an argument here.
+        # The first noise of a seed is the guide's: Pyro draws it inside a call, the twin takes it as an argument.
         value = twin_loss(twin, x, _noise(vae, x))
         gradients = torch.autograd.grad(value, list(twin.parameters()))
     pairs = zip(our_gradients, gradients, strict=True)
@@ -275,13 +276,13 @@ def why_the_trick(vae: VAE, x: Tensor, draws: int = 2000, seed: int = 0) -> dict
     r"""Measure the encoder's gradient at fixed weights with the trick, without it, and by the score function.
 
     The gradients of the bound are projected on one direction, that of the pathwise gradient averaged over other
-    draws; the ratio of variances is that of the whole gradient, :math:`\operatorname{tr} \operatorname{Cov}`.
+    draws. The ratio of variances is that of the whole gradients, :math:`\operatorname{tr} \operatorname{Cov}`.
 
     Arguments:
         vae: a VAE with a Normal encoder.
         x: a few data.
-        draws: how many gradients of each estimator, at least 2.
-        seed: of the noise.
+        draws: number of gradients of each estimator, at least 2.
+        seed: random seed of the noise.
 
     Returns:
         ``draws``; for ``pathwise`` and ``score_function`` the ``mean``, ``standard_error`` and ``projections`` of the
@@ -351,7 +352,7 @@ def speed(
 ) -> dict[str, dict[str, float]]:
     """Return milliseconds per step of the twin, of ``pyro.infer.SVI`` and of `fit`, all with plain Adam.
 
-    One round that is not counted warms up; then the three take turns, ``rounds`` times.
+    The first round is a warm-up and is not counted; then the three take turns, ``rounds`` times.
     """
     x = x[: steps * batch_size]
     steps = math.ceil(len(x) / batch_size)  # one epoch

@@ -1,7 +1,7 @@
-"""The gradient laboratory: what each estimator gives at fixed weights, against the exact gradient.
+"""The gradient laboratory, which compares gradient estimators at fixed weights with the exact gradient.
 
-Two models have one: a VAE of linear maps and normal distributions (probabilistic PCA), by quadrature, and one of
-binary codes, by enumeration.
+Two models have an exact gradient: a VAE of linear maps and normal distributions (probabilistic PCA), by quadrature, and
+a VAE with binary codes, by enumeration.
 """
 
 import json
@@ -32,17 +32,17 @@ from pyro_vae.vae import VAE
 
 LINEAR = partial(MLP, hidden=())
 MODELS = ("linear-gaussian", "discrete")
-TOGETHER = 50  # independent draws of a gradient per step: their mean is one number of the statistics
+TOGETHER = 50  # independent draws of a gradient per step; their mean is one sample of the statistics
 BLOCKS = ("encoder", "decoder")
-MOST, PART = 2**22, 2**17  # points of an exact sum over codes: at most, and together
-STEP = 1 / 64  # nats between log-weights of an exact bound
+MOST, PART = 2**22, 2**17  # points of an exact sum over codes: the most, and how many are summed at a time
+STEP = 1 / 64  # nats between the log-weights that an exact bound distinguishes
 
 
 @dataclass
 class Estimator:
-    """A way to the gradient of a bound of ``particles`` particles: an objective, and the guide.
+    """An estimator of the gradient of a bound of ``particles`` particles: an objective, and a guide.
 
-    ``unbiased`` says whether theory expects the exact gradient in the mean.
+    ``unbiased`` says whether its expectation, by theory, is the exact gradient.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Estimator:
 
 @dataclass
 class Row:
-    """What an estimator gave for one block of parameters.
+    """The statistics of an estimator for one block of parameters.
 
-    ``bias_z`` is the largest distance of an entry's mean from the exact gradient, in standard errors; ``variance`` the
-    sum over the block's entries, of the gradient of the mean loss over the batch; ``snr`` the norm of the mean over the
-    root of that variance; ``ms_per_step`` the median time of one gradient.
+    ``bias_z`` is the largest distance of an entry's mean from the exact gradient, in standard errors. ``variance`` is
+    that of the gradient of the batch's mean loss, summed over the block's entries. ``snr`` is the norm of the mean
+    divided by the square root of that variance. ``ms_per_step`` is the median time of one gradient.
     """
 
     estimator: str
@@ -72,18 +72,18 @@ class Row:
 
 @dataclass
 class Gradients:
-    """The rows of a laboratory, and how they came about."""
+    """The rows of the laboratory, the model that they are for, and the number of draws behind them."""
 
     model: str
     draws: int
     rows: list[Row]
 
     def column(self, name: str, block: str) -> list[Any]:
-        """Return one figure of a block, estimator by estimator."""
+        """Return one figure of a block for each estimator."""
         return [getattr(row, name) for row in self.rows if row.block == block]
 
     def json(self) -> str:
-        """Return the rows as JSON; a ratio to no noise at all is null."""
+        """Return the rows as JSON; the infinite ratio of a gradient without noise becomes null."""
         rows = [
             {name: None if value == math.inf else value for name, value in asdict(row).items()} for row in self.rows
         ]
@@ -102,15 +102,15 @@ class Gradients:
 
 
 def linear_gaussian(offset: float = 0.5, factor: float = 1.3, count: int = 4) -> tuple[VAE, Tensor]:
-    """Return a VAE of linear maps whose exact posterior is in reach of its encoder, and data from it.
+    """Return a VAE of linear maps whose encoder can represent the exact posterior, and data from it.
 
     Arguments:
-        offset: distance of the encoder's means from the exact posterior's.
-        factor: the encoder's standard deviations, in units of the exact posterior's.
+        offset: distance of the encoder's means from those of the exact posterior.
+        factor: the encoder's standard deviations, in units of those of the exact posterior.
         count: number of data.
 
     Returns:
-        The VAE, in double precision, 2 latent dimensions and 3 observed ones, and data of shape (count, 3).
+        The VAE, in double precision, with 2 latent and 3 observed dimensions, and data of shape (count, 3).
 
     Example:
         >>> vae, x = linear_gaussian(offset=0.0, factor=1.0)
@@ -136,7 +136,7 @@ def linear_gaussian(offset: float = 0.5, factor: float = 1.3, count: int = 4) ->
 
 
 def discrete(count: int = 4) -> tuple[VAE, Tensor]:
-    """Return a VAE of 3 binary codes and 4 binary observations, with weights drawn once, and data.
+    """Return a VAE with 3 binary codes, 4 binary observations and fixed random weights, and data.
 
     Arguments:
         count: number of data.
@@ -162,16 +162,16 @@ def discrete(count: int = 4) -> tuple[VAE, Tensor]:
 def exact_bound(vae: VAE, x: Tensor, particles: int = 1) -> Tensor:
     r"""Return the importance-weighted bound of a small model exactly, by sums over z and over the weights.
 
-    With S the sum of K weights, and :math:`\varphi(t) = \mathbb{E}_q [e^{-t w}]` the Laplace transform of one,
+    With S the sum of K weights, and :math:`\varphi(t) = \mathbb{E}_q [e^{-t w}]` the Laplace transform of one weight,
 
     .. math:: \mathbb{E} [\log S] = \int_{-\infty}^\infty \big( e^{-e^s} - \varphi(e^s)^K \big) \, ds,
 
-    so that any K takes one sum over z, and one over s. The first is over a grid that is as fine as the weights are
-    steep; the second over all s where the weights are neither all too small to be seen nor all too large. Its gradient
-    is exact as well.
+    so that any K needs one sum over z and one over s. The grid of the first sum is the finer, the steeper the weights
+    are. The second sum covers every s at which the weights are neither all too small nor all too large to matter. The
+    gradient of the bound is exact as well.
 
     Arguments:
-        vae: as `linear_gaussian` or `discrete` return it.
+        vae: a VAE that `linear_gaussian` or `discrete` returned.
         x: data, shape (B, \*shape).
         particles: K, at least 1.
 
@@ -207,7 +207,7 @@ def _exact_bound(vae: VAE, datum: Tensor, particles: int) -> Tensor:
 
 
 def _weigh(vae: VAE, datum: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mass under q of some points of its space, and the logarithms of their weights, shape (N,)."""
+    """Return the mass of some points under q, and the logarithms of their weights, each of shape (N,)."""
     posterior = vae.encoder(datum)
     if posterior.has_enumerate_support:
         z = points.unsqueeze(1)
@@ -220,7 +220,7 @@ def _weigh(vae: VAE, datum: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _points(vae: VAE, datum: Tensor) -> Tensor:
-    """Return all codes, shape (N, D), or points in units of q's deviations, each with its mass, shape (N, 3)."""
+    """Return all codes, shape (N, D), or points in units of q's standard deviations with their masses, shape (N, 3)."""
     posterior = vae.encoder(datum)
     if posterior.has_enumerate_support:
         return posterior.enumerate_support()[:, 0]
@@ -242,7 +242,7 @@ def _with_mass(*axes: Tensor) -> Tensor:
 
 
 def _on_grid(mass: Tensor, places: Tensor, size: int) -> Tensor:
-    """Share masses between 0, 1, ..., size - 1, each by the four nearest: sums of cubic functions stay as they are."""
+    """Split each mass between the four nearest of 0, 1, ..., size - 1, so that sums of cubic functions are kept."""
     first = places.detach().floor()
     t = places - first
     shares = [-t * (t - 1) * (t - 2) / 6, (t + 1) * (t - 1) * (t - 2) / 2, -(t + 1) * t * (t - 2) / 2]
@@ -253,7 +253,7 @@ def _on_grid(mass: Tensor, places: Tensor, size: int) -> Tensor:
 
 
 def _mean_log_sum(law: Tensor, count: int) -> Tensor:
-    """Return the mean of the logarithm of a sum of weights, whose own logarithms are -2, -1, 0, ... times `STEP`."""
+    """Return the mean logarithm of a sum of ``count`` weights, whose logarithms are -2, -1, 0, ... times `STEP`."""
     below, above = round(6 / STEP), round(40 / STEP)  # where exp(-w) is 0, and where it is 1
     shifts = torch.arange(1 - len(law), len(law) + below + above, dtype=law.dtype)
     kernel = (-(STEP * (below - shifts)).exp()).exp()
@@ -275,7 +275,7 @@ def _score(vae: VAE) -> Callable[..., Any]:
 
 
 class _Relaxed(GreyBernoulli):
-    """Binary Gumbel-softmax samples, with the log-probability of the codes that they stand for."""
+    """Binary Gumbel-softmax samples, with the log-probability of the binary codes that they relax."""
 
     has_rsample = True
     temperature = 1.0
@@ -352,9 +352,9 @@ def gradients(model: str = "linear-gaussian", draws: int = 10_000, seed: int = 0
 
     Arguments:
         model: "linear-gaussian" or "discrete".
-        draws: of each gradient, at least 1,000.
-        seed: of the noise.
-        settings: of the model, such as ``offset=0.0, factor=1.0``, with which the encoder of the linear one is exact.
+        draws: number of draws of each gradient, at least 1,000.
+        seed: random seed of the noise.
+        settings: arguments of the model, such as ``offset=0.0, factor=1.0``, which make the linear encoder exact.
 
     Returns:
         A row per estimator and block of parameters.

@@ -1,4 +1,4 @@
-"""What a pair of programs is worth on data: the bound and its terms, in nats per datum."""
+"""Evaluation of a pair of programs on data: the bound, its terms and the log-likelihood, in nats per datum."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -42,7 +42,7 @@ from pyro_vae.runtime.memory import KEPT, as_bytes, keep_freed_memory, most_with
 from pyro_vae.runtime.recording import Recorded
 
 SUMS_OF_WEIGHTS = {RenyiELBO: "objectives.Renyi, or IWAE", TraceTMC_ELBO: "TraceEnum_ELBO, or a plate of len(x)"}
-MANY = 10_000  # chunks: compiling takes as long as about 4,000 of them save
+MANY = 10_000  # chunks; compiling takes the time that it saves on about 4,000 of them
 
 
 class Bound(NamedTuple):
@@ -69,27 +69,27 @@ def evaluate(
 
     .. math:: -\mathcal{L} = \mathbb{E}_{q(z|x)} [-\log p(x|z)] + \mathrm{KL}(q(z|x) \,\|\, p(z))
 
-    Where the programs' plate over the data has a size, ``pyro.plate("data", N, subsample_size=len(x))``, it is the
-    bound of N data divided by N, estimated from those that are given: a site outside the plate counts 1/N per datum.
+    If the programs' plate over the data has a size, ``pyro.plate("data", N, subsample_size=len(x))``, the result is the
+    bound of N data divided by N, estimated from the given data: a site outside the plate counts 1/N per datum.
 
     Arguments:
         model: the Pyro program of p(x, z), called with a batch.
         guide: the Pyro program of q(z|x), called with a batch.
         data: what `fit` takes: tensors, alone or in a tuple or a dict, a data set, or ready batches.
-        loss: the objective, an ELBO of Pyro's.
-        at: "sample" takes z from the posterior, as ``loss`` does. "mean" reconstructs from the posterior's mean
-            instead, and takes the KL in closed form where there is one, else from a sample: a customary figure, but no
-            bound.
-        batch_size: how many data at a time, at least 1; it changes the speed and the noise, not what is estimated.
-        seed: of the noise, which leaves torch's own random state alone.
-        transform: what is done to a batch before both programs see it, such as `pyro_vae.data.dynamic`.
+        loss: the objective, a ``pyro.infer.ELBO``.
+        at: "sample" draws z from the posterior, as ``loss`` does. "mean" reconstructs from the posterior's mean
+            instead, and takes the KL in closed form if there is one, otherwise from a sample. That figure is common,
+            but it is not a bound.
+        batch_size: number of data at a time, at least 1; it changes the speed and the noise, not what is estimated.
+        seed: random seed of the noise; torch's own random state does not change.
+        transform: what is applied to a batch before both programs see it, such as `pyro_vae.data.dynamic`.
         count: returns the number of data of a ready batch.
 
     Returns:
         ``loss``, ``reconstruction`` and ``kl`` in nats per datum.
 
     Raises:
-        TypeError, ValueError: as `fit`, for data and programs that do not fit; for an unknown ``at``.
+        TypeError, ValueError: as for `fit`, for data and programs that do not fit; for an unknown ``at``.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
@@ -109,7 +109,7 @@ def evaluate(
     check_per_datum(loss)
     as_size(batch_size, "batch_size")
     x = as_input(data, model, guide, count=count, transform=transform)
-    with pyro.validation_enabled():  # also where it is off: Pyro refuses some pairs of programs and ELBO by it alone
+    with pyro.validation_enabled():  # without validation, Pyro would not refuse some programs that an ELBO cannot use
         with seeded(seed, x.device), mode(False, model, guide):
             plates = check_programs(model, guide, x, transform, batch_size)
             plates.check_objective(loss)
@@ -135,7 +135,7 @@ def mean_bound(
     transform: Transform | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 (never changed)
 ) -> Bound:
-    """Do what `evaluate` does, on a tensor that lies on the right device and has been checked, each rank its part.
+    """Do what `evaluate` does, on rows that have been checked and are on the right device; each rank does its part.
 
     ``plates`` are the names of the programs' plates over the data, which the check returns.
     """
@@ -152,7 +152,7 @@ def mean_bound(
 
 
 def _at_a_time(loss: ELBO) -> str:
-    """Return of what an objective runs programs on several at a time, in a dimension that the data do not have."""
+    """Return the name of what an objective runs side by side, in a dimension that the data do not have, or ""."""
     if isinstance(loss, Objective) or loss.vectorize_particles:
         return "particles"
     return "all values of a site" if isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO) else ""
@@ -160,7 +160,7 @@ def _at_a_time(loss: ELBO) -> str:
 
 @contextmanager
 def _on_particles(name: str, at_a_time: str = "particles") -> Iterator[None]:
-    """Say what programs must take that fail on the dimension of the particles: without it they have been run."""
+    """Explain an error that is due to the dimension of the particles, as the programs have run without it before."""
     try:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
@@ -195,7 +195,7 @@ def _at_sample(
     for kind, instead in SUMS_OF_WEIGHTS.items():
         if share != 1 and isinstance(loss, kind):
             raise ValueError(f"{kind.__name__} has another bound where a plate is scaled: take {instead}")
-    traces.clear()  # the recorder refers to itself, and would keep them until Python looks for such
+    traces.clear()  # the recorder refers to itself, and would keep them until Python collects such cycles
     return value * share, reconstruction.item() * share, kl.item() * share
 
 
@@ -204,8 +204,8 @@ def _at_mean(
 ) -> tuple[float, float, float]:
     at_mean, (args, kwargs) = AtMean()(guide), arguments(batch)
     try:
-        if isinstance(loss, TraceEnum_ELBO):  # which sums sites out that have no mean
-            with pyro.validation_enabled(False):  # a mean is no code of a discrete site, and its density cancels
+        if isinstance(loss, TraceEnum_ELBO):  # it sums out sites that have no mean
+            with pyro.validation_enabled(False):  # a mean is not a code of a discrete site, and its density cancels
                 _, reconstructed, _ = _at_sample(model, at_mean, batch, count, loss, plates)
             _, _, divergence = _at_sample(model, guide, batch, count, loss, plates)
             return reconstructed + divergence, reconstructed, divergence
@@ -216,7 +216,7 @@ def _at_mean(
         ) from error
     at_sample = paired_traces(
         model, guide, *args, **kwargs
-    )  # for a KL without a closed form: at the mean it is not estimated
+    )  # for a KL without a closed form, which cannot be estimated at the mean
     share = share_of([at_sample], count, plates)
     terms = float(reconstruction(*pair)) * share, float(kl(*at_sample, closed_form=True)) * share
     return sum(terms), *terms
@@ -238,28 +238,28 @@ def log_likelihood(
     .. math:: \frac1N \sum_n \log \frac1K \sum_{k=1}^K \frac{p(x_n, z_{nk})}{q(z_{nk}|x_n)},
               \qquad z_{nk} \sim q(z|x_n)
 
-    In the mean this is a lower bound, that of `pyro_vae.objectives.IWAE`, and it grows with K towards the mean of
-    :math:`\log p(x_n)`. It does so slowly where the guide misses a part of the posterior. The guide runs once for each
-    datum; the model then weighs its particles in chunks, whose weights are added up in double precision.
+    The expectation of the estimate is a lower bound, that of `pyro_vae.objectives.IWAE`. It grows with K towards the
+    mean of :math:`\log p(x_n)`, but slowly if the guide misses a part of the posterior. The guide runs once for each
+    datum; the model then weighs the particles in chunks, whose weights are summed in double precision.
 
     Arguments:
-        model: the Pyro program of p(x, z), called with a batch; every site stands in one plate, over the data.
-        guide: the Pyro program of q(z|x), called with a batch; it needs no pathwise sampler, but a density.
+        model: the Pyro program of p(x, z), called with a batch; every site is in one plate, over the data.
+        guide: the Pyro program of q(z|x), called with a batch; it needs a density, but no pathwise sampler.
         data: what `fit` takes: tensors, alone or in a tuple or a dict, a data set, or ready batches.
         samples: K, at least 1.
-        memory: how much the tensors of particles may take at a time, beside data and programs: a number of bytes, or a
-            text such as "512MB" or "2GiB". A CPU never takes more than is fastest. The chunks change no number by more
-            than rounding; a memory so small that it holds the draws of fewer data together changes the noise.
-        seed: of the noise, which leaves torch's own random state alone.
+        memory: limit for the tensors of particles at a time, not counting data and programs: a number of bytes, or a
+            text such as "512MB" or "2GiB". A CPU uses less if that is faster. Results change with it only by rounding,
+            unless it is so small that fewer data are drawn for at a time, which changes the noise.
+        seed: random seed of the noise; torch's own random state does not change.
         count: returns the number of data of a ready batch.
 
     Returns:
-        The estimate in nats per datum, which is no loss: larger is better.
+        The estimate in nats per datum. It is not a loss: larger is better.
 
     Raises:
-        TypeError, ValueError: as `evaluate`; for fewer than one sample; for a memory that is no amount, or too small
-            for the samples of one datum; for sites that do not stand in one plate over the data, are scaled, that one
-            program alone draws, or that the guide gives as points.
+        TypeError, ValueError: as for `evaluate`; for fewer than one sample; for a memory that is not an amount, or is
+            too small for the samples of one datum; for sites that are not in one plate over the data, that are scaled,
+            that only one program draws, or whose distribution in the guide is a ``Delta``.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, priors
@@ -280,7 +280,7 @@ def log_likelihood(
         check_programs(model, guide, x)
         with pyro.validation_enabled(False), _on_particles(log_likelihood.__name__):  # all data have been checked
             weights = _LogLikelihood(local(model), local(guide), count_rows)
-            weights.meet(x[:2])  # of one datum a wrong dimension would not be seen
+            weights.meet(x[:2])  # one datum would not reveal a wrong dimension
             with seeded(noise_seed(seed), x.device):
                 batch_size, chunk = weights.sizes(lambda size: x[:size], len(x), samples, budget)
             batches, chunks = math.ceil(len(x) / batch_size), math.ceil(samples / chunk)
@@ -288,7 +288,7 @@ def log_likelihood(
             log_of_sum = _replayed(weights.log_of_sum, batches * chunks, batches * chunks >= MANY)
             for whole in x.split(batch_size):
                 with seeded(noise_seed(seed), x.device) if isinstance(x, Ready) else nullcontext():
-                    if isinstance(x, Ready) and weights.meet(cut(whole, 2, count_rows)):  # they may have other sites
+                    if isinstance(x, Ready) and weights.meet(cut(whole, 2, count_rows)):  # its sites may differ
                         first = partial(cut, whole, count=count_rows)
                         batch_size, chunk = weights.sizes(first, count_rows(whole), samples, budget)
                 for rows in pieces(whole, batch_size, count_rows):
@@ -300,36 +300,36 @@ def log_likelihood(
 
 
 def _replayed(step: Callable[..., Any], times: int, compiled: bool) -> Callable[..., Any]:
-    """Return a step that is replayed from a recording, where that pays, can be, and cannot change a digit."""
+    """Return a step that is replayed from a recording, if that is worthwhile, possible, and changes no digit."""
     if times < WORTHWHILE or Held(step).foreign:
         return step
     return Recorded(step, compiled=compiled, quiet=True)
 
 
 class _LogLikelihood(Objective):
-    """The log-weights of particles, of which no gradient is asked: any sampler will do."""
+    """The log-weights of particles. They need no gradient, so the guide needs no pathwise sampler."""
 
     pathwise = False
 
     def __init__(self, model: Program, guide: Program, count: Count) -> None:
-        super().__init__(2)  # particles, as a model may take one of a single datum, and no more
+        super().__init__(2)  # particles, as a model may accept one of a single datum, but not several
         self.model, self.guide, self.count, self.count_data = model, guide, count, count
         self.structure: Any = ()
 
     def meet(self, datum: Batch) -> bool:
-        """Find the sites of a datum, and return whether it has another structure than the one before."""
+        """Find the sites of a datum, and return whether its structure differs from that of the one before."""
         before, self.structure = self.structure, structure_of(datum)
         if self.structure is not None and self.structure == before:
             return False
         args, kwargs = arguments(datum)
-        self.drawn = self.guide_trace(self.guide, *args, particles=1, **kwargs)  # the sites, whatever their values
+        self.drawn = self.guide_trace(self.guide, *args, particles=1, **kwargs)  # only the sites, not their values
         self.one_by_one = made_for(self, self.model, self.guide, [datum], self.count).one_by_one
         values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
-        self.of_particles(self.model, self.drawn, 1, values, *args, **kwargs)  # which refuses programs that do not fit
+        self.of_particles(self.model, self.drawn, 1, values, *args, **kwargs)  # refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes
         sites = [self.drawn.nodes[name] for name in self.latents]
         points = [site["name"] for site in sites if any(isinstance(layer, Delta) for layer in layers(site["fn"]))]
-        if points and not any(site["infer"].get("is_auxiliary") for site in sites):  # of which a point is a function
+        if points and not any(site["infer"].get("is_auxiliary") for site in sites):  # the point may depend on those
             raise ValueError(
                 f"log_likelihood weighs draws by their density, which a Delta at site {points[0]!r} has not: take an"
                 " encoder that has one, or evaluate"
@@ -337,13 +337,13 @@ class _LogLikelihood(Objective):
         return True
 
     def draw(self, rows: Batch, count: int) -> list[Tensor]:
-        """Draw particles of some data: their log q, of shape (K, B), and the values of the sites, (K, B, ...)."""
+        """Draw particles for some data: return their log q, shape (K, B), and the sites' values, shape (K, B, ...)."""
         args, kwargs = arguments(rows)
         trace = self.guide_trace(self.guide, *args, particles=count, **kwargs)
         log_q = log_prob(trace, self.latents)
         if self.latents:
             self._check_count(log_q.shape[-1], rows)
-        log_q = log_q.expand(count, self.count(rows))  # one number, if there is no site
+        log_q = log_q.expand(count, self.count(rows))  # a single number if there is no site
         return [log_q, *(trace.nodes[name]["value"] for name in self.latents)]
 
     def log_of_sum(self, rows: Batch, log_q: Tensor, *values: Tensor) -> tuple[Tensor]:
@@ -358,9 +358,9 @@ class _LogLikelihood(Objective):
         return (torch.cat(weights).double().logsumexp(0),)
 
     def sizes(self, first: Callable[[int], Batch], total: int, samples: int, memory: int) -> tuple[int, int]:
-        """Return for how many data to draw, and how many particles to weigh, at a time: half of the memory for each.
+        """Return for how many data to draw, and how many particles to weigh, at a time; each may take half the memory.
 
-        A CPU is fastest where the tensors of one chunk take the places of those of the chunk before.
+        A CPU is fastest if the tensors of a chunk reuse the memory of those of the chunk before.
         """
         datum = first(1)
         on_cpu = all(tensor.device.type == "cpu" for tensor in tensors_of(datum))
@@ -385,11 +385,11 @@ class _LogLikelihood(Objective):
         return batch_size, min(samples, rows // batch_size)
 
 
-_LogLikelihood.__name__ = log_likelihood.__name__  # what the errors of an objective call it
+_LogLikelihood.__name__ = log_likelihood.__name__  # the name that an objective's errors use
 
 
 def kl_parts(posterior: Any, prior: Any) -> tuple[Tensor, Tensor] | None:
-    r"""Split the mean KL of normal posteriors from a normal prior by dimension, into mean and variance.
+    r"""Split the mean KL from normal posteriors to a normal prior by dimension, into a variance and a mean part.
 
     .. math:: \tfrac{1}{2} \mathbb{E} [\sigma_d^2 - 1 - \log \sigma_d^2] \quad \text{and} \quad
               \tfrac{1}{2} \mathbb{E} [\mu_d^2],
@@ -401,7 +401,7 @@ def kl_parts(posterior: Any, prior: Any) -> tuple[Tensor, Tensor] | None:
         prior: p(z), batch shape (), event shape (D,).
 
     Returns:
-        The variance part and the mean part, each of shape (D,), in nats per datum; None where either is no diagonal
+        The variance part and the mean part, each of shape (D,), in nats per datum; None if either is not a diagonal
         normal distribution.
 
     Example:
