@@ -1,9 +1,9 @@
 """Plain torch networks from one shape to another. No Pyro here.
 
 A network is built by a call ``network(in_shape, out_shape)``, and maps ``(*batch, *in_shape)`` to
-``(*batch, *out_shape)``: every leading dimension is batch, so that several particles per datum pass through at once.
-Parts (`pyro_vae.encoders`, `pyro_vae.decoders`) make that call, because only they know how many numbers their
-distribution needs. To set a width, hand them ``functools.partial(MLP, hidden=(256, 128))``.
+``(*batch, *out_shape)``: all leading dimensions are batch dimensions, so that several particles per datum pass through
+at once. Parts (`pyro_vae.encoders`, `pyro_vae.decoders`) make that call, because only they know how many numbers their
+distribution needs. To set a width, give them ``functools.partial(MLP, hidden=(256, 128))``.
 """
 
 from pyro_vae.arguments import above, as_function, as_number, as_size, held

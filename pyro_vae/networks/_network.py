@@ -9,7 +9,7 @@ from pyro_vae.networks.shapes import Shape, Sizes, as_shape
 
 
 class _Network(nn.Module):
-    """Layers between two shapes, for any leading dimensions. Within, a datum has the shape ``inner``, or is flat."""
+    """Layers between two shapes, for any leading dimensions. They get data of shape ``inner``, flat by default."""
 
     layers: Any  # a module, or a method: from (N, *inner) to N outputs
 

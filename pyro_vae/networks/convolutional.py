@@ -25,7 +25,7 @@ class ConvEncoder(_Network):
         ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
 
     Raises:
-        ValueError: where ``in_shape`` has no height and width.
+        ValueError: if ``in_shape`` has no height and width.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class ConvDecoder(_Network):
         ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
 
     Raises:
-        ValueError: where ``out_shape`` has no height and width.
+        ValueError: if ``out_shape`` has no height and width.
 
     Example:
         >>> import torch
@@ -105,7 +105,7 @@ class ConvDecoder(_Network):
 
 
 class _ResidualBlock(nn.Module):
-    """An image and what two 3x3 convolutions make of it, added."""
+    """The sum of an image and the output of two 3x3 convolutions of it."""
 
     def __init__(self, channels: int, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _ResidualBlock(nn.Module):
 
 
 def halved_sizes(size: Sequence[int], times: int) -> list[Shape]:
-    """Return an image size and what each of several convolutions of stride 2 makes of it.
+    """Return an image size, and the sizes after each of several convolutions of stride 2.
 
     Arguments:
         size: (height, width).

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-LOWEST = -30.0  # of the log-variances that a network reaches as fast as any other
+LOWEST = -30.0  # log-variances below this are compressed, so that a network reaches them more slowly
 
 
 def soft_clip(value: Tensor, bound: float = 10.0, low: float | None = None) -> Tensor:
@@ -11,16 +11,16 @@ def soft_clip(value: Tensor, bound: float = 10.0, low: float | None = None) -> T
     .. math:: f(v) = v \text{ for } l \le v \le b, \qquad f(v) = b + \log(1 + v - b) \text{ above,} \qquad
               f(v) = l - \log(1 + l - v) \text{ below.}
 
-    What networks of this package give as logarithms passes through it. The function is increasing and its slope is
-    continuous and never zero, so that no value is out of reach and no gradient dies, as it does with a clamp; yet an
-    output of :math:`\pm 10^4` becomes :math:`\pm 19.2`, whose exponential float32 holds. Beyond a bound the slope is
-    1 / (1 + excess): what lies far beyond is reached, but slowly. It is for networks alone: what a user asks for, and
-    what is learned without a network, is not clipped.
+    Logarithms that networks of this package output pass through this function. It is increasing, and its slope is
+    continuous and never zero, so that every value can be reached and no gradient vanishes, as it does with a clamp. Yet
+    an output of :math:`\pm 10^4` becomes :math:`\pm 19.2`, whose exponential float32 holds. Beyond a bound the slope is
+    1 / (1 + excess), so values far beyond it are reached slowly. The function is only for networks: values that a user
+    sets, or that are learned without a network, are not clipped.
 
     Arguments:
         value: any tensor.
         bound: the upper bound b, where the compression starts, above 0.
-        low: the lower one l, below b; without it, -b.
+        low: the lower bound l, below b; the default is -b.
 
     Returns:
         A tensor of the same shape.
@@ -37,9 +37,9 @@ def soft_clip(value: Tensor, bound: float = 10.0, low: float | None = None) -> T
 def clip_log_variance(value: Tensor) -> Tensor:
     r"""Return a log-variance for any output of a network: `soft_clip` between -30 and 10.
 
-    An encoder of data that a decoder of scale 0.0001 explains needs log-variances of -18 to -25, and reaches them as
+    If a decoder of scale 0.0001 explains the data, their encoder needs log-variances of -18 to -25, and reaches them as
     fast as it would without clipping. For outputs of :math:`\pm 10^4` the log-variance is from -39.2 to 19.2, and the
-    deviation from :math:`3 \cdot 10^{-9}` to 15,000; in float32 the squares of both are held.
+    standard deviation from :math:`3 \cdot 10^{-9}` to 15,000; float32 holds the squares of both.
 
     Arguments:
         value: any tensor.
@@ -56,7 +56,7 @@ def clip_log_variance(value: Tensor) -> Tensor:
 
 
 def deviation(value: Tensor) -> Tensor:
-    """Return a standard deviation, the output of a network being the logarithm of its square, by `clip_log_variance`.
+    """Return a standard deviation from a network's output, the logarithm of its square, by `clip_log_variance`.
 
     Arguments:
         value: any tensor.

@@ -16,16 +16,16 @@ class GRUEncoder(_Network):
         in_shape: shape of one sequence, (length,) or (length, features).
         out_shape: shape of one output.
         hidden: size of the state, at least 1.
-        categories: number of tokens, where the entries of a sequence of shape (length,) are tokens 0 to
-            ``categories - 1``, as whole numbers in floats; 0 where they are real numbers.
+        categories: number of tokens, if the entries of a sequence of shape (length,) are tokens 0 to
+            ``categories - 1``, as whole numbers in floats; 0 if they are real numbers.
 
     Returns:
         ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
 
     Raises:
         TypeError: for sizes that are not integers.
-        ValueError: for a size below 1, and for an ``in_shape`` that is none of a sequence; in ``forward``, for tokens
-            outside of the categories.
+        ValueError: for a size below 1, and for an ``in_shape`` that is not the shape of a sequence; in ``forward``, for
+            tokens outside of the categories.
 
     Example:
         >>> import torch
@@ -69,13 +69,13 @@ class GRUEncoder(_Network):
 class GRUDecoder(_Network):
     """A gated recurrent unit that is fed the code at every step, then a linear map of each of its states.
 
-    It does not see earlier entries of the sequence: given the code, these are independent.
+    It does not see earlier entries of the sequence: given the code, the entries are independent.
 
     Arguments:
         in_shape: shape of one code; its dimensions are flattened.
         out_shape: shape of one output, of which one dimension is the length.
         hidden: size of the state, at least 1.
-        time: which dimension of ``out_shape`` is the length: the last, as in (categories, length), unless told; -2 for
+        time: which dimension of ``out_shape`` is the length: by default the last, as in (categories, length); -2 for
             (length, features).
 
     Returns:
@@ -83,7 +83,7 @@ class GRUDecoder(_Network):
 
     Raises:
         TypeError: for sizes that are not integers.
-        ValueError: for a size below 1, and where ``out_shape`` has no dimension ``time``.
+        ValueError: for a size below 1, and if ``out_shape`` has no dimension ``time``.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Shapes, and checks of them."""
+"""Shapes and their checks."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import as_size
 
 Shape = tuple[int, ...]
-Sizes = int | Sequence[int]  # as a shape may be given
+Sizes = int | Sequence[int]  # how a user may give a shape
 Network = Callable[[Shape, Shape], nn.Module]
 
 
@@ -68,8 +68,8 @@ def check_event_shape(value: Tensor, shape: Shape, part: str, what: str) -> None
         what: what the tensor is to that part, for the error.
 
     Raises:
-        TypeError: where the value is no tensor.
-        ValueError: with both shapes and the part's name.
+        TypeError: if the value is not a tensor.
+        ValueError: if the shapes differ; the message has both, and the part's name.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Networks around another one: for data of which some entries were not observed, and with a bias of their own."""
+"""Networks that wrap another network: for data with unobserved entries, and with a bias of the output."""
 
 from functools import partial
 
@@ -17,8 +17,8 @@ class FillMissing(Part):
     Arguments:
         in_shape: shape of one input.
         out_shape: shape of one output.
-        network: builds the network behind, from ``in_shape``, or from (2, \\*in_shape) with ``mask``, to ``out_shape``.
-        mask: hand over a second input, which is 1 for each observed entry and 0 for each missing one.
+        network: builds the inner network, from ``in_shape``, or from (2, \\*in_shape) with ``mask``, to ``out_shape``.
+        mask: add a second input, which is 1 for each observed entry and 0 for each missing one.
 
     Returns:
         ``forward`` maps (\\*batch, \\*in_shape) to (\\*batch, \\*out_shape).
@@ -47,7 +47,7 @@ class FillMissing(Part):
 
 
 class _OutputBias(nn.Module):
-    """A network, and a learned bias of the shape of its output."""
+    """A network whose output gets a learned bias of the same shape."""
 
     def __init__(self, in_shape: Sizes, out_shape: Sizes, network: Network, bias: Tensor) -> None:
         super().__init__()
@@ -64,19 +64,19 @@ class _OutputBias(nn.Module):
 
 
 def with_output_bias(network: Network, bias: Tensor) -> Network:
-    """Return a builder of networks to whose output a bias is added, learned from where it starts.
+    """Return a builder of networks whose output gets a bias, which is learned from a given start.
 
-    Started at the data's mean, or at its logits, a decoder need not learn first what all data have in common.
+    If it starts at the data's mean, or at its logits, a decoder need not first learn what all data have in common.
 
     Arguments:
         network: builds the network.
         bias: where the bias starts, of the shape of one output.
 
     Returns:
-        What builds such a network.
+        A function that builds such a network.
 
     Raises:
-        ValueError: when it builds, where the bias is not of the shape of one output.
+        ValueError: when it builds, if the bias does not have the shape of one output.
 
     Example:
         >>> from pyro_vae.networks import MLP
