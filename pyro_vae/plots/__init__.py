@@ -1,15 +1,15 @@
-"""Figures: arrays in, a matplotlib ``Figure`` out. Nothing here trains, samples or shows a window.
+"""Figures: functions from arrays to a matplotlib ``Figure``. Nothing here trains, samples or shows a window.
 
 Arrays are torch tensors, numpy arrays or nested lists. A datum of shape (h, w), (1, h, w) or (3, h, w) is a picture
 with values in [0, 1], 0 black and 1 white; one of shape (d,), or of a single row or column, is drawn as a curve.
-Figures follow the rcParams that are set, which stay as they are: pyplot is not imported. To see a figure, end a
-notebook cell with it; to keep it, call ``figure.savefig("figure.pdf")``, or `png` for its bytes.
+Figures follow the current rcParams and do not change them; pyplot is not imported. To see a figure, end a notebook
+cell with it; to save it, call ``figure.savefig("figure.pdf")``, or `png` for its bytes.
 """
 
 import contextlib
 import os
 
-with contextlib.chdir(os.path.dirname(__file__)):  # a matplotlibrc in the current folder may be a stranger's
+with contextlib.chdir(os.path.dirname(__file__)):  # a matplotlibrc in the current folder may be unsafe
     import matplotlib  # noqa: F401 (for its settings)
 
 from matplotlib.figure import Figure

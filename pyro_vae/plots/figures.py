@@ -15,7 +15,7 @@ SMALL = 8  # points
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Return numbers as a numpy array in double precision, also those of a tensor on a device or in a graph."""
+    """Return numbers as a numpy array in double precision, also those of a tensor on a device or with a gradient."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double()
     return np.asarray(values, dtype=np.float64)
@@ -30,7 +30,7 @@ def as_points(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def at_least_one(panels: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return panels, or refuse none."""
+    """Return panels, or refuse an empty mapping."""
     if not panels:
         raise ValueError("there are no panels to draw")
     return panels
@@ -41,7 +41,7 @@ def new_figure(title: str, width: float, height: float, columns: int = 1, **opti
     heading = textwrap.fill(printable(" ".join(title.split())), int(10 * width))
     figure = Figure((width, height + 0.35 * len(heading.splitlines())), layout="compressed")
     if heading:
-        figure.suptitle(heading, parse_math=False)  # a name of data may hold a dollar sign
+        figure.suptitle(heading, parse_math=False)  # the name of a data set may hold a dollar sign
     panels = list(figure.subplots(1, columns, squeeze=False, **options)[0])
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

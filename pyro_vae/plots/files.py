@@ -4,7 +4,7 @@ import io
 
 from matplotlib.figure import Figure
 
-KINDS = {".png": "agg", ".jpg": "agg", ".pdf": "pdf", ".svg": "svg"}  # of files, and what draws them
+KINDS = {".png": "agg", ".jpg": "agg", ".pdf": "pdf", ".svg": "svg"}  # of files, and the backend that draws each
 
 
 def png(figure: Figure, dpi: float = 120) -> bytes:

@@ -1,7 +1,7 @@
 """Figures of images, and of data that are drawn as curves.
 
-Images are black at 0 and white at 1. Where values lie beyond, the least is black and the largest white, as the figure
-then says; missing values, NaN, have a colour of their own.
+Images are black at 0 and white at 1. If values lie outside this range, the least is black or the largest white, and the
+figure says so; missing values, NaN, have a colour of their own.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ def reconstructions(originals: ArrayLike, reconstructions: ArrayLike, title: str
     Arguments:
         originals: shape (n, \*shape), values in [0, 1] for pictures.
         reconstructions: of the same shape.
-        title: of the figure.
+        title: title of the figure.
 
     Returns:
         A figure of two rows.
 
     Raises:
-        ValueError: where the two differ in shape, or are no data.
+        ValueError: if the two differ in shape, or do not have the shape of data.
 
     Example:
         >>> len(reconstructions(np.zeros((5, 8, 8)), np.zeros((5, 8, 8))).axes)
@@ -40,13 +40,13 @@ def samples(images: ArrayLike, title: str = "") -> Figure:
 
     Arguments:
         images: shape (n, \*shape), values in [0, 1] for pictures.
-        title: of the figure.
+        title: title of the figure.
 
     Returns:
         A figure of one grid.
 
     Raises:
-        ValueError: for what are no data.
+        ValueError: for an array that does not have the shape of data.
 
     Example:
         >>> samples(np.zeros((7, 8, 8))).axes[0].images[0].get_size()
@@ -59,14 +59,14 @@ def compare_samples(panels: Mapping[str, ArrayLike], title: str = "") -> Figure:
     r"""Draw several near-square grids side by side, such as the samples of an autoencoder and of a VAE.
 
     Arguments:
-        panels: from the title of a grid to its data, shape (n, \*shape), values in [0, 1] for pictures.
-        title: of the figure.
+        panels: the data of each grid, by its title; shape (n, \*shape), values in [0, 1] for pictures.
+        title: title of the figure.
 
     Returns:
         A figure of one grid per panel.
 
     Raises:
-        ValueError: for no panels, or what are no data.
+        ValueError: if there are no panels, or for arrays that do not have the shape of data.
 
     Example:
         >>> figure = compare_samples({"autoencoder": np.zeros((9, 8, 8)), "VAE": np.zeros((9, 8, 8))})
@@ -84,18 +84,18 @@ def compare_samples(panels: Mapping[str, ArrayLike], title: str = "") -> Figure:
 
 
 def interpolation(latent: ArrayLike, pixels: ArrayLike, title: str = "") -> Figure:
-    r"""Draw a path between two data in latent space, decoded, above the one in pixel space.
+    r"""Draw a decoded path between two data in latent space above the path in pixel space.
 
     Arguments:
         latent: decoded points of the straight line between two codes, shape (steps, \*shape).
         pixels: points of the straight line between the two data, of the same shape.
-        title: of the figure.
+        title: title of the figure.
 
     Returns:
         A figure of two rows.
 
     Raises:
-        ValueError: where the two differ in shape, or are no data.
+        ValueError: if the two differ in shape, or do not have the shape of data.
 
     Example:
         >>> rows = interpolation(np.zeros((10, 8, 8)), np.zeros((10, 8, 8))).axes[0].get_yticklabels()
@@ -106,19 +106,19 @@ def interpolation(latent: ArrayLike, pixels: ArrayLike, title: str = "") -> Figu
 
 
 def decoded_grid(images: ArrayLike, extent: tuple[float, float, float, float], title: str = "") -> Figure:
-    r"""Draw what an evenly spaced grid over a two-dimensional latent space decodes to, as one mosaic.
+    r"""Draw the decoded points of an evenly spaced grid over a two-dimensional latent space, as one mosaic.
 
     Arguments:
         images: shape (rows, columns, \*shape), values in [0, 1] for pictures; row 0 belongs to the smallest z2 and is
             drawn at the bottom, column 0 belongs to the smallest z1.
         extent: (z1 min, z1 max, z2 min, z2 max), where the outermost images' centres lie.
-        title: of the figure.
+        title: title of the figure.
 
     Returns:
         A figure with ticks in units of z.
 
     Raises:
-        ValueError: for what are no data, or an extent that does not ascend.
+        ValueError: for an array that does not have the shape of data, or an extent that does not ascend.
 
     Example:
         >>> figure = decoded_grid(np.zeros((4, 5, 8, 8)), (-2.0, 2.0, -1.5, 1.5))

@@ -16,7 +16,7 @@ from pyro_vae.plots.figures import as_array, as_points, at_least_one, new_figure
 from pyro_vae.plots.tiles import as_pictures, draw_tiles, near_square
 
 _ACTIVE = 0.01  # nats per datum
-_MOST_CLASSES = 40  # that a legend names one by one
+_MOST_CLASSES = 40  # the most classes that a legend names one by one
 
 
 def latent_map(
@@ -33,19 +33,19 @@ def latent_map(
     An ellipse too small to be seen, such as that of an encoder to a point, is drawn as a dot.
 
     Arguments:
-        panels: from the title of a panel, such as "epoch 15", to the posteriors' means, shape (n, 2), and covariances,
+        panels: for the title of each panel, such as "epoch 15", the posteriors' means, shape (n, 2), and covariances,
             shape (n, 2, 2), as `project` returns them.
-        labels: one number or text per datum, shape (n,), the same for all panels; each gets a colour. Over 40 different
-            numbers are taken for measurements, whose colours go from the least to the largest; NaN is grey among them.
-        ellipses: whether to draw the ellipses, else a dot at each mean.
-        title: of the figure.
-        shared: one scale for all panels, so that their bubbles can be compared; else each has its own.
+        labels: one number or text per datum, shape (n,), the same for all panels; each gets a colour. More than 40
+            different numbers are drawn as measurements, coloured from the least to the largest, with NaN in grey.
+        ellipses: whether to draw the ellipses; otherwise a dot is drawn at each mean.
+        title: title of the figure.
+        shared: use one scale for all panels, so that their ellipses can be compared; otherwise each has its own.
 
     Returns:
-        A figure of one panel each, side by side, with equal units on both axes.
+        A figure with the panels side by side, and with equal units on both axes.
 
     Raises:
-        ValueError: for no panels, arrays whose shapes do not fit, or numbers that are not finite.
+        ValueError: if there are no panels; for arrays whose shapes do not fit, or numbers that are not finite.
 
     Example:
         >>> figure = latent_map({"epoch 0": (np.zeros((3, 2)), [np.eye(2)] * 3)}, labels=[0, 1, 1])
@@ -67,29 +67,29 @@ def latent_map(
 
 
 def project(mean: ArrayLike, scale: ArrayLike, method: str = "first", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    r"""Map posteriors, by their means and covariances, to two dimensions.
+    r"""Project the means and covariances of posteriors to two dimensions.
 
     .. math:: \mu_n \mapsto W \mu_n, \qquad L_n L_n^T \mapsto W L_n L_n^T W^T, \qquad
               L_n = \operatorname{diag}(\sigma_n) \text{ of independent dimensions}
 
-    "first" takes the first two dimensions and "pca" the two directions in which the means vary most, about their
-    average: linear maps both, so the covariances are exact. "tsne" is no linear map. There each covariance is a circle
-    of the posterior's geometric-mean scale, in proportion: it is to the spread of the map what that scale is to the
-    spread of the means, both as root-mean-square standard deviations over dimensions. It shows which posteriors are
-    wide, not how they lie.
+    "first" takes the first two dimensions, and "pca" the two directions in which the means vary most, about their
+    average. Both are linear maps, so the covariances are exact. "tsne" is not a linear map, so each covariance becomes
+    a circle, whose radius relative to the spread of the map is the posterior's geometric-mean scale relative to the
+    spread of the means. Spreads are root-mean-square standard deviations over dimensions. The circles show which
+    posteriors are wide, but not their orientation.
 
     Arguments:
         mean: the posteriors' means, shape (n, D).
-        scale: their standard deviations, at least 0, of the same shape; of dimensions that are correlated a factor L of
-            each covariance, shape (n, D, K), such as the one by Cholesky.
-        method: "first", "pca" or "tsne"; the latter needs at least 4 means that differ, and seconds for thousands.
-        seed: of t-SNE, from 0.
+        scale: their standard deviations, at least 0, of the same shape; for correlated dimensions, a factor L of each
+            covariance, shape (n, D, K), such as its Cholesky factor.
+        method: "first", "pca" or "tsne"; t-SNE needs at least 4 means that differ, and takes seconds for thousands.
+        seed: random seed of t-SNE, at least 0.
 
     Returns:
-        Centres of shape (n, 2) and covariances of shape (n, 2, 2). What has only one dimension gets 0 for the second.
+        Centres of shape (n, 2) and covariances of shape (n, 2, 2). If D is 1, the second dimension is 0.
 
     Raises:
-        ValueError: for another method, arrays whose shapes do not fit, a negative scale, and too little for t-SNE.
+        ValueError: for another method, arrays whose shapes do not fit, a negative scale, and too few means for t-SNE.
 
     Example:
         >>> centres, covariances = project([[1.0, 2.0, 3.0]], [[0.5, 1.0, 2.0]])
@@ -109,7 +109,7 @@ def project(mean: ArrayLike, scale: ArrayLike, method: str = "first", seed: int 
         return _linear(means, scales, np.eye(2, means.shape[1]))
     if method == "pca":
         centred = means - means.mean(0)
-        directions = np.linalg.eigh(centred.T @ centred).eigenvectors.T[::-1]  # exists for a single datum as well
+        directions = np.linalg.eigh(centred.T @ centred).eigenvectors.T[::-1]  # also works for a single datum
         return _linear(centred, scales, np.eye(2, means.shape[1]) @ directions)
     if method == "tsne":
         return _tsne(means, scales, seed)
@@ -119,20 +119,20 @@ def project(mean: ArrayLike, scale: ArrayLike, method: str = "first", seed: int 
 def posterior_cloud(
     original: ArrayLike, draws: ArrayLike, decoded: ArrayLike, background: ArrayLike | None = None, title: str = ""
 ) -> Figure:
-    r"""Draw one datum, samples of its posterior among the codes of others, and what some of them decode to.
+    r"""Draw one datum, samples of its posterior among the codes of other data, and some of these samples decoded.
 
     Arguments:
         original: one datum, shape (\*shape), values in [0, 1] for a picture.
         draws: samples of its posterior in two dimensions, shape (n, 2).
         decoded: the decoded samples, shape (n, \*shape); the first 25 are drawn.
-        background: the other codes in the same two dimensions, shape (m, 2).
-        title: of the figure.
+        background: the codes of other data in the same two dimensions, shape (m, 2).
+        title: title of the figure.
 
     Returns:
         A figure of three panels.
 
     Raises:
-        ValueError: for what are no data, or no points in two dimensions.
+        ValueError: for arrays that do not have the shape of data, or of points in two dimensions.
 
     Example:
         >>> figure = posterior_cloud(np.zeros((8, 8)), np.zeros((100, 2)), np.zeros((100, 8, 8)))
@@ -157,7 +157,7 @@ def posterior_cloud(
 
 
 def kl_per_dimension(variance_part: ArrayLike, mean_part: ArrayLike, title: str = "") -> Figure:
-    r"""Draw what each latent dimension adds to the KL, largest first.
+    r"""Draw what each latent dimension contributes to the KL, largest first.
 
     .. math:: \mathrm{KL}_d = \tfrac{1}{2} \mathbb{E}[\mu_d^2]
               + \tfrac{1}{2} \mathbb{E}[\sigma_d^2 - 1 - \log \sigma_d^2]
@@ -165,13 +165,14 @@ def kl_per_dimension(variance_part: ArrayLike, mean_part: ArrayLike, title: str 
     Arguments:
         variance_part: the second term, shape (D,), in nats per datum.
         mean_part: the first term, shape (D,), in nats per datum.
-        title: of the figure.
+        title: title of the figure.
 
     Returns:
-        A figure of stacked bars, which says how many dimensions have more than 0.01 nats. They are numbered from 1.
+        A figure of stacked bars, which says how many dimensions have more than 0.01 nats. Dimensions are numbered
+        from 1.
 
     Raises:
-        ValueError: where the two are not of one shape (D,).
+        ValueError: if the two do not have the same shape (D,).
 
     Example:
         >>> kl_per_dimension([0.5, 0.0], [1.0, 0.002]).axes[0].get_title()
@@ -209,7 +210,7 @@ def _posteriors(centres: ArrayLike, covariances: ArrayLike) -> tuple[np.ndarray,
 
 
 def _colours(labels: ArrayLike | None, counts: set[int]) -> tuple[list[Line2D], np.ndarray]:
-    """Return a legend and a colour per datum, or one colour for all; digits keep theirs where some are missing."""
+    """Return a legend and a colour per datum, or one colour for all; each digit has its own even if some are absent."""
     if labels is None:
         return [], np.array(matplotlib.colors.to_rgba_array("tab:blue"))
     words = None
@@ -264,7 +265,7 @@ def _bubbles(axes: Axes, centres: np.ndarray, covariances: np.ndarray, colours: 
         2 * radii[:, 1], 2 * radii[:, 0], angles, units="xy", offsets=centres, offset_transform=axes.transData
     )
     within = np.trace(covariances.mean(0))
-    layers = len(centres) * within / (within + centres.var(0).sum() or 1.0)  # that lie on each other, roughly
+    layers = len(centres) * within / (within + centres.var(0).sum() or 1.0)  # of ellipses that overlap, roughly
     opacity = max(0.03, 0.3 / math.sqrt(max(1.0, layers / 20)))
     bubbles.set(facecolor=colours * [1, 1, 1, opacity], edgecolor=colours * [1, 1, 1, 2 * opacity], linewidth=0.5)
     axes.add_collection(bubbles)

@@ -15,7 +15,7 @@ _MISSING = "tab:pink"
 
 
 def as_pictures(images: ArrayLike, leading: int = 1) -> np.ndarray:
-    """Return data as (*leading, h, w), (*leading, h, w, 3), or (*leading, d) where they are a single row or column."""
+    """Return data as (*leading, h, w), (*leading, h, w, 3), or (*leading, d) if they are a single row or column."""
     array = as_array(images)
     shape = array.shape[leading:]
     if len(shape) not in (1, 2) and shape[:-2] not in ((1,), (3,)):
@@ -26,18 +26,18 @@ def as_pictures(images: ArrayLike, leading: int = 1) -> np.ndarray:
         raise ValueError(f"there is nothing to draw in data of shape {array.shape}")
     if len(shape) == 3 and shape[0] == 3:
         return np.moveaxis(array, leading, -1)
-    if 1 in shape[-2:] and len(shape) > 1:  # such as sound of one channel
+    if 1 in shape[-2:] and len(shape) > 1:  # such as sound with one channel
         return array.reshape(*array.shape[:leading], -1)
     return array.squeeze(leading) if len(shape) == 3 else array
 
 
 def aspect_of(tiles: np.ndarray) -> float:
-    """Height by width of one tile; that of a curve is a matter of taste, and a strip of a few rows is stretched."""
+    """Return the height of a tile divided by its width: 0.75 for a curve, and from 0.25 to 4 for a picture."""
     return 0.75 if tiles.ndim == 3 else min(4.0, max(0.25, tiles.shape[2] / tiles.shape[3]))
 
 
 def near_square(data: np.ndarray) -> np.ndarray:
-    """Return data in rows and columns, the last row filled up with blank paper: no curves, or pictures all white."""
+    """Return data in rows and columns; the last row is filled up with empty curves, or with white pictures."""
     columns = math.ceil(math.sqrt(len(data)))
     rows = math.ceil(len(data) / columns)
     empty = np.full((rows * columns - len(data), *data.shape[1:]), np.nan if data.ndim == 2 else np.inf)
@@ -47,7 +47,7 @@ def near_square(data: np.ndarray) -> np.ndarray:
 def draw_tiles(axes: Axes, tiles: np.ndarray, box: tuple[float, float, float, float] | None = None) -> None:
     """Draw data of shape (rows, columns, ...) from top to bottom, in a box (left, right, bottom, top) of the axes.
 
-    Pictures are black at 0 and white at 1, or at the least and the largest value where these lie beyond.
+    Pictures are black at 0 and white at 1, or at the least and the largest value if these lie outside [0, 1].
     """
     rows, columns = tiles.shape[:2]
     left, right, bottom, top = box or (0, columns, rows, 0)
@@ -73,7 +73,7 @@ def draw_tiles(axes: Axes, tiles: np.ndarray, box: tuple[float, float, float, fl
 
 
 def caption_of(tiles: np.ndarray) -> str:
-    """Say how to read the heights of curves, and of pictures what is not as usual: other limits, missing values."""
+    """Describe the heights of curves; for pictures, describe what is unusual: other limits, missing values."""
     if tiles.ndim == 3:
         low, high = _range(tiles)
         return f"heights from {low:.3g} to {high:.3g}"
@@ -84,19 +84,19 @@ def caption_of(tiles: np.ndarray) -> str:
 
 
 def _range(tiles: np.ndarray) -> tuple[float, float]:
-    """Return the least and the largest number; NaN where there is none."""
+    """Return the least and the largest finite number; NaN if there is none."""
     numbers = tiles[np.isfinite(tiles)]
     return (numbers.min(), numbers.max()) if numbers.size else (math.nan, math.nan)
 
 
 def _limits(pictures: np.ndarray) -> tuple[float, float]:
-    """Return what is black and what is white."""
+    """Return the value that is drawn black and the value that is drawn white."""
     low, high = _range(pictures)
     return float(np.fmin(0, low)), float(np.fmax(1, high))
 
 
 def _shades(mosaic: np.ndarray) -> np.ndarray:
-    """Return a picture's values from 0 for black to 1 for white; a colour that is missing becomes that of a gap."""
+    """Return a picture's values from 0 for black to 1 for white; missing colours get the colour of gaps."""
     black, white = _limits(mosaic)
     shades = np.clip((mosaic - black) / (white - black), 0, 1)
     return np.where(np.isnan(shades).any(-1, keepdims=True), to_rgb(_MISSING), shades) if shades.ndim == 3 else shades

@@ -23,13 +23,13 @@ _STYLES = (("tab:blue", "-"), ("tab:orange", "-"), ("tab:orange", ":"))
 def curves(history: Sequence[Mapping[str, float]], title: str = "") -> Figure:
     r"""Draw what `pyro_vae.fit` measured: the negative bound, the reconstruction and the KL, epoch by epoch.
 
-    Epoch 0, the state before training, can be far above all later ones. The heights therefore cover the later epochs,
-    and what epoch 0 has outside of them is written below the panel.
+    Epoch 0, the state before training, can be far above all later epochs. The vertical axis therefore covers the later
+    epochs, and values of epoch 0 outside of it are written below the panel.
 
     Arguments:
         history: one row per epoch with the keys of ``pyro_vae.training.COLUMNS``, in nats per datum; a column that is
             missing or NaN throughout is left out.
-        title: of the figure.
+        title: title of the figure.
 
     Returns:
         A figure of three panels.
@@ -64,7 +64,7 @@ def _column(history: Sequence[Mapping[str, float]], key: str) -> np.ndarray:
 
 
 def _show_later_epochs(axes: Axes, lines: list[np.ndarray]) -> str:
-    """Set the heights to those after epoch 0, and return in words what is then outside."""
+    """Limit the vertical axis to the epochs after 0, and return as text the values of epoch 0 outside of it."""
     later = np.concatenate([line[1:] for line in lines])
     later = later[np.isfinite(later)]
     if not later.size:

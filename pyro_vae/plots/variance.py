@@ -13,14 +13,14 @@ from pyro_vae.plots.figures import as_array, at_least_one, new_figure
 
 
 def gradients(pathwise: ArrayLike, score_function: ArrayLike, title: str = "") -> Figure:
-    """Draw how two estimates of one gradient scatter: that of the reparameterization and the score-function one.
+    """Draw how two estimates of one gradient scatter: the reparameterized one and the score-function one.
 
-    The left panel has all draws, with a logarithmic height; the right one has the range of the narrower estimate.
+    The left panel shows all draws, on a logarithmic vertical axis; the right one the range of the narrower estimate.
 
     Arguments:
         pathwise: projections of single-draw gradients on one direction, shape (n,), n at least 2.
         score_function: those of the other estimate, shape (m,), m at least 2.
-        title: of the figure.
+        title: title of the figure.
 
     Returns:
         A figure of two panels, each with shared bins and the means as lines.
@@ -57,16 +57,16 @@ def estimators(
     """Draw the variance of gradient estimators, one panel per block of parameters, on a logarithmic axis.
 
     Arguments:
-        names: of the estimators, length n.
-        variances: for each block's name the variances, shape (n,); those of 0 are arrows at the left edge.
-        biased: whether an estimator is expected to be, length n: these are hollow.
-        title: of the figure.
+        names: names of the estimators, length n.
+        variances: for each block's name, the variances, shape (n,); zeros are drawn as arrows at the left edge.
+        biased: whether each estimator is expected to be biased, length n; the biased ones are drawn hollow.
+        title: title of the figure.
 
     Returns:
         A figure with one panel per block.
 
     Raises:
-        ValueError: for no blocks, or lengths that differ.
+        ValueError: if there are no blocks, or lengths differ.
 
     Example:
         >>> estimators(["a", "b"], {"encoder": [1.0, 0.1]}, [False, True]).axes[0].get_title()
@@ -91,14 +91,14 @@ def estimators(
 
 
 def trajectory(differences: ArrayLike, title: str = "") -> Figure:
-    """Draw how far two runs have drifted apart, step by step, with a logarithmic height.
+    """Draw how far two runs have drifted apart, step by step, on a logarithmic vertical axis.
 
     Arguments:
         differences: the largest absolute difference between their parameters after each step, shape (steps,).
-        title: of the figure.
+        title: title of the figure.
 
     Returns:
-        A figure whose zeros, which a logarithm does not have, lie on a dotted floor.
+        A figure in which zeros, which have no logarithm, are drawn on a dotted line at the bottom.
 
     Raises:
         ValueError: for an array of another shape, or a negative difference.
