@@ -1,7 +1,7 @@
-"""The hand-coded VAE: what `pyro_vae.vae` leaves to Pyro, written out. Torch and networks only, never Pyro.
+"""The hand-coded VAE, which writes out what `pyro_vae.vae` leaves to Pyro. It uses torch and networks, but not Pyro.
 
-Read it beside the two programs of `pyro_vae.VAE`: where those say ``pyro.sample("z", self.encoder(x))``, the trick is
-coded here by hand, with the noise as an argument.
+Read it beside the two programs of `pyro_vae.VAE`: where those say ``pyro.sample("z", self.encoder(x))``, the
+reparameterization trick is coded here by hand, with the noise as an argument.
 """
 
 import math
@@ -134,7 +134,7 @@ class VAE(nn.Module):
         return mean, clip_log_variance(log_variance)
 
     def reparameterize(self, mean: Tensor, log_variance: Tensor, eps: Tensor) -> Tensor:
-        """Return z: the trick. The noise ``eps`` is drawn outside, so that the gradient passes through z."""
+        """Return z by the reparameterization trick: as ``eps`` is drawn outside, the gradient passes through z."""
         return mean + (log_variance / 2).exp() * eps
 
     def negative_elbo(self, x: Tensor, eps: Tensor, closed_form: bool = False, beta: float = 1.0) -> Tensor:
@@ -143,7 +143,7 @@ class VAE(nn.Module):
         Arguments:
             x: a batch of data, shape (B, \\*shape).
             eps: standard normal noise, shape (B, D).
-            closed_form: take the KL in closed form, else at the sampled z.
+            closed_form: compute the KL in closed form; otherwise at the sampled z.
             beta: the KL weight, at least 0.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and never through links; their names as text. Knows no torch."""
+"""Files that are written completely or not at all, and never through links; printable file names. Knows no torch."""
 
 import errno
 import os
@@ -8,17 +8,17 @@ from tempfile import TemporaryFile
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment, also one at which the process is killed, the old or the new one stands.
+    """Write a file so that at any moment, even if the process is killed, the complete old or new file is in place.
 
-    The new one is written beside the old one, brought to the disk, read again and compared, and only then renamed. A
-    link in the place of either is replaced, and not followed.
+    The new file is written beside the old one, flushed to the disk, read back and compared, and only then renamed. A
+    link in the place of either file is replaced, not followed.
 
     Arguments:
         path: the file.
-        content: all of it.
+        content: its whole content.
 
     Raises:
-        OSError: where it cannot be written, or is not what was written; the old file then stands.
+        OSError: if the file cannot be written, or does not hold what was written; the old file then stays.
 
     Example:
         >>> import tempfile
@@ -49,14 +49,14 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(folder)
         except OSError as error:
             _name(error, path)
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # of disks that do this for no folder
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # some disks cannot do this for folders
                 raise
         finally:
             os.close(folder)
 
 
 def partial_of(path: Path) -> Path:
-    """Return where a file is while it is being written: one that is left there is of a process that was killed.
+    """Return the path of a file while it is being written; a file that is left there is from a killed process.
 
     Example:
         >>> partial_of(Path("run/config.yaml")).name
@@ -69,7 +69,7 @@ def append(path: Path, content: bytes) -> None:
     """Append to a file in one write, but not through a link.
 
     Raises:
-        OSError: where it cannot be written, or is a link.
+        OSError: if the file cannot be written, or is a link.
 
     Example:
         >>> import tempfile
@@ -89,13 +89,13 @@ def append(path: Path, content: bytes) -> None:
 
 
 def _name(error: OSError, path: Path) -> None:
-    """Have an error of the system name the file, which that of a write does not."""
+    """Add the file's name to a system error, as a failed write does not name its file."""
     if error.errno and not error.filename:
         error.filename = str(path)
 
 
 def takes_files(folder: Path) -> bool:
-    """Whether a file can be made in a folder: it is tried, as permissions know nothing of full disks and of ``/proc``.
+    """Whether a file can be made in a folder. This is tried, as permissions say nothing about full disks or ``/proc``.
 
     Example:
         >>> takes_files(Path("no-such-folder"))
@@ -109,10 +109,10 @@ def takes_files(folder: Path) -> bool:
 
 
 def check_no_link(path: Path) -> None:
-    """Refuse a link where a run's own folder or file is to be.
+    """Refuse a link in the place of a run's own folder or file.
 
     Raises:
-        ValueError: with where the link leads.
+        ValueError: for a link; the message says where it leads.
 
     Example:
         >>> check_no_link(Path("no-such-file"))
@@ -122,14 +122,14 @@ def check_no_link(path: Path) -> None:
 
 
 def check_apart(path: Path, data: str) -> None:
-    """Refuse a result in the place of a file of data, or in a folder of them, where it would be read as a datum.
+    """Refuse to write a result to a data file or into a folder of data, where it would be read as a datum.
 
     Arguments:
         path: where the result is to be written.
         data: an absolute path, or the name of a data set, which lies elsewhere.
 
     Raises:
-        ValueError: with the fix.
+        ValueError: for such a result; the message has the fix.
 
     Example:
         >>> check_apart(Path("/images/run"), "/images")
@@ -143,10 +143,10 @@ def check_apart(path: Path, data: str) -> None:
 
 
 def check_regular(path: str | Path) -> None:
-    """Refuse what is there but is no ordinary file, such as a pipe, from which reading might never end.
+    """Refuse a path that exists but is not an ordinary file, such as a pipe, which might be read without end.
 
     Raises:
-        ValueError: with what it is.
+        ValueError: for such a path; the message says what it is.
 
     Example:
         >>> check_regular("/dev/null")
@@ -164,7 +164,7 @@ def _kind(path: str | Path) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text with all but visible characters and spaces escaped: a terminal obeys some, such as of a file's name.
+    r"""Return text with all but visible characters and spaces escaped, as a terminal would obey control characters.
 
     Example:
         >>> printable("x\x1b[31m.npy")

@@ -17,7 +17,7 @@ class VAE(nn.Module):
     .. math:: \log p(x) \ge \mathbb{E}_{q(z|x)} [\log p(x|z)] - \mathrm{KL}(q(z|x) \,\|\, p(z))
 
     ``vae.model`` and ``vae.guide`` are the Pyro programs; hand them to `pyro_vae.fit` or to ``pyro.infer.SVI``.
-    ``vae.prior()``, ``vae.encoder(x)`` and ``vae.decoder(z)`` return distributions. Any modules that do so will serve.
+    ``vae.prior()``, ``vae.encoder(x)`` and ``vae.decoder(z)`` return distributions. Any modules that do so can be used.
     ``sample``, ``reconstruct`` and ``interpolate`` run them in evaluation mode, as `pyro_vae.evaluate` does.
 
     Arguments:
@@ -26,7 +26,7 @@ class VAE(nn.Module):
         decoder: module whose call on z, of shape (\*batch, D), returns p(x|z), of event shape ``shape``.
 
     Raises:
-        TypeError: where a part is not a module.
+        TypeError: if a part is not a module.
 
     Example:
         >>> from pyro_vae import decoders, encoders, priors
@@ -38,7 +38,7 @@ class VAE(nn.Module):
         Kingma and Welling, 2014, Auto-Encoding Variational Bayes, equation 3.
     """
 
-    # What they are to mypy: modules that return distributions, and that keep attributes of their own.
+    # Any, for mypy: these modules return distributions, and have attributes of their own.
     prior: Any
     encoder: Any
     decoder: Any
@@ -80,16 +80,16 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """Draw n codes from the prior and return the mean of p(x|z) for each, of categories the most probable.
+        """Draw n codes from the prior and return the mean of p(x|z) for each; for categories, the most probable one.
 
         Arguments:
-            n: how many, at least 1.
+            n: number of codes, at least 1.
 
         Returns:
             The means, shape (n, \\*shape). For draws of x itself, call ``vae.decoder(z).sample()``.
 
         Raises:
-            TypeError, ValueError: where n is no integer, or below 1; where p(x|z) has no finite mean.
+            TypeError, ValueError: if n is not an integer, or is below 1; if p(x|z) has no finite mean.
         """
         as_size(n, "the number of samples")
         with in_mode(False, self.modules()):
@@ -97,18 +97,18 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, mean: bool = True) -> Tensor:
-        """Encode x and return the mean of p(x|z), of categories the most probable.
+        """Encode x and return the mean of p(x|z); for categories, the most probable one.
 
         Arguments:
             x: a batch of data, shape (B, \\*shape).
-            mean: take the posterior's mean as z, on a sphere its direction; otherwise one sample of it.
+            mean: use the posterior's mean as z, or its mean direction on a sphere; otherwise one sample.
 
         Returns:
             The means of p(x|z), shape (B, \\*shape).
 
         Raises:
-            TypeError: where a mean is not finite, as of a Cauchy distribution.
-            ValueError: where x does not have the shape that the encoder was built for.
+            TypeError: if a mean is not finite, such as that of a Cauchy distribution.
+            ValueError: if x does not have the shape that the encoder was built for.
         """
         with in_mode(False, self.modules()):
             posterior = self.encoder(x)
@@ -116,7 +116,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
-        """Decode the straight line between the posterior means of two data; of a sphere, the arc above it.
+        """Decode the straight line between the posterior means of two data; on a sphere, the arc above that line.
 
         Arguments:
             a: where the line starts: data of shape (B, \\*shape).
@@ -127,8 +127,8 @@ class VAE(nn.Module):
             The means of p(x|z) along the line, shape (steps, B, \\*shape).
 
         Raises:
-            TypeError: where a mean is not finite.
-            ValueError: for fewer than 2 steps, or where a and b differ in shape.
+            TypeError: if a mean is not finite.
+            ValueError: for fewer than 2 steps, or if a and b differ in shape.
         """
         as_size(steps, "the number of steps", least=2)
         with in_mode(False, self.modules()):
