@@ -1,4 +1,4 @@
-"""Attend, infer, repeat: how many digits, at which place each, and what; the number is learned with baselines.
+"""Attend, infer, repeat: infers how many digits there are, and where and what each is; baselines help with the number.
 
 Source: Eslami et al., 2016, Attend, Infer, Repeat.
 """
@@ -19,7 +19,7 @@ LOSS = TraceGraph_ELBO()
 
 
 def at(where, inverse=False):
-    """The affine map of a window of half the side, shifted by `where`."""
+    """Return the affine map of a window of half the side, shifted by `where`."""
     shift = torch.stack([where[:, 0], where[:, 1]], -1)[..., None]
     scale = torch.eye(2).expand(len(where), 2, 2)
     return torch.cat([2 * scale, -2 * shift] if inverse else [scale / 2, shift], -1)
@@ -66,7 +66,7 @@ class Programs(nn.Module):
 
 
 def batches():
-    """Pictures of one or two small digits: one at the upper left, and perhaps one at the lower right."""
+    """Return pictures of one or two small digits: one at the upper left, and perhaps one at the lower right."""
     digits = data.load("digits").train[:512, 0]
     x = torch.zeros(256, SIDE, SIDE)
     x[:, :8, :8] = digits[:256]

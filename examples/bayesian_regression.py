@@ -1,4 +1,4 @@
-"""Bayesian regression: weights that all data share, an autoguide, and minibatches of a plate that holds all data."""
+"""Bayesian regression: weights shared by all data, an autoguide, and minibatches of a plate over all data."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The weight of the KL, 0.1, 1 and 4: sharper reconstructions against codes that look like the prior."""
+"""KL weights of 0.1, 1 and 4: sharper reconstructions against codes that look like the prior."""
 
 from pathlib import Path
 

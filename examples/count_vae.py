@@ -1,4 +1,4 @@
-"""A VAE of counts, as of genes in cells, given the experiment that each comes from."""
+"""A VAE of counts, such as those of genes in cells, given the experiment that each cell comes from."""
 
 import pyro
 import pyro.distributions as dist

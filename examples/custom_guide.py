@@ -1,4 +1,4 @@
-"""An encoder of one's own: any module whose call on x returns a distribution. Here, one whose posteriors may tilt."""
+"""A custom encoder: any module whose call on x returns a distribution. Here, one whose posteriors may be tilted."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A prior of one's own: any module whose call returns a distribution. Here, ten normal hills on a ring."""
+"""A custom prior: any module whose call returns a distribution. Here, a mixture of ten normals on a ring."""
 
 import math
 from pathlib import Path

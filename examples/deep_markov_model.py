@@ -1,4 +1,4 @@
-"""A deep Markov model: sequences of different length, each with a mask of the steps that it has."""
+"""A deep Markov model: sequences of different lengths, each with a mask of the steps that it has."""
 
 import pyro
 import pyro.distributions as dist
@@ -29,7 +29,7 @@ class Programs(nn.Module):
 
     def guide(self, x, mask):
         pyro.module("programs", self)
-        seen = self.rnn(x.flip(1))[0].flip(1)  # of each step and those behind it
+        seen = self.rnn(x.flip(1))[0].flip(1)  # states that have seen their own step and all later ones
         with pyro.plate("data", len(x)):
             z = x.new_zeros(len(x), LATENT)
             for t in range(x.shape[1]):
@@ -39,7 +39,7 @@ class Programs(nn.Module):
 
 
 def batches():
-    """Ready batches of melodies: each is as long as its longest one."""
+    """Return ready batches of melodies; each batch is as long as its longest melody."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for longest in (5, 3, 4, 5):

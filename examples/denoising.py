@@ -1,6 +1,6 @@
 """Denoising autoencoder against VAE: noise on the input against noise on the code.
 
-The denoising autoencoder is a guide whose encoder sees a spoiled datum, and a model that still observes the clean one.
+The denoising autoencoder has a guide whose encoder sees a noisy datum, and a model that still observes the clean one.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ SHAPE, LATENT_DIM, NOISE = (1, 8, 8), 10, 0.4
 
 
 class Spoiled(nn.Module):
-    """An encoder that sees x with normal noise on every pixel while it is trained."""
+    """An encoder that, during training, sees x with normal noise on every pixel."""
 
     def __init__(self, encoder):
         super().__init__()

@@ -1,7 +1,7 @@
 """The reparameterization trick without a location or a scale: z = -log(u) / rate is exponential, for u uniform.
 
-The mean is 1 / rate, so that its derivative by the rate is -1 / rate^2. Each draw gives an unbiased estimate of it:
-through the draw, dz/drate, or by the score function, z * d log p(z) / drate, which scatters more.
+The mean is 1 / rate, so its derivative with respect to the rate is -1 / rate^2. Each draw gives an unbiased estimate of
+this derivative: through the draw, dz/drate, or by the score function, z * d log p(z) / drate, which scatters more.
 """
 
 from pathlib import Path

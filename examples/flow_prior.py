@@ -1,4 +1,4 @@
-"""A VAE whose prior is a flow of zuko's, given to Pyro by ZukoToPyro."""
+"""A VAE whose prior is a flow of zuko, wrapped for Pyro by ZukoToPyro."""
 
 import pyro
 import pyro.distributions as dist

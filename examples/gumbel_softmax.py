@@ -1,9 +1,9 @@
-"""Codes of four variables of ten categories: by the Gumbel-softmax trick, and by the score function with VIMCO.
+"""Codes of four variables with ten categories: by the Gumbel-softmax trick, and by the score function with VIMCO.
 
-A relaxed code has a gradient through the draw, at a temperature that falls, and is a continuous model of its own; a
-straight-through one is rounded, which makes it the discrete model with a borrowed gradient; a discrete one has no
-gradient of its own, and VIMCO takes the score function's. All three are judged as what they stand for: a model of
-one-hot codes, with the trained network's logits for their probabilities.
+A relaxed code has a gradient through the draw, at a falling temperature, but it belongs to another, continuous model. A
+straight-through code is rounded: the model is the discrete one, and the gradient is that of the relaxed code. A
+discrete code has no gradient through the draw, so VIMCO uses the score function. All three are evaluated as the model
+that they stand for: one with one-hot codes, whose probabilities are given by the trained network's logits.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def main(epochs=50, out=Path("pictures")):
     discrete = priors.OneHotCategorical(VARIABLES)
     near = priors.RelaxedOneHotCategorical(VARIABLES, temperature=0.4)
     steps = epochs * -(-len(digits.train) // 64)
-    # Without a warm-up the density of relaxed codes, high near the corners, empties them before they are of use.
+    # Relaxed codes have a high density near the corners. Without a warm-up they lose their content before it is used.
     warm_up = {"beta": linear_warm_up(steps // 2)}
     ways = {
         "relaxed": (near, relaxed(False, steps), warm_up),

@@ -1,6 +1,6 @@
 """What a planar flow does: the posterior of one digit, from a normal through each transformation to its final shape.
 
-Every transformation bends the plane along one ridge, and knows by the determinant how much denser it has become.
+Every transformation bends the plane along one ridge, and its determinant gives the change of the density.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ SHAPE = (1, 8, 8)
 
 
 def stages(posterior, draws=4000):
-    """Return draws of a flow's base, and what they are after each of its transformations."""
+    """Return draws of a flow's base, followed by the same draws after each of its transformations."""
     z = posterior.base_dist.sample((draws,))
     return [z] + [z := transform(z) for transform in posterior.transforms]
 
@@ -28,12 +28,12 @@ def main(epochs=100, transforms=4, out=Path("pictures")):
     print(f"negative bound {evaluate(vae.model, vae.guide, digits.test).loss:.2f} nats per test digit")
     with torch.no_grad():
         flows = [stages(encoder(datum)) for datum in digits.test[:60]]
-    # The digit whose base is bent most.
+    # Choose the digit whose base is bent most.
     moved = [(flow[-1] - flow[0] - (flow[-1] - flow[0]).mean(0)).square().mean() for flow in flows]
     flow = flows[int(torch.stack(moved).argmax())]
 
     base = flow[0] - flow[0].mean(0)
-    angle = torch.atan2(base[:, 1], base[:, 0])  # of a draw in the base: its colour throughout
+    angle = torch.atan2(base[:, 1], base[:, 0])  # of a draw in the base; it sets the colour in all panels
     figure = Figure((3.1 * len(flow), 3.6), layout="constrained")
     figure.suptitle("Draws from the posterior of one digit; each keeps the colour it has in the base")
     for number, (axes, z) in enumerate(zip(figure.subplots(1, len(flow)), flow, strict=True)):

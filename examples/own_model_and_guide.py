@@ -1,6 +1,6 @@
-"""Two programs written by hand: a VAE with two levels of codes, trained by `fit` as any other pair.
+"""Two programs written by hand: a VAE with two levels of codes, trained by `fit` like any other pair.
 
-The model is p(z2) p(z1|z2) p(x|z1), from the upper code to the picture; the guide goes up, q(z1|x) q(z2|z1).
+The model is p(z2) p(z1|z2) p(x|z1), from the upper code down to the picture; the guide, q(z1|x) q(z2|z1), goes up.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The plain road: a VAE of this package trained by pyro.infer.SVI, pyro.optim.Adam and Trace_ELBO, without `fit`."""
+"""Training without `fit`: a VAE of this package, trained by pyro.infer.SVI, pyro.optim.Adam and Trace_ELBO."""
 
 import pyro
 import torch
@@ -13,7 +13,7 @@ def train(vae, x, epochs, batch_size=64, seed=0):
     def per_datum(program):  # Pyro's losses are sums over the batch; fit takes the mean
         return lambda batch: poutine.scale(program, scale=1 / len(batch))(batch)
 
-    pyro.clear_param_store()  # or the parameters of an earlier VAE would be trained in place of this one's
+    pyro.clear_param_store()  # otherwise the parameters of an earlier VAE would be trained instead
     svi = SVI(per_datum(vae.model), per_datum(vae.guide), Adam({"lr": 1e-3}), Trace_ELBO())
     order = torch.Generator().manual_seed(seed)
     pyro.set_rng_seed(seed)

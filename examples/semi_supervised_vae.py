@@ -1,4 +1,4 @@
-"""A semi-supervised VAE: batches with labels and without in turn; labels that are not known are summed out."""
+"""A semi-supervised VAE: batches with and without labels alternate, and unknown labels are summed out."""
 
 import pyro
 import pyro.distributions as dist
@@ -11,11 +11,11 @@ from pyro_vae import data, fit
 from pyro_vae.networks import MLP
 
 LATENT, CLASSES = 4, 10
-LOSS = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)  # none in a batch with labels
+LOSS = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)  # batches with labels enumerate none
 
 
 def joined(first, second):
-    shape = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])  # all labels stand in a dimension of their own
+    shape = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])  # all labels have a dimension of their own
     return torch.cat([first.expand(*shape, -1), second.expand(*shape, -1)], -1)
 
 

@@ -1,4 +1,4 @@
-"""A deep exponential family of sparse gammas: global weights, and two layers of codes of each datum.
+"""A deep exponential family of sparse gammas: global weights, and two layers of codes for each datum.
 
 Source: Ranganath et al., 2015, Deep Exponential Families.
 """
@@ -25,7 +25,7 @@ def model(x):
 
 
 def gamma(name, *shape):
-    """A gamma distribution with a concentration and a mean of its own for each entry."""
+    """Return a gamma distribution with a concentration and a mean of its own for each entry."""
     concentration = pyro.param(f"{name}_concentration", torch.full(shape, 1.0), constraint=positive)
     mean = pyro.param(f"{name}_mean", torch.full(shape, 1.0), constraint=positive)
     return dist.Gamma(concentration, concentration / mean)
@@ -47,7 +47,7 @@ def batches():
 
 def main(epochs=200):
     pyro.clear_param_store()
-    history = fit(model, guide, batches(), loss=LOSS, epochs=epochs, batch_size=N)  # parameters for each datum
+    history = fit(model, guide, batches(), loss=LOSS, epochs=epochs, batch_size=N)  # each datum has own parameters
     print(f"{history[-1]['train_loss']:.2f} nats per datum")
 
 

@@ -1,7 +1,7 @@
-"""Four encoders of one and the same model, and how near each comes to the exact posterior.
+"""Four encoders for the same model, and how close each comes to the exact posterior.
 
-With two latent dimensions the exact posterior is there to compare with: p(z|x) is p(x|z) p(z), divided by its sum over
-a grid. That sum is p(x), which no encoder's bound exceeds.
+With two latent dimensions the exact posterior can be computed for comparison: p(z|x) is p(x|z) p(z), divided by its sum
+over a grid. That sum is p(x), whose logarithm no encoder's bound exceeds.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ SHAPE = (1, 8, 8)
 
 
 def on_grid(vae, x, side=100, extent=4.0):
-    """Return an even grid, the density of p(z|x) there for each x, and the mean of log p(x)."""
+    """Return an even grid, the density of p(z|x) on it for each x, and the mean of log p(x)."""
     line = torch.linspace(-extent, extent, side)
     grid = torch.cartesian_prod(line, line)
     cell = (line[1] - line[0]) ** 2
@@ -38,7 +38,7 @@ def main(epochs=50, out=Path("pictures")):
     vae = VAE(priors.Normal(2), guides["Normal"], decoders.Bernoulli(2, SHAPE, grey=True))
     fit(vae.model, vae.guide, digits.train, epochs=epochs, batch_size=64)
     bounds = {}
-    for name, encoder in guides.items():  # one model from here on: only the encoders are trained
+    for name, encoder in guides.items():  # the model is fixed from here on: only the encoders are trained
         programs = of_encoder(encoder, vae)
         fit(*programs, digits.train, epochs=epochs, batch_size=64)
         bounds[name] = evaluate(*programs, digits.test).loss
@@ -58,7 +58,7 @@ def main(epochs=50, out=Path("pictures")):
 
 
 def of_encoder(encoder, vae):
-    """Return the programs of an encoder and of a model that is not trained, as no pyro.module names it."""
+    """Return programs for an encoder and a model that is not trained, because no pyro.module registers it."""
 
     def model(x):
         with pyro.plate("data", len(x)):

@@ -1,4 +1,4 @@
-"""Four priors, each one argument of the same VAE: what it is worth on test digits, and what it dreams up."""
+"""Four priors, each one argument of the same VAE: the bounds on test digits, and samples."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A neural topic model of bags of words, with batch normalization and dropout in both networks."""
+"""A neural topic model for bags of words, with batch normalization and dropout in both networks."""
 
 import pyro
 import pyro.distributions as dist

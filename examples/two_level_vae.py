@@ -1,6 +1,6 @@
 """A VAE with two levels of codes, p(z2) p(z1|z2) p(x|z1), and a guide in the same order, q(z2|x) q(z1|z2, x).
 
-What x says about z1 and what z2 says about it are combined by their precisions, as in a ladder VAE.
+What x and what z2 say about z1 are combined by their precisions, as in a ladder VAE.
 
 Source: Sønderby et al., 2016, Ladder Variational Autoencoders.
 """
@@ -22,7 +22,7 @@ def normal(output):
 
 
 def product(one, other):
-    """The normal distribution whose density is proportional to the product of two normal densities."""
+    """Return the normal distribution whose density is proportional to the product of two normal densities."""
     precision = 1 / one.variance + 1 / other.variance
     loc = (one.mean / one.variance + other.mean / other.variance) / precision
     return dist.Normal(loc, precision.rsqrt()).to_event(1)
