@@ -353,7 +353,7 @@ class _Draws(Messenger):
 
 
 def without_path(value: Tensor) -> Tensor:
-    """Return a value without a gradient: the same tensor if it has none, for which a transform may cache an inverse."""
+    """Return a value without a gradient: the same tensor if it has none, as a transform may have cached its inverse."""
     return value.detach() if value.requires_grad else value
 
 

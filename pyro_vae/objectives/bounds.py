@@ -240,7 +240,7 @@ class InfoVAE(_Penalized):
     Arguments:
         alpha: how much of the KL is removed; 1 removes all of it.
         scale: :math:`\lambda`, the weight of the discrepancy, in nats per datum.
-        num_particles: samples that are averaged, at least 1; each is compared with as many draws of the prior.
+        num_particles: samples that are averaged, at least 1; the codes of each are compared with as many prior draws.
         chunk: how many of them are in memory at a time (default: all).
 
     Raises:

@@ -184,7 +184,7 @@ def with_plates(
 
 
 def trained_by(loss: ELBO) -> str:
-    """Return which method of an ELBO gives its gradient, also taking account of methods that a user's class overrides.
+    """Return which method of an ELBO gives its gradient; a method that a user's class overrides takes precedence.
 
     Arguments:
         loss: an ELBO of Pyro, an objective of this package, or an instance of a class derived from either.
@@ -257,7 +257,7 @@ def _weighed(loss: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tenso
 
 
 def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor, share: float) -> Terms:
-    several = any(_summed_out(trace) for pair in traces for trace in pair)  # sequentially: a pair for each value
+    several = any(_summed_out(trace) for pair in traces for trace in pair)  # in sequence: a pair of traces per value
     if not several and len(traces) != (1 if loss.vectorize_particles else loss.num_particles):
         traces.clear()  # a user's ELBO made traces of its own
         unknown = torch.full_like(value.detach(), math.nan)
