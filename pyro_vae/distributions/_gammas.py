@@ -1,4 +1,4 @@
-"""Terms of log-densities with gamma functions, for where differences of `lgamma` would cancel."""
+"""Terms of log-densities with gamma functions, without the cancellation that differences of `lgamma` suffer from."""
 
 import math
 
@@ -9,12 +9,12 @@ HALF_LOG_2PI = math.log(2 * math.pi) / 2
 
 
 def wide(value: Tensor) -> Tensor:
-    """Return a tensor in 64 bits, where its device has them."""
+    """Return a tensor in 64 bits, if its device supports them."""
     return value if value.device.type == "mps" else value.double()
 
 
 def stirling_series(value: Tensor) -> Tensor:
-    r"""Return what Stirling's formula leaves of the logarithm of a gamma function, for large arguments.
+    r"""Return the remainder of Stirling's formula for the logarithm of a gamma function, for large arguments.
 
     .. math:: r(t) = \log \Gamma(t) - \left(t - \tfrac{1}{2}\right) \log t + t - \tfrac{1}{2} \log 2 \pi
               = \frac{1}{12 t} - \frac{1}{360 t^3} + \frac{1}{1260 t^5} - \dots
@@ -23,7 +23,7 @@ def stirling_series(value: Tensor) -> Tensor:
         value: t, at least 50.
 
     Returns:
-        A tensor of the same shape, to within a part in :math:`10^{13}`.
+        A tensor of the same shape, with a relative error of at most :math:`10^{-13}`.
 
     Example:
         >>> stirling_series(torch.tensor(1e6)) * 12e6
@@ -38,7 +38,7 @@ def stirling_series(value: Tensor) -> Tensor:
 
 
 def stirling_remainder(value: Tensor) -> Tensor:
-    """Return the same for any argument above 0: by the series from 50 on, by its definition below.
+    """Return the same remainder for any argument above 0: by the series from 50 on, by its definition below.
 
     Example:
         >>> stirling_remainder(torch.tensor(1.0).double())  # 1 - log(2 pi) / 2
@@ -50,11 +50,11 @@ def stirling_remainder(value: Tensor) -> Tensor:
 
 
 def log1p_less(value: Tensor, log1p: Tensor) -> Tensor:
-    r"""Return :math:`\log(1 + u) - u`, given u and :math:`\log(1 + u)`, also where these are nearly equal.
+    r"""Return :math:`\log(1 + u) - u`, given u and :math:`\log(1 + u)`, accurate even if these are nearly equal.
 
     Arguments:
         value: u, above -1.
-        log1p: its logarithm, in which only the digits at large u matter.
+        log1p: :math:`\log(1 + u)`, which is used only where the absolute value of u is at least 0.1.
 
     Returns:
         A tensor of the same shape.
@@ -63,7 +63,7 @@ def log1p_less(value: Tensor, log1p: Tensor) -> Tensor:
         >>> log1p_less(torch.tensor(1e-6), torch.tensor(1e-6)) * 2e12
         tensor(-1.0000)
     """
-    # log(1 + u) = 2 artanh(s), of which 2 s - u = -s u.
+    # log(1 + u) = 2 artanh(s), a series in s whose first term is 2 s; and 2 s - u = -s u.
     s = value / (2 + value)
     square = s**2
     series = 1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9 + square / 11)))

@@ -1,4 +1,4 @@
-"""Distributions of counts, whose log-probabilities keep their digits however large the counts and the parameters."""
+"""Distributions of counts, whose log-probabilities are accurate however large the counts and the parameters are."""
 
 from typing import Any, ClassVar
 
@@ -12,16 +12,16 @@ from torch.nn.functional import logsigmoid
 from pyro_vae.distributions._gammas import log1p_less, stirling_series, wide
 from pyro_vae.distributions.wrappers import expanded
 
-_FAR = 100.0  # from which inverse dispersion on logarithms of gamma functions are given by Stirling's series
+_FAR = 100.0  # from this inverse dispersion on, logarithms of gamma functions are computed by Stirling's series
 
 
 class Poisson(dist.Poisson):
-    r"""Poisson distribution by the logarithm of its rate, scored in 64 bits.
+    r"""Poisson distribution, parameterized by the logarithm of its rate and scored in 64 bits.
 
     .. math:: \log p(x) = x \ell - e^\ell - \log x!
 
-    At a rate of a million the three terms are as large as ten million, and their sum is about -8: in 32 bits it would
-    be off by a nat.
+    At a rate of a million the three terms are as large as ten million, and their sum is about -8: in 32 bits the sum
+    would be off by a nat.
 
     Arguments:
         log_rate: the logarithm :math:`\ell` of the rate.
@@ -51,19 +51,20 @@ class Poisson(dist.Poisson):
 
 
 class NegativeBinomial(dist.TorchDistribution):
-    r"""Negative binomial distribution by the logarithms of its mean and of its inverse dispersion.
+    r"""Negative binomial distribution, parameterized by the logarithms of its mean and of its inverse dispersion.
 
     .. math:: p(x) = \frac{\Gamma(x + \theta)}{x! \, \Gamma(\theta)}
               \left( \frac{\theta}{\theta + \mu} \right)^\theta \left( \frac{\mu}{\theta + \mu} \right)^x,
 
-    of mean :math:`\mu` and variance :math:`\mu + \mu^2 / \theta`. For large :math:`\theta` the gamma functions nearly
-    cancel, and so do the powers with what is left. They are collected by hand instead, and computed in 64 bits:
+    with mean :math:`\mu` and variance :math:`\mu + \mu^2 / \theta`. For large :math:`\theta` the gamma functions nearly
+    cancel each other, and the rest nearly cancels the powers. The terms are therefore rearranged as follows, and
+    computed in 64 bits:
 
     .. math:: \log p(x) = x (\log \mu - 1) + (x + \theta) \log \frac{x + \theta}{\mu + \theta} - \log x!
               - \tfrac{1}{2} \log \frac{x + \theta}{\theta} + r(x + \theta) - r(\theta),
 
-    where r is what Stirling's formula leaves (Abramowitz and Stegun, 1964, equation 6.1.41). Values and gradients are
-    right to a part in :math:`10^6` in 32 bits, also where the distribution is all but a Poisson one.
+    where r is the remainder of Stirling's formula (Abramowitz and Stegun, 1964, equation 6.1.41). Values and gradients
+    are accurate to a part in :math:`10^6` in 32 bits, even if the distribution is nearly a Poisson distribution.
 
     Arguments:
         log_mean: :math:`\log \mu`.
@@ -116,13 +117,13 @@ class NegativeBinomial(dist.TorchDistribution):
 
 
 class _Powers(torch.autograd.Function):
-    r"""The terms of a negative binomial log-probability in which its mean takes part.
+    r"""The terms of a negative binomial log-probability that depend on its mean.
 
     .. math:: f(x, \log \mu, \log \theta) = x (\log \mu - 1) + (x + \theta) \log \frac{x + \theta}{\mu + \theta}, \qquad
               \frac{\partial f}{\partial \log \mu} = \frac{\theta (x - \mu)}{\theta + \mu}, \quad
               \frac{\partial f}{\partial \log \theta} = \theta (\log (1 + u) - u), \; u = \frac{x - \mu}{\theta + \mu}
 
-    Its derivatives are written out, as those of the single terms nearly cancel.
+    The derivatives are written out, because those of the single terms nearly cancel.
     """
 
     generate_vmap_rule = True
@@ -159,7 +160,7 @@ def _log_ratio(count: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
 
 
 def _gammas(count: Tensor, log_theta: Tensor) -> Tensor:
-    """Return the terms of a negative binomial log-probability that its inverse dispersion has to itself."""
+    """Return the terms of a negative binomial log-probability that depend on its inverse dispersion, not its mean."""
     theta = log_theta.exp()
     total, log_growth = count + theta, (count / theta).log1p()
     near = total.lgamma() - theta.lgamma() - count * log_theta - total * log_growth + count
@@ -168,22 +169,23 @@ def _gammas(count: Tensor, log_theta: Tensor) -> Tensor:
 
 
 class ZeroInflated(dist.ZeroInflatedDistribution):
-    r"""A distribution of counts with further zeros, exact for every logit of the gate.
+    r"""A distribution of counts with additional zeros, exact for every logit of the gate.
 
     .. math:: \log p(0) = \log \left(\pi + (1 - \pi) \, q(0)\right) = \log \left(1 - (1 - \pi) (1 - q(0))\right), \qquad
               \log p(x) = \log (1 - \pi) + \log q(x)
 
-    Once it has drawn or given its mean, Pyro's (seen in 1.9.2) works from the gate's probability, whose logarithm has
-    no gradient where it rounds to 1. This one does not keep that probability, and goes on from the logit. Of the two
-    forms of :math:`\log p(0)` it takes the one that loses no digits.
+    Pyro's class (seen in 1.9.2) caches the gate's probability when it draws or returns its mean, and from then on
+    computes with it. But the logarithm of that probability has no gradient where it rounds to 1. This class always
+    computes with the logit. Of the two forms of :math:`\log p(0)` it uses the one that loses no digits.
 
     Arguments:
         base_dist: a distribution of counts, of event shape ().
-        gate: the probability :math:`\pi` of a further zero, in [0, 1]; or
-        gate_logits: its logits, any numbers.
+        gate: the probability :math:`\pi` of an additional zero, in [0, 1]; or
+        gate_logits: the logits of that probability, any numbers.
 
     Raises:
-        ValueError: where neither or both are given, or out of range, or the counts have an event shape.
+        ValueError: if neither or both of the gate's arguments are given, if ``gate`` is out of its range, or if the
+            counts have an event shape.
 
     Example:
         >>> import torch
@@ -213,7 +215,7 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
 
     @property
     def gate(self) -> Tensor:
-        """The probability of a further zero."""
+        """The probability of an additional zero."""
         return self.gate_logits.sigmoid()
 
     @property
@@ -222,7 +224,7 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
 
     @property
     def variance(self) -> Tensor:
-        # A sum of positive terms: that of the counts, and that of whether there are any.
+        # A sum of positive terms, which cannot cancel: one for the counts, and one for whether the gate lets them pass.
         return (-self.gate_logits).sigmoid() * (self.base_dist.variance + self.gate * self.base_dist.mean**2)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -231,6 +233,6 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
         gate, value = broadcast_all(self.gate_logits, value)
         base = self.base_dist.log_prob(value)
         shut = logsigmoid(-gate)
-        others, lack = shut + base, shut.exp() * base.expm1()  # p(0) - 1, whose gradient keeps its digits in this form
+        others, lack = shut + base, shut.exp() * base.expm1()  # p(0) - 1, whose gradient is accurate in this form
         at_zero = torch.where(lack > -0.5, lack.clamp(min=-0.5).log1p(), torch.logaddexp(logsigmoid(gate), others))
         return torch.where(value == 0, at_zero, others)

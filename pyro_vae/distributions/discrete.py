@@ -16,7 +16,7 @@ MOST_CODES = 4096
 
 
 class Categorical(dist.Categorical):
-    """Categorical distribution of the numbers 0 to K - 1 as floats, which have a mean.
+    """Categorical distribution whose values 0 to K - 1 are floats, so that it has a mean.
 
     Example:
         >>> Categorical(probs=torch.tensor([0.5, 0.0, 0.5])).mean
@@ -55,10 +55,10 @@ class EnumerableIndependent(dist.Independent):
         reinterpreted_batch_ndims: how many of its rightmost batch dimensions become event dimensions.
 
     Returns:
-        A distribution as ``base_distribution.to_event(reinterpreted_batch_ndims)`` gives.
+        A distribution equal to ``base_distribution.to_event(reinterpreted_batch_ndims)``.
 
     Raises:
-        NotImplementedError: at ``enumerate_support``, where there are more than 4,096 joint values.
+        NotImplementedError: in ``enumerate_support``, if there are more than 4,096 joint values.
 
     Example:
         >>> EnumerableIndependent(dist.Bernoulli(logits=torch.zeros(2)), 1).enumerate_support()
@@ -94,9 +94,10 @@ class EnumerableIndependent(dist.Independent):
 
 
 class OneHotCategorical(dist.OneHotCategorical):
-    """One-hot vectors whose drawing can be recorded by `pyro_vae.runtime.engine`.
+    """Categorical distribution of one-hot vectors, whose sampling can be recorded by `pyro_vae.runtime.engine`.
 
-    Torch's own drawing turns tensors into numbers to check their range (seen in torch 2.13), which a recording cannot.
+    Torch's own sampling reads numbers out of tensors to check their range (seen in torch 2.13), which cannot be
+    recorded.
 
     Arguments:
         probs: probabilities, of shape (\\*batch, K); or
@@ -112,7 +113,7 @@ class OneHotCategorical(dist.OneHotCategorical):
 
     @property
     def variance(self) -> Tensor:
-        # With the sum of the others, which 1 - probs rounds to 0 where one category has nearly all.
+        # The other probabilities are summed, because 1 - probs rounds to 0 if one category has nearly all.
         others = 1 - torch.eye(self.event_shape[0], dtype=self.probs.dtype, device=self.probs.device)
         return self.probs * (self.probs @ others)
 
@@ -122,7 +123,7 @@ class OneHotCategorical(dist.OneHotCategorical):
 
 
 class _Grid(constraints.Constraint):
-    """The multiples of 1 / steps in [0, 1], to within 1e-4."""
+    """The multiples of 1 / steps in [0, 1], with a tolerance of 1e-4."""
 
     is_discrete = True
     event_dim = 0
@@ -140,18 +141,18 @@ class _Grid(constraints.Constraint):
 
 
 class DiscretizedLogistic(dist.TorchDistribution):
-    r"""Logistic distribution in the bins around :math:`0, 1/n, \dots, 1`, where :math:`n = 2^b - 1`.
+    r"""Logistic distribution, discretized to bins around :math:`0, 1/n, \dots, 1`, where :math:`n = 2^b - 1`.
 
     .. math:: P(x) = \sigma(u) - \sigma(l) = \sigma(u) \, \sigma(-l) \, (1 - e^{l - u}), \quad
               u, l = \frac{x \pm 1 / 2n - \mu}{s},
 
-    without the lower end l for x = 0 and the upper end u for x = 1. The product loses no digits, however far the mean
-    and however small the scale.
+    where the bin of x = 0 has no lower end l, and the bin of x = 1 no upper end u. The product loses no digits, however
+    far away the mean and however small the scale.
 
     Arguments:
         loc: the mean :math:`\mu` of the logistic distribution, in units of x.
         scale: its scale s, above 0.
-        bits: the number of bits b.
+        bits: number of bits b.
 
     Example:
         >>> logistic = DiscretizedLogistic(torch.tensor(0.3), torch.tensor(0.1), bits=2)
@@ -179,7 +180,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # In units of bins, whose edges then are exact numbers, and the same ones for two neighbours.
+        # In units of bins, so that edges are exact numbers, and neighbouring bins share the same edge.
         index, center, scale = (value * self.steps).round(), self.loc * self.steps, self.scale * self.steps
         upper, lower = (index + 0.5 - center) / scale, (index - 0.5 - center) / scale
         up_to, from_on = logsigmoid(upper), logsigmoid(-lower)
@@ -189,7 +190,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
         with torch.no_grad():
             uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-            # Relative to the edge of a bin that is nearest to the mean: a small scale would be lost beside the mean.
+            # Relative to the bin edge nearest to the mean: added to the mean itself, a small scale would be lost.
             center = self.loc * self.steps
             lower = center.floor()
             above_edge = center - lower - 0.5 + self.scale * self.steps * uniform.logit()
@@ -197,7 +198,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        # The mean of a count is the sum of its tail probabilities; term by term, as a tensor of all would be large.
+        # The mean of a count is the sum of its tail probabilities, added one by one: a tensor of all would be large.
         center, scale, total = self.loc * self.steps, self.scale * self.steps, torch.zeros_like(self.loc)
         for edge in range(self.steps):
             total = total + ((center - edge - 0.5) / scale).sigmoid()
@@ -205,7 +206,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
 
 def bits_per_dimension(nats: float, shape: Sizes) -> float:
-    """Return nats per datum in bits per entry of a datum.
+    """Convert nats per datum to bits per entry of a datum.
 
     Arguments:
         nats: a negative log-probability or a bound on it, in nats per datum.

@@ -13,30 +13,30 @@ from torch.nn.functional import softplus
 from pyro_vae.distributions.wrappers import expanded
 from pyro_vae.networks import soft_clip
 
-_BINS = 8  # of a spline
-_STEEPEST = 0.999  # of what -1 would be: the slope along w stays above a thousandth, and its inverse finite
+_BINS = 8  # number of bins of a spline
+_STEEPEST = 0.999  # instead of 1, so that the derivative along w stays above 0.001, and that of the inverse finite
 
 
 class Planar(Transform):
-    r"""Planar transformation: a ridge across the direction w, along the direction u.
+    r"""Planar transformation: it adds a ridge function of :math:`w^\top z`, in the direction u.
 
     .. math:: f(z) = z + \hat u \tanh(w^\top z + b), \qquad
               \log\left|\det \frac{\partial f}{\partial z}\right| =
               \log\left(1 + w^\top \hat u \, (1 - \tanh^2(w^\top z + b))\right)
 
-    It is invertible where :math:`w^\top \hat u \ge -1`. So :math:`\hat u` is u with its part along w replaced:
+    It is invertible if :math:`w^\top \hat u \ge -1`. Therefore :math:`\hat u` is u with its part along w replaced:
 
     .. math:: \hat u = u + (m(w^\top u) - w^\top u) \frac{w}{\|w\|^2}, \qquad
               m(v) = 0.999 \, (\log(1 + (e - 1) e^v) - 1)
 
-    Unlike the paper's, this m has :math:`m(0) = 0`: where u is 0, f is the identity. The inverse solves one increasing
-    equation for :math:`w^\top z` by bisection.
+    Unlike the paper's, this m has :math:`m(0) = 0`, so that f is the identity if u is 0. The inverse solves one
+    increasing equation for :math:`w^\top z` by bisection.
 
     Arguments:
         w: direction of the input, shape (\*batch, D).
         u: direction of the output before the correction, shape (\*batch, D).
         b: offset, shape (\*batch,).
-        cache_size: 1 to keep the last input, so that the inverse of its output is free, 0 not to.
+        cache_size: 1 to keep the last input, so that the inverse of its output needs no computation, or 0.
 
     Example:
         >>> f = Planar(torch.ones(2), torch.ones(2), torch.tensor(0.0))
@@ -73,7 +73,7 @@ class Planar(Transform):
         return (projection + self.b).tanh()
 
     def _solve(self, target: Tensor) -> Tensor:
-        """Return p with p + slope * tanh(p + b) = target, and the first two derivatives of that equation."""
+        """Return p with p + slope * tanh(p + b) = target, with the right first and second derivatives."""
         with torch.no_grad():
             low, high = target - self.slope.abs(), target + self.slope.abs()
             for _ in range(60):
@@ -81,7 +81,7 @@ class Planar(Transform):
                 above = middle + self.slope * self._ridge(middle) > target
                 low, high = torch.where(above, low, middle), torch.where(above, middle, high)
             root = (low + high) / 2
-        # Newton's steps hardly change the value; one has the first derivative of the root, and two have the second.
+        # Newton steps hardly change the value, but one gives it the first derivative of the root, and two the second.
         for _ in range(2):
             derivative = 1 + self.slope * (1 - self._ridge(root) ** 2)
             root = root - (root + self.slope * self._ridge(root) - target) / derivative
@@ -92,13 +92,13 @@ def zuko() -> ModuleType:
     """Return the package zuko.
 
     Raises:
-        ImportError: with the line that installs it.
+        ImportError: if it is not installed; the message has the command that installs it.
 
     Example:
         >>> zuko().flows.MAF(3)().event_shape
         torch.Size([3])
     """
-    # Importing zuko switches the validation of all distributions of the process off; it is put back at once.
+    # Importing zuko switches off the validation of all distributions in the process, so it is restored at once.
     validated = Distribution._validate_args
     try:
         import zuko
@@ -110,12 +110,12 @@ def zuko() -> ModuleType:
 
 
 class ZukoFlow(dist.TorchDistribution):
-    r"""A flow of zuko, as a distribution of Pyro on :math:`\mathbb{R}^D`.
+    r"""A flow of zuko as a Pyro distribution on :math:`\mathbb{R}^D`.
 
     .. math:: \log p(x) = \log p_0(f(x)) + \log \left| \det \frac{\partial f(x)}{\partial x} \right|
 
-    A draw and its log-probability come out of one pass; the last ones are kept, so that scoring a draw, as an ELBO does
-    with those of the guide, takes no second pass, which some flows make slowly. Build one at each call.
+    One pass computes a draw and its log-probability. The last ones are kept, so that scoring this draw, as an ELBO does
+    with the guide's draws, needs no second pass, which is slow for some flows. Build a new object at each call.
 
     Arguments:
         flow: what a flow of zuko returns when it is called, with a context or without one.
@@ -143,7 +143,7 @@ class ZukoFlow(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         value, log_prob = self._flow.rsample_and_log_prob(torch.Size(sample_shape))  # type: ignore[attr-defined]
-        # Under no_grad, as in `sample`, the log-probability has no gradient, and is not to be had without one later.
+        # Under no_grad, as in `sample`, the log-probability has no gradient, but a later caller may need one.
         self._drawn = (value, log_prob) if torch.is_grad_enabled() else None
         return value
 
@@ -158,18 +158,18 @@ class ZukoFlow(dist.TorchDistribution):
 class ConditionalFlow(dist.TransformedDistribution):
     """A base distribution followed by transformations, whose log-probability has the right gradient for any value.
 
-    A transformation of ``cache_size`` 1 remembers where its last output came from, which saves the inverse of a draw.
-    But of a draw without gradient it remembers a constant, and the inverse of that value still depends on the
-    parameters: then it is computed.
+    A transformation with ``cache_size`` 1 remembers the input of its last output, which saves inverting a draw. But if
+    the draw has no gradient, the remembered input is a constant, whereas the inverse depends on the parameters. In that
+    case the inverse is computed.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         known = value.requires_grad or not torch.is_grad_enabled()
-        return super().log_prob(value if known else value.clone())  # a copy is not what the cache remembers
+        return super().log_prob(value if known else value.clone())  # the cache does not know a copy
 
 
 class _Remembering(Transform):
-    """A transformation of zuko's with torch's cache, and with the determinant kept that comes with each output."""
+    """A transformation of zuko with torch's cache, which also keeps the log-determinant of its last output."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -194,17 +194,17 @@ class _Remembering(Transform):
 
 
 class ConditionalAutoregressive(nn.Module):
-    r"""Masked autoregressive transformation with a context, the identity at the start.
+    r"""Masked autoregressive transformation with a context; it starts as the identity.
 
     .. math:: f_d(v) = \tau(v_d; h_d(v_{<d}, c))
 
-    ``"IAF"``: :math:`\tau` is affine, one pass of the network h draws and D passes invert. ``"MAF"``: the inverse of
-    the same, so that D passes draw and one inverts. ``"NSF"``: as IAF, :math:`\tau` being a monotonic
-    rational-quadratic spline of 8 bins on [-5, 5], and the identity outside.
+    With ``"IAF"``, :math:`\tau` is affine; a draw takes one pass of the network h, and the inverse takes D. ``"MAF"``
+    is the inverse of that, so that a draw takes D passes and the inverse one. ``"NSF"`` is like IAF, but :math:`\tau`
+    is a monotonic rational-quadratic spline with 8 bins on [-5, 5], and the identity outside.
 
     Arguments:
         kind: "IAF", "MAF" or "NSF".
-        features: number of dimensions D, at least 1; with one, h is a network of the context alone.
+        features: number of dimensions D, at least 1; with one dimension, the input of h is only the context.
         context: number of entries of the context, at least 1.
         hidden: width of the two hidden layers of h, at least 1.
         reverse: take the dimensions in descending order.
@@ -236,7 +236,7 @@ class ConditionalAutoregressive(nn.Module):
 
 
 class ConditionalPlanar(nn.Module):
-    r"""Planar transformation whose w, u and b are affine functions of a context, the identity at the start.
+    r"""Planar transformation whose w, u and b are affine functions of a context; it starts as the identity.
 
     Arguments:
         features: number of dimensions D, at least 1.
@@ -258,7 +258,7 @@ class ConditionalPlanar(nn.Module):
         self.features = features
         self.parameters_of = nn.Linear(context, 2 * features + 1)
         nn.init.zeros_(self.parameters_of.weight)
-        # With u and w both 0 neither would have a gradient.
+        # If u and w were both 0, neither would have a gradient.
         w = torch.randn(features) / math.sqrt(features)
         self.parameters_of.bias.data = torch.cat([w, torch.zeros(features + 1)])
 

@@ -15,7 +15,7 @@ EULER = 0.5772156649015329
 
 
 def kl_or_none(q: td.Distribution, p: td.Distribution) -> Tensor | None:
-    """Return KL(q || p) in closed form, or None where none is known."""
+    """Return KL(q || p) in closed form, or None if no closed form is known."""
     try:
         return td.kl_divergence(q, p)
     except NotImplementedError:
@@ -24,7 +24,7 @@ def kl_or_none(q: td.Distribution, p: td.Distribution) -> Tensor | None:
 
 @register_kl(Delta, Distribution)
 def _kl_of_point(p: Delta, q: td.Distribution) -> Tensor:
-    """Count the density that a point carries, such as the Jacobian of an automatic guide, which Pyro 1.9 leaves out."""
+    """Include the log-density of a point, such as the Jacobian of an automatic guide, which Pyro 1.9 leaves out."""
     return p.log_density - q.log_prob(p.v)
 
 
@@ -40,26 +40,26 @@ def _kl_to_independent(p: td.Distribution, q: td.Independent) -> Tensor:
 @register_kl(FoldedDistribution, td.TransformedDistribution)
 @register_kl(td.TransformedDistribution, FoldedDistribution)
 def _kl_of_folded(p: td.Distribution, q: td.Distribution) -> Tensor:
-    """Refuse what torch 2 gives: the KL of the distributions before they are folded, which is larger."""
+    """Refuse the KL that torch 2 returns: it is that of the distributions before folding, which is larger."""
     raise NotImplementedError
 
 
 @register_kl(td.Bernoulli, td.Bernoulli)
 def _kl_of_bernoulli(p: td.Bernoulli, q: td.Bernoulli) -> Tensor:
-    """Replace that of torch 2, which is infinite also where a probability of q, by its logit, is rounded to 0 or 1."""
+    """Replace torch 2's KL, which is infinite even if a probability of q only rounds to 0 or 1, given its logit."""
     terms = []
     for sign, end in ((1, 0), (-1, 1)):
         ours, theirs = sign * p.logits, sign * q.logits
         weight = ours.sigmoid().masked_fill((p.probs == end) & (p.logits.sigmoid() != end), 0.0)
-        never = (q.probs == end) & (q.logits.sigmoid() != end)  # given so, and not by its logit
+        never = (q.probs == end) & (q.logits.sigmoid() != end)  # given as 0 or 1, not as a logit
         terms.append(_weighted(weight, (logsigmoid(ours) - logsigmoid(theirs)).masked_fill(never, math.inf)))
     return terms[0] + terms[1]
 
 
 @register_kl(td.Categorical, td.Categorical)
 def _kl_of_categorical(p: td.Categorical, q: td.Categorical) -> Tensor:
-    """Replace that of torch 2, which is infinite also where a probability of q, by its logit, is rounded to 0."""
-    never = (q.probs == 0) & (q.logits.exp() != 0)  # given so, and not by its logit
+    """Replace torch 2's KL, which is infinite even if a probability of q only rounds to 0, given its logit."""
+    never = (q.probs == 0) & (q.logits.exp() != 0)  # given as 0, not as a logit
     return _weighted(p.probs, (p.logits - q.logits).masked_fill(never, math.inf)).sum(-1)
 
 
@@ -69,7 +69,7 @@ def _kl_of_one_hot(p: td.OneHotCategorical, q: td.OneHotCategorical) -> Tensor:
 
 
 def _weighted(weight: Tensor, difference: Tensor) -> Tensor:
-    """Return a product that is 0, as is its gradient, where a weight is 0 and a difference of logarithms infinite."""
+    """Return weight * difference, with value and gradient 0 where the weight is 0, even if the difference is infinite."""
     return weight * difference.masked_fill(weight == 0, 0.0)
 
 
@@ -79,7 +79,7 @@ def _kl_to_normal(p: td.StudentT, q: td.Normal) -> Tensor:
 
 
 def cross_term(p: td.Distribution, q: td.Normal) -> Tensor:
-    """Return the mean of log q under p: log q is a parabola, so it takes the mean and the variance of p alone."""
+    """Return the mean of log q under p: log q is a parabola, so only the mean and the variance of p are needed."""
     return q.log_prob(p.mean) - p.variance / (2 * q.variance)
 
 
@@ -91,8 +91,8 @@ def kl_weibull_gamma(q: td.Weibull, p: td.Gamma) -> Tensor:
               + \beta \lambda \, \Gamma(1 + 1 / k) - \gamma - 1 + \log \Gamma(\alpha)
 
     Arguments:
-        q: of scale :math:`\lambda` and concentration :math:`k`.
-        p: of concentration :math:`\alpha` and rate :math:`\beta`.
+        q: a Weibull distribution with scale :math:`\lambda` and concentration :math:`k`.
+        p: a gamma distribution with concentration :math:`\alpha` and rate :math:`\beta`.
 
     Returns:
         Nats, of the shape to which both batch shapes broadcast.
@@ -105,9 +105,9 @@ def kl_weibull_gamma(q: td.Weibull, p: td.Gamma) -> Tensor:
     Reference:
         Zhang, Chen, Guo and Zhou, 2018, WHAI: Weibull Hybrid Autoencoding Inference for Deep Topic Modeling.
     """
-    # In 64 bits: for a large concentration of p the terms cancel.
+    # In 64 bits, because the terms cancel if the concentration of p is large.
     k, alpha, rate = wide(q.concentration), wide(p.concentration), wide(p.rate) * wide(q.scale)
-    entropy = EULER * (1 - 1 / k) - k.log() + 1  # less the logarithm of the scale, which is in the rate
+    entropy = EULER * (1 - 1 / k) - k.log() + 1  # without the logarithm of the scale, which is in the rate
     cross_entropy = alpha.lgamma() - alpha * rate.log() + (alpha - 1) * EULER / k + rate * (1 + 1 / k).lgamma().exp()
     return (cross_entropy - entropy).to(q.scale.dtype)
 

@@ -19,9 +19,9 @@ class MixtureOfNormals(dist.TorchDistribution):
 
     .. math:: p(z) = \sum_k \pi_k \prod_d \mathcal{N}(z_d; \mu_{kd}, \sigma_{kd}^2)
 
-    A draw has no formula in its noise and parameters :math:`\theta` that could be differentiated, but its conditional
-    distribution functions :math:`F_d(z_d | z_{<d}; \theta)` have: held at their values, they define z as a function of
-    :math:`\theta`, whose derivative is
+    No formula for a draw in terms of noise and the parameters :math:`\theta` could be differentiated. But its
+    conditional distribution functions :math:`F_d(z_d | z_{<d}; \theta)` can be: if their values are held fixed, they
+    define z as a function of :math:`\theta`, whose derivative is
 
     .. math:: \frac{d z_d}{d \theta} = -\frac{1}{p(z_d|z_{<d})}
               \left(\frac{\partial F_d}{\partial \theta} + \sum_{j<d} \frac{\partial F_d}{\partial z_j}
@@ -36,7 +36,7 @@ class MixtureOfNormals(dist.TorchDistribution):
         scale: their standard deviations, above 0, shape (\*batch, K, D).
 
     Raises:
-        ValueError: where an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
         >>> MixtureOfNormals(torch.zeros(5), torch.randn(5, 2), torch.ones(5, 2)).sample((3,)).shape
@@ -80,7 +80,7 @@ class MixtureOfNormals(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         value = value.expand(*torch.broadcast_shapes(value.shape[:-1], self.batch_shape), *self.event_shape)
-        if self.loc.dim() == self.scale.dim() == 2 and value.device.type != "mps":  # which has no 64 bits
+        if self.loc.dim() == self.scale.dim() == 2 and value.device.type != "mps":  # MPS has no 64-bit floats
             of_components = shared_log_probs(value, self.loc, self.scale)
         else:
             of_components = _log_density(value.unsqueeze(-2), self.loc, self.scale).sum(-1)
@@ -99,7 +99,7 @@ class MixtureOfNormals(dist.TorchDistribution):
 
     @torch.no_grad()
     def quantile(self, uniform: Tensor) -> Tensor:
-        """Return the draw of a given noise, (\\*, D), by conditional quantiles, one dimension after the other."""
+        """Return the draw for given noise of shape (\\*, D), by conditional quantiles, one dimension at a time."""
         log_weights, entries = self.logits.double(), []
         for u, loc, scale in zip(*(t.double().unbind(-1) for t in (uniform, self.loc, self.scale)), strict=True):
             weights, u = log_weights.softmax(-1), u.unsqueeze(-1)
@@ -122,7 +122,7 @@ class MixtureOfNormals(dist.TorchDistribution):
             weights = log_weights.softmax(-1)
             below = (weights * torch.special.ndtr((entry.unsqueeze(-1) - loc) / scale)).sum(-1)
             density = (weights * _log_density(entry.unsqueeze(-1), loc, scale).exp()).sum(-1).detach()
-            # Of value 0 and of the derivative above: dF/dtheta at the drawn entry, z_<d moving in the weights.
+            # The subtracted term is 0, with the derivative above: dF/dtheta at the drawn entry. The weights hold z_<d.
             entry = entry - (below - below.detach()) / density.clamp(min=torch.finfo(density.dtype).tiny)
             log_weights = log_weights + _log_density(entry.unsqueeze(-1), loc, scale)
             entries.append(entry)
@@ -130,7 +130,7 @@ class MixtureOfNormals(dist.TorchDistribution):
 
 
 def _log_density(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    # By the distance in scales, as the square of a scale and what is divided by it may leave the range of float32.
+    # Divide before squaring: the square of a scale, or a quotient with it, may leave the range of float32.
     return -(((value - loc) / scale) ** 2) / 2 - scale.log() - math.log(2 * math.pi) / 2
 
 
@@ -148,10 +148,10 @@ def squared_distances(value: Tensor, loc: Tensor, precision: Tensor) -> Tensor:
 
     .. math:: s_{nk} = \sum_d p_{kd} (z_{nd} - \mu_{kd})^2
 
-    The square is multiplied out, so that the sums over the dimensions are matrix products and no array of shape
-    (N, K, D) is made. Where its terms are so much larger than it that 64 bits cannot hold it, the differences are
-    squared one by one, which takes several times as long. This is an operation of torch, as a recording of the step
-    (`pyro_vae.runtime.engine`) cannot hang on values.
+    The square is expanded, so that the sums over the dimensions are matrix products and no array of shape (N, K, D) is
+    made. If its terms are so much larger than the result that 64 bits lose it, the differences are squared one by one,
+    which takes several times as long. This function is a custom operation of torch, because the recording of a step
+    (`pyro_vae.runtime.engine`) cannot branch on values.
 
     Arguments:
         value: z, shape (N, D), in 64 bits.
@@ -176,7 +176,7 @@ def squared_distances(value: Tensor, loc: Tensor, precision: Tensor) -> Tensor:
 
 @torch.library.custom_op("pyro_vae::weighted_squares", mutates_args=())
 def weighted_squares(value: Tensor, loc: Tensor, weights: Tensor) -> Tensor:
-    r"""Return the gradient of weighted sums of `squared_distances` to their precision, in the same way.
+    r"""Return the gradient of weighted sums of `squared_distances` for the precision, computed in the same way.
 
     .. math:: s_{kd} = \sum_n w_{nk} (z_{nd} - \mu_{kd})^2
 
@@ -202,16 +202,17 @@ def weighted_squares(value: Tensor, loc: Tensor, weights: Tensor) -> Tensor:
 
 
 def _one_by_one(value: Tensor, loc: Tensor, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the squares of differences, (N, K, D), and the factors of some of the K at a time, 32 MB or so."""
+    """Yield squared differences and their factors for a few of the K locations at a time, about 32 MB."""
     size = max(1, 2**22 // max(1, value.numel()))
     for some, of_some in zip(loc.split(size), factors.split(size), strict=True):
         yield (value.unsqueeze(1) - some).square(), of_some
 
 
 def _keeps_digits(difference: Tensor, terms: Tensor) -> bool:
-    """Whether a difference of large terms is right to a part in a million, which takes a look at its values.
+    """Whether a difference of large terms is accurate to a part in a million.
 
-    A GPU would have to wait for that, and does not mind the longer way.
+    Checking this reads its values, for which a GPU would have to wait. On a GPU the slower way is always taken, as it
+    costs little there.
     """
     if difference.device.type != "cpu":
         return False
@@ -229,7 +230,7 @@ def _(value: Tensor, loc: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def _slopes(value: Tensor, loc: Tensor, weights: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the sum of w p (z - mu)^2 to z and mu. Their terms are far smaller than a square's."""
+    """Return the gradients of the sum of w p (z - mu)^2 for z and mu. Their terms are far smaller than the square's."""
     to_value = value * (weights @ precision) - weights @ (loc * precision)
     to_loc = (loc * weights.sum(0).unsqueeze(-1) - weights.mT @ value) * precision
     return 2 * to_value, 2 * to_loc

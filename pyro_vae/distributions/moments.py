@@ -1,4 +1,4 @@
-"""Moments of distributions that may not know them."""
+"""Moments of distributions, including those without closed forms."""
 
 from pyro.distributions import constraints
 from torch import Tensor
@@ -9,21 +9,21 @@ from pyro_vae.distributions.wrappers import family
 
 
 class NoMeanError(TypeError):
-    """A distribution has no finite mean, or the model does not take it."""
+    """A distribution has no finite mean, or the model cannot be evaluated at it."""
 
 
 def mean_of(distribution: Distribution, draws: int = 100) -> Tensor:
-    """Return the mean of a distribution, or the average of draws where it has no closed form.
+    """Return the mean of a distribution, or the average of draws if it has no closed form.
 
     Arguments:
         distribution: any distribution.
-        draws: how many are averaged, at least 1, where there is no closed form (flows).
+        draws: number of draws to average, at least 1, if there is no closed form (flows).
 
     Returns:
         A tensor of the shape of one draw.
 
     Raises:
-        NoMeanError: where the mean is not finite, though the draws are, as of a Cauchy distribution.
+        NoMeanError: if the mean is not finite although draws are, as for a Cauchy distribution.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -41,9 +41,9 @@ def mean_of(distribution: Distribution, draws: int = 100) -> Tensor:
 
 
 def shown_of(distribution: Distribution) -> Tensor:
-    """Return what a distribution of data is drawn as: its mean, but of categories, such as tokens, the most probable.
+    """Return the value to show for a distribution of data: its mean, or the most probable one of categories.
 
-    The mean of the numbers of two tokens is the number of a third one.
+    The mean of the indices of two categories, such as tokens, is the index of an unrelated third one.
 
     Arguments:
         distribution: any distribution.
@@ -64,9 +64,9 @@ def shown_of(distribution: Distribution) -> Tensor:
 
 
 def centre_of(distribution: Distribution) -> Tensor:
-    """Return the point of a distribution's space that stands for it: its mean, or on a sphere the mean's direction.
+    """Return the point that represents a distribution: its mean, or on a sphere the direction of its mean.
 
-    A mean on a sphere lies inside of it, where no code ever is.
+    The mean of a distribution on a sphere lies inside the sphere, where there are no codes.
 
     Arguments:
         distribution: any distribution.
@@ -84,7 +84,7 @@ def centre_of(distribution: Distribution) -> Tensor:
 
 
 def on_sphere(distribution: Distribution, value: Tensor) -> Tensor:
-    """Return a value at length 1 where a distribution lives on a sphere, and elsewhere as it is."""
+    """Return a value scaled to length 1 if the distribution's support is a sphere, and unchanged otherwise."""
     support = distribution.support
     while isinstance(support, constraints.independent):  # several spheres
         support = support.base_constraint

@@ -9,10 +9,10 @@ from pyro_vae.distributions._gammas import wide
 
 
 class Gamma(dist.Gamma):
-    """Gamma scored in 64 bits: in float32 its terms cancel to an error of 0.1 at a concentration of 100,000.
+    """Gamma scored in 64 bits: in float32 cancellation leads to an error of 0.1 at a concentration of 100,000.
 
-    Draws below the smallest positive number are moved to it: a KL that is estimated from them is right in float32 for
-    concentrations from 0.15 on.
+    Draws below the smallest positive number are replaced by it. A KL that is estimated from draws is accurate in
+    float32 for concentrations of 0.15 and above.
 
     Example:
         >>> Gamma(torch.tensor(1e6), torch.tensor(1.0)).log_prob(torch.tensor(1e6))
@@ -41,8 +41,8 @@ def shares(concentration: Tensor) -> Tensor:
     .. math:: z = \mathrm{softmax}(\log g), \qquad \log g_d = \log g_d' + \frac{\log u_d}{\alpha_d}, \qquad
               g_d' \sim \mathrm{Gamma}(\alpha_d + 1), \; u_d \sim \mathrm{Uniform}(0, 1)
 
-    Torch divides gamma variates by their sum. At a concentration of 0.001 often all of them underflow, and it then
-    gives equal shares where one should have nearly all.
+    Torch divides gamma variates by their sum. At a concentration of 0.001 all of them often underflow, and torch then
+    returns equal shares, although one share should be nearly 1.
 
     Arguments:
         concentration: :math:`\alpha`, above 0, shape (\*batch, D).
@@ -63,11 +63,11 @@ def shares(concentration: Tensor) -> Tensor:
 
 
 class Dirichlet(dist.Dirichlet):
-    """Dirichlet scored in 64 bits: in float32 its terms cancel to an error of 0.1 at concentrations of 100,000.
+    """Dirichlet scored in 64 bits: in float32 cancellation leads to an error of 0.1 at concentrations of 100,000.
 
     Draws without a gradient are right for small concentrations too (`shares`). Shares below the smallest positive
-    number are moved to it: a decoder sees no difference, but their density is that of another point. A KL that is
-    estimated from draws is right in float32 for concentrations from 0.15 to 1,000.
+    number are replaced by it; a decoder sees no difference, but the density is that of another point. A KL that is
+    estimated from draws is accurate in float32 for concentrations from 0.15 to 1,000.
 
     Example:
         >>> Dirichlet(torch.full((2,), 1e6)).log_prob(torch.tensor([0.5, 0.5]))
@@ -75,7 +75,7 @@ class Dirichlet(dist.Dirichlet):
     """
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
-        if self.concentration.requires_grad:  # torch's draws, whose gradients vary less
+        if self.concentration.requires_grad:  # use torch's draws, whose gradients vary less
             return super().rsample(sample_shape)
         limits = torch.finfo(self.concentration.dtype)
         return shares(self.concentration.expand(self._extended_shape(sample_shape))).clamp(min=limits.tiny)
@@ -95,7 +95,7 @@ class Dirichlet(dist.Dirichlet):
 
     @property
     def mode(self) -> Tensor:
-        """The most probable shares, NaN where the density is largest at an edge, or everywhere the same."""
+        """The most probable shares; NaN if the density is largest at an edge, or is constant."""
         above = self.concentration - 1
         inside = (above > 0).all(-1, keepdim=True)
         return (above / above.sum(-1, keepdim=True)).where(inside, float("nan"))
@@ -105,12 +105,12 @@ class Dirichlet(dist.Dirichlet):
 
 
 class Weibull(dist.Weibull):
-    r"""Weibull distribution whose variance keeps its digits, and whose mode is right for every concentration.
+    r"""Weibull distribution whose variance is accurate, and whose mode is right, for every concentration.
 
     .. math:: \mathrm{Var}[z] = \lambda^2 \left(\Gamma(1 + 2 / k) - \Gamma(1 + 1 / k)^2\right)
 
-    In float32 torch's difference is off by 2 % at a concentration of 1,000. Below one of 1 the density grows towards 0,
-    and the mode is 0. Small probabilities and their quantiles keep their digits as well.
+    In float32 torch's difference is off by 2 % at a concentration of 1,000. At concentrations below 1 the density grows
+    towards 0, and the mode is 0. Small probabilities (``cdf``) and their quantiles (``icdf``) are accurate as well.
 
     Arguments:
         scale: :math:`\lambda`, above 0.

@@ -1,6 +1,6 @@
-"""Quantiles of gamma and beta variables, which torch lacks, with the derivatives that torch has for their draws.
+"""Quantiles of gamma and beta variables, which torch lacks, with the derivatives that torch uses for their draws.
 
-They are operations of torch, so that a step with them can be recorded (`pyro_vae.runtime.engine`).
+They are custom operations of torch, so that a step which uses them can be recorded (`pyro_vae.runtime.engine`).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def gamma_quantile(concentration: Tensor, uniform: Tensor) -> Tensor:
         uniform: u in (0, 1), of the same shape.
 
     Returns:
-        z, above 0, with a gradient to the concentration alone.
+        z, above 0, with a gradient for the concentration only.
 
     Example:
         >>> gamma_quantile(torch.ones(1).double(), torch.tensor([0.5]).double())  # the log of 2
@@ -42,13 +42,13 @@ def beta_quantile(a: Tensor, b: Tensor, uniform: Tensor) -> Tensor:
     .. math:: z: \; \frac{1}{B(a, b)} \int_0^z t^{a - 1} (1 - t)^{b - 1} \, dt = u
 
     Arguments:
-        a: above 0, in 64 bits.
-        b: above 0, of the same shape.
+        a: first concentration, above 0, in 64 bits.
+        b: second concentration, above 0, of the same shape.
         uniform: u in (0, 1), of the same shape.
 
     Returns:
-        z in [0, 1], with gradients to a and b alone, by the formula of `gamma_quantile`; torch's approximation of it
-        is right to about a part in a thousand.
+        z in [0, 1], with gradients for a and b only, by the formula of `gamma_quantile`; torch's approximation of them
+        is accurate to about a part in a thousand.
 
     Example:
         >>> beta_quantile(torch.ones(1).double(), torch.full((1,), 2.0).double(), torch.tensor([0.75]).double())

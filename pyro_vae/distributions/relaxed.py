@@ -13,13 +13,13 @@ from pyro_vae.arguments import above
 from pyro_vae.distributions.discrete import OneHotCategorical
 
 COLDEST, WARMEST = 1e-3, 1e3
-# Small enough for any decoder, large enough for second derivatives, of 2 / EDGE^2 and more, to be finite in float32. It
-# is the same in all precisions, so that a code may be converted.
+# Small enough that no decoder can tell it from 0, and large enough that second derivatives, of 2 / EDGE^2 and more, are
+# finite in float32. It is the same in all precisions, so that codes can be converted from one to another.
 EDGE = 1e-10
 
 
 def as_temperature(value: float, name: str) -> float:
-    """Return a temperature from 0.001 to 1,000, or refuse it: beyond, float32 holds too few digits of the draws."""
+    """Return a temperature, or refuse it outside of 0.001 to 1,000, where float32 holds too few digits of the draws."""
     temperature = above(value, 0, name)
     if not COLDEST <= temperature <= WARMEST:
         raise ValueError(f"{name} must be from {COLDEST:g} to {WARMEST:g}, not {value!r}")
@@ -27,11 +27,11 @@ def as_temperature(value: float, name: str) -> float:
 
 
 def with_logarithm(log_value: Tensor) -> Tensor:
-    r"""Return numbers between 0 and 1 from their logarithms, which `logarithm_of` gives back, however small they are.
+    r"""Return numbers between 0 and 1 for their logarithms, so that `logarithm_of` can recover these, however small.
 
     .. math:: v = e^y \text{ for } e^y \ge c, \qquad v = \frac{c}{1 + \log c - y} \text{ below,} \qquad c = 10^{-10}
 
-    A decoder cannot tell either of them from 0. The function is increasing, and so is its slope.
+    A decoder cannot tell a number below c from 0. The function is increasing, and so is its slope.
 
     Arguments:
         log_value: any tensor, at most 0.
@@ -49,14 +49,14 @@ def with_logarithm(log_value: Tensor) -> Tensor:
 
 
 def logarithm_of(value: Tensor) -> Tensor:
-    """Return the logarithms that numbers were made from by `with_logarithm`."""
-    # A quotient of tensors: the derivative of a number's squares the reciprocal, and overflows.
+    """Return the logarithms from which `with_logarithm` made these numbers."""
+    # EDGE is made a tensor because the derivative of a Python number over a tensor squares a reciprocal and overflows.
     depth = value.new_full((), EDGE) / value.clamp(max=EDGE) - 1
     return value.clamp(min=EDGE).log() - depth
 
 
 class _Temperature(constraints.Constraint):
-    """One number from 0.001 to 1,000: torch would take several for those of the categories."""
+    """A single number from 0.001 to 1,000: torch would take several numbers as temperatures of the categories."""
 
     def check(self, value: Tensor) -> Tensor:
         return (value >= COLDEST) & (value <= WARMEST) & (value.dim() == 0)
@@ -66,12 +66,12 @@ class _Temperature(constraints.Constraint):
 
 
 class KeptLogarithms(constraints.Constraint):
-    """The simplex, with entries that are read by `logarithm_of`: other distributions would misread small ones."""
+    """The simplex, with entries to be read by `logarithm_of`: other distributions would misread small ones."""
 
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        # To what many entries leave of 1 in float32.
+        # The tolerance allows for rounding in float32 when there are many entries.
         return (value > 0).all(-1) & ((value.sum(-1) - 1).abs() < 1e-4)
 
     def __repr__(self) -> str:
@@ -85,12 +85,12 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
               \prod_k \pi_k z_k^{-\tau - 1}
 
     At a low temperature most entries of z are below the smallest positive number, where Pyro's log-density is infinite.
-    Here an entry below 1e-10 is stored by its logarithm:
+    Here an entry below 1e-10 is stored in terms of its logarithm:
 
     .. math:: v = \frac{c}{1 + \log(c / z)} \text{ in place of } z < c = 10^{-10}
 
-    ``log_prob`` reads it back, and is right at every temperature; to a decoder, v and z are both 0. Both distributions
-    of a KL must read codes in this way: a prior of another class is refused.
+    ``log_prob`` recovers z from it, and is right at every temperature; to a decoder, v and z are both 0. Both
+    distributions of a KL must read codes in this way: a prior of another class is refused.
 
     Arguments:
         temperature: :math:`\tau`, a tensor without dimensions, from 0.001 to 1,000.
@@ -100,7 +100,7 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
         A distribution of batch shape (\*batch) and event shape (K,), on the simplex.
 
     Raises:
-        ValueError: while distributions are validated, where the temperature has dimensions or is out of its range.
+        ValueError: if validation is on, and the temperature has dimensions or is out of its range.
 
     Example:
         >>> q = RelaxedOneHotCategorical(torch.tensor(0.01), logits=torch.zeros(3))
@@ -119,7 +119,7 @@ class RelaxedOneHotCategorical(dist.RelaxedOneHotCategorical):
         return self.draw_of(self.base_dist.rsample(sample_shape))
 
     def draw_of(self, logits: Tensor) -> Tensor:
-        """Return the draw whose logarithms are these, up to a constant."""
+        """Return the draw that has these logarithms, up to a constant."""
         # Torch's own draws are exponentials of large numbers, which at low temperatures do not add up to 1 in float32.
         return with_logarithm(logits.log_softmax(-1))
 
@@ -140,9 +140,9 @@ class StraightThroughGumbelSoftmax(OneHotCategorical):
     .. math:: z = \mathrm{one\_hot}(\arg\max_k y_k), \qquad \frac{\partial z}{\partial \pi} :=
               \frac{\partial y}{\partial \pi}, \qquad y = \mathrm{softmax}((\log \pi + g) / \tau)
 
-    By the Gumbel-max trick the draws are exactly those of the one-hot categorical, at every temperature, and its are
-    ``log_prob`` and the closed-form KLs: a bound has its exact expectation. The gradients are biased, less so where
-    what comes after is nearly linear between the vectors.
+    By the Gumbel-max trick the draws have exactly the one-hot categorical distribution, at every temperature.
+    ``log_prob`` and the closed-form KLs are those of that distribution too, so that the expectation of a bound is
+    exact. The gradients are biased, but less so if the function of z is nearly linear between the one-hot vectors.
 
     Arguments:
         temperature: :math:`\tau`, a tensor without dimensions, above 0.
@@ -177,7 +177,7 @@ class StraightThroughGumbelSoftmax(OneHotCategorical):
         return self.draw_of(self.relaxed.rsample(sample_shape))
 
     def draw_of(self, logits: Tensor) -> Tensor:
-        """Return the draw whose relaxed draw has these logarithms, up to a constant."""
+        """Return the one-hot draw for a relaxed draw that has these logarithms, up to a constant."""
         soft = logits.softmax(-1)
         hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
         return hard + (soft - soft.detach())

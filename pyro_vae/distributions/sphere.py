@@ -19,7 +19,7 @@ def log_area(dim: int) -> float:
 
 
 def sphere_dim(dim: int, name: str) -> int:
-    """Return the dimension of the space around a sphere, or refuse what is below 2, in which a sphere has no area."""
+    """Return the dimension of the space around a sphere, or refuse one below 2, in which a sphere has no area."""
     if as_size(dim, name) < 2:
         raise ValueError(f"{name} must be at least 2 for a sphere, whose space it is, not {dim}; a circle has 2")
     return dim
@@ -32,12 +32,12 @@ class HypersphericalUniform(dist.TorchDistribution):
 
     Arguments:
         dim: dimension D of the space that holds the sphere, at least 2: its values have D coordinates.
-        dtype: of the values, the default one where it is None.
-        device: of the values, the default one where it is None.
+        dtype: type of the values; None for the default type.
+        device: device of the values; None for the default device.
 
     Raises:
-        TypeError: where ``dim`` is not an integer.
-        ValueError: where ``dim`` is below 2.
+        TypeError: if ``dim`` is not an integer.
+        ValueError: if ``dim`` is below 2.
 
     Example:
         >>> HypersphericalUniform(3).log_prob(torch.tensor([0.0, 0.0, 1.0]))  # minus the log of 4 pi
@@ -79,21 +79,21 @@ class HypersphericalUniform(dist.TorchDistribution):
 
 
 class PowerSpherical(dist.TorchDistribution):
-    r"""Power spherical distribution: like von Mises-Fisher around a direction, but drawn without rejection.
+    r"""Power spherical distribution: concentrated around a direction like von Mises-Fisher, but without rejection.
 
     .. math:: p(x) = \frac{\Gamma(a + b)}{2^{a + b} \pi^b \, \Gamma(a)} \, (1 + \mu^\top x)^\kappa, \qquad
               b = \frac{D - 1}{2}, \; a = b + \kappa
 
     A draw is :math:`t \mu + \sqrt{1 - t^2} \, v` with :math:`(1 + t) / 2 \sim \mathrm{Beta}(a, b)` and v uniform among
-    the directions at right angles to :math:`\mu`. Gradients pass through it. Each difference is computed in a form
-    that keeps its digits, from a concentration of :math:`10^{-6}` to one of :math:`10^6`, also in float32.
+    the directions orthogonal to :math:`\mu`. Gradients are pathwise. Each difference is computed in a form that loses
+    no digits for concentrations from :math:`10^{-6}` to :math:`10^6`, also in float32.
 
     Arguments:
         loc: the direction :math:`\mu`, shape (\*batch, D), of length 1, D at least 2.
-        concentration: :math:`\kappa`, shape (\*batch), above 0; 0 is the limit of the uniform distribution.
+        concentration: :math:`\kappa`, shape (\*batch), above 0; the limit at 0 is the uniform distribution.
 
     Raises:
-        ValueError: where the location is no direction of at least 2 coordinates, or the concentration is not above 0.
+        ValueError: if the location is not a unit vector of at least 2 coordinates, or the concentration is not above 0.
 
     Example:
         >>> PowerSpherical(torch.tensor([0.0, 1.0, 0.0]), torch.tensor(6.0)).mean
@@ -128,7 +128,7 @@ class PowerSpherical(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape, b = self._extended_shape(sample_shape), (self.event_shape[0] - 1) / 2
-        # The Beta variable as a ratio of gammas: it and its complement then both keep their digits near 0.
+        # The beta variable is a ratio of gamma variates, so that it and its complement are both accurate near 0.
         ahead = torch._standard_gamma((self.concentration + b).expand(shape[:-1]))
         behind = torch._standard_gamma(torch.full_like(ahead, b))
         along = (ahead - behind) / (ahead + behind)
@@ -137,8 +137,8 @@ class PowerSpherical(dist.TorchDistribution):
         return self.turned(along.unsqueeze(-1), across.unsqueeze(-1) * aside)
 
     def turned(self, along: Tensor, aside: Tensor) -> Tensor:
-        """Reflect a draw around a pole, the first axis or its opposite, to one around the location."""
-        # The pole is the one further from the location: the axis of reflection is then never short.
+        """Reflect a draw around a pole (the first axis or its opposite), so that it is around the location."""
+        # The pole is the one further from the location, so that the axis of reflection is never short.
         pole = torch.where(self.loc[..., :1] > 0, -1.0, 1.0).to(self.loc)
         axis = torch.cat([pole - self.loc[..., :1], -self.loc[..., 1:]], -1)
         draw = torch.cat([pole * along, aside], -1)
@@ -147,9 +147,10 @@ class PowerSpherical(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # (1 + mu x) / 2 is one minus a quarter of the squared distance to mu: digits are kept near mu, and near -mu
-        # with the distance to that. Each branch gets what it can digest. At -mu itself the density is 0, but the
-        # least positive one is given, as neither a loss nor its gradient can take minus infinity.
+        # (1 + mu x) / 2 is one minus a quarter of the squared distance to mu, which is accurate near mu. Near -mu it is
+        # computed as a quarter of the squared distance to -mu. Each branch only gets values for which it is finite. At
+        # -mu itself the density is 0, but the smallest positive number is taken instead, because minus infinity would
+        # spoil a loss and its gradient.
         far = (self.loc * value).sum(-1) < 0
         square = (torch.where(far.unsqueeze(-1), self.loc + value, self.loc - value) ** 2).sum(-1) / 4
         near_part = torch.where(far, torch.zeros_like(square), square).neg().log1p()
@@ -157,7 +158,7 @@ class PowerSpherical(dist.TorchDistribution):
         return self.concentration * torch.where(far, far_part, near_part) + self._log_density_at_loc()
 
     def _log_density_at_loc(self) -> Tensor:
-        # In float64: these are differences of numbers of the size of the concentration times its log.
+        # In float64, because the terms that are subtracted are as large as the concentration times its logarithm.
         b = (self.event_shape[0] - 1) / 2
         a = self.concentration.double() + b
         return ((a + b).lgamma() - a.lgamma() - b * math.log(4 * math.pi)).to(self.concentration)
@@ -170,7 +171,7 @@ class PowerSpherical(dist.TorchDistribution):
 
 
 def directions(value: Tensor) -> Tensor:
-    """Return vectors divided by their length, all finite: the first axis is added to those that have none."""
+    """Return vectors divided by their length; the first axis is added to those of length 0, so that all are finite."""
     short = torch.linalg.vector_norm(value.detach(), dim=-1, keepdim=True) < 1e-12
     value = value + short * torch.eye(1, value.shape[-1], dtype=value.dtype, device=value.device)[0]
     return value / torch.linalg.vector_norm(value, dim=-1, keepdim=True)

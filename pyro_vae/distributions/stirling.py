@@ -1,4 +1,4 @@
-"""Distributions with gamma functions of large arguments, collected by hand so that they keep their digits."""
+"""Distributions with gamma functions of large arguments, rearranged so that these do not cancel."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from pyro_vae.distributions.wrappers import expanded
 
 
 class BetaProportion(OpenBeta):
-    r"""Beta distribution by the logit of its mean and the logarithm of its concentration.
+    r"""Beta distribution, parameterized by the logit of its mean and the logarithm of its concentration.
 
     .. math:: p(x) = \mathrm{Beta}(x; m c, (1 - m) c)
 
-    For large c the gamma functions nearly cancel with the powers. They are collected by hand instead, and computed in
-    64 bits:
+    For large c the gamma functions and the powers nearly cancel. The terms are therefore rearranged as follows, and
+    computed in 64 bits:
 
     .. math:: \log p(x) = -c \left( m \log \frac{m}{x} + (1 - m) \log \frac{1 - m}{1 - x} \right) - \log x (1 - x)
               + \tfrac{1}{2} \log \frac{c \, m (1 - m)}{2 \pi} + r(c) - r(m c) - r((1 - m) c),
 
-    where r is what Stirling's formula leaves (Abramowitz and Stegun, 1964, equation 6.1.41).
+    where r is the remainder of Stirling's formula (Abramowitz and Stegun, 1964, equation 6.1.41).
 
     Arguments:
         logits: the logits of the mean m.
@@ -65,14 +65,14 @@ class BetaProportion(OpenBeta):
 
 
 class StudentT(dist.StudentT):
-    r"""Student's t distribution whose normalizer keeps its digits for all degrees of freedom.
+    r"""Student's t distribution whose normalizer is accurate for all degrees of freedom.
 
     .. math:: \log p(x) = t \log \left(1 + \frac{1}{2 t}\right) - \frac{1}{2} + r(t + \tfrac{1}{2}) - r(t)
               - \frac{\log 2 \pi}{2} - \log \sigma - \frac{\nu + 1}{2} \log \left(1 + \frac{y^2}{\nu}\right), \qquad
               t = \frac{\nu}{2}, \quad y = \frac{x - \mu}{\sigma},
 
-    where r is what Stirling's formula leaves (Abramowitz and Stegun, 1964, equation 6.1.41). Torch subtracts logarithms
-    of gamma functions, which in 32 bits is off by a nat at a million degrees of freedom.
+    where r is the remainder of Stirling's formula (Abramowitz and Stegun, 1964, equation 6.1.41). Torch subtracts
+    logarithms of gamma functions, which is off by a nat at a million degrees of freedom in 32 bits.
 
     Example:
         >>> StudentT(torch.tensor(1e8)).log_prob(torch.tensor(0.0))  # all but the normal distribution
@@ -104,7 +104,7 @@ class StudentT(dist.StudentT):
 
     def entropy(self) -> Tensor:
         t = self._half
-        far = (1 + 0.25 / t) / (2 * t)  # to within a part in 1e13 from t = 1,000 on, where digammas cancel
+        far = (1 + 0.25 / t) / (2 * t)  # relative error below 1e-13 for t >= 1,000, where digammas cancel
         mean_log = torch.where(t < 1e3, (t + 0.5).digamma() - t.digamma(), far)
         return self.scale.log() + ((t + 0.5) * mean_log).to(self.df.dtype) - self._log_normalizer()
 

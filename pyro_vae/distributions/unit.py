@@ -16,9 +16,9 @@ from pyro_vae.distributions.positive import shares
 
 
 class Bernoulli(dist.Bernoulli):
-    """Bernoulli whose log-probability takes half the time where it has no gradient, and less where it is summed.
+    """Bernoulli whose log-probability takes half the time if it has no gradient, and even less if it is summed.
 
-    Torch's, whose gradient is fast, goes over its values twice as often, and not in their order where x is broadcast.
+    Torch's version has a fast gradient, but reads its values twice as often, and not in memory order if x is broadcast.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -37,11 +37,11 @@ class Bernoulli(dist.Bernoulli):
         return -torch.special.xlogy(self.probs, self.probs) - torch.special.xlogy(self._lack(), self._lack())
 
     def _lack(self) -> Tensor:
-        # The probability of 0, which 1 - probs rounds to 0 where the logit is large.
+        # The probability of 0; as 1 - probs it would be rounded to 0 for a large logit.
         return (-self.logits).sigmoid() if "logits" in vars(self) else 1 - self.probs
 
     def has_gradient(self, value: Tensor) -> bool:
-        """Whether the log-probability of a value has one."""
+        """Whether the log-probability of a value has a gradient."""
         return torch.is_grad_enabled() and (self.logits.requires_grad or value.requires_grad)
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> dist.TorchDistribution:
@@ -50,15 +50,15 @@ class Bernoulli(dist.Bernoulli):
 
 
 class BernoulliVector(dist.Independent):
-    r"""Independent Bernoulli variables, whose log-probability takes one logarithm for many of them.
+    r"""Independent Bernoulli variables, whose log-probability needs only one logarithm for many of them.
 
     .. math:: \log p(x) = \sum_d \left[\min(l_d, 0) - (1 - x_d) \, l_d\right] - \log \prod_d (1 + e^{-|l_d|})
 
-    The factors are between 1 and 2: a product of 112 stays below the largest number of 32 bits. Rounding costs at most
-    1.2e-7 nats for each.
+    The factors are between 1 and 2, so that a product of 112 stays below the largest float32. Rounding changes the
+    result by at most 1.2e-7 nats for each factor.
     """
 
-    MOST = 112  # factors to a product
+    MOST = 112  # factors in a product
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self.base_dist.has_gradient(value) or self.base_dist.logits.dtype not in (torch.float32, torch.float64):
@@ -84,10 +84,10 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     .. math:: p(x) = \frac{\lambda e^{\lambda x}}{e^\lambda - 1}, \qquad \lambda \text{ the logit}, \; 0 \le x \le 1
 
-    Torch works from probabilities, which it clamps: it loses digits near a logit of 0, and beyond one of about 16
-    nothing moves any more. Here all are functions of the logit. Near 0, where the closed forms cancel, they are power
-    series in it, whose coefficients are Bernoulli numbers, :math:`b_k = B_{2k} / (2k)!`. Beyond, they are functions of
-    its size, the distance being from the end where the density is largest.
+    Torch computes with clamped probabilities: it loses digits near a logit of 0, and beyond a logit of about 16 its
+    results no longer change. Here everything is a function of the logit. Near 0, where the closed forms cancel, it is a
+    power series in the logit, with coefficients from the Bernoulli numbers, :math:`b_k = B_{2k} / (2k)!`. Elsewhere it
+    is a function of the logit's absolute value and of the distance from the end where the density is largest.
 
     Example:
         >>> ContinuousBernoulli(logits=torch.tensor(0.0)).variance  # 1/12, of the uniform distribution
@@ -142,7 +142,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     def icdf(self, value: Tensor) -> Tensor:
         logits, u = broadcast_all(self.logits, value)
         small, size = self._small_and_size(0.03)
-        # Cumulants of a Bernoulli variable of probability u, of which the logarithm below generates all.
+        # Cumulants of a Bernoulli variable with probability u, whose generating function is the logarithm below.
         second, skew = u * (1 - u), 1 - 2 * u
         later = skew / 6 + small * ((1 - 6 * second) / 24 + small * skew * (1 - 12 * second) / 120)
         near = u + small * second * (0.5 + small * later)
@@ -151,11 +151,11 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(logits.abs() < 0.03, near, far).clamp(0, 1)
 
     def _small_and_size(self, edge: float) -> tuple[Tensor, Tensor]:
-        # Each branch gets what it can digest, so that the one not taken, and its gradient, stay finite.
+        # Each branch only gets values in its range, so that the one not taken, and its gradient, stay finite.
         return self.logits.clamp(-edge, edge), self.logits.abs().clamp(min=edge)
 
 
-# (k, B_2k / (2k)!): below 1 the next term is less than 1e-14.
+# (k, B_2k / (2k)!): for a logit below 1 the first omitted term is less than 1e-14.
 _B = [
     (k, b / math.factorial(2 * k))
     for k, b in enumerate((1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510), 1)
@@ -170,8 +170,9 @@ def _powers(x: Tensor, coefficients: list[float]) -> Tensor:
     return total
 
 
-# Torch's divergences from and to a continuous Bernoulli distribution clamp its probability, and are off from a logit of
-# 16 on. The logarithm of its density is linear, so that its mean under another distribution is its value at one point.
+# Torch's divergences from and to a continuous Bernoulli distribution clamp its probability, and are wrong for logits
+# beyond 16. Its log-density is linear, so that the mean of that under another distribution is its value at one point,
+# the other distribution's mean.
 
 
 def _exact(distribution: td.ContinuousBernoulli, sign: Tensor | int = 1) -> ContinuousBernoulli:
@@ -180,20 +181,20 @@ def _exact(distribution: td.ContinuousBernoulli, sign: Tensor | int = 1) -> Cont
 
 @register_kl(td.ContinuousBernoulli, td.ContinuousBernoulli)
 def _kl_of_continuous_bernoulli(p: td.ContinuousBernoulli, q: td.ContinuousBernoulli) -> Tensor:
-    sign = torch.where(p.logits > 0, -1.0, 1.0).to(p.logits)  # mirrored, the mean is near 0, where it keeps its digits
+    sign = torch.where(p.logits > 0, -1.0, 1.0).to(p.logits)  # mirrored, the mean is near 0, where it is accurate
     one, other = _exact(p, sign), _exact(q, sign)
     return one.log_prob(one.mean) - other.log_prob(one.mean)
 
 
 @register_kl(td.ContinuousBernoulli, td.Uniform)
 def _kl_to_uniform(p: td.ContinuousBernoulli, q: td.Uniform) -> Tensor:
-    """Replace that of torch 2, which is infinite also where q covers [0, 1]."""
+    """Replace torch 2's KL, which is infinite even if q covers [0, 1]."""
     return ((q.high - q.low).log() - _exact(p).entropy()).masked_fill((q.low > 0) | (q.high < 1), torch.inf)
 
 
 @register_kl(td.Uniform, td.ContinuousBernoulli)
 def _kl_of_uniform(p: td.Uniform, q: td.ContinuousBernoulli) -> Tensor:
-    """Replace that of torch 2, which is infinite also where p is within [0, 1]."""
+    """Replace torch 2's KL, which is infinite even if p is within [0, 1]."""
     divergence = -p.entropy() - _exact(q).log_prob(p.mean.clamp(0, 1))
     return divergence.masked_fill((p.low < 0) | (p.high > 1), torch.inf)
 
@@ -229,11 +230,11 @@ class _OpenUnitInterval(constraints.interval):
 
 
 class Beta(dist.Beta):
-    """Beta scored in 64 bits: in float32 its terms cancel to an error of 0.1 at concentrations of 100,000.
+    """Beta scored in 64 bits: in float32 cancellation leads to an error of 0.1 at concentrations of 100,000.
 
     Draws without a gradient are right for small concentrations too (`positive.shares`). All draws lie strictly between
-    0 and 1: those closer to an edge than any number are moved off it, so that a KL that is estimated from them is right
-    in float32 for concentrations from 0.75 to 1,000.
+    0 and 1: those that round to 0 or 1 are moved inside. A KL that is estimated from draws is accurate in float32 for
+    concentrations from 0.75 to 1,000.
 
     Example:
         >>> Beta(torch.tensor(1e6), torch.tensor(1e6)).log_prob(torch.tensor(0.5))
@@ -242,7 +243,7 @@ class Beta(dist.Beta):
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (as torch has it)
         both = torch.stack([self.concentration1, self.concentration0], -1)
-        if both.requires_grad:  # torch's draws, whose gradients vary less
+        if both.requires_grad:  # use torch's draws, whose gradients vary less
             return _inside(super().rsample(sample_shape))
         return _inside(shares(both.expand(*self._extended_shape(sample_shape), 2))[..., 0])
 
@@ -257,7 +258,7 @@ class Beta(dist.Beta):
 
     @property
     def mode(self) -> Tensor:
-        """The most probable value, NaN where the density is largest at 0 or 1, or everywhere the same."""
+        """The most probable value; NaN if the density is largest at 0 or 1, or is constant."""
         above_one, above_zero = self.concentration1 - 1, self.concentration0 - 1
         inside = (above_one > 0) & (above_zero > 0)
         return (above_one / (above_one + above_zero)).where(inside, torch.nan)
@@ -272,7 +273,7 @@ def _kl(p: Beta, q: Beta) -> Tensor:
 
 
 class OpenBeta(Beta):
-    """Beta whose support leaves out 0 and 1, where its density is 0 or infinite.
+    """Beta whose support excludes 0 and 1, where its density is 0 or infinite.
 
     Example:
         >>> bool(OpenBeta(torch.tensor(0.5), torch.tensor(0.5)).support.check(torch.tensor(0.0)))
@@ -283,15 +284,15 @@ class OpenBeta(Beta):
 
 
 class Kumaraswamy(dist.Kumaraswamy):
-    r"""Kumaraswamy distribution whose draws and densities keep their digits near 0 and 1.
+    r"""Kumaraswamy distribution whose draws and densities are accurate near 0 and 1.
 
     .. math:: p(z) = a b z^{a - 1} (1 - z^a)^{b - 1}, \qquad
               z = \exp \left( \log(1 - e^{-t / b}) / a \right), \quad t \sim \mathrm{Exponential}(1)
 
-    Torch works from powers of a uniform variate: where :math:`z^a` is small or near 1, all digits of
+    Torch computes with powers of a uniform variate: where :math:`z^a` is small or near 1, all digits of
     :math:`1 - u^{1/b}` or :math:`1 - z^a` cancel, and draws of exactly 0 or 1 have no finite log-density. Here both are
-    functions of logarithms, and draws lie strictly between 0 and 1. Draws are moved off the edges where no number is as
-    close to one: a KL that is estimated from them is right in float32 for concentrations from 0.75 to 1,000.
+    computed from logarithms. Draws lie strictly between 0 and 1: those that round to 0 or 1 are moved inside. A KL that
+    is estimated from draws is accurate in float32 for concentrations from 0.75 to 1,000.
 
     Arguments:
         concentration1: a, above 0.
@@ -316,7 +317,7 @@ class Kumaraswamy(dist.Kumaraswamy):
 
     def _of(self, t: Tensor) -> Tensor:
         z = (_log_1_minus_exp(t / self.concentration0) / self.concentration1).exp()
-        # Not a clamp of z itself: a draw at an edge keeps its gradient.
+        # z itself is not clamped, so that a draw at an edge keeps its gradient.
         return z + (_inside(z) - z).detach()
 
     @torch.no_grad()
@@ -329,7 +330,7 @@ class Kumaraswamy(dist.Kumaraswamy):
         one, zero, log_z = self.concentration1, self.concentration0, _inside(value).log()
         constant = (one * zero).log()
         inside = constant + (one - 1) * log_z + (zero - 1) * _log_1_minus_exp(-one * log_z)
-        nearest = torch.where(value < 0.5, one, zero)  # the concentration that says how the density ends there
+        nearest = torch.where(value < 0.5, one, zero)  # the concentration that determines the density at this end
         at_end = constant.masked_fill(nearest > 1, -torch.inf).masked_fill(nearest < 1, torch.inf)
         return torch.where((value > 0) & (value < 1), inside, at_end)
 
@@ -346,7 +347,7 @@ class Kumaraswamy(dist.Kumaraswamy):
     @property
     def variance(self) -> Tensor:
         second = self._log_moment(2)
-        excess = second - 2 * self._log_moment(1)  # over the square of the first
+        excess = second - 2 * self._log_moment(1)  # the logarithm of E[z^2] / E[z]^2
         step, series = 1 / wide(self.concentration1), torch.zeros_like(second)
         for order in range(10, 1, -1):
             slope = torch.polygamma(order - 1, torch.ones_like(step)) - torch.polygamma(
@@ -358,7 +359,7 @@ class Kumaraswamy(dist.Kumaraswamy):
 
     @property
     def mode(self) -> Tensor:
-        """The most probable value; NaN where the density is infinite at 0 or 1, or everywhere the same."""
+        """The most probable value; NaN if the density is infinite at 0 or 1, or is constant."""
         one, zero = wide(self.concentration1), wide(self.concentration0)
         mode = (((one - 1) / (one * zero - 1)).log() / one).exp()
         return mode.where((one >= 1) & (zero >= 1), torch.nan).to(self.concentration1.dtype)
@@ -370,7 +371,7 @@ class Kumaraswamy(dist.Kumaraswamy):
         return entropy.to(self.concentration1.dtype)
 
     def _log_moment(self, power: int) -> Tensor:
-        # The logarithm of b B(1 + n / a, b), whose terms cancel: in 64 bits.
+        # The logarithm of b B(1 + n / a, b), in 64 bits because its terms cancel.
         first, zero = 1 + power / wide(self.concentration1), wide(self.concentration0)
         return zero.log() + first.lgamma() + zero.lgamma() - (first + zero).lgamma()
 
@@ -381,7 +382,7 @@ def _inside(z: Tensor) -> Tensor:
 
 
 def _log_1_minus_exp(t: Tensor) -> Tensor:
-    # log(1 - exp(-t)) for t >= 0, with all digits on both sides; each branch gets only what it can digest.
+    # log(1 - exp(-t)) for t >= 0, accurate for small and for large t; each branch only gets values in its range.
     t = t.clamp(min=torch.finfo(t.dtype).tiny)
     near, far = t.clamp(max=1), t.clamp(min=0.5)
     return torch.where(t < math.log(2), (-(-near).expm1()).log(), (-(-far).exp()).log1p())

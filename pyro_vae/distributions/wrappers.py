@@ -1,4 +1,4 @@
-"""Distributions around another one: with missing entries, without a pathwise sampler; and how to see through any."""
+"""Distributions that wrap another one: with missing entries, or without a pathwise sampler; and ways to unwrap them."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -15,24 +15,24 @@ AnyDistribution = TypeVar("AnyDistribution", bound=Distribution)
 
 
 def layers(distribution: Any) -> Iterator[Any]:
-    """Yield a distribution, then the one that it is made of, and so on."""
+    """Yield a distribution, then its base distribution, and so on."""
     yield distribution
     if hasattr(distribution, "base_dist"):
         yield from layers(distribution.base_dist)
 
 
 def family(distribution: Any) -> str:
-    """Return the name of what a distribution is, whatever shape it was given."""
+    """Return the name of a distribution's class, without wrappers that only change its shape."""
     shapes = Independent | ExpandedDistribution
     return next(type(layer).__name__ for layer in layers(distribution) if not isinstance(layer, shapes))
 
 
 @contextmanager
 def with_density(name: str, distribution: Any) -> Iterator[None]:
-    """Refuse a site whose density is known at its own draws alone, as a transform of it has no inverse."""
+    """Refuse a site whose density is known only at its own draws, because one of its transforms has no inverse."""
     try:
         yield
-    except (KeyError, NotImplementedError) as error:  # of Pyro's transforms, and of torch's
+    except (KeyError, NotImplementedError) as error:  # raised by Pyro's and by torch's transforms
         transforms = [t for layer in layers(distribution) for t in getattr(layer, "transforms", ())]
         if not transforms:
             raise
@@ -44,7 +44,7 @@ def with_density(name: str, distribution: Any) -> Iterator[None]:
 
 
 def expanded(distribution: AnyDistribution, batch_shape: Sequence[int], **changed: Any) -> AnyDistribution:
-    """Return a copy of a larger batch shape, with what changes with it: no number is checked again."""
+    """Return a copy with a larger batch shape and the changed attributes; parameters are not validated again."""
     own, shape = tuple(distribution.batch_shape), torch.Size(batch_shape)
     if len(own) > len(shape) or any(a not in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False)):
         raise ValueError(
@@ -82,7 +82,7 @@ class _Wrapper(dist.TorchDistribution):
 
 
 class _OrMissing(constraints.Constraint):
-    """A constraint that NaN fulfils too."""
+    """A constraint that also accepts NaN."""
 
     def __init__(self, base_constraint: constraints.Constraint) -> None:
         self.base_constraint = base_constraint
@@ -93,17 +93,17 @@ class _OrMissing(constraints.Constraint):
 
 
 class MissingEntries(_Wrapper):
-    r"""Distribution of single numbers that scores NaN as not observed: with the log-probability 0.
+    r"""Distribution of single numbers that treats NaN as not observed: its log-probability is 0.
 
     .. math:: \log p(x) = 0 \text{ where x is NaN, and that of the base distribution elsewhere.}
 
-    Draws and moments are those of the base: complete.
+    Draws and moments are those of the base distribution, without missing entries.
 
     Arguments:
         base_dist: a distribution of event shape ().
 
     Raises:
-        ValueError: where the entries of an event are not independent, so that none can be left out by itself.
+        ValueError: if the entries of an event are not independent, so that a single one cannot be left out.
 
     Example:
         >>> normal = MissingEntries(dist.Normal(torch.zeros(3), 1.0)).to_event(1)
@@ -121,7 +121,7 @@ class MissingEntries(_Wrapper):
                 f" {tuple(base_dist.event_shape)}: {base_dist}"
             )
         super().__init__(copy.copy(base_dist), validate_args)
-        self.base_dist._validate_args = False  # values are checked here, against a support that has NaN
+        self.base_dist._validate_args = False  # values are checked here, against a support that includes NaN
 
     @property
     def has_rsample(self) -> bool:
@@ -137,18 +137,19 @@ class MissingEntries(_Wrapper):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # The base scores 1/2, a number amid the support of every distribution here, so that no gradient is NaN.
+        # The base scores 1/2 instead, which is within the range of every distribution here, so that no gradient is NaN.
         missing = value.isnan()
         return self.base_dist.log_prob(value.masked_fill(missing, 0.5)).masked_fill(missing, 0.0)
 
 
 class ScoreFunction(_Wrapper):
-    """Another distribution, whose draws carry no gradient: Pyro then estimates with the score function.
+    """Another distribution without the gradient of its draws, so that Pyro uses the score function.
 
-    Pyro's ``has_rsample_(False)`` fails on ``Independent`` and is lost where a plate expands; this holds in both.
+    Pyro's ``has_rsample_(False)`` fails on ``Independent``, and is lost when a plate expands the distribution. This
+    class works in both cases.
 
     Arguments:
-        base_dist: the distribution.
+        base_dist: the distribution to wrap.
 
     Raises:
         ValueError: for a point, which has no density and so no score.
