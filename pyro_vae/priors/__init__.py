@@ -1,6 +1,6 @@
 """Priors: modules whose ``forward()`` returns p(z), with batch shape () and event shape (latent_dim,).
 
-Those of categorical variables have the event shape (latent_dim, categories).
+For categorical variables the event shape is (latent_dim, categories).
 """
 
 from pyro_vae.priors.bounded import Beta, Dirichlet, Exponential, Gamma, HypersphericalUniform

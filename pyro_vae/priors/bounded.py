@@ -24,8 +24,8 @@ class Exponential(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1.
 
     Example:
         >>> Exponential(3)().mean
@@ -57,8 +57,8 @@ class Gamma(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1, or the concentration is out of its range.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1, or the concentration is out of its range.
 
     Example:
         >>> Gamma(3, concentration=1.0)().mean
@@ -96,8 +96,8 @@ class Beta(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1, or the concentration is out of its range.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1, or the concentration is out of its range.
 
     Example:
         >>> Beta(2)().mean
@@ -131,8 +131,8 @@ class Dirichlet(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 2, or the concentration is out of its range.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 2, or the concentration is out of its range.
 
     Example:
         >>> Dirichlet(4)().mean
@@ -159,15 +159,15 @@ class HypersphericalUniform(Part):
     .. math:: p(z) = \frac{\Gamma(D/2)}{2 \pi^{D/2}}, \qquad |z| = 1
 
     Arguments:
-        latent_dim: number of latent coordinates D, at least 2: the sphere lies in D dimensions and has D - 1.
+        latent_dim: number of latent coordinates D, at least 2: the sphere has D - 1 dimensions and lies in D.
 
     Returns:
-        ``forward()`` returns a distribution of batch shape () and event shape (D,), whose density is one with respect
-        to the surface measure.
+        ``forward()`` returns a distribution of batch shape () and event shape (D,), whose density is with respect to
+        the surface measure.
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 2.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 2.
 
     Example:
         >>> HypersphericalUniform(11)().event_shape

@@ -1,4 +1,4 @@
-"""Priors of discrete variables, and a continuous one close to them."""
+"""Priors of discrete variables, and a continuous relaxation of one."""
 
 import pyro.distributions as dist
 import torch
@@ -23,8 +23,8 @@ class Bernoulli(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1.
 
     Example:
         >>> Bernoulli(3)().mean
@@ -55,8 +55,8 @@ class OneHotCategorical(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D, K).
 
     Raises:
-        TypeError: where ``latent_dim`` or ``categories`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1 or ``categories`` below 2.
+        TypeError: if ``latent_dim`` or ``categories`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1 or ``categories`` below 2.
 
     Example:
         >>> OneHotCategorical(20, categories=10)().event_shape
@@ -94,8 +94,8 @@ class RelaxedOneHotCategorical(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D, K).
 
     Raises:
-        TypeError: where ``latent_dim`` or ``categories`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1, ``categories`` below 2 or the temperature out of its range.
+        TypeError: if ``latent_dim`` or ``categories`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1, ``categories`` below 2 or the temperature out of its range.
 
     Example:
         >>> RelaxedOneHotCategorical(20, categories=10)().event_shape

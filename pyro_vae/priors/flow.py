@@ -15,9 +15,9 @@ class Flow(Part):
     .. math:: \log p(z) = \sum_d \log \mathcal{N}(f_d(z); 0, 1)
               + \log \left| \det \frac{\partial f(z)}{\partial z} \right|
 
-    NSF (neural spline flow) and MAF (masked autoregressive flow) score in one pass and draw in D; RealNVP (coupling)
-    does both in one. With a single dimension nothing is left to couple or to regress on: each transform is then a
-    spline or an affine map of constants, and the networks fall away.
+    NSF (neural spline flow) and MAF (masked autoregressive flow) score in one pass and draw in D passes; RealNVP
+    (coupling) does both in one. A single dimension has no others to be conditioned on, so that each transform is then a
+    spline or an affine map with constant parameters, without a network.
 
     Arguments:
         latent_dim: number of latent dimensions D, at least 1.
@@ -30,7 +30,7 @@ class Flow(Part):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        ImportError: where the package zuko is not installed.
+        ImportError: if the package zuko is not installed.
         TypeError: for sizes that are not integers.
         ValueError: for a size below 1 or an unknown transform.
 
@@ -55,7 +55,8 @@ class Flow(Part):
         family = getattr(zuko().flows, transform)
         self.flow = family(latent_dim, transforms=as_size(transforms, "transforms"), hidden_features=widths)
         if latent_dim == 1:
-            # These constants are drawn with a deviation of 1: far from the normal one, which networks start near.
+            # The constants are drawn with a deviation of 1, which would start the flow far from a normal distribution;
+            # flows with networks start near one.
             for parameter in self.flow.parameters():
                 parameter.data *= 0.1
 

@@ -16,7 +16,7 @@ class MixtureOfNormals(Part):
 
     .. math:: p(z) = \sum_k \pi_k \prod_d \mathcal{N}(z_d; \mu_{kd}, \sigma_{kd}^2)
 
-    The weights start equal, the locations from standard normal draws and the scales from 1.
+    The weights start equal, the locations at standard normal draws and the scales at 1.
 
     Arguments:
         latent_dim: number of latent dimensions D, at least 1.
@@ -26,8 +26,8 @@ class MixtureOfNormals(Part):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` or ``components`` is not an integer.
-        ValueError: where one of them is below 1.
+        TypeError: if ``latent_dim`` or ``components`` is not an integer.
+        ValueError: if one of them is below 1.
 
     Example:
         >>> MixtureOfNormals(20, components=10)().event_shape
@@ -55,28 +55,29 @@ class VampPrior(Part):
 
     .. math:: p(z) = \frac{1}{K} \sum_k q(z|u_k)
 
-    The encoder is the one of the VAE itself, and learns from both its places. It is held without being registered, so
-    that its parameters are counted and saved once, as the encoder's; the pseudo-inputs alone are the prior's. Whatever
-    is done to the VAE as a whole (a device, a dtype, a saved state, a deep copy) reaches it here too.
+    The encoder is that of the VAE itself, and is trained through both uses. It is held without being registered, so
+    that its parameters are counted and saved once, as the encoder's; only the pseudo-inputs are the prior's. Whatever
+    is done to the VAE as a whole (moving it, casting it, loading a state, a deep copy) affects it here too.
 
-    Pseudo-inputs in [0, 1] are logistic functions of free numbers. The clamp of the paper has no gradient outside, so
-    that an entry which once leaves the interval stays at its end.
+    Pseudo-inputs in [0, 1] are logistic functions of unconstrained numbers. The paper clamps them instead; but a clamp
+    has no gradient outside the interval, so that an entry which leaves it once never comes back.
 
     Arguments:
         encoder: a module whose call on u, of shape (K, \*shape), returns q(z|u), of batch shape (K,), with a
             log-probability in closed form; its attribute ``shape`` is the shape of one datum.
         components: number of pseudo-inputs K, at least 1.
-        data: data to start from, of shape (N, \*shape), at least K of them, of which the first K are taken; without
-            them the pseudo-inputs start from uniform draws in [0, 1], of the encoder's ``shape``.
-        unit_interval: keep the pseudo-inputs in [0, 1]; they then start within [0.01, 0.99], where they can move.
+        data: data of shape (N, \*shape), at least K of them; the pseudo-inputs start at the first K. Without data, they
+            start at uniform draws in [0, 1], of the encoder's ``shape``.
+        unit_interval: keep the pseudo-inputs in [0, 1]; they then start within [0.01, 0.99], where they have a
+            gradient.
 
     Returns:
         ``forward()`` returns a distribution of batch shape () and the event shape of the encoder. It has a pathwise
-        sampler for a normal encoder alone.
+        sampler only if the encoder is a normal one.
 
     Raises:
-        TypeError: where the encoder is no module with a shape, or ``components`` no integer.
-        ValueError: where ``components`` is below 1, or the data are too few, of another shape, not finite or outside
+        TypeError: if the encoder is not a module with a shape, or ``components`` is not an integer.
+        ValueError: if ``components`` is below 1, or the data are too few, of another shape, not finite or outside
             [0, 1].
 
     Example:
@@ -96,7 +97,7 @@ class VampPrior(Part):
         shape = getattr(encoder, "shape", None)
         if not isinstance(encoder, nn.Module) or shape is None:
             raise TypeError(f"the encoder of priors.VampPrior must be a module that has a shape, not {encoder!r}")
-        # A tuple hides a module from torch: it is then in neither parameters() nor state_dict().
+        # A tuple hides a module from torch, so that it is in neither parameters() nor state_dict().
         self._encoder, self.unit_interval = (encoder,), unit_interval
         self.components = as_size(components, "components")
         shape = (components, *shape)
@@ -119,7 +120,7 @@ class VampPrior(Part):
 
 
 def first_rows(data: Tensor, shape: tuple[int, ...], unit_interval: bool) -> Tensor:
-    """Return a copy of the first data, as many as the shape says, or refuse data that do not serve."""
+    """Return a copy of the first data, as many as the shape says, or refuse data that cannot be used."""
     if not isinstance(data, Tensor):
         raise TypeError(f"the data of priors.VampPrior must be a tensor, not {data!r}")
     if data.shape[1:] != shape[1:] or len(data) < shape[0]:

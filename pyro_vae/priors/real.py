@@ -21,8 +21,8 @@ class Normal(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1.
 
     Example:
         >>> Normal(20)().event_shape
@@ -53,8 +53,8 @@ class Laplace(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1.
 
     Example:
         >>> Laplace(20)().event_shape
@@ -90,8 +90,8 @@ class StudentT(_Prior):
         ``forward()`` returns a distribution of batch shape () and event shape (D,).
 
     Raises:
-        TypeError: where ``latent_dim`` is not an integer.
-        ValueError: where ``latent_dim`` is below 1, or the degrees of freedom are not above 2.
+        TypeError: if ``latent_dim`` is not an integer.
+        ValueError: if ``latent_dim`` is below 1, or the degrees of freedom are not above 2.
 
     Example:
         >>> StudentT(2, df=4.0)().variance
