@@ -3,8 +3,8 @@
 The event shape of one-hot codes is (latent_dim, categories).
 
 Each is built by ``Encoder(shape, latent_dim, network=...)``: the shape of one datum, the number of latent dimensions,
-and how to build its network (see `pyro_vae.networks`), to which the encoder says how many numbers it needs.
-`ScoreFunction` takes another encoder instead, and `SemiAmortized` the prior and the decoder besides.
+and a function that builds its network (see `pyro_vae.networks`), to which the encoder passes the output shape that it
+needs. `ScoreFunction` takes another encoder instead, and `SemiAmortized` also the prior and the decoder.
 """
 
 from pyro_vae.encoders.bounded import Beta, Exponential, Gamma, Kumaraswamy, PowerSpherical, Weibull

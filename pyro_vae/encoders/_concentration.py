@@ -13,11 +13,11 @@ def concentration(value: Tensor, floor: float) -> Tensor:
     .. math:: f(v) = f_0 + \exp \left( v / \sqrt{1 + v^2 / c^2} \right), \qquad c = \log 1000
 
     The slope at 0 is that of an exponential, and no gradient is ever exactly 0. The range is bounded because float32
-    must hold the draws, and torch moves a draw that it cannot hold to the nearest number: its density is then that of
-    another point, and the sampled KL has another mean. Of gamma variates of concentration 0.15 and a rate of 2e8 one in
-    30,000 underflows, at 0.03 one in 6. Of proportions of concentrations 1,000 and 0.75 one in 1,300 is within 6e-8 of
-    1, at 1,000 and 0.5 one in 110, and the KL is off by 0.01. Above 1,000 terms of the log-density cancel, which then
-    has an error of 0.01 at 10,000 and of 1 at a million.
+    must hold the draws. Torch moves a draw that it cannot hold to the nearest number; the density is then that of
+    another point, and the estimated KL has another mean. With a concentration of 0.15 and a rate of 2e8, one gamma
+    variate in 30,000 underflows; with 0.03, one in 6. With concentrations of 1,000 and 0.75, one proportion in 1,300 is
+    within 6e-8 of 1; with 1,000 and 0.5, one in 110, and the KL is off by 0.01. Above 1,000 terms of the log-density
+    cancel, which leads to an error of 0.01 at 10,000 and of 1 at a million.
 
     Arguments:
         value: any tensor.

@@ -1,4 +1,4 @@
-"""What the encoders share."""
+"""The base class of the encoders."""
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -9,7 +9,7 @@ from pyro_vae.networks._part import Part
 
 
 class _Encoder(Part):
-    """A network from x to ``numbers`` per latent dimension, to one where that is None, or to ``out_shape``."""
+    """A network from x to ``numbers`` per latent dimension (one if it is None), or to ``out_shape``."""
 
     numbers: int | None = None
 

@@ -16,8 +16,8 @@ class Exponential(_Encoder):
     .. math:: q(z|x) = \prod_d \lambda_d(x) \exp(-\lambda_d(x) z_d), \qquad
               z_d = -\log(\epsilon_d) / \lambda_d(x), \quad \epsilon_d \sim \mathcal{U}(0, 1)
 
-    The second equation is how it is drawn: the inverse of the distribution function, through which gradients reach
-    the rate. The network gives :math:`\log \lambda`, which passes through `pyro_vae.networks.positive`.
+    Draws are made by the second equation, the inverse of the distribution function, through which gradients reach the
+    rate. The network gives :math:`\log \lambda`, which passes through `pyro_vae.networks.positive`.
 
     Arguments:
         shape: shape of one datum.
@@ -29,7 +29,7 @@ class Exponential(_Encoder):
         shape (D,), on codes above 0.
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -65,7 +65,7 @@ class Gamma(_Encoder):
         shape (D,), on codes above 0.
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -90,10 +90,10 @@ class Weibull(_Encoder):
               \exp \left( -(z_d / \lambda_d(x))^{k_d(x)} \right), \qquad
               z_d = \lambda_d(x) (-\log \epsilon_d)^{1 / k_d(x)}, \quad \epsilon_d \sim \mathcal{U}(0, 1)
 
-    The second equation is how it is drawn, and what its gradients pass through. It resembles a gamma distribution, to
-    which its KL has a closed form (`pyro_vae.distributions.kl_weibull_gamma`). The network gives the scale
-    :math:`\lambda`, which passes through `pyro_vae.networks.positive`, and the concentration :math:`k`, between 0.25
-    and 1,000.
+    Draws are made by the second equation, through which gradients pass. The distribution resembles a gamma
+    distribution, and its KL to one has a closed form (`pyro_vae.distributions.kl_weibull_gamma`). The network gives the
+    scale :math:`\lambda`, which passes through `pyro_vae.networks.positive`, and the concentration :math:`k`, between
+    0.25 and 1,000.
 
     Arguments:
         shape: shape of one datum.
@@ -105,7 +105,7 @@ class Weibull(_Encoder):
         shape (D,), on codes above 0.
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -120,8 +120,8 @@ class Weibull(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         log_scale, log_shape = output.unbind(-2)
-        # The fourth power of the smallest exponential variate in float32, about 1e-8, times a scale of 5e-9 does not
-        # underflow; a tenth power, of a concentration of 0.1, would.
+        # At a concentration of 0.25 a draw is the scale times the fourth power of an exponential variate. The smallest
+        # such variate in float32, about 1e-8, does not underflow with a scale of 5e-9; its tenth power, at 0.1, would.
         return distributions.Weibull(positive(log_scale), concentration(log_shape, floor=0.25)).to_event(1)
 
 
@@ -144,7 +144,7 @@ class Beta(_Encoder):
         shape (D,), on codes between 0 and 1.
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -169,8 +169,8 @@ class Kumaraswamy(_Encoder):
     .. math:: q(z|x) = \prod_d a_d(x) b_d(x) z_d^{a_d(x) - 1} (1 - z_d^{a_d(x)})^{b_d(x) - 1}, \qquad
               z_d = (1 - \epsilon_d^{1 / b_d(x)})^{1 / a_d(x)}, \quad \epsilon_d \sim \mathcal{U}(0, 1)
 
-    The second equation is how it is drawn, and what its gradients pass through. The network gives both concentrations,
-    each between 0.75 and 1,000.
+    Draws are made by the second equation, through which gradients pass. The network gives both concentrations, each
+    between 0.75 and 1,000.
 
     Arguments:
         shape: shape of one datum.
@@ -182,7 +182,7 @@ class Kumaraswamy(_Encoder):
         shape (D,), on codes between 0 and 1.
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -206,14 +206,13 @@ class PowerSpherical(_Encoder):
 
     .. math:: q(z|x) \propto (1 + \mu(x)^\top z)^{\kappa(x)}, \qquad |z| = 1
 
-    The network gives D numbers, whose direction is :math:`\mu`, and one more, of which
-    `pyro_vae.networks.positive` makes the concentration :math:`\kappa`. The KL to
-    `pyro_vae.priors.HypersphericalUniform` has a closed form.
+    The network gives D numbers, whose direction is :math:`\mu`, and one more, which `pyro_vae.networks.positive` turns
+    into the concentration :math:`\kappa`. The KL to `pyro_vae.priors.HypersphericalUniform` has a closed form.
 
     Arguments:
         shape: shape of one datum.
-        latent_dim: number of latent coordinates D, at least 2: the sphere lies in D dimensions and has D - 1, so that
-            11 makes the sphere called S^10.
+        latent_dim: number of latent coordinates D, at least 2: the sphere has D - 1 dimensions and lies in D, so that
+            11 gives the sphere S^10.
         network: builds the network from ``shape`` to (D + 1,).
 
     Returns:
@@ -221,7 +220,7 @@ class PowerSpherical(_Encoder):
         shape (D,).
 
     Raises:
-        ValueError: where ``latent_dim`` is below 2 or x is not of the shape the encoder was built for.
+        ValueError: if ``latent_dim`` is below 2 or x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch

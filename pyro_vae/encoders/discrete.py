@@ -15,8 +15,8 @@ class Bernoulli(_Encoder):
     .. math:: q(z|x) = \prod_d p_d(x)^{z_d} (1 - p_d(x))^{1 - z_d}
 
     The network gives the logits of :math:`p`, which pass through `pyro_vae.networks.soft_clip`, so that neither value
-    is out of reach. There is no pathwise gradient: Pyro's ELBOs estimate it by the score function, or, of at most 4,096
-    codes (D up to 12), ``pyro.infer.TraceEnum_ELBO`` sums over all of them.
+    becomes impossible. There is no pathwise gradient: Pyro's ELBOs use the score function, or
+    ``pyro.infer.TraceEnum_ELBO`` sums over all codes, if there are at most 4,096 (D up to 12).
 
     Arguments:
         shape: shape of one datum.
@@ -28,7 +28,7 @@ class Bernoulli(_Encoder):
         shape (D,), on codes of 0 and 1.
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -49,8 +49,8 @@ class OneHotCategorical(_Encoder):
     .. math:: q(z|x) = \prod_d \prod_k \pi_{dk}(x)^{z_{dk}}
 
     The network gives the logits of :math:`\pi`, which pass through `pyro_vae.networks.soft_clip`, so that no category
-    is out of reach. There is no pathwise gradient: Pyro's ELBOs estimate it by the score function, or, of at most 4,096
-    codes, ``pyro.infer.TraceEnum_ELBO`` sums over all of them.
+    becomes impossible. There is no pathwise gradient: Pyro's ELBOs use the score function, or
+    ``pyro.infer.TraceEnum_ELBO`` sums over all codes, if there are at most 4,096.
 
     Arguments:
         shape: shape of one datum.
@@ -63,8 +63,8 @@ class OneHotCategorical(_Encoder):
         shape (D, K), each row of which is one-hot.
 
     Raises:
-        TypeError: where ``categories`` is not an integer.
-        ValueError: where ``categories`` is below 1 or x is not of the shape the encoder was built for.
+        TypeError: if ``categories`` is not an integer.
+        ValueError: if ``categories`` is below 1 or x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Encoders of any shape: a normal that transformations bend."""
+"""Encoders by normalizing flows: a normal distribution followed by transformations."""
 
 import pyro.distributions as dist
 from torch import Tensor, nn
@@ -19,24 +19,24 @@ class Flow(_Encoder):
               \frac{\partial f_t}{\partial z_{t-1}}\right|
 
     The network gives the mean, the log-variance, which passes through `pyro_vae.networks.clip_log_variance`, and the
-    context, through `pyro_vae.networks.soft_clip`. The transformations start as the identity, so that the encoder
-    starts as `Normal`.
+    context, which passes through `pyro_vae.networks.soft_clip`. The transformations start as the identity, so that the
+    encoder starts as `Normal`.
 
     - ``"IAF"``: affine and autoregressive; a draw takes one pass of a masked network per transformation. Each
       transformation scales by a factor between 1/1000 and 1000.
-    - ``"MAF"``: its inverse; a draw takes D passes, and the density of a value from elsewhere only one.
-    - ``"NSF"``: as IAF with rational-quadratic splines on [-5, 5], which can have several modes.
-    - ``"planar"``: one ridge per transformation; ``hidden`` plays no part.
+    - ``"MAF"``: the inverse of IAF; a draw takes D passes, but the density of any other value only one.
+    - ``"NSF"``: like IAF, but with rational-quadratic splines on [-5, 5], which can produce several modes.
+    - ``"planar"``: one ridge per transformation; ``hidden`` is not used.
 
-    The log-probability of a draw takes no inverse, and that of any other value is right as well. With one latent
-    dimension IAF and MAF only scale and shift: the encoder stays normal.
+    The log-probability of a draw needs no inverse; that of any other value is right as well. With one latent dimension
+    IAF and MAF only scale and shift, so that the encoder stays normal.
 
     Arguments:
         shape: shape of one datum.
         latent_dim: number of latent dimensions D, at least 1.
         network: builds the network from ``shape`` to (2D + context,).
         transform: "IAF", "MAF", "NSF" or "planar".
-        transforms: number of transformations T, at least 1; autoregressive ones turn the order of dimensions around
+        transforms: number of transformations T, at least 1; autoregressive ones reverse the order of the dimensions
             each time.
         hidden: width of the two hidden layers of a masked network, at least 1.
         context: number of entries of the context c, at least 1.
@@ -46,8 +46,8 @@ class Flow(_Encoder):
         shape (D,).
 
     Raises:
-        TypeError: where a number is not an integer.
-        ValueError: where a number is below 1, ``transform`` is unknown, or x is not of the shape the encoder was built
+        TypeError: if a number is not an integer.
+        ValueError: if a number is below 1, ``transform`` is unknown, or x is not of the shape the encoder was built
             for.
 
     Example:

@@ -28,7 +28,7 @@ class Normal(_Encoder):
         shape (D,).
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -51,8 +51,8 @@ class Delta(_Encoder):
 
     .. math:: q(z|x) = \delta(z - f(x))
 
-    Pyro gives a point the density 1 at itself, so that :math:`\log q = 0` and the "KL" that is reported is
-    :math:`-\log p(f(x))`: the bound is then the joint density of a penalized (maximum a posteriori) autoencoder.
+    Pyro gives a point the density 1 at itself, so that :math:`\log q = 0` and the reported "KL" is
+    :math:`-\log p(f(x))`. The bound is then the joint log-density of a penalized (maximum a posteriori) autoencoder.
 
     Arguments:
         shape: shape of one datum.
@@ -64,7 +64,7 @@ class Delta(_Encoder):
         shape (D,).
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -84,7 +84,7 @@ class Laplace(_Encoder):
 
     .. math:: q(z|x) = \prod_d \frac{1}{2 b_d(x)} \exp\left(-\frac{|z_d - \mu_d(x)|}{b_d(x)}\right)
 
-    The network gives the location :math:`\mu` and the logarithm of the scale :math:`b`, by
+    The network gives the location :math:`\mu` and the logarithm of the scale :math:`b`, which passes through
     `pyro_vae.networks.positive`.
 
     Arguments:
@@ -97,7 +97,7 @@ class Laplace(_Encoder):
         shape (D,).
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -121,21 +121,21 @@ class StudentT(_Encoder):
     .. math:: q(z|x) = \prod_d \frac{\Gamma((\nu + 1) / 2)}{\Gamma(\nu / 2) \sqrt{\nu \pi} \, s_d(x)}
               \left(1 + \frac{(z_d - \mu_d(x))^2}{\nu \, s_d(x)^2}\right)^{-(\nu + 1) / 2}
 
-    The network gives the location :math:`\mu` and the logarithm of the scale :math:`s`, by
+    The network gives the location :math:`\mu` and the logarithm of the scale :math:`s`, which passes through
     `pyro_vae.networks.positive`. The variance is :math:`s^2 \nu / (\nu - 2)`.
 
     Arguments:
         shape: shape of one datum.
         latent_dim: number of latent dimensions D, at least 1.
         network: builds the network from ``shape`` to (2, D).
-        df: the degrees of freedom :math:`\nu`, above 2, so that there is a variance.
+        df: degrees of freedom :math:`\nu`, above 2, so that the variance is finite.
 
     Returns:
         ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
         shape (D,).
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for, or ``df`` is not above 2 and finite.
+        ValueError: if x is not of the shape the encoder was built for, or ``df`` is not above 2 and finite.
 
     Example:
         >>> import torch
@@ -163,7 +163,8 @@ class LogNormal(_Encoder):
     .. math:: q(z|x) = \prod_d \frac{1}{z_d} \mathcal{N}(\log z_d; \mu_d(x), \sigma_d(x)^2)
 
     The network gives :math:`\mu` and :math:`\log \sigma^2`. Both pass through `pyro_vae.networks.soft_clip`, and
-    :math:`\sigma` does once more, beyond 2: with outputs of :math:`\pm 10^4` it is 11.6, and float32 holds the draws.
+    :math:`\sigma` is clipped once more, beyond 2: for outputs of :math:`\pm 10^4` it is 11.6, so that float32 can hold
+    the draws.
 
     Arguments:
         shape: shape of one datum.
@@ -175,7 +176,7 @@ class LogNormal(_Encoder):
         shape (D,).
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -199,8 +200,8 @@ class FullRankNormal(_Encoder):
     .. math:: q(z|x) = \mathcal{N}(z; \mu(x), L L^\top), \qquad L = \operatorname{diag}(s(x)) \, (I + N(x))
 
     The network gives the mean :math:`\mu`, the logarithms of :math:`s^2`, and the D(D-1)/2 entries of N below the
-    diagonal. The last two pass through `pyro_vae.networks.soft_clip`. As s multiplies rows, a small one makes no
-    ratio of entries large, and the triangular system stays solvable in float32.
+    diagonal. The last two pass through `pyro_vae.networks.soft_clip`. Because s multiplies whole rows, a small s does
+    not make the ratio of a row's entries large, and the triangular system can be solved in float32.
 
     Arguments:
         shape: shape of one datum.
@@ -212,7 +213,7 @@ class FullRankNormal(_Encoder):
         shape (D,).
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -242,8 +243,8 @@ class LowRankNormal(_Encoder):
     .. math:: q(z|x) = \mathcal{N}\left(z; \mu(x), S (I + V V^\top) S\right), \qquad S = \operatorname{diag}(s(x))
 
     The network gives the mean :math:`\mu`, the logarithms of :math:`s^2`, and the columns of V; the last two pass
-    through `pyro_vae.networks.soft_clip`. V is in units of s, so that float32 factorizes :math:`I + V^\top V` however
-    small s is.
+    through `pyro_vae.networks.soft_clip`. V is in units of s, so that :math:`I + V^\top V` can be factorized in float32
+    however small s is.
 
     Arguments:
         shape: shape of one datum.
@@ -256,8 +257,8 @@ class LowRankNormal(_Encoder):
         shape (D,).
 
     Raises:
-        TypeError: where ``rank`` is not an integer.
-        ValueError: where ``rank`` is below 1, or x is not of the shape the encoder was built for.
+        TypeError: if ``rank`` is not an integer.
+        ValueError: if ``rank`` is below 1, or x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -287,7 +288,7 @@ class MixtureOfNormals(_Encoder):
 
     The network gives the unnormalized log-weights, the means and the log-variances; the first and the last pass through
     `pyro_vae.networks.soft_clip`. Gradients are pathwise, through all components
-    (`pyro_vae.distributions.MixtureOfNormals`), dimension after dimension: a draw takes D steps.
+    (`pyro_vae.distributions.MixtureOfNormals`), one dimension after the other: a draw takes D steps.
 
     Arguments:
         shape: shape of one datum.
@@ -300,8 +301,8 @@ class MixtureOfNormals(_Encoder):
         shape (D,).
 
     Raises:
-        TypeError: where ``components`` is not an integer.
-        ValueError: where ``components`` is below 1, or x is not of the shape the encoder was built for.
+        TypeError: if ``components`` is not an integer.
+        ValueError: if ``components`` is below 1, or x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch

@@ -25,7 +25,7 @@ class Dirichlet(_Encoder):
 
     Arguments:
         shape: shape of one datum.
-        latent_dim: number of proportions D, at least 1; at 1 the code is always 1.
+        latent_dim: number of proportions D, at least 1; with one, the code is always 1.
         network: builds the network from ``shape`` to (D,).
 
     Returns:
@@ -33,7 +33,7 @@ class Dirichlet(_Encoder):
         shape (D,), on the simplex.
 
     Raises:
-        ValueError: where x is not of the shape the encoder was built for.
+        ValueError: if x is not of the shape the encoder was built for.
 
     Example:
         >>> import torch
@@ -55,32 +55,31 @@ class RelaxedOneHotCategorical(_Encoder):
     .. math:: z_{dk} = \frac{\exp((\log \pi_{dk}(x) + g_{dk}) / \tau)}
               {\sum_j \exp((\log \pi_{dj}(x) + g_{dj}) / \tau)}, \qquad g_{dk} \sim \mathrm{Gumbel}(0, 1)
 
-    The network gives :math:`\log \pi`, up to a constant, which passes through `pyro_vae.networks.soft_clip`. The
+    The network gives :math:`\log \pi` up to a constant, which passes through `pyro_vae.networks.soft_clip`. The
     temperature :math:`\tau` is fixed, or falls exponentially from ``temperature`` to ``final_temperature`` over the
-    first ``anneal_steps`` calls in training mode. These are counted in the buffer ``calls``, which is saved with the
-    weights.
+    first ``anneal_steps`` calls in training mode. The buffer ``calls``, which is saved with the weights, counts these.
 
     Arguments:
         shape: shape of one datum.
         latent_dim: number of latent variables D, at least 1.
         network: builds the network from ``shape`` to (D, K).
         categories: number of categories K of each variable, at least 1.
-        temperature: the temperature, or the first one, from 0.001 to 1,000.
-        final_temperature: the last temperature, from 0.001 to 1,000; none for a fixed one.
+        temperature: the fixed or the first temperature, from 0.001 to 1,000.
+        final_temperature: the last temperature, from 0.001 to 1,000; None for a fixed temperature.
         anneal_steps: number of calls in training mode from the first temperature to the last, at least 1 with a
             ``final_temperature``, else 0.
-        straight_through: round draws to one-hot vectors, with the gradients of the unrounded. In all but its gradients
-            the encoder is then `OneHotCategorical`, and its prior `pyro_vae.priors.OneHotCategorical`: every bound is
-            that of the discrete model. Without it the relaxed codes are a continuous model of their own, with
-            `pyro_vae.priors.RelaxedOneHotCategorical`.
+        straight_through: round draws to one-hot vectors, but use the gradients of the draws before rounding. Except for
+            its gradients, the encoder is then equal to `OneHotCategorical`. Use it with
+            `pyro_vae.priors.OneHotCategorical`; every bound is that of the discrete model. Without it the codes are
+            continuous, and the model is another one, with `pyro_vae.priors.RelaxedOneHotCategorical`.
 
     Returns:
         ``forward(x)``, x of shape (\*batch, \*shape), returns a distribution of batch shape (\*batch) and event
         shape (D, K), each row of which lies on the simplex, or is one-hot.
 
     Raises:
-        TypeError: where ``categories`` or ``anneal_steps`` is not an integer.
-        ValueError: where a parameter is out of its range or x is not of the shape the encoder was built for.
+        TypeError: if ``categories`` or ``anneal_steps`` is not an integer.
+        ValueError: if a parameter is out of its range or x is not of the shape the encoder was built for.
 
     Example:
         >>> encoder = RelaxedOneHotCategorical(64, 2, temperature=1.0, final_temperature=0.5, anneal_steps=2)
@@ -123,7 +122,7 @@ class RelaxedOneHotCategorical(_Encoder):
     def _temperature_at(self, logits: Tensor) -> Tensor:
         if self.final_temperature is None:
             return logits.new_full((), self.temperature)
-        # Tensor operations alone, the count in place: a recording of the step then counts as the step does.
+        # Only tensor operations, and the count in place, so that a recording of the step counts as the step does.
         progress = (self.calls.to(logits.dtype) / self.anneal_steps).clamp(max=1)
         if self.training:
             self.calls.add_(1)

@@ -1,4 +1,4 @@
-"""Encoders around another one: without a pathwise sampler, and refined by gradient steps."""
+"""Encoders that wrap another one: without a pathwise sampler, or refined by gradient steps."""
 
 import math
 from typing import Any
@@ -16,9 +16,9 @@ from pyro_vae.distributions.wrappers import layers
 from pyro_vae.networks._part import Part
 from pyro_vae.runtime.recording import kept_tensors
 
-# What SemiAmortized refuses: draws that have a first derivative alone (implicit reparameterization), one that is not
-# theirs, or no noise. Torch refuses a second one of a gamma variate; of the others, as of torch 2.13, it would be wrong
-# without a word.
+# SemiAmortized refuses distributions whose draws have only a first derivative (implicit reparameterization), the
+# derivative of something else, or no noise. Torch refuses the second derivative of a gamma variate; for the others (as
+# of torch 2.13) it would be silently wrong.
 _REFUSED = (
     td.Beta,
     td.Dirichlet,
@@ -36,8 +36,8 @@ class ScoreFunction(nn.Module):
     .. math:: \nabla_\phi \mathbb{E}_{q_\phi(z|x)} [f(z)] =
               \mathbb{E}_{q_\phi(z|x)} [f(z) \, \nabla_\phi \log q_\phi(z|x)]
 
-    The gradient is unbiased and of a much larger variance. Use ``Trace_ELBO`` or another objective that takes such
-    sites; ``TraceMeanField_ELBO`` has no score-function term and refuses them while validation is on.
+    The gradient is unbiased, but has a much larger variance. Use ``Trace_ELBO`` or another objective that supports such
+    sites; ``TraceMeanField_ELBO`` has no score-function term, and refuses them while validation is on.
 
     Arguments:
         encoder: the encoder, a module that returns a distribution.
@@ -46,7 +46,7 @@ class ScoreFunction(nn.Module):
         ``forward(x)`` returns a distribution equal to the encoder's, with ``has_rsample`` False.
 
     Raises:
-        TypeError: where the encoder is not a module.
+        TypeError: if the encoder is not a module.
 
     Example:
         >>> import torch
@@ -81,35 +81,35 @@ class SemiAmortized(Part):
               \log p(x|z_t) - \mathrm{KL}(q_{\lambda_t}(z) \,\|\, p(z)) \right), \qquad z_t \sim q_{\lambda_t}(z),
               \qquad q(z|x) = q_{\lambda_T}(z)
 
-    Every step draws noise of its own: on one fixed draw the bound has no maximum in the scale. The KL is in closed form
-    where there is one, else :math:`\log q(z_t) - \log p(z_t)`, and always of weight 1. Training differentiates through
-    all steps, exactly: the gradients of encoder, decoder and prior are those of the final bound. A call takes about
-    steps + 1 times as long as the encoder and the decoder do.
+    Every step draws new noise, because for a single fixed draw the bound has no maximum in the scale. The KL is in
+    closed form if there is one, else :math:`\log q(z_t) - \log p(z_t)`, and always has weight 1. Training
+    differentiates through all steps exactly: the gradients of encoder, decoder and prior are those of the final bound.
+    A call takes about steps + 1 times as long as the encoder and the decoder.
 
     Prior and decoder are those of the VAE itself. They are held without being registered, so that their parameters are
-    counted and saved once, as the VAE's; whatever is done to the VAE as a whole reaches them here too.
+    counted and saved once, as the VAE's; whatever is done to the VAE as a whole affects them here too.
 
     Arguments:
-        encoder: an encoder of this package, or a module with ``output(x)`` and ``posterior(output)``, of which
-            ``forward`` is made. Its draws must be pathwise and twice differentiable: `Normal` and its relatives,
-            `Flow`, `Exponential`, `Weibull`, `Kumaraswamy` or `RelaxedOneHotCategorical`, whose ``anneal_steps`` then
-            count every refinement too.
+        encoder: an encoder of this package, or a module with ``output(x)`` and ``posterior(output)``, whose ``forward``
+            is ``posterior(output(x))``. Its draws must be pathwise and twice differentiable: `Normal` and its
+            relatives, `Flow`, `Exponential`, `Weibull`, `Kumaraswamy` or `RelaxedOneHotCategorical`, whose
+            ``anneal_steps`` then count every refinement too.
         prior: the VAE's prior.
         decoder: the VAE's decoder.
         steps: number of steps T, at least 1.
         step_size: :math:`\eta`, above 0.
-        clip_norm: the largest norm of a datum's gradient, above 0; a longer one is shortened to it. A step then moves
-            no output by more than ``step_size * clip_norm``: without it, a likelihood as steep as that of
-            `pyro_vae.decoders.Normal` of scale 0.1 makes them diverge.
+        clip_norm: the largest norm of a datum's gradient, above 0; a longer gradient is scaled down to it. A step then
+            moves a datum's outputs by at most ``step_size * clip_norm``. Without clipping they diverge for a likelihood
+            as steep as that of `pyro_vae.decoders.Normal` with scale 0.1.
 
     Returns:
-        ``forward(x)`` returns the encoder's distribution at the refined output. The noise of the steps makes another
-        one at every call; given that noise it is a density like any other, so that importance sampling is valid. A
-        handler of `pyro_vae.noise` sets the noise of the draw from it, not that of the steps.
+        ``forward(x)`` returns the encoder's distribution at the refined output. It differs from call to call, because
+        of the noise of the steps; given that noise it is a density like any other, so that importance sampling is
+        valid. A handler of `pyro_vae.noise` sets the noise of the draw from it, not that of the steps.
 
     Raises:
-        TypeError: where a part is no module, or the encoder lacks one of both methods, or ``steps`` is not an integer.
-        ValueError: where a number is out of its range; in ``forward``, where draws are not twice differentiable.
+        TypeError: if a part is not a module, the encoder lacks one of the two methods, or ``steps`` is not an integer.
+        ValueError: if a number is out of its range; in ``forward``, if draws are not twice differentiable.
 
     Example:
         >>> from pyro_vae import VAE, decoders, encoders, priors
@@ -149,7 +149,7 @@ class SemiAmortized(Part):
                 "step_size of encoders.SemiAmortized must be above 0 and finite, and clip_norm above 0, not"
                 f" {step_size!r} and {clip_norm!r}"
             )
-        # A tuple hides modules from torch: they are then in neither parameters() nor state_dict().
+        # A tuple hides modules from torch, so that they are in neither parameters() nor state_dict().
         self.encoder, self._model = encoder, (prior, decoder)
         self.steps, self.step_size, self.clip_norm = as_size(steps, "steps"), step_size, clip_norm
         if hasattr(encoder, "shape"):
@@ -157,8 +157,8 @@ class SemiAmortized(Part):
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         training, prior, output = torch.is_grad_enabled(), self._model[0](), self.encoder.output(x)
-        # The support of x is checked where the programs observe it. What the gradients below need is kept, whatever
-        # is done around: a checkpoint (``chunk`` of the objectives) would start anew in the middle of its first run.
+        # The programs check the support of x where they observe it. kept_tensors() keeps what the gradients below need:
+        # an outer checkpoint (``chunk`` of the objectives) would recompute it in the middle of its own first run.
         with torch.enable_grad(), pyro.validation_enabled(False), kept_tensors():
             for _ in range(self.steps):
                 output = self._ascended(output, x, prior, training)
