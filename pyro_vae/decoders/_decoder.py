@@ -1,4 +1,4 @@
-"""What the decoders share."""
+"""The base classes of the decoders."""
 
 import math
 
@@ -11,7 +11,7 @@ from pyro_vae.networks._part import Part
 
 
 class _Decoder(Part):
-    """A network from z to ``numbers`` per entry of x, or to one where ``numbers`` is None."""
+    """A network from z to ``numbers`` per entry of x (one if it is None)."""
 
     numbers: int | None = None
 
@@ -48,7 +48,7 @@ class _ScaleDecoder(_Decoder):
     ) -> None:
         super().__init__(latent_dim, shape, network)
         name = f"decoders.{type(self).__name__}"
-        start = held(scale, 0, f"the scale of {name}", 1e-18, 1e18)  # 32 bits hold its square too
+        start = held(scale, 0, f"the scale of {name}", 1e-18, 1e18)  # so that float32 can hold its square too
         if per_dimension and not learned:
             raise ValueError(f"{name} has a scale per dimension only where it is learned: give learned=True as well")
         self.learned, self.per_dimension = learned, per_dimension

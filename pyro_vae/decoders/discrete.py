@@ -1,4 +1,4 @@
-"""Decoders of discrete values: those of a pixel, categories and counts."""
+"""Decoders of discrete values: pixel values, categories and counts."""
 
 import math
 
@@ -19,24 +19,25 @@ class DiscretizedLogistic(_Decoder):
               \sigma \left( \frac{x_i - \delta - \mu_{ik}}{s_{ik}} \right) \right],
               \quad \delta = \frac{1}{2 (2^b - 1)},
 
-    where the bin of 0 has no lower end and the bin of 1 no upper one. Data hold multiples of :math:`1 / (2^b - 1)` in
-    [0, 1], as images are loaded. `pyro_vae.distributions.bits_per_dimension` turns nats into the customary unit.
+    where the bin of 0 has no lower end and the bin of 1 no upper end. Data must be multiples of :math:`1 / (2^b - 1)`
+    in [0, 1], as images are when they are loaded. `pyro_vae.distributions.bits_per_dimension` converts nats to the
+    customary unit.
 
     Arguments:
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to (3 K - 1, \*shape): K means :math:`\mu`, K logarithms of scales s, both
-            in units of x, and the logits of the weights w but for the first, which is 0.
-        bits: the number of bits b of a value, from 1 to 8.
-        components: the number of components K, at least 1.
+            in units of x, and the logits of the weights w except the first, which is 0.
+        bits: number of bits b of a value, from 1 to 8.
+        components: number of components K, at least 1.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        TypeError: where the bits or the components are no integers.
-        ValueError: where they are out of range or z is not of the shape the decoder was built for.
+        TypeError: if ``bits`` or ``components`` is not an integer.
+        ValueError: if one of them is out of its range or z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
@@ -60,7 +61,7 @@ class DiscretizedLogistic(_Decoder):
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         outputs = self.output(z).movedim(-1 - len(self.shape), -1)
         mean, log_scale, logits = outputs.split([self.components, self.components, self.components - 1], -1)
-        # The mixture checks the values; its components need not do it again.
+        # The mixture checks the values, so that its components need not.
         family = distributions.DiscretizedLogistic(mean, positive(log_scale), self.bits, validate_args=False)
         weights = dist.Categorical(logits=torch.cat([torch.zeros_like(mean[..., :1]), logits], -1))
         return dist.MixtureSameFamily(weights, family).to_event(len(self.shape))
@@ -71,21 +72,21 @@ class Categorical(_Decoder):
 
     .. math:: \log p(x|z) = \sum_i \log \mathrm{softmax}(\ell_i(z))_{x_i}, \quad x_i \in \{0, \dots, K - 1\}
 
-    Data are floats that hold whole numbers; for images in [0, 1] of 8 bits that is ``(255 * x).round()``.
+    Data must be floats with integer values; for 8-bit images x in [0, 1], use ``(255 * x).round()``.
 
     Arguments:
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to (K, \*shape).
-        categories: their number K, at least 2.
+        categories: number of categories K, at least 2.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        TypeError: where the number of categories is no integer.
-        ValueError: where it is below 2 or z is not of the shape the decoder was built for.
+        TypeError: if ``categories`` is not an integer.
+        ValueError: if it is below 2 or z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
@@ -122,7 +123,7 @@ class Poisson(_Decoder):
         ``shape``.
 
     Raises:
-        ValueError: where z is not of the shape the decoder was built for.
+        ValueError: if z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
@@ -149,7 +150,7 @@ class _DispersedDecoder(_Decoder):
         self.log_inverse_dispersion = nn.Parameter(torch.full(self.shape, math.log(start)))
 
     def counts(self, log_mean: Tensor, validate_args: bool | None = None) -> dist.TorchDistribution:
-        """Return the distribution of the counts for what the network gives."""
+        """Return the distribution of the counts for the network's logarithm of the mean."""
         return distributions.NegativeBinomial(soft_clip(log_mean), self.log_inverse_dispersion, validate_args)
 
     def extra_repr(self) -> str:
@@ -163,22 +164,21 @@ class NegativeBinomial(_DispersedDecoder):
               \left( \frac{\theta_i}{\theta_i + \mu_i(z)} \right)^{\theta_i}
               \left( \frac{\mu_i(z)}{\theta_i + \mu_i(z)} \right)^{x_i},
 
-    of mean :math:`\mu_i` and variance :math:`\mu_i + \mu_i^2 / \theta_i`. It tends to `Poisson` as
+    with mean :math:`\mu_i` and variance :math:`\mu_i + \mu_i^2 / \theta_i`. It tends to `Poisson` as
     :math:`\theta \to \infty`.
 
     Arguments:
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``: the logarithm of the mean.
-        inverse_dispersion: where the learning of :math:`\theta` starts, from 1e-30 to 1e30, for each
-            entry of x.
+        inverse_dispersion: initial value of the learned :math:`\theta` of each entry of x, from 1e-30 to 1e30.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where the inverse dispersion is out of its range or z is not of the shape the decoder was built for.
+        ValueError: if the inverse dispersion is out of its range or z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
@@ -203,16 +203,15 @@ class ZeroInflatedNegativeBinomial(_DispersedDecoder):
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to (2, \*shape): the logarithm of the mean and the logits of the gate
-            :math:`\pi`, both through `pyro_vae.networks.soft_clip`.
-        inverse_dispersion: where the learning of :math:`\theta` starts, from 1e-30 to 1e30, for each
-            entry of x.
+            :math:`\pi`, which both pass through `pyro_vae.networks.soft_clip`.
+        inverse_dispersion: initial value of the learned :math:`\theta` of each entry of x, from 1e-30 to 1e30.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where the inverse dispersion is out of its range or z is not of the shape the decoder was built for.
+        ValueError: if the inverse dispersion is out of its range or z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
@@ -227,5 +226,5 @@ class ZeroInflatedNegativeBinomial(_DispersedDecoder):
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         log_mean, gate = self.outputs(z)
-        counts = self.counts(log_mean, validate_args=False)  # values are checked outside
+        counts = self.counts(log_mean, validate_args=False)  # the ZeroInflated below checks the values
         return distributions.ZeroInflated(counts, gate_logits=soft_clip(gate)).to_event(len(self.shape))

@@ -1,4 +1,4 @@
-"""Decoders of data of which some entries were not observed."""
+"""Decoders for data with missing entries."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ class Masked(nn.Module):
 
     .. math:: \log p(x_\text{observed}|z) = \sum_{i \text{ observed}} \log p(x_i|z)
 
-    The encoder sees the same x: build it with ``network=FillMissing`` of `pyro_vae.networks`. The bound is then one on
-    the observed entries, and it is the right one where their absence does not depend on the missing values. The mean
-    and the draws of the distribution are complete: `pyro_vae.VAE.reconstruct` imputes.
+    The encoder gets the same x, so build it with ``network=FillMissing`` of `pyro_vae.networks`. The bound is then a
+    bound for the observed entries, which is the right one if it does not depend on the missing values which entries are
+    missing. The mean and the draws of the distribution are complete, so that `pyro_vae.VAE.reconstruct` imputes.
 
     Arguments:
-        decoder: a decoder of independent entries, such as any of this package that is not autoregressive.
+        decoder: a decoder with independent entries, such as any of this package that is not autoregressive.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns the decoder's distribution with NaN in its support.
 
     Raises:
-        TypeError: where the decoder is no module.
-        ValueError: in ``forward``, where the entries of the decoder's distribution are not independent.
+        TypeError: if the decoder is not a module.
+        ValueError: in ``forward``, if the entries of the decoder's distribution are not independent.
 
     Example:
         >>> import torch
@@ -48,5 +48,5 @@ class Masked(nn.Module):
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         complete = self.decoder(z)
         if not isinstance(complete, dist.Independent):
-            return MissingEntries(complete)  # one number, or refused
+            return MissingEntries(complete)  # a single number; an event of several is refused
         return MissingEntries(complete.base_dist).to_event(complete.reinterpreted_batch_ndims)

@@ -1,4 +1,4 @@
-"""Decoders of real values, and of those with heavier tails than the normal ones."""
+"""Decoders of real values, with normal or heavier tails."""
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -18,16 +18,16 @@ class Normal(_ScaleDecoder):
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``.
-        scale: the standard deviation, from 1e-18 to 1e18; where the learning starts, if it is learned.
+        scale: the standard deviation, from 1e-18 to 1e18; if it is learned, its initial value.
         learned: learn the scale.
-        per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
+        per_dimension: learn one scale for each entry of x, not one for all; needs ``learned``.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where the scale is out of its range or per dimension but not learned, or z is not of the shape the
+        ValueError: if the scale is out of its range or per dimension but not learned, or z is not of the shape the
             decoder was built for.
 
     Example:
@@ -52,16 +52,16 @@ class Laplace(_ScaleDecoder):
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``.
-        scale: the scale b, from 1e-18 to 1e18; where the learning starts, if it is learned.
+        scale: the scale b, from 1e-18 to 1e18; if it is learned, its initial value.
         learned: learn the scale.
-        per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
+        per_dimension: learn one scale for each entry of x, not one for all; needs ``learned``.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where the scale is out of its range or per dimension but not learned, or z is not of the shape the
+        ValueError: if the scale is out of its range or per dimension but not learned, or z is not of the shape the
             decoder was built for.
 
     Example:
@@ -87,17 +87,17 @@ class StudentT(_ScaleDecoder):
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``.
-        df: the degrees of freedom, above 2, so that there is a variance.
-        scale: the scale, from 1e-18 to 1e18; where the learning starts, if it is learned.
+        df: degrees of freedom, above 2, so that the variance is finite.
+        scale: the scale, from 1e-18 to 1e18; if it is learned, its initial value.
         learned: learn the scale.
-        per_dimension: learn one scale for each entry of x, not one for all; it needs ``learned``.
+        per_dimension: learn one scale for each entry of x, not one for all; needs ``learned``.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where the degrees of freedom are not above 2, the scale is out of its range or per dimension but not
+        ValueError: if the degrees of freedom are not above 2, the scale is out of its range or per dimension but not
             learned, or z is not of the shape the decoder was built for.
 
     Example:

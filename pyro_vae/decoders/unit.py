@@ -17,15 +17,15 @@ class Bernoulli(_Decoder):
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to ``shape``.
-        grey: accept values anywhere in [0, 1], as is customary for grey pixels; the sum above is then no
-            log-probability of x. Without it, x holds only 0 and 1.
+        grey: accept values anywhere in [0, 1], as is customary for grey pixels; the sum above is then not a
+            log-probability of x. Without it, x must hold only 0 and 1.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where z is not of the shape the decoder was built for.
+        ValueError: if z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ class ContinuousBernoulli(_Decoder):
         ``shape``.
 
     Raises:
-        ValueError: where z is not of the shape the decoder was built for.
+        ValueError: if z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
@@ -82,21 +82,21 @@ class Beta(_Decoder):
     .. math:: p(x|z) = \prod_i \mathrm{Beta}(x_i; m_i c_i, (1 - m_i) c_i), \quad m_i(z) \text{ the mean, }
               c_i(z) \text{ the concentration}
 
-    The density is 0 or infinite at 0 and 1, so that data which hold them are refused. Move them inside, as by
-    ``x * (1 - 2 * e) + e`` with e half the resolution of the data, or take `ContinuousBernoulli`, which has the ends.
+    The density is 0 or infinite at 0 and 1, so that data which contain them are refused. Move such data inside, as by
+    ``x * (1 - 2 * e) + e`` with e half the resolution of the data, or use `ContinuousBernoulli`, which accepts 0 and 1.
 
     Arguments:
         latent_dim: number of latent dimensions D, at least 1, or the shape of a code.
         shape: shape of one datum.
         network: builds the network from (D,) to (2, \*shape): logits of the mean and the logarithm of the
-            concentration, both through `pyro_vae.networks.soft_clip`.
+            concentration, which both pass through `pyro_vae.networks.soft_clip`.
 
     Returns:
         ``forward(z)``, z of shape (\*batch, D), returns a distribution of batch shape (\*batch) and event shape
         ``shape``.
 
     Raises:
-        ValueError: where z is not of the shape the decoder was built for.
+        ValueError: if z is not of the shape the decoder was built for.
 
     Example:
         >>> import torch
