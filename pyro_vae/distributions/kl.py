@@ -69,7 +69,7 @@ def _kl_of_one_hot(p: td.OneHotCategorical, q: td.OneHotCategorical) -> Tensor:
 
 
 def _weighted(weight: Tensor, difference: Tensor) -> Tensor:
-    """Return weight * difference, with value and gradient 0 where the weight is 0, even if the difference is infinite."""
+    """Return weight * difference, but 0 with gradient 0 where the weight is 0, even if the difference is infinite."""
     return weight * difference.masked_fill(weight == 0, 0.0)
 
 
