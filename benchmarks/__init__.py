@@ -1,4 +1,4 @@
-"""Benchmarks: each one command, its result kept in RESULTS.md."""
+"""Benchmarks: each is one command, and its result is kept in RESULTS.md."""
 
 import platform
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 
 def machine() -> str:
-    """Return what the numbers were measured on."""
+    """Return the processor, the number of threads and the version of torch that the numbers were measured with."""
     cpu = platform.processor() or platform.machine()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

@@ -2,10 +2,10 @@
 
 python -m benchmarks.compiled [--part I/N]
 
-Each part, in a VAE with partners that fit, and each objective, around a normal VAE, is trained for a few steps with
-engine "compiled", which holds its steps against eager ones, on the same noise. The difference is the largest of any
-gradient's or term's, as a share of its norm (of the largest term's, for terms). What differs by more than is allowed,
-such as codes that are drawn anew, is run eagerly, and `fit` says so.
+Each part, in a VAE with partners that fit, and each objective, with a normal VAE, is trained for a few steps with
+engine "compiled", which compares its steps with eager ones on the same noise. The difference is the largest of any
+gradient or term, relative to its norm (for terms, to the largest term). Steps that differ by more than is allowed, for
+example because codes are drawn again, run eagerly, and `fit` says so.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from benchmarks.grid import part_of
 from pyro_vae import VAE, decoders, encoders, fit, priors
 from pyro_vae.runtime import recording as engine
 
-sys.path.extend([str(Path(__file__).parents[1] / "tests" / room) for room in ("support", "cases")])  # of the contract
+sys.path.extend([str(Path(__file__).parents[1] / "tests" / room) for room in ("support", "cases")])  # of the tests
 from all_cases import CASES
 from combinations import OBJECTIVES
 from partners import vae_around
 
 
 def difference(ones, others):
-    """The largest difference of two steps' outputs, as a share."""
+    """Return the largest relative difference of two steps' outputs."""
     pairs = [(one.double(), other.double()) for one, other in zip(ones, others, strict=True) if one is not None]
     terms = max(one.norm() for one, _ in pairs if not one.dim())
     shares = [(one - other).norm() / (one.norm() if one.dim() else terms) for one, other in pairs if one.any()]
@@ -37,7 +37,7 @@ def difference(ones, others):
 
 
 def row(vae, x, **settings):
-    """Return how far a compiled training's steps are from eager ones, and how it was run."""
+    """Return the largest difference of a compiled training's steps from eager ones, and how the training was run."""
     found, same = [], engine._same
 
     def compared(ones, others, tolerance=0.0):
@@ -46,7 +46,7 @@ def row(vae, x, **settings):
         return same(ones, others, tolerance)
 
     with patch.object(engine, "_same", compared), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is run eagerly is in the last column
+        warnings.simplefilter("ignore")  # the last column says what runs eagerly
         history = fit(vae.model, vae.guide, x, engine="compiled", epochs=4, batch_size=len(x) // 3, **settings)
     return max(found, default=0.0), history.engine
 

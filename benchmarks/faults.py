@@ -2,14 +2,15 @@
 
 python -m benchmarks.faults [--kills 200] [--seed 0] [--jobs 2] [--json FILE]
 
-A run is ``pyro-vae train`` on digits, two epochs to a second, with a checkpoint within an epoch every 60 ms. It is
-ended by SIGKILL a random time after its folder has appeared, uniformly over the time that a run takes (one that has
-ended before is not counted); in every other one each write is drawn out by 20 ms, so that many are cut off. Then
-``pyro-vae train --resume`` goes on to the end. It has survived if every byte of the weights and every figure of
-metrics.csv but the seconds are those of the first run.
+A run is ``pyro-vae train`` on digits, at two epochs per second, with a checkpoint every 60 ms within epochs. It is
+ended by SIGKILL at a random time after its folder has appeared, uniformly over the time that a run takes; a run that
+has ended before is not counted. In every other run each write is delayed by 20 ms, so that many writes are interrupted.
+Then ``pyro-vae train --resume`` continues the run to its end. The run has survived if every byte of the weights and
+every number of metrics.csv, except the seconds, is that of a run that was never stopped.
 
-Then what checkpoints cost at their default rate: their share of the time of a training, on 60,000 random pictures of
-28x28 (784-400-20, batch 128, ten epochs) and on digits (64-400-10, batch 64, a hundred).
+After that it measures what checkpoints cost at their default rate: their share of the time of a training, on 60,000
+random images of 28x28 (784-400-20, batch 128, 10 epochs), and on 1,437 of 8x8, the shape of digits (64-400-10, batch
+64, 100 epochs).
 """
 
 import argparse
@@ -31,11 +32,11 @@ FLAGS = [
     *("--hidden=32", "--latent-dim=2", "--epochs=6", "--batch-size=16", "--latent-map=first"),
     *("--checkpoint-minutes=0.001", "--seed=3", "--data=digits"),
 ]
-DRAWN_OUT = 0.02  # seconds for each file that is brought to the disk
+DRAWN_OUT = 0.02  # seconds of delay for each file that is written to the disk
 
 
 def command(argv, slowly):
-    """Run the command line in a process of its own, in silence."""
+    """Run the command line without output; it is called in a process of its own."""
     import torch
 
     from pyro_vae import files
@@ -51,7 +52,7 @@ def command(argv, slowly):
 
 
 def start(argv, slowly=False):
-    """Start a process that has everything imported."""
+    """Start a process in which everything is already imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pyro_vae.cli", "pyro_vae.runs.run", "sklearn.datasets", "torch._dynamo", "tqdm"])
     process = context.Process(target=command, args=(argv, slowly))
@@ -60,7 +61,7 @@ def start(argv, slowly=False):
 
 
 def outcome(folder):
-    """Return what must be the same: the weights' bytes, and the figures but the seconds."""
+    """Return what must be the same: the bytes of the weights, and the metrics without the seconds."""
     rows = (folder / "metrics.csv").read_text().splitlines()
     return (folder / "model.safetensors").read_bytes(), [row.rpartition(",")[0] for row in rows]
 
@@ -72,7 +73,7 @@ def appeared(folder, process):
 
 
 def whole_run(folder):
-    """Train without a stop, and return its outcome and the seconds from the appearance of its folder."""
+    """Train without a stop, and return the outcome and the seconds since the run's folder appeared."""
     process = start(["train", *FLAGS, f"--out={folder}"])
     appeared(folder, process)
     begun = time.perf_counter()
@@ -83,7 +84,7 @@ def whole_run(folder):
 
 
 def one_kill(folder, moment, slowly):
-    """Kill a run at a moment and go on with it; return where it was cut off, and its outcome or how it failed."""
+    """Kill a run at a moment and resume it; return where it was killed, and its outcome or how it failed."""
     process = start(["train", *FLAGS, f"--out={folder}"], slowly)
     appeared(folder, process)
     process.join(moment)
@@ -104,10 +105,10 @@ def survive(kills, seed=0, say=lambda _: None, jobs=1):
     """Return one row for each kill: where it was, and whether the run has survived it.
 
     Arguments:
-        kills: how many.
-        seed: of their moments.
-        say: called with each row.
-        jobs: runs at a time.
+        kills: number of kills.
+        seed: random seed for their moments.
+        say: function to call with each row.
+        jobs: number of runs at a time.
     """
     rows, numbers = [], count()
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
@@ -122,14 +123,14 @@ def survive(kills, seed=0, say=lambda _: None, jobs=1):
 
         while len(rows) < kills:
             for found in pool.map(row, islice(numbers, kills - len(rows))):
-                if found["where"] != "after its end" or not found["survived"]:  # else it was not killed
+                if found["where"] != "after its end" or not found["survived"]:  # else the run was not killed
                     rows.append(found)
                     say(found)
     return rows
 
 
 def cost(shape, data, latent_dim, batch_size, epochs):
-    """Return the seconds of a training, how many checkpoints it wrote and the seconds that went there."""
+    """Return the seconds of a training, the number of checkpoints that it wrote, and the seconds that they took."""
     import torch
 
     from pyro_vae import VAE, decoders, encoders, fit, priors

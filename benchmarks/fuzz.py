@@ -2,12 +2,12 @@
 
 python -m benchmarks.fuzz [--cases 3300] [--seed 0] [--json FILE]
 
-A case is a few lines of Python that write files into an empty folder, and one call. Most of its values are right, so
-that the wrong ones are met deep inside. A command must end within 10 seconds of computing, and within a minute even
-beside other programs, with exit code 0, or with 2 and one line on standard error, the folder then being as before,
-unless a training met numbers that are not finite. A function must return, or raise a ValueError, TypeError or (`fit`)
-FloatingPointError. What takes more than 4 GiB may say that it is out of memory. Words from the insides of Python and
-torch, which name no flag and no fix, count as a failure.
+A case is a few lines of Python that write files into an empty folder, and one call. Most of its values are valid, so
+that invalid ones reach code deep inside. A command must end within 10 seconds of processor time, and within a minute
+even if other programs are running. Its exit code must be 0, or else 2 with one line on standard error. With 2 the
+folder must be as before, unless a training met numbers that are not finite. A function must return, or raise a
+ValueError, TypeError or (`fit`) FloatingPointError. A call that takes more than 4 GiB may say that it is out of memory.
+Internal messages of Python and torch, which name neither a flag nor a fix, count as failures.
 """
 
 import argparse
@@ -43,9 +43,9 @@ from pyro_vae.diagnostics.evaluation import log_likelihood
 from pyro_vae.runs import parts as config
 from pyro_vae.runtime.checkpoints import save_tensors
 
-SECONDS = 10  # of computing, from which on a call hangs
-PATIENCE = 60  # seconds, which other programs may have taken too
-MEMORY = 2**32  # bytes that a call may take beside what the process has
+SECONDS = 10  # of processor time; a call that takes more counts as a hang
+PATIENCE = 60  # seconds on the clock, of which other programs may take a part
+MEMORY = 2**32  # bytes that a call may take in addition to what the process has
 VERDICTS = ("accepted", "refused", "traceback", "hang", "half-written", "not in its own words")
 INSIDES = re.compile(
     r"--debug shows where|Traceback|not supported between|has no attribute|object is not|objects? cannot be|operand|"
@@ -59,7 +59,7 @@ PASSED_ON = re.compile("cannot be (had|read|imported)|is damaged|does not fit|fa
 
 
 class Case(NamedTuple):
-    """What is called: its kind, lines that write files, and the call, all as Python text."""
+    """A test case: its kind, lines that write files, and the call, the last two as Python text."""
 
     kind: str
     lines: tuple[str, ...]
@@ -70,7 +70,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a case: one of `VERDICTS`, and the words that were said."""
+    """The outcome of a case: one of `VERDICTS`, and the message."""
 
     verdict: str
     words: str
@@ -80,11 +80,11 @@ class Outcome(NamedTuple):
         return self.verdict not in ("accepted", "refused")
 
 
-# What a case may call beside the package
+# Functions that a case may call, in addition to the package
 
 
 def write(path, text):
-    """Write a text, or bytes, into a file; its folders are made."""
+    """Write text or bytes to a file, and make its folders."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
 
@@ -100,13 +100,13 @@ def savez(path, *arrays, **named):
 
 
 def cut(path, end):
-    """Leave only the beginning of a file, if it is there."""
+    """Truncate a file, if it exists."""
     if Path(path).exists():
         write(path, Path(path).read_bytes()[:end])
 
 
 def flip(path, place):
-    """Turn all bits of one byte of a file around, if it is there."""
+    """Invert all bits of one byte of a file, if it exists."""
     if Path(path).exists():
         content = bytearray(Path(path).read_bytes())
         content[place % len(content)] ^= 255
@@ -138,7 +138,7 @@ def idx(array):
 
 
 def mnist(root, train=5, test=3, labels=0):
-    """Write files as torchvision has them of MNIST, with so many labels more than images."""
+    """Write MNIST files as torchvision stores them, with ``labels`` more labels than images."""
     for part, count in (("train", train), ("t10k", test)):
         write(f"{root}/MNIST/raw/{part}-images-idx3-ubyte", idx(np.zeros((count, 28, 28), np.uint8)))
         write(f"{root}/MNIST/raw/{part}-labels-idx1-ubyte", idx(np.zeros(count + labels, np.uint8)))
@@ -146,7 +146,7 @@ def mnist(root, train=5, test=3, labels=0):
 
 @functools.cache
 def trained():
-    """The folder in which one small run has been trained, with its data beside it."""
+    """Return a folder with one small trained run and its data."""
     folder = tempfile.TemporaryDirectory()
     with contextlib.chdir(folder.name), contextlib.redirect_stdout(io.StringIO()):
         save("rows.npy", np.random.default_rng(0).random((10, 4)))
@@ -161,7 +161,7 @@ def run():
 
 
 def names():
-    """Return what the text of a case may name."""
+    """Return the names that the text of a case may use."""
     torch.manual_seed(0)
     small = functools.partial(networks.MLP, hidden=(2,))
     vae = VAE(priors.Normal(2), encoders.Normal((4,), 2, small), decoders.Normal(2, (4,), small))
@@ -178,7 +178,7 @@ def names():
 
 
 def own(words):
-    """Whether an error speaks for itself, be it that it passes on a reason."""
+    """Whether an error is in this package's own words, or says that it passes on another error's reason."""
     return not INSIDES.search(words) or (PASSED_ON.search(words) and "--debug" not in words)
 
 
@@ -188,7 +188,7 @@ class Hang(BaseException):
 
 @contextlib.contextmanager
 def within_limits():
-    """Bound the seconds and the memory of what is done."""
+    """Limit the time and the memory of the code in this context."""
 
     def stop(*_):
         raise Hang
@@ -207,19 +207,19 @@ def within_limits():
 
 
 def tree():
-    """Return all that is in the current folder, the content of files by their path."""
+    """Return the paths of everything in the current folder, with the content of files."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in Path().rglob("*")}
 
 
 def outcome(case):
-    """Run a case in an empty folder, and return what came of it."""
+    """Run a case in an empty folder, and return its outcome."""
     trained()
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=how) for how in ("strict", "backslashreplace")]
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scope = names()
         for line in case.lines:
-            with contextlib.suppress(OSError):  # of a file where another line has put a folder
+            with contextlib.suppress(OSError):  # if another line has made a folder of that name
                 exec(line, scope)  # noqa: S102 (a case is text, so that it can be repeated)
         before, error, code = tree(), None, 0
         warnings.simplefilter("default")
@@ -243,7 +243,7 @@ def outcome(case):
 
 
 def of_function(case, error):
-    """Judge what a function has raised, if it has."""
+    """Judge a function by the error that it has raised, if any."""
     words = f"{type(error).__name__}: {error}"
     if error is None:
         return Outcome("accepted", "")
@@ -257,7 +257,7 @@ def of_function(case, error):
 
 
 def of_command(code, error, said, before, after):
-    """Judge how a command has ended, what it has said on standard error, and what it has left of the folder."""
+    """Judge a command by how it ended, what it wrote to standard error, and how it changed the folder."""
     if error is not None or code not in (0, 2) or "Traceback" in said:
         return Outcome("traceback", f"exit code {code}, {type(error).__name__}: {error}\n{said}")
     if code == 0:
@@ -273,21 +273,21 @@ def of_command(code, error, said, before, after):
     return Outcome("refused", said)
 
 
-# Values, most of them right
+# Values, most of them valid
 
 
 def each(text):
-    """Return the words between bars."""
+    """Return the words of a text, which are separated by bars."""
     return [word.strip() for word in text.split("|")]
 
 
 def mostly(right, wrong):
-    """Five times in six one of the right values, else one of the wrong ones."""
+    """Draw one of the valid values five times in six, else one of the invalid ones."""
     return st.integers(0, 5).flatmap(lambda number: st.sampled_from(wrong if number == 5 else right))
 
 
 def some_of(values, most):
-    """A few of the entries of a dictionary of strategies, each drawn."""
+    """Draw the values of a few entries of a dictionary of strategies."""
     chosen = st.lists(st.sampled_from(sorted(values)), max_size=most, unique=True)
     return chosen.flatmap(lambda names: st.fixed_dictionaries({name: values[name] for name in names}))
 
@@ -314,7 +314,7 @@ BAD_SHAPES = each("|6,|6, 1|0, 4|1, 4|6, 0|6, 2, 0|2, 1000000|4, 1, 1, 1, 1, 1, 
 
 @st.composite
 def arrays(draw):
-    """The text of an array."""
+    """Python text that makes an array."""
     shape = f"({draw(mostly(SHAPES, BAD_SHAPES))})"
     if draw(mostly([False], [True])):
         return f"np.zeros({shape}, {draw(st.sampled_from(each('c8|U3|S2|O|M8[s]|m8[s]|V8|u8|g|i1')))!r})"
@@ -392,7 +392,7 @@ PAIRS = [
     *[(name, name) for name in each("OneHotCategorical|RelaxedOneHotCategorical|MixtureOfNormals")],
     *[("HypersphericalUniform", "PowerSpherical"), ("VampPrior", "Normal"), ("Normal", "Delta"), ("Gamma", "Weibull")],
 ]
-LASTING = each("transforms|layers|partitions|num_particles|groups")  # of which many are no error, but take their time
+LASTING = each("transforms|layers|partitions|num_particles|groups")  # large numbers of these are valid, but slow
 EXTRA = [
     *[
         text.split()
@@ -411,7 +411,7 @@ EXTRA = [
 
 
 def of_part(kind, name):
-    """Values for the own parameters of a part."""
+    """Strategies for a part's own parameters."""
     right = {bool: each("true|false"), int: each("1|2|3"), float: each("0.5|2.5"), str: each("MAF|RealNVP|IAF|planar")}
     return {
         f"{kind}.{own}": mostly(right.get(parameter.annotation, ["1", "null"]), JUNK + HUGE * (own not in LASTING))
@@ -436,7 +436,7 @@ def flags(draw):
 
 
 def tokens(found):
-    """Return flags as they stand on a command line."""
+    """Return flags as they are written on a command line."""
     apart = ("hidden", "channels", "best")  # which take several values, or none
     pairs = [[f"--{key}", text] if key in apart else [f"--{key}={text}"] for key, text in found.items()]
     return [token for pair in pairs for token in pair if token]
@@ -451,7 +451,7 @@ def train(draw):
     """pyro-vae train, by flags or by a config file."""
     lines, name, root = draw(data_sets())
     found = {"data": name, "data-root": root} | draw(flags())
-    found |= {"batch-size": "256"} if name == "digits" else {}  # of which smaller ones only take longer
+    found |= {"batch-size": "256"} if name == "digits" else {}  # smaller batches only take longer
     argv = tokens(found)
     if draw(st.booleans()):
         quoted = {key: json.dumps(text) if key.startswith("data") else text for key, text in found.items()}
@@ -473,7 +473,7 @@ FILES = [*WEIGHTS, *each("run/config.yaml|run/metrics.csv|rows.npy|run/checkpoin
 
 @st.composite
 def damages(draw):
-    """A line that spoils a run."""
+    """A line that damages a run."""
     file, other = draw(st.sampled_from(FILES)), draw(st.sampled_from(FILES))
     key = draw(st.sampled_from(sorted(FLAGS)))
     return draw(
@@ -497,7 +497,7 @@ def damages(draw):
 
 @st.composite
 def runs(draw, own):
-    """Lines that make a run, and every other time spoil it; flags; and the run's name."""
+    """Lines that make a run and, every other time, damage it; flags; and the run's name."""
     lines = ["run()", *([draw(damages())] if draw(st.booleans()) else [])]
     argv = [*tokens(draw(some_of(own, 3))), *draw(mostly([[]], EXTRA))]
     return lines, argv, draw(mostly(["run"], [*BAD_PATHS, *each("nowhere|rows.npy|run/config.yaml")]))
@@ -510,7 +510,7 @@ def of_run(command, own):
 
 @st.composite
 def resume(draw):
-    """pyro-vae train --resume, of a run that has another epoch to go."""
+    """pyro-vae train --resume, on a run that has another epoch to go."""
     (first, *spoiled), argv, name = draw(runs({"allow": mostly(["x"], JUNK)}))
     more = f"replace('run/config.yaml', 'epochs: 1', 'epochs: {draw(mostly(each('2|1'), each('0|x')))}')"
     return case_of("train", [*argv, f"--resume={name}"], [first, more, *spoiled])
@@ -561,7 +561,7 @@ COMMANDS = {
 
 # Functions
 
-SHORT = [  # none of which makes a right call long
+SHORT = [  # none of these makes a valid call slow
     *each(
         "None|nan|inf|-inf|-1|0|1.5|True|'x'|''|[]|()|{}|object()|X|torch.tensor(nan)|lambda *_: None|lambda *_: 'x'"
     ),
@@ -659,12 +659,12 @@ def constructors():
             if inspect.isclass(cls) and cls not in (objectives.Draws, objectives.Objective, objectives.Terms):
                 parameters = dict(inspect.signature(cls).parameters)
                 if module is encoders:
-                    parameters.pop("out_shape", None)  # by which an encoder of the package tells it to its base
+                    parameters.pop("out_shape", None)  # which only the package's encoders give to their base
                 yield f"{module.__name__.rpartition('.')[2]}.{name}", parameters
 
 
 def of_parameter(parameter):
-    """Values for a parameter of a constructor."""
+    """Return a strategy for a parameter of a constructor."""
     right = {bool: each("True|False"), int: each("1|2|3"), float: each("0.5|2.5|3"), str: each("'MAF'|'NSF'")}
     chosen = [*right.get(parameter.annotation, []), repr(parameter.default)]
     return (
@@ -676,7 +676,7 @@ def of_parameter(parameter):
 
 @st.composite
 def builds(draw, classes):
-    """A part, network or objective is built; a part is called, too."""
+    """Build a part, network or objective; a part is also called."""
     name, parameters = draw(st.sampled_from(classes))
     needed = [key for key, parameter in parameters.items() if parameter.default is parameter.empty or key == "network"]
     values = {key: of_parameter(parameter) for key, parameter in parameters.items()}
@@ -687,7 +687,7 @@ def builds(draw, classes):
 
 @st.composite
 def assembles(draw):
-    """A VAE of any three things, and what it is asked for."""
+    """Build a VAE from any three objects, and call one of its methods."""
     parts = [draw(mostly([f"vae.{part}"], ["priors.Normal", *VALUES])) for part in ("prior", "encoder", "decoder")]
     value = draw(st.sampled_from(SHORT))
     asked = [f"sample({value})", f"reconstruct({value})", f"interpolate(X, X, {value})", f"interpolate(X, {value})"]
@@ -720,13 +720,13 @@ QUIET = {"deadline": None, "database": None, "suppress_health_check": list(Healt
 
 
 def drawn(kind, count, number):
-    """Draw so many different cases of a kind, or all that there are."""
+    """Draw this many different cases of a kind, or all that there are."""
     found = {}
 
     def one(case):
         found[case] = None
 
-    for round_ in range(100):  # each of a few, as one search keeps to what it has begun with
+    for round_ in range(100):  # many short searches, because a single one keeps to cases like its first ones
         search = settings(max_examples=20, phases=[Phase.generate], **QUIET)(given(of_kind(kind))(one))
         seed(1000 * number + round_)(search)()
         if len(found) >= count:
@@ -735,7 +735,7 @@ def drawn(kind, count, number):
 
 
 def many(cases, number, say):
-    """Run so many cases, of each kind by its weight, and return each with its outcome."""
+    """Run about this many cases, of each kind according to its weight, and return each with its outcome."""
     found, weights = [], sum(weight for _, weight in STRATEGIES.values())
     for kind, (_, weight) in STRATEGIES.items():
         for case in drawn(kind, max(1, round(cases * weight / weights)), number):
@@ -745,7 +745,7 @@ def many(cases, number, say):
 
 
 def table(found):
-    """Lines of counts, a kind of entry a line."""
+    """Yield the lines of a table with the counts of verdicts for each kind of entry."""
     yield f"| entry | cases | exit 0, or returned | {' | '.join(VERDICTS[1:])} |"
     yield "|" + (2 + len(VERDICTS)) * " --- |"
     counts = Counter((case.kind, result.verdict) for case, result in found)

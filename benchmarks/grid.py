@@ -2,8 +2,9 @@
 
 python -m benchmarks.grid [--part I/N] [--json FILE]
 
-Each combination takes three steps on digits, or is refused by the name of what does not fit; all else has failed, and
-the command then ends with 1. `decreased` counts those whose loss is lower after the steps, on the same noise.
+Each combination is trained for three steps on digits, or is refused with a message that names what does not fit.
+Anything else is a failure, and the exit code is then 1. `decreased` counts the combinations whose loss is lower after
+the steps, on the same noise.
 """
 
 import argparse
@@ -17,14 +18,14 @@ import torch
 
 from benchmarks import machine
 
-sys.path.extend([str(Path(__file__).parents[1] / "tests" / room) for room in ("support", "cases")])  # of the contract
+sys.path.extend([str(Path(__file__).parents[1] / "tests" / room) for room in ("support", "cases")])  # of the tests
 from combinations import OBJECTIVES, TRIPLES, grey, outcomes
 
 OUTCOMES = ("decreased", "trained", "refused", "failed")
 
 
 def run(triples):
-    """Return a row for each combination: prior, encoder, decoder, objective, what came of it and why."""
+    """Return a row for each combination: prior, encoder, decoder, objective, outcome and reason."""
     x, rows = grey(), []
     for triple in triples:
         names = [case.family.__name__ for case in triple]
@@ -36,7 +37,7 @@ def run(triples):
 
 
 def table(rows):
-    """Lines of counts, an objective a line: those that trained, and of them those that decreased, and so on."""
+    """Yield the lines of a table with the counts of outcomes for each objective."""
     counts = Counter((row[3], row[4]) for row in rows)
     names = [type(objective).__name__ for objective in OBJECTIVES]
     yield "| objective | trained | of these decreased | refused by name | failed |"

@@ -2,13 +2,14 @@
 
 python -m benchmarks.memory [--data-root DIR] [--images 400] [--samples 5000] [--memory 2GB] [--rounds 5] [--json FILE]
 
-The floor is the two products of the decoder 20-400-784, on as many rows and in chunks of the size that `log_likelihood`
-takes, into tensors that stay, and one pass over their outputs, a sum. Both are timed in alternating rounds in one
-process, `log_likelihood` by a compiled chunk, as it takes one for 10,000 images. Each round times it on a few images,
-too: the difference is the time of the other images, without what is done once. What is done once, compiling mostly, is
-the time of the first call of the process; the time for 10,000 images is that and 10,000 times the time of an image, and
-the ratio is the median over the rounds of this over the products of 10,000 images. The peak is of the resident memory
-of the whole process, the interpreter, torch and the compiler among it.
+The floor is the time of the decoder's two matrix products, 20-400-784, on as many rows and in chunks of the same size
+as in `log_likelihood`, into preallocated tensors, and of one pass over their outputs, a sum. Both are timed in
+alternating rounds in one process; `log_likelihood` uses a compiled chunk, as it does for 10,000 images. Each round also
+times it on a few images, and the difference is the time of the other images, without the work that is done once. The
+time of that work, mostly compilation, is taken to be the time of the first call in the process. The time for 10,000
+images is this time plus 10,000 times the time per image; the ratio is this over the time of the products for 10,000
+images, the median over the rounds. The peak is that of the resident memory of the whole process, which includes the
+interpreter, torch and the compiler.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The models of `benchmarks.speed` as NumPyro's programs, of the same weights as the VAEs of torch."""
+"""The models of `benchmarks.speed` as NumPyro programs, with the same weights as the torch VAEs."""
 
 import jax
 import numpyro
@@ -6,8 +6,8 @@ import numpyro.distributions as dist
 from jax import numpy as jnp
 from jax.scipy.stats import norm
 
-EDGE = 10.0  # of networks.soft_clip
-LOWEST = -30.0  # of networks.clip_log_variance
+EDGE = 10.0  # as in networks.soft_clip
+LOWEST = -30.0  # as in networks.clip_log_variance
 
 
 def soft_clip(value, low=-EDGE):
@@ -16,7 +16,7 @@ def soft_clip(value, low=-EDGE):
 
 
 def network(weights, name, inputs, masks=None):
-    """The layers of a name, with ReLU between them."""
+    """Apply the layers whose weights start with a name, with ReLU between them."""
     layers = sorted(
         {key.removeprefix(f"{name}.").split(".")[0] for key in weights if key.startswith(f"{name}.")}, key=int
     )
@@ -28,14 +28,14 @@ def network(weights, name, inputs, masks=None):
 
 
 def affine(parameters, value):
-    """The affine transformation of zuko, its parameters of shape (..., 2D), and the logarithm of its slope."""
+    """Apply zuko's affine transformation, with parameters of shape (..., 2D), and return its log-slope too."""
     shift, scale = jnp.moveaxis(parameters.reshape(*value.shape, 2), -1, 0)
     log_scale = scale / (1 + jnp.abs(scale / jnp.log(1e-3)))
     return value * jnp.exp(log_scale) + shift, log_scale.sum(-1)
 
 
 def programs(vae, name):
-    """Return the weights at the start, the model and the guide."""
+    """Return the initial weights, the model and the guide."""
     started = {key: jnp.array(value.detach().numpy()) for key, value in vae.named_parameters()}
     fixed = {key: jnp.array(value.numpy()) for key, value in vae.named_buffers()}
     latent_dim, size = vae.encoder.latent_dim, len(started["decoder.network.layers.2.bias"])
@@ -68,7 +68,7 @@ def programs(vae, name):
             z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real_vector, (), (latent_dim,)))
             numpyro.factor("prior", log_prior(weights, z))
             logits = network(weights, "decoder.network.layers", z)
-            # Its Bernoulli gives grey pixels the probability 0.
+            # A factor, because NumPyro's Bernoulli gives grey pixels the probability 0.
             numpyro.factor("x", (batch * logits - jax.nn.softplus(logits)).sum(-1))
 
     def guide(batch):

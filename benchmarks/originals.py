@@ -1,7 +1,8 @@
-"""The programs of Pyro's own examples and tutorials, from a checkout of its repository, with data of ours.
+"""The programs of Pyro's own examples and tutorials, from a checkout of its repository, with our own data.
 
-`read` runs a file's statements as they are, or a notebook's imports, functions and classes, and leaves out what needs a
-package that is not installed, such as one that only draws. Each function below takes the checkout and returns a `Case`.
+`read` runs a file's statements as they are, or a notebook's imports, functions and classes. It skips statements that
+need a package which is not installed, such as one for plotting. Each function of `ORIGINALS` takes the checkout and
+returns a `Case`.
 """
 
 import ast
@@ -27,17 +28,17 @@ DEFINITIONS = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
 
 
 class Case(NamedTuple):
-    """Two programs, and what they are trained on."""
+    """Two programs, and the data that they are trained on."""
 
     make: Callable[[], tuple[Callable[..., Any], Callable[..., Any]]]  # returns the model and the guide
-    batches: list[Any]  # ready ones
+    batches: list[Any]  # ready batches
     loss: ELBO = Trace_ELBO()
-    total: int | None = None  # the data that the loss of a batch stands for, where a plate scales it
-    count: Callable[[Any], int] | None = None  # returns the data of a batch, where they are not its first dimension
+    total: int | None = None  # the number of data to which a plate scales the loss of a batch
+    count: Callable[[Any], int] | None = None  # returns the number of data of a batch, if not its first dimension
 
 
 def statements(path: Path, *assigned: str) -> Iterable[ast.stmt]:
-    """The statements of a file; of a notebook its definitions, and those that assign to these names."""
+    """Yield the statements of a file; of a notebook only definitions, and those that assign to the given names."""
     if path.suffix == ".py":
         yield from ast.parse(path.read_text()).body
         return
@@ -50,7 +51,7 @@ def statements(path: Path, *assigned: str) -> Iterable[ast.stmt]:
 
 
 def read(folder: Path, name: str, *assigned: str) -> ModuleType:
-    """Return a module of what a file or a notebook defines."""
+    """Return a module with the definitions of a file or a notebook."""
     found = sorted(folder.rglob(name))
     if not found:
         raise FileNotFoundError(f"{name} is not in {folder}")
@@ -67,13 +68,13 @@ def read(folder: Path, name: str, *assigned: str) -> ModuleType:
 
 
 def pictures(side: int = 28, count: int = BATCHES * SIZE) -> torch.Tensor:
-    """Digits of so many pixels a side, black and white."""
+    """Return black and white digits, with the given number of pixels a side."""
     digits = data.load("digits").train[:count]
     return data.threshold(interpolate(digits, size=(side, side), mode="bilinear"))
 
 
 def counts(dim: int, groups: int = 4, count: int = BATCHES * SIZE) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts of some groups, each with rates of its own, and the groups."""
+    """Return counts from a few groups, each with its own rates, and the group of each datum."""
     generator = torch.Generator().manual_seed(0)
     rates = torch.rand(groups, dim, generator=generator).pow(3) * 5 + 0.1
     group = torch.randint(0, groups, (count,), generator=generator)
@@ -88,7 +89,7 @@ def rows(*parts: torch.Tensor) -> list[Any]:
 
 
 def in_turn(x: torch.Tensor, labels: torch.Tensor) -> list[Any]:
-    """Cut into batches with labels and without, in turn."""
+    """Cut into batches, alternately with and without labels."""
     pairs = enumerate(rows(x, labels))
     return [(x, None if number % 2 else y) for number, (x, y) in pairs]
 
@@ -146,7 +147,7 @@ def dmm(folder, flows=0):
     module, generator = read(folder, "dmm.py"), torch.Generator().manual_seed(0)
     notes = torch.rand(BATCHES * SIZE, 6, 88, generator=generator) < 0.1
     lengths = torch.randint(1, 7, (BATCHES * SIZE,), generator=generator)
-    lengths[::SIZE] = 6  # one length for all batches
+    lengths[::SIZE] = 6  # the padded length of every batch
     notes = notes * (torch.arange(6) < lengths[:, None])[..., None] * 1.0
     batches = [module.poly.get_mini_batch(ids, notes, lengths) for ids in torch.arange(BATCHES * SIZE).split(SIZE)]
     return Case(lambda: programs(module.DMM(num_iafs=flows, z_dim=20 if flows else 100)), batches)
@@ -190,7 +191,7 @@ def vae_flow_prior(folder):
 
 def svi_flow_guide(folder, particles=16):
     def make():
-        module = read(folder, "svi_flow_guide.ipynb", "prior", "flow")  # whose flow is made where it is read
+        module = read(folder, "svi_flow_guide.ipynb", "prior", "flow")  # reading makes the flow
         return module.model, module.guide
 
     module = read(folder, "svi_flow_guide.ipynb", "prior")
@@ -224,7 +225,7 @@ def air(folder):
 
     small, shift = pictures(20)[:, 0], itertools.cycle([(0, 30, 0, 30), (30, 0, 30, 0), (15, 15, 15, 15)])
     x = torch.stack([pad(picture, next(shift)) for picture in small])
-    x[::2] = (x[::2] + x[::2].flip(1, 2)).clamp(max=1)  # two digits
+    x[::2] = (x[::2] + x[::2].flip(1, 2)).clamp(max=1)  # every other image has two digits
     return Case(make, [(x, SIZE)], TraceGraph_ELBO())
 
 

@@ -2,12 +2,12 @@
 
 python -m benchmarks.profiles [--batch-size 128] [--steps 300] [--top 8]
 
-The normal model of `benchmarks.speed`, 784-400-20, on random grey pixels. The floor of a step is the larger of two
-times: its matrix products at the rate that this machine reaches on the largest of them, in the precision at hand, and
-the bytes that must pass through memory, each once, at the rate of a copy: the batch, the decoder's output and its
-gradient written and read, and for Adam every parameter, gradient and pair of moments read and all but the gradient
-written. What lies in a cache is faster than that: the second time is a guide and no bound. Operators are those of
-torch's profiler, with their own time, without that of what they call.
+The model is the normal one of `benchmarks.speed`, 784-400-20, on random grey pixels. The floor of a step is the larger
+of two times. The first is that of its matrix products, at the rate that this machine reaches on the largest of them in
+the same precision. The second is that of the bytes that must pass through memory, each once, at the rate of a copy: the
+batch, the decoder's output and its gradient are written and read; Adam reads every parameter, gradient and pair of
+moments, and writes all of them except the gradient. Data in a cache are faster than that, so that the second time is a
+guide, not a bound. Operators are those of torch's profiler; their own time excludes that of operators that they call.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def product_rate(batch_size, dtype):
 
 
 def copy_rate():
-    """Return the bytes per second of a copy, read and written, of a tensor that no cache holds."""
+    """Return the bytes per second, read and written, of copying a tensor that is too large for a cache."""
     source = torch.randn(2**26)
     target = torch.empty_like(source)
     return 2 * 4 * source.numel() / seconds_of(lambda: target.copy_(source), 20)
@@ -63,7 +63,7 @@ def work_of_a_step(batch_size):
 
 
 def steps_of(x, batch_size, steps, engine, precision, profiler=None):
-    """Return the seconds of every step but the first 20, profiled on the way if asked to."""
+    """Return the seconds of every step except the first 20, which a profiler records if one is given."""
     vae, times = normal(None), []
 
     def on_step(step, _):
@@ -88,7 +88,7 @@ def steps_of(x, batch_size, steps, engine, precision, profiler=None):
 
 
 def adam_seconds(subnormal):
-    """Return the seconds of a step of Adam, a share of whose first moments are subnormal, as behind dead units."""
+    """Return the seconds of a step of Adam with a share of subnormal first moments, as dead units cause them."""
     vae = normal(None)
     parameters = list(vae.parameters())
     optim = adam(parameters)
@@ -103,7 +103,7 @@ def adam_seconds(subnormal):
 
 
 def operators(averages, steps, top):
-    """Lines of a table of the operators that take longest."""
+    """Yield the lines of a table of the operators that take longest."""
     rows = sorted(averages, key=lambda row: row.self_cpu_time_total, reverse=True)
     total = sum(row.self_cpu_time_total for row in rows)
     yield "| operator | calls per step | own ms per step | share |"

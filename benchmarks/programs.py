@@ -2,16 +2,16 @@
 
 python -m benchmarks.programs [--originals FOLDER] [--programs NAME ...] [--engines NAME ...] [--rounds 5]
 
-The rows are the programs of `examples/`; with --originals, also those of Pyro's examples and tutorials, from a checkout
-of its repository, as they are there (`benchmarks.originals` says with which data).
+The rows are the programs of `examples/`; with --originals, also those of Pyro's examples and tutorials, unchanged, from
+a checkout of its repository (`benchmarks.originals` says with which data).
 
-SVI is `pyro.infer.SVI` with `pyro.optim.Adam`. `fit` divides a loss by the data of its batch, which changes nothing in
-Adam but what its epsilon stands for: SVI's is as many times larger. Both take the same batches in the same order, with
-the same seed. What is compared after 50 steps are the losses, by their largest relative difference, and the parameters,
-by the norm of a parameter's difference as a share of its norm.
+SVI is `pyro.infer.SVI` with `pyro.optim.Adam`. `fit` divides a loss by the number of data in its batch. This changes
+nothing in Adam except the effect of its epsilon, so that SVI's epsilon is multiplied by this number. Both take the same
+batches in the same order, with the same seed. After 50 steps the losses are compared, by their largest relative
+difference, and the parameters, by the norm of a parameter's difference relative to its norm.
 
-Each way is a process of its own. After the first 50 steps, in which steps are recorded and compiled, they take turns of
-20 steps, while the others sleep; times are medians over the rounds.
+Each way of training has its own process. After the first 50 steps, in which steps are recorded and compiled, the
+processes take turns of 20 steps, while the others sleep; times are medians over the rounds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from pyro_vae.training import StopTraining
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STEPS, TURN, SEED, RATE, EPSILON = 50, 20, 3, 1e-3, 1e-8
-OWN = {  # the data of a batch, and of all where a plate scales the loss of a batch to them
+OWN = {  # the number of data of a batch, and that of all data if a plate scales the loss of a batch to them
     "conditional_vae": (128, None),
     "semi_supervised_vae": (64, None),
     "deep_markov_model": (16, None),
@@ -72,7 +72,7 @@ def ready(found, size):
 
 
 def own(name):
-    """The case of an example of ours."""
+    """Return the case of one of our examples."""
     example, (size, total) = runpy.run_path(str(EXAMPLES / f"{name}.py")), OWN[name]
 
     def make():
@@ -89,7 +89,7 @@ def case_of(name, folder):
 
 
 def made(case):
-    """Return the same programs in each process."""
+    """Make the programs of a case, which are the same in each process."""
     pyro.clear_param_store()
     torch.manual_seed(0)
     return case.make()
@@ -102,7 +102,7 @@ def train_by_svi(case, turns):
     svi = SVI(model, guide, pyro.optim.Adam({"lr": RATE, "eps": EPSILON * count, "fused": True}), case.loss)
     pyro.enable_validation(False)
     args, kwargs = arguments(case.batches[0])
-    for store in (pyro.get_param_store().scope(), nullcontext()):  # guides are made, and then their parameters
+    for store in (pyro.get_param_store().scope(), nullcontext()):  # first set up guides, then make their parameters
         torch.manual_seed(SEED)
         with store:
             svi.evaluate_loss(*args, **kwargs)
@@ -114,7 +114,7 @@ def train_by_svi(case, turns):
 
 
 def train_by_fit(engine, case, turns):
-    """Train by `fit`, and return how."""
+    """Train by `fit`, and return how its steps were run."""
     model, guide = made(case)
     optims = []
 
@@ -133,7 +133,7 @@ WAYS = {"SVI": train_by_svi, **{engine: partial(train_by_fit, engine) for engine
 
 
 class Turns:
-    """What is called after each step: it ends a turn after some of them, and waits for the next one."""
+    """A function to call after each step, which ends a turn after some of them and waits for the next turn."""
 
     def __init__(self, connection, rounds):
         self.connection, self.losses, self.last = connection, [], STEPS + rounds * TURN
@@ -158,13 +158,13 @@ class Turns:
 
 
 def work(connection, name, folder, way, rounds):
-    """Train in one way in a process of its own, a turn whenever told to; an error is sent as a line."""
+    """Train in one way, in a process of its own, one turn whenever told to; an error is sent as one line."""
     torch.set_num_threads(1)  # tensors here are small
-    warnings.simplefilter("ignore")  # how steps are run is said below the table
+    warnings.simplefilter("ignore")  # lines below the table say how steps are run
     turns = Turns(connection, rounds)
     try:
         connection.send(WAYS[way](case_of(name, folder), turns))
-    except StopTraining:  # which `fit` takes
+    except StopTraining:  # raised in SVI's training; `fit` catches it itself
         connection.send("")
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
@@ -176,7 +176,7 @@ def begin(name, folder, way, rounds):
     here, there = context.Pipe()
     process = context.Process(target=work, args=(there, name, folder, way, rounds), daemon=True)
     process.start()
-    there.close()  # so that the end of a process is heard of
+    there.close()  # so that recv() notices the end of the process
     return process, here
 
 
@@ -190,7 +190,7 @@ def told(worker):
 
 
 def difference(found, expected):
-    """Return the largest relative difference of losses, and of parameters, which have no names here, but values."""
+    """Return the largest relative difference of losses, and of parameters, which are matched by shape and values."""
     (losses, parameters), (others, rights) = found, expected
     share = max(abs(one - other) / (abs(other) or 1) for one, other in zip(losses, others, strict=True))
     pairs = zip(
@@ -200,7 +200,7 @@ def difference(found, expected):
 
 
 def measure(workers, rounds):
-    """Return for each way what it sends after the first steps, the median of its times, and how its steps were run."""
+    """Return for each way what it sends after the first steps, its median time, and how its steps were run."""
     first = {way: told(worker) for way, worker in workers.items()}
     trained = [way for way in workers if not isinstance(first[way], str)]
     if "SVI" not in trained:

@@ -2,13 +2,13 @@
 
 python -m benchmarks.research ROW [--data-root DIR] [--minutes 20 | --epochs N] [--json FILE]
 
-Every row: pixels binarized by chance anew for each batch (the test images once), Adam, batch 100; unless it says
-otherwise, of rate 5e-4, with 40 latent dimensions and gated networks of 2 x 300. `log p` is the importance-weighted
-estimate of 5,000 samples on every tenth test image, in nats per image.
+In every row, pixels are binarized at random for each batch (test images only once), and the VAE is trained by Adam with
+batches of 100. Unless a row says otherwise, the learning rate is 5e-4, with 40 latent dimensions and gated networks of
+2 x 300. `log p` is the importance-weighted estimate with 5,000 samples on every tenth test image, in nats per image.
 
-The number of epochs is computed from the time of the first 6,000 images, which a copy of the VAE takes before: the KL
-warm-up then knows its end, and `--epochs` runs a row again. Where not even one fits, it is one of the first images, as
-many as fit.
+The number of epochs is computed beforehand, from the time that a copy of the VAE takes for the first 6,000 images. The
+KL warm-up then knows its end, and `--epochs` repeats a row. If not even one epoch fits, the row is trained for one
+epoch on the first images, as many as fit.
 """
 
 import argparse
@@ -36,7 +36,7 @@ GATED = partial(MLP, hidden=(300, 300), gated=True)
 
 @dataclass
 class Recipe:
-    """A row: how to build its VAE from training data, the objective, the share of steps of KL warm-up, Adam's rate."""
+    """A row: how to build its VAE from training data, its objective, the share of warm-up steps, Adam's rate."""
 
     setup: str
     build: Callable[[torch.Tensor], VAE]
@@ -99,7 +99,7 @@ RECIPES = {
 
 @dataclass
 class Row:
-    """What a row's run gave: bounds and log-likelihood in nats per image, times in minutes."""
+    """The results of a row: bounds and log-likelihood in nats per image, times in minutes."""
 
     row: str
     setup: str
@@ -124,7 +124,7 @@ class Row:
 
 
 def train(vae, recipe, x, epochs, seed):
-    """Return the history, and how many steps the KL was warmed up for."""
+    """Train, and return the history and the number of steps of KL warm-up."""
     steps = epochs * math.ceil(len(x) / BATCH_SIZE)
     warm_up = round(recipe.warm_up * steps)
     adam = partial(torch.optim.Adam, lr=recipe.rate, fused=True)
@@ -135,7 +135,7 @@ def train(vae, recipe, x, epochs, seed):
 
 
 def seconds_per_epoch(vae, recipe, x, seed):
-    """Return the time of an epoch, extrapolated from a tenth of it, on a copy."""
+    """Return the time of an epoch, extrapolated from a tenth of one, which a copy is trained for."""
     tenth = x[: len(x) // 10]
     history, _ = train(copy.deepcopy(vae), recipe, tenth, 1, seed)
     return history[-1]["seconds"] * len(x) / len(tenth)

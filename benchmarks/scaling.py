@@ -2,14 +2,15 @@ r"""What a step costs on several processes: measured at 1 and 2 ranks here, and 
 
 python -m benchmarks.scaling [--batch-size 128] [--rounds 5] [--bandwidth GB/S --latency MICROSECONDS]
 
-784-400-20 on made-up pictures, one thread for each rank, `fit` with its recording, batch-size data for each rank. Every
-step sums the gradients, S bytes, over R ranks; in a ring each rank sends its part 2 (R - 1) times,
+The model is 784-400-20 on random images. Each rank has one thread and a whole batch, and `fit` records its steps. Every
+step sums the gradients, S bytes, over R ranks; in a ring each rank sends 2 (R - 1) messages of S / R bytes,
 
     all-reduce(R) = 2 (R - 1) / R * S / bandwidth + 2 (R - 1) * latency,     step(R) = compute + own + all-reduce(R),
 
-where "compute" is the step of a single rank, and "own" what else two ranks take: bringing the gradients into one tensor
-and back, waiting for the slower rank, and sharing the machine. Bandwidth and latency are those of two ranks here, from
-sums of one number and of S bytes; or, given by the flags, those of a network, for the rows of the model.
+where "compute" is the time of a step on a single rank, and "own" the further time that two ranks take: for copying the
+gradients into one tensor and back, for waiting for the slower rank, and for sharing the machine. Bandwidth and latency
+are measured with two ranks here, from sums of one number and of S bytes; or the flags give those of a network, for the
+rows of the model.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MODELLED = (8, 64, 1024)
 
 
 def measure(fabric, batch_size):
-    """Return seconds for a step, for the sum of one number and for that of a step; and the latter's bytes."""
+    """Return the seconds of a step, of a sum of one number and of a step's sum, and the bytes of the latter."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     ranks = Ranks(fabric)

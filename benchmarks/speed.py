@@ -3,18 +3,19 @@
 python -m benchmarks.speed --data-root DIR [--models NAME ...] [--batch-sizes N ...] [--rounds 5] [--device cpu]
                            [--before CHECKOUT] [--json FILE]
 
-A table for each model and batch size. Every way of training is a process of its own, started once and kept; they take
-turns, an epoch each, while the others sleep, and the medians are over the rounds; a way that fails is said to. What is
-done once, such as a recording, a compilation or a jit, falls into an epoch before the first round, whose time is in the
-column `first`. The bound on the test images is taken after all epochs, in 32 bits, so that nothing is bought with
-accuracy.
+There is one table for each model and batch size. Every way of training has its own process, started once and kept. The
+processes take turns of one epoch, while the others sleep, and the medians are over the rounds; a way that fails is
+reported. Work that is done once, such as a recording, a compilation or a jit, falls into an epoch before the first
+round, whose time is in the column `first`. The bound on the test images is computed after all epochs, in 32 bits, to
+show that no speed is gained at the cost of accuracy.
 
-All train on grey pixels in memory (`fit` has them in 8 bits, as they come) with Adam 1e-3, in one fused step but for
-Pyro's own optimizer and NumPyro's, and add up what they report: `fit` loss, reconstruction and KL, the others their
-loss. By hand, the normal model is `pyro_vae.baseline`, the others a loop over the same modules without a Pyro program;
-compiled, their loss passes through torch.compile. SVI is `pyro.infer.SVI` as Pyro's examples have it. NumPyro jits the
-whole epoch, of `benchmarks.numpyro_twins`. `pytorch-example` is the way of PyTorch's example script: a DataLoader over
-images that pass ToTensor. `fit, before` is the `fit` of another checkout of this project, given by --before.
+All train on grey pixels in memory (`fit` keeps them in 8 bits, as they are stored) with Adam at 1e-3, fused except for
+Pyro's own optimizer and NumPyro's. All add up what they report: `fit` the loss, reconstruction and KL, the others their
+loss. By hand, the normal model is `pyro_vae.baseline`, and the others are a loop over the same modules without a Pyro
+program; if compiled, their loss passes through torch.compile. SVI is `pyro.infer.SVI`, used as in Pyro's examples.
+NumPyro jits a whole epoch of the programs in `benchmarks.numpyro_twins`. `pytorch-example` is the loop of PyTorch's
+example script: a DataLoader over images that pass through ToTensor. `fit, before` is the `fit` of another checkout of
+this project, given by --before.
 """
 
 import argparse
@@ -42,7 +43,7 @@ WAYS = [  # who trains, by which engine, in which precision
     *[("fit", engine, precision) for precision in ("32", "bf16-mixed") for engine in ("eager", "recorded", "compiled")],
     ("numpyro", "jit", "32"),
 ]
-MORE = [("pytorch-example", "eager", "32")]  # of the normal model alone
+MORE = [("pytorch-example", "eager", "32")]  # for the normal model only
 BEFORE = "fit, before"
 
 
@@ -118,7 +119,7 @@ def train_by_svi(_, __, vae, ___, x, batch_size, epochs):
 
 
 def train_by_fit(engine, precision, vae, _, x, batch_size, epochs, turn):
-    """Train, and have a turn after every epoch: `fit` runs through, and what comes between its epochs is not timed."""
+    """Train, with a turn after every epoch; `fit` times its epochs itself, without what comes between them."""
     how = {"engine": engine, "precision": precision, "optimizer": adam}
 
     def on_epoch(row):
@@ -129,11 +130,11 @@ def train_by_fit(engine, precision, vae, _, x, batch_size, epochs, turn):
 
 
 def train_example(_, __, vae, ___, x, batch_size, epochs, root):
-    """The loop of PyTorch's example script, in our words."""
+    """Train by the loop of PyTorch's example script, rewritten."""
     from torch.utils.data import DataLoader
 
     datasets = data.import_torchvision_datasets()
-    from torchvision.transforms import ToTensor  # after the datasets, whose import mends what may be missing
+    from torchvision.transforms import ToTensor  # after the datasets, whose import may repair torchvision
 
     images = datasets.MNIST(root, train=True, transform=ToTensor())
     loader = DataLoader(images, batch_size=batch_size, shuffle=True)
@@ -148,7 +149,7 @@ def train_example(_, __, vae, ___, x, batch_size, epochs, root):
 
 
 def train_by_numpyro(vae, name, x, batch_size, epochs):
-    """Train NumPyro's programs of the same networks, starting from the same weights, and write the weights back."""
+    """Train NumPyro programs with the same networks, starting from the same weights, and write the weights back."""
     import jax
     import numpyro
     from jax import numpy as jnp
@@ -190,7 +191,7 @@ def train_by_numpyro(vae, name, x, batch_size, epochs):
 
 
 def work(connection, way, name, batch_size, epochs, settings):
-    """Train in one way in a process of its own: an epoch whenever told to, then say what it was worth."""
+    """Train in one way, in a process of its own: an epoch whenever told to, and at the end send the test loss."""
     torch.set_num_threads(settings.threads)
     who, engine, precision = way
     torch.manual_seed(0)
@@ -220,7 +221,7 @@ def work(connection, way, name, batch_size, epochs, settings):
 
 
 def ways_of(name, settings):
-    """All that can train a model here; what is not installed is said, not skipped in silence."""
+    """Return the ways that can train a model here, and report if NumPyro is not installed."""
     ways = WAYS + (MORE if name == "normal" else [])
     ways += [(BEFORE, *how) for who, *how in WAYS if who == "fit" and settings.before]
     try:
@@ -236,7 +237,7 @@ def ways_of(name, settings):
 
 @contextmanager
 def imports_from(checkout):
-    """Let processes that are started here import this project from another checkout, if one is given."""
+    """Let processes that are started in this context import this project from another checkout, if one is given."""
     kept = list(sys.path)
     sys.path[:0] = [str(checkout.resolve())] if checkout else []
     try:
@@ -255,7 +256,7 @@ def measure(name, batch_size, settings):
         process = context.Process(target=work, args=(there, trains, name, batch_size, epochs, settings), daemon=True)
         with imports_from(settings.before if way[0] == BEFORE else None):
             process.start()
-        there.close()  # so that the end of a process is heard of
+        there.close()  # so that recv() notices the end of the process
         workers.append((way, here, []))
     for _ in range(epochs):
         for worker in list(workers):
@@ -278,7 +279,7 @@ def measure(name, batch_size, settings):
 
 
 def table(rows):
-    """Lines of a table."""
+    """Yield the lines of a table."""
     yield "| model | batch | by | engine | precision | seconds per epoch | to hand, eager | test bound | first |"
     yield f"|{' --- |' * 9}"
     for row in rows:
@@ -288,7 +289,7 @@ def table(rows):
 
 
 def ratios(rows):
-    """Lines of a table of what the rows are to each other."""
+    """Yield the lines of a table with ratios of the rows' times."""
     seconds = {
         tuple(row[key] for key in ("model", "batch", "who", "engine", "precision")): row["seconds_per_epoch"]
         for row in rows
