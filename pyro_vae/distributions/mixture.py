@@ -19,9 +19,9 @@ class MixtureOfNormals(dist.TorchDistribution):
 
     .. math:: p(z) = \sum_k \pi_k \prod_d \mathcal{N}(z_d; \mu_{kd}, \sigma_{kd}^2)
 
-    No formula for a draw in terms of noise and the parameters :math:`\theta` could be differentiated. But its
-    conditional distribution functions :math:`F_d(z_d | z_{<d}; \theta)` can be: if their values are held fixed, they
-    define z as a function of :math:`\theta`, whose derivative is
+    There is no differentiable formula for a draw in terms of noise and the parameters :math:`\theta`. But its
+    conditional distribution functions :math:`F_d(z_d | z_{<d}; \theta)` are differentiable: if their values are held
+    fixed, they define z as a function of :math:`\theta`, whose derivative is
 
     .. math:: \frac{d z_d}{d \theta} = -\frac{1}{p(z_d|z_{<d})}
               \left(\frac{\partial F_d}{\partial \theta} + \sum_{j<d} \frac{\partial F_d}{\partial z_j}
