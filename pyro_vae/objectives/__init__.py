@@ -7,7 +7,7 @@ from pyro_vae.objectives._objective import Draws, Objective, Terms
 from pyro_vae.objectives.bounds import BetaTC, FreeBits, InfoVAE, StickingTheLanding, Thermodynamic
 from pyro_vae.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, VIMCO, DReG, Renyi
 from pyro_vae.objectives.plates import DataPlates, data_plates, share_of
-from pyro_vae.objectives.side_by_side import made_for
+from pyro_vae.objectives.side_by_side import made_for, runs_side_by_side
 from pyro_vae.objectives.terms import (
     Beta,
     check_beta,
@@ -50,6 +50,7 @@ __all__ = [
     "made_for",
     "reconstruction",
     "recording",
+    "runs_side_by_side",
     "share_of",
     "terms_and_gradients",
     "terms_of",

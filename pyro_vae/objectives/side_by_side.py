@@ -25,6 +25,17 @@ FAIL, SHARED = "programs", "noise"
 FIX = "let it count dimensions from the right (softmax(z, -1) and z[..., 0], not softmax(z, 1) and z[:, 0])"
 
 
+def runs_side_by_side(loss: Any) -> bool:
+    """Whether an ELBO may run programs on several particles, or on all values of a site, in one call.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> runs_side_by_side(Trace_ELBO(10)), runs_side_by_side(Trace_ELBO(10, vectorize_particles=True))
+        (False, True)
+    """
+    return isinstance(loss, Objective | TraceEnum_ELBO | TraceTMC_ELBO) or bool(loss.vectorize_particles)
+
+
 def made_for(loss: Any, model: Program, guide: Program, batches: Iterable[Batch], count: Count) -> Any:
     """Return an objective that can use a model: it runs the model on one particle at a time if several do not work.
 
@@ -42,6 +53,8 @@ def made_for(loss: Any, model: Program, guide: Program, batches: Iterable[Batch]
         ValueError: if the guide mistakes the dimension of particles for another; for an ELBO of Pyro that runs the
             programs on particles or on all values of a site side by side, also if the model does so.
     """
+    if not runs_side_by_side(loss):
+        return loss
     if isinstance(loss, Objective):
         loss = copy_of(loss)
         loss.count_data = count

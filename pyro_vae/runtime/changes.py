@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.runtime.steps import import_tracers
+
 
 class Changes(TorchDispatchMode):
     """Keeps copies of tensors, such as running means, from before an operation changes them in place.
@@ -20,6 +22,7 @@ class Changes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        import_tracers()  # as torch itself does when an operation is first dispatched to a mode
         super().__init__()
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, RenyiELBO, TraceTMC_ELBO
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,6 +20,7 @@ from pyro_vae.objectives import (
     check_beta,
     check_per_datum,
     made_for,
+    runs_side_by_side,
     trained_by,
     with_plates,
 )
@@ -164,7 +165,7 @@ def _away_from_0(programs: Programs, batches: Batches, loss: ELBO) -> Iterator[N
     """Move parameters that are 0, such as a gate or the last layer of a block: they hide what lies before them."""
     zeros: list[Tensor] = []
     with torch.no_grad():
-        if isinstance(loss, Objective) or loss.vectorize_particles or isinstance(loss, TraceEnum_ELBO):
+        if runs_side_by_side(loss):
             args, kwargs = arguments(batches.first())
             paired_traces(programs.model, programs.guide, *args, **kwargs)  # which meets the parameters
             zeros = [each for each in programs.parameters if each.is_floating_point() and not each.any()]

@@ -684,7 +684,7 @@ def test_as_tensor_reads_images_channels_first_and_scaled():
     assert torch.equal(as_tensor(Items([(Image.fromarray(grey), 7)]))[0], torch.tensor(grey)[None] / 255)
 
 
-@pytest.mark.parametrize("source", [5, None, "digits", 2.5, object()])
+@pytest.mark.parametrize("source", [5, None, 2.5, object()])
 def test_as_tensor_refuses_what_is_no_data(source):
     with pytest.raises(TypeError, match=f"must be a tensor, an array or a data set, not {type(source).__name__}"):
         as_tensor(source)

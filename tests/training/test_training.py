@@ -1063,18 +1063,22 @@ def test_a_last_batch_of_one_datum_is_refused_before_training_where_it_is_normal
 
 
 @pytest.mark.slow
-def test_the_first_training_leaves_the_filters_of_warnings_alone():
+@pytest.mark.parametrize("loss", ["loss=Trace_ELBO()", "loss=IWAE(2)"])
+def test_the_first_training_leaves_the_filters_of_warnings_alone(loss):
     code = """
 import warnings
 import torch
 import pyro_vae
+from pyro.infer import Trace_ELBO
 from pyro_vae import VAE, decoders, encoders, fit, priors
+from pyro_vae.objectives import IWAE
 before = list(warnings.filters)
 vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
 for engine in ("eager", "recorded"):
-    fit(vae.model, vae.guide, torch.rand(20, 6), epochs=4, batch_size=10, engine=engine)
+    fit(vae.model, vae.guide, torch.rand(20, 6), {loss}, epochs=4, batch_size=10, engine=engine)
     assert warnings.filters == before, (engine, [each for each in warnings.filters if each not in before])
 """
+    code = code.replace("{loss}", loss)
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
 
 
