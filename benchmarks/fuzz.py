@@ -265,7 +265,7 @@ def of_command(code, error, said, before, after):
         whole = all(str(run / "report.html") in after for run in runs)
         return Outcome("accepted" if whole else "half-written", said)
     lines = [line for line in re.split(r"[\r\n]+", said) if line.strip() and "step/s" not in line]
-    if len(lines) != 1 or not re.match(r"pyro-vae( \w+)?: error: .", lines[0]) or not own(lines[0]):
+    if len(lines) != 1 or not re.match(r"pyro-vae( \w+)?(: .+\.yaml)?: error: .", lines[0]) or not own(lines[0]):
         return Outcome("not in its own words", said)
     if before != after and not ("is not finite" in said and any(path.endswith("config.yaml") for path in after)):
         changed = sorted(path for path in {*before, *after} if before.get(path, ...) != after.get(path, ...))
