@@ -648,6 +648,7 @@ GIVEN = {
     "final_temperature": mostly(each("None|0.5"), VALUES),
     "chunk": mostly(each("None|1"), VALUES),
 }
+HELPERS = (objectives.DataPlates, objectives.Draws, objectives.Objective, objectives.Terms)  # not for users to make
 INPUTS = {"priors": "", "encoders": "X", "decoders": "torch.zeros(3, 2)"}
 
 
@@ -656,7 +657,7 @@ def constructors():
     for module in (priors, encoders, decoders, networks, objectives):
         for name in module.__all__:
             cls = getattr(module, name)
-            if inspect.isclass(cls) and cls not in (objectives.Draws, objectives.Objective, objectives.Terms):
+            if inspect.isclass(cls) and cls not in HELPERS:
                 parameters = dict(inspect.signature(cls).parameters)
                 if module is encoders:
                     parameters.pop("out_shape", None)  # which only the package's encoders give to their base

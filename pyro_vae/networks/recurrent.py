@@ -96,7 +96,7 @@ class GRUDecoder(_Network):
 
     def __init__(self, in_shape: Sizes, out_shape: Sizes, hidden: int = 128, time: int = -1) -> None:
         super().__init__(in_shape, out_shape)
-        if not (-len(self.out_shape) <= time < len(self.out_shape)):
+        if not (-len(self.out_shape) <= as_size(time, "time", least=-math.inf) < len(self.out_shape)):
             raise ValueError(f"GRUDecoder's out_shape {self.out_shape} has no dimension {time} to be the length")
         self.time = time % len(self.out_shape)
         self.rest = self.out_shape[: self.time] + self.out_shape[self.time + 1 :]

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from pyro_vae.plots.figures import SMALL, as_array
 
 _MISSING = "tab:pink"
+_PIECES = 1000  # of a long curve, which has fewer pixels
 
 
 def as_pictures(images: ArrayLike, leading: int = 1) -> np.ndarray:
@@ -102,9 +103,19 @@ def _shades(mosaic: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(shades).any(-1, keepdims=True), to_rgb(_MISSING), shades) if shades.ndim == 3 else shades
 
 
+def _thinned(curves: np.ndarray) -> np.ndarray:
+    """Return curves of at most 2,000 points, which look the same: of each short piece, the least and largest number."""
+    length = curves.shape[-1]
+    if length <= 2 * _PIECES:
+        return curves
+    starts = np.arange(_PIECES) * length // _PIECES
+    ends = [extreme.reduceat(curves, starts, axis=-1) for extreme in (np.fmin, np.fmax)]
+    return np.stack(ends, -1).reshape(*curves.shape[:-1], 2 * _PIECES)
+
+
 def _curves_in_cells(tiles: np.ndarray, left: float, top: float, width: float, height: float) -> LineCollection:
     """Return curves of shape (rows, columns, d) as lines, all on one scale, each in the middle of its cell."""
-    tiles = np.repeat(tiles, 2, axis=-1) if tiles.shape[-1] == 1 else tiles
+    tiles = np.repeat(tiles, 2, axis=-1) if tiles.shape[-1] == 1 else _thinned(tiles)
     low, high = _range(tiles)
     up = (tiles - low) / (high - low) if high > low else np.full_like(tiles, 0.5)
     row, column = np.indices(tiles.shape[:2])[..., None]

@@ -288,6 +288,6 @@ def check_settings(
     check_beta(beta)
     if engine not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}")
-    if on_nan not in GUARDS:
+    if on_nan not in tuple(GUARDS):  # a list or a dict has no hash
         raise ValueError(f"on_nan is one of {', '.join(GUARDS)}, not {on_nan!r}")
     check_precision(precision, device)

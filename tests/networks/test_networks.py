@@ -384,6 +384,8 @@ def test_gru_networks_refuse_what_is_no_sequence():
         GRUEncoder(8, 3, categories=-1)
     with pytest.raises(ValueError, match=r"has no dimension 2"):
         GRUDecoder(3, (2, 7), time=2)
+    with pytest.raises(TypeError, match=r"time must be an integer, not 0\.5"):
+        GRUDecoder(3, (2, 7), time=0.5)
 
 
 @pytest.mark.parametrize("network", [GRUEncoder, GRUDecoder])

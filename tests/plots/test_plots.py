@@ -210,6 +210,17 @@ def test_curves_in_cells_are_one_affine_map_of_the_data():
     assert axes.get_xlabel() == f"heights from {data.min():.3g} to {data.max():.3g}"
 
 
+def test_a_long_curve_is_drawn_by_its_extremes():
+    data = RNG.normal(size=(2, 100_000))
+    data[0, 12_345], data[1, 54_321], data[0, 777] = 99.0, -99.0, np.nan
+    paths = curve_paths(plots.samples(data).axes[0])[:2]
+    assert [len(path) for path in paths] == [2000, 2000]
+    heights = [paths[0][:, 1], paths[1][:, 1] - (paths[1][:, 1].max() > 1)]
+    assert np.isfinite(heights).all()
+    top, bottom = np.argmin(heights[0]), np.argmax(heights[1])  # the y axis points down
+    assert (top // 2, bottom // 2) == (123, 543)
+
+
 def test_data_of_one_number_and_of_one_value_can_be_drawn():
     drawn(plots.samples(np.arange(5.0)[:, None]))
     drawn(plots.samples(np.ones((4, 10))))

@@ -185,8 +185,9 @@ def test_a_loss_of_either_sign_that_stays_small_does_not_warn():
 
 def test_an_unknown_way_is_refused():
     vae = normal()
-    with pytest.raises(ValueError, match="on_nan is one of stop, skip, rollback, not 'ignore'"):
-        fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), batch_size=8, on_nan="ignore")
+    for way, said in (("ignore", "'ignore'"), ([], r"\[\]"), ({"stop": 1}, "{'stop': 1}")):
+        with pytest.raises(ValueError, match=f"on_nan is one of stop, skip, rollback, not {said}"):
+            fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), batch_size=8, on_nan=way)
 
 
 def test_an_epoch_of_which_no_step_was_finite_is_no_epoch():
