@@ -27,7 +27,7 @@ setup(
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "safetensors>=0.4.4",
-        "filelock>=3.24",
+        "filelock>=3.29.5",  # earlier ones remove the lock when it is released, so that two processes could hold it
         "pyyaml>=6",
         "tqdm>=4.66",
         "pillow>=10.1",  # 10.0 leaves some rotated TIFFs as they are
