@@ -102,7 +102,7 @@ def _check_batch(
     with Indices(tensors_of(batch)) as indices:
         pair = _first_traces(model, guide, batch, count)
     _check_names(model, guide)  # also of parameters that have just been made
-    check_sites(*pair, observing=observing)
+    check_sites(*pair, guide, batch, observing=observing)
     other, other_count = _of_another_size(x, rows, batch, transform)
     other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, len(x))
     plates = data_plates(pair, count, other_pair, other_count, len(x))

@@ -5,6 +5,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -69,8 +70,13 @@ class PyroDistributions(Messenger):
             )
 
 
-def check_sites(model_trace: Trace, guide_trace: Trace, *, observing: bool = True) -> None:
-    """Refuse sites of a model and a guide that do not fit each other, or a model that is to observe and does not."""
+def check_sites(
+    model_trace: Trace, guide_trace: Trace, guide: Program, batch: Batch, *, observing: bool = True
+) -> None:
+    """Refuse sites of a model and a guide that do not fit each other, or a model that is to observe and does not.
+
+    The traces are those of the programs on the batch.
+    """
     observed = observed_in(model_trace)
     if observing and not observed:
         raise ValueError("the model observes nothing: give one of its sample sites obs=x")
@@ -80,6 +86,7 @@ def check_sites(model_trace: Trace, guide_trace: Trace, *, observing: bool = Tru
         for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
             _check_in_plates(trace.nodes[name])
     _check_both_draw(model_trace, guide_trace)
+    _check_drawn_alone(model_trace, guide_trace, guide, batch)
     for name in guide_trace.stochastic_nodes:
         if name in model_trace.nodes:
             prior, posterior = model_trace.nodes[name]["fn"], guide_trace.nodes[name]["fn"]
@@ -115,17 +122,42 @@ def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
             raise ValueError(
                 f"site {name!r} has different masks in the model and the guide: put the same poutine.mask around both"
             )
-    drawn_sites = [guide_trace.nodes[name] for name in guide_trace.stochastic_nodes]
-    if any(_is_point(site["fn"]) for site in drawn_sites):  # a function of what else is drawn, as in automatic guides
-        return
-    for site in drawn_sites:
-        if site["name"] not in model_trace.stochastic_nodes and site["mask"] is not False:
-            observes = site["name"] in model_trace.observation_nodes
+
+
+def _check_drawn_alone(model_trace: Trace, guide_trace: Trace, guide: Program, batch: Batch) -> None:
+    """Refuse sites with a density that the guide alone draws, unless points are functions of them."""
+    for name in guide_trace.stochastic_nodes:
+        site = guide_trace.nodes[name]
+        if name in model_trace.stochastic_nodes or site["mask"] is False or _is_point(site["fn"]):
+            continue
+        observes = name in model_trace.observation_nodes
+        if observes or not _moves_a_point(name, model_trace, guide_trace, guide, batch):
             fix = "do not draw it where it is observed" if observes else "let the model draw it, too, or sum it out"
             raise ValueError(
-                f"the guide draws site {site['name']!r}, but the model {'observes it' if observes else 'does not'}, so"
-                f" that the bound would count its density without a prior: {fix}"
+                f"the guide draws site {name!r}, but the model {'observes it' if observes else 'does not'}, so that the"
+                f" bound would count its density without a prior: {fix}"
             )
+
+
+def _moves_a_point(name: str, model_trace: Trace, guide_trace: Trace, guide: Program, batch: Batch) -> bool:
+    """Whether a point of the guide moves with what it draws at a site, whose density is then that of the point.
+
+    So do the points of automatic guides. Other values of the guide stay as they are.
+    """
+    site = guide_trace.nodes[name]
+    points = {each for each in guide_trace.stochastic_nodes if _is_point(guide_trace.nodes[each]["fn"])}
+    support = support_of(site["fn"])
+    if not points & {*model_trace.stochastic_nodes} or (support is not None and support.is_discrete):
+        return False
+    moved = guide_trace.copy()
+    for point in points:
+        moved.remove_node(point)
+    moved.nodes[name] = site | {"value": site["value"] + 1 if _is_real(site["fn"]) else site["fn"].sample()}
+    _, there = probe(lambda *_, **__: None, poutine.replay(guide, trace=moved), batch)
+    return any(
+        not torch.equal(guide_trace.nodes[point]["value"], there.nodes[point]["value"])
+        for point in points & {*model_trace.stochastic_nodes}
+    )
 
 
 def _is_point(distribution: Any) -> bool:

@@ -1102,6 +1102,35 @@ def test_a_site_that_the_guide_alone_draws_is_refused(infer):
             run(model, guide, torch.zeros(4, 3))
 
 
+@pytest.mark.parametrize("infer", [{}, {"is_auxiliary": True}], ids=["plain", "auxiliary"])
+def test_a_site_that_the_guide_alone_draws_is_refused_beside_a_point_that_is_no_function_of_it(infer):
+    """Minus its entropy, of log 5 + 1.42 nats, would be taken off the loss."""
+
+    def model(x):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", 8, subsample_size=len(x)):
+            pyro.sample("x", dist.Exponential(rate), obs=x[:, 0])
+
+    def point(x):
+        pyro.sample("a", dist.Normal(torch.zeros(()), 5.0), infer=infer)
+        pyro.sample("rate", dist.Delta(pyro.param("point", torch.tensor(1.0)) + x.sum()))
+
+    def function(_):
+        a = pyro.sample("a", dist.Normal(torch.zeros(()), 5.0), infer={"is_auxiliary": True})
+        pyro.sample("rate", dist.Delta(a.exp(), log_density=-a))
+
+    def log_normal(_):
+        pyro.sample("rate", dist.LogNormal(torch.zeros(()), 5.0))
+
+    x = torch.rand(8, 1)
+    for run in (fit, evaluate):
+        with pytest.raises(
+            ValueError, match=r"the guide draws site 'a', but the model does not, .* let the model draw"
+        ):
+            run(model, point, x)
+    assert evaluate(model, function, x) == pytest.approx(evaluate(model, log_normal, x))
+
+
 def test_a_site_that_the_guide_draws_where_the_model_observes_it_is_refused():
     def model(x, y):
         with pyro.plate("data", len(x)):
