@@ -14,6 +14,10 @@ from pyro_vae.programs.supports import accepts_nan, check_support, support_of, w
 from pyro_vae.programs.traces import filled, observed_in, probe
 
 FINITE = "remove or fill values that are not finite"
+SCORE_THE_REST = (  # a mask alone does not do: the gradient of a masked NaN is NaN
+    "score only the rest: decoders.Masked, or in a model of your own obs=torch.where(mask, x, 1) with obs_mask=mask,"
+    " where 1 stands for any value in the support"
+)
 LARGEST_CHUNK = 2**20  # numbers that are checked together
 
 
@@ -58,8 +62,7 @@ def check_data(
                 some = missing.flatten(1).any(1) if part.dim() > 1 else missing
                 incomplete = transformed(_where(filled(rows, part), some, count), transform, count)
                 if not _takes_missing(model, guide, incomplete):
-                    fix = f"{FINITE}, or score only the rest (decoders.Masked)"
-                    _refuse(part, missing, fix, start, _of_part(name, of))
+                    _refuse(part, missing, f"{FINITE}, or {SCORE_THE_REST}", start, _of_part(name, of))
                 _check_guide_of_missing(guide, incomplete)
         value = transformed(rows, transform, count)
         if holds:

@@ -8,7 +8,7 @@ import torch
 import zuko
 from pyro import poutine
 from pyro.contrib.zuko import ZukoToPyro
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -711,6 +711,41 @@ def test_missing_entries_that_a_program_leaves_out_itself_are_accepted():
     assert evaluate(*leaving_out(True), x).reconstruction == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"hold nan at index \(9, 0, 1, 2\).*decoders\.Masked"):
         check_programs(*leaving_out(False), x)
+
+
+def test_missing_entries_that_obs_mask_leaves_out_are_accepted_once_they_are_filled_as_the_refusal_says():
+    x = torch.tensor([[0.5], [math.nan], [-1.0], [2.0]])
+
+    def leaving_out(filled):
+        def model(x):
+            mask = ~x[:, 0].isnan()
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+                value = torch.where(mask, x[:, 0], 1) if filled else x[:, 0]
+                pyro.sample("x", dist.Normal(z, 1.0), obs=value, obs_mask=mask)
+
+        return model
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            mean = pyro.param("mean", torch.tensor(1.0))
+            z = pyro.sample("z", dist.Normal(mean, 0.5))
+            with poutine.mask(mask=x[:, 0].isnan()):
+                pyro.sample("x_unobserved", dist.Normal(z, 1.0))
+
+    with pytest.raises(
+        ValueError, match=r"hold nan at index \(1, 0\); .* obs=torch\.where\(mask, x, 1\) with obs_mask"
+    ):
+        evaluate(leaving_out(False), guide, x)
+    seen, many = x[~x.isnan()], x.repeat(5000, 1)
+    bound = evaluate(leaving_out(True), guide, many, loss=TraceMeanField_ELBO(), batch_size=20_000)
+    expected = ((seen - 1) ** 2 + 0.25 + math.log(2 * math.pi)).sum() / 8
+    assert bound.reconstruction == pytest.approx(expected.item(), abs=0.02)
+    assert bound.kl == pytest.approx((1 + 0.25 - 1) / 2 + math.log(2), rel=1e-5)
+    descent = {"optimizer": partial(torch.optim.SGD, lr=1.0), "epochs": 1, "batch_size": 20_000}
+    fit(leaving_out(True), guide, many, loss=TraceMeanField_ELBO(), **descent)
+    slope = (1 - seen).sum() / 4 + 1
+    assert pyro.param("mean").item() == pytest.approx(1 - slope.item(), abs=0.02)
 
 
 def mean_of(x, start=torch.zeros(3), constraint=constraints.real):  # noqa: B008 (never changed)
