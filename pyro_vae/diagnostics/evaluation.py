@@ -10,7 +10,7 @@ import pyro
 import torch
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import ExpandedDistribution
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -41,7 +41,6 @@ from pyro_vae.runtime.held import Held
 from pyro_vae.runtime.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak_of
 from pyro_vae.runtime.recording import Recorded
 
-SUMS_OF_WEIGHTS = {RenyiELBO: "objectives.Renyi, or IWAE", TraceTMC_ELBO: "TraceEnum_ELBO, or a plate of len(x)"}
 MANY = 10_000  # chunks; compiling takes the time that it saves on about 4,000 of them
 
 
@@ -192,9 +191,6 @@ def _at_sample(
     pairs = traces or [paired_traces(model, guide, *args, **kwargs)]
     reconstruction, kl = terms_of(recorder, pairs, value=value)
     share = share_of(pairs, count, plates)
-    for kind, instead in SUMS_OF_WEIGHTS.items():
-        if share != 1 and isinstance(loss, kind):
-            raise ValueError(f"{kind.__name__} has another bound where a plate is scaled: take {instead}")
     traces.clear()  # the recorder refers to itself, and would keep them until Python collects such cycles
     return value * share, reconstruction.item() * share, kl.item() * share
 

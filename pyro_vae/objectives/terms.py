@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import (
     ELBO,
+    RenyiELBO,
     ReweightedWakeSleep,
     Trace_MMD,
     TraceEnum_ELBO,
@@ -27,6 +28,8 @@ from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_
 from pyro_vae.objectives.plates import share_of
 
 Beta = float | Callable[[int], float]
+SUMS_OF_WEIGHTS = {RenyiELBO: "objectives.Renyi, or IWAE", TraceTMC_ELBO: "TraceEnum_ELBO, or a plate of len(x)"}
+_MARKS = {"_enumerate_dim", "_enum_total"}  # Pyro's marks of parallel and sequential enumeration
 OF_A_BATCH = {Trace_MMD: "InfoVAE(alpha=1.0)", ReweightedWakeSleep: "VIMCO(5)", TraceTailAdaptive_ELBO: "Renyi(0.5)"}
 
 
@@ -323,6 +326,7 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
 
     def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
         for pair in type(loss)._get_traces(recorder, *args):
+            _check_counts(loss, *pair)
             if recorder.max_plate_nesting < math.inf and not isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
                 for name, site in [each for trace in pair for each in trace.nodes.items()]:
                     # Pyro sums over dimensions beyond those of the plates; values without a density may have any.
@@ -333,6 +337,61 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
 
     recorder._get_traces = get_traces
     return recorder, traces
+
+
+def _check_counts(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse sites that an ELBO of Pyro counts otherwise than the programs do."""
+    kind = type(loss).__name__
+    scales = [site["scale"] for trace in (model_trace, guide_trace) for site in trace.nodes.values() if "scale" in site]
+    for cls, instead in SUMS_OF_WEIGHTS.items():
+        if isinstance(loss, cls) and not all(isinstance(scale, float | int) and scale == 1 for scale in scales):
+            raise ValueError(
+                f"{kind} has another bound where a plate or a site is scaled, as by a power of its weights: take"
+                f" {instead}"
+            )
+    if isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
+        _check_plates(model_trace, guide_trace)
+    for name in model_trace.stochastic_nodes:
+        site, drawn = model_trace.nodes[name], guide_trace.nodes.get(name)
+        if isinstance(loss, TraceMeanField_ELBO) and drawn and not _equal(scale_at_1(site), scale_at_1(drawn)):
+            raise ValueError(
+                f"{kind} would scale the KL of site {name!r} as the guide does, but the model scales it otherwise: put"
+                " the same poutine.scale around both, or take Trace_ELBO"
+            )
+        if isinstance(loss, TraceTMC_ELBO) and not drawn and not site["infer"].get("num_samples"):
+            raise ValueError(
+                f"{kind} would count the prior of site {name!r}, which the model sums out, twice: take TraceEnum_ELBO"
+            )
+
+
+def _check_plates(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse sites that depend on one of discrete values but stand in other plates, as Pyro would weigh them wrongly.
+
+    Pyro knows a plate by its name. Unless a site's values stand side by side, nothing shows which others depend on it,
+    so that these are taken to be all in plates of the same length.
+    """
+    guides = [guide_trace.nodes[name] for name in guide_trace.stochastic_nodes]
+    models = [model_trace.nodes[name] for name in [*model_trace.stochastic_nodes, *model_trace.observation_nodes]]
+    alone = [site for site in models if not site["is_observed"] and site["name"] not in guide_trace]
+    for weighed in (site for site in guides + alone if _MARKS & site["infer"].keys() or not site["fn"].has_rsample):
+        symbol, plates = weighed["infer"].get("_enumerate_symbol"), _plates_of(weighed)
+        for site in guides + models:
+            missing = sorted(plates.keys() - _plates_of(site).keys())
+            alike = {*plates.values()} & {*_plates_of(site).values()}
+            if missing and (symbol in site["packed"]["log_prob"]._pyro_dims if symbol else alike):
+                raise ValueError(
+                    f"the values of site {weighed['name']!r} are weighed within its plate {missing[0]!r}, but site"
+                    f" {site['name']!r} stands in no plate of this name: let both programs name it alike, and make it"
+                    f" once in each, data = pyro.plate({missing[0]!r}, len(x)), for all of its sites"
+                )
+
+
+def _plates_of(site: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    return {frame.name: (frame.dim, frame.size) for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def _equal(scale: Tensor | float, other: Tensor | float) -> bool:
+    return bool(torch.as_tensor(scale == other).all())
 
 
 def terms_of(
@@ -364,8 +423,7 @@ def terms_of(
 
 
 def _summed_out(trace: Trace) -> bool:
-    marks = {"_enumerate_dim", "_enum_total"}  # Pyro's marks of parallel and sequential enumeration
-    return any(marks & trace.nodes[name]["infer"].keys() for name in trace.stochastic_nodes)
+    return any(_MARKS & trace.nodes[name]["infer"].keys() for name in trace.stochastic_nodes)
 
 
 def _kl_summed_out(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> Tensor:
@@ -426,7 +484,8 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> 
     priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes}
     for name in guide_trace.stochastic_nodes:
         posterior, prior = guide_trace.nodes[name], priors.pop(name, None)
-        divergence = kl_or_none(posterior["fn"], prior["fn"]) if closed_form and prior else None
+        as_one = closed_form and prior and _equal(scale_at_1(prior), scale_at_1(posterior))
+        divergence = kl_or_none(posterior["fn"], prior["fn"]) if as_one else None
         if divergence is None:
             total = total + _log_prob_at_1(posterior) - (_log_prob_at_1(prior) if prior else 0)
         else:

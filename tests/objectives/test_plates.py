@@ -248,9 +248,15 @@ def test_the_log_likelihood_under_a_scaled_plate_is_that_under_one_of_the_batch(
 )
 def test_pyros_sums_of_weights_are_refused_under_a_scaled_plate(loss, instead):
     """The scale would be a power of the weights."""
-    own = Drawn(N)
-    with pytest.raises(ValueError, match=f"has another bound where a plate is scaled: take {instead}"):
-        evaluate(own.model, own.guide, numbers(), loss=loss, batch_size=20)
+    own, whole = Drawn(N), Drawn()
+    scaled = poutine.scale(whole.model, 2.0), poutine.scale(whole.guide, 2.0)
+    trained = () if isinstance(loss, RenyiELBO) else (partial(fit, epochs=1),)  # it is refused by its name
+    for run in (evaluate, *trained):
+        for pair in ((own.model, own.guide), scaled):
+            with pytest.raises(
+                ValueError, match=f"another bound where a plate or a site is scaled, .*: take {instead}"
+            ):
+                run(*pair, numbers(), loss=loss, batch_size=20)
 
 
 # Parameters for each datum
