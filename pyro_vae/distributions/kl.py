@@ -4,6 +4,7 @@ import math
 
 import torch
 from pyro.distributions import Delta, Distribution, FoldedDistribution
+from pyro.distributions.torch_distribution import MaskedDistribution, _kl_masked_masked
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import register_kl
@@ -42,6 +43,12 @@ def _kl_to_independent(p: td.Distribution, q: td.Independent) -> Tensor:
 def _kl_of_folded(p: td.Distribution, q: td.Distribution) -> Tensor:
     """Refuse the KL that torch 2 returns: it is that of the distributions before folding, which is larger."""
     raise NotImplementedError
+
+
+@register_kl(MaskedDistribution, MaskedDistribution)
+def _kl_of_masked(p: MaskedDistribution, q: MaskedDistribution) -> Tensor:
+    """Replace Pyro's KL, which is no tensor where all is masked."""
+    return torch.as_tensor(_kl_masked_masked(p, q)).expand(p.batch_shape)
 
 
 @register_kl(td.Bernoulli, td.Bernoulli)

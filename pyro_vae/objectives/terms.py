@@ -353,10 +353,10 @@ def _check_counts(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> None:
         _check_plates(model_trace, guide_trace)
     for name in model_trace.stochastic_nodes:
         site, drawn = model_trace.nodes[name], guide_trace.nodes.get(name)
-        if isinstance(loss, TraceMeanField_ELBO) and drawn and not _equal(scale_at_1(site), scale_at_1(drawn)):
+        if isinstance(loss, TraceMeanField_ELBO) and drawn and not _weighed_alike(site, drawn):
             raise ValueError(
-                f"{kind} would scale the KL of site {name!r} as the guide does, but the model scales it otherwise: put"
-                " the same poutine.scale around both, or take Trace_ELBO"
+                f"{kind} would scale and mask the KL of site {name!r} as the guide does, but the model does otherwise:"
+                " put the same poutine.scale and poutine.mask around both, or take Trace_ELBO"
             )
         if isinstance(loss, TraceTMC_ELBO) and not drawn and not site["infer"].get("num_samples"):
             raise ValueError(
@@ -390,8 +390,10 @@ def _plates_of(site: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return {frame.name: (frame.dim, frame.size) for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
-def _equal(scale: Tensor | float, other: Tensor | float) -> bool:
-    return bool(torch.as_tensor(scale == other).all())
+def _weighed_alike(site: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a site has the same scale and mask in both programs; masks that are tensors have been compared before."""
+    masks = [(each["mask"] is False, isinstance(each["mask"], Tensor)) for each in (site, other)]
+    return masks[0] == masks[1] and bool(torch.as_tensor(scale_at_1(site) == scale_at_1(other)).all())
 
 
 def terms_of(
@@ -484,7 +486,7 @@ def kl(model_trace: Trace, guide_trace: Trace, *, closed_form: bool = False) -> 
     priors = {name: model_trace.nodes[name] for name in model_trace.stochastic_nodes}
     for name in guide_trace.stochastic_nodes:
         posterior, prior = guide_trace.nodes[name], priors.pop(name, None)
-        as_one = closed_form and prior and _equal(scale_at_1(prior), scale_at_1(posterior))
+        as_one = closed_form and prior and _weighed_alike(prior, posterior)
         divergence = kl_or_none(posterior["fn"], prior["fn"]) if as_one else None
         if divergence is None:
             total = total + _log_prob_at_1(posterior) - (_log_prob_at_1(prior) if prior else 0)

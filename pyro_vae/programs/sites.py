@@ -1,12 +1,13 @@
 """Checks of the parts of a VAE and of the sites of a pair of programs."""
 
+from functools import reduce
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.torch_distribution import MaskedDistribution, TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -94,7 +95,8 @@ def check_sites(
                 shapes = f"{tuple(prior.shape())} in the model and {tuple(posterior.shape())} in the guide"
                 events = f"event shape {tuple(prior.event_shape)} and {tuple(posterior.event_shape)}"
                 raise ValueError(f"site {name!r} has shape {shapes}, {events}; they must be equal (see .to_event)")
-            if _is_point(posterior) or support_of(posterior) is None:
+            improper = any(isinstance(layer, dist.ImproperUniform) for layer in layers(prior))
+            if improper or _is_point(posterior) or support_of(posterior) is None:
                 check_values(name, prior, guide_trace.nodes[name]["value"])
             else:
                 check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
@@ -117,11 +119,30 @@ def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
         site, drawn = model_trace.nodes[name], guide_trace.nodes.get(name)
         if drawn is None and site["mask"] is not False and not site["infer"].get("enumerate"):
             raise ValueError(f"the model draws site {name!r}, but the guide does not: let the guide draw it, too")
-        masks = [each["mask"] for each in (site, drawn) if each and isinstance(each["mask"], Tensor)]
-        if drawn and masks and not (len(masks) == 2 and torch.equal(*torch.broadcast_tensors(*masks))):
+        if drawn and not _masked_alike(site, drawn):
             raise ValueError(
-                f"site {name!r} has different masks in the model and the guide: put the same poutine.mask around both"
+                f"site {name!r} has different masks in the model and the guide: put the same poutine.mask around both,"
+                " or the same .mask() at both distributions"
             )
+
+
+def _masked_alike(site: dict[str, Any], drawn: dict[str, Any]) -> bool:
+    """Whether a site has the same mask in both programs, or no density in one: a flat prior, or a point."""
+    is_point = drawn["mask"] is None and _is_point(drawn["fn"]) and not _has_density(drawn["fn"])
+    if is_point or any(mask is False for mask, _ in _masks(site)):
+        return True
+    counted = [
+        reduce(torch.logical_and, (torch.as_tensor(mask)[(..., *[None] * dims)] for mask, dims in _masks(each)))
+        for each in (site, drawn)
+    ]
+    return torch.equal(*torch.broadcast_tensors(*counted))
+
+
+def _masks(site: dict[str, Any]) -> list[tuple[Tensor | bool, int]]:
+    """Return the masks of a site, by its program and by its distribution, each with the dimensions of what it masks."""
+    hidden = [layer for layer in layers(site["fn"]) if isinstance(layer, MaskedDistribution)]
+    of_program = True if site["mask"] is None else site["mask"]
+    return [(of_program, site["fn"].event_dim), *((layer._mask, layer.event_dim) for layer in hidden)]
 
 
 def _check_drawn_alone(model_trace: Trace, guide_trace: Trace, guide: Program, batch: Batch) -> None:

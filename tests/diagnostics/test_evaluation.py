@@ -685,6 +685,61 @@ def test_masks_of_one_site_must_be_those_of_the_other_program():
     assert only == pytest.approx(sum(kl) / 3, rel=1e-5)
 
 
+def of_distributions(of_prior, of_guide, mask=True):
+    """A pair with functions that mask the prior and the guide's normal distribution, and a mask around the prior."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with pyro.poutine.mask(mask=mask):
+                z = pyro.sample("z", of_prior(dist.Normal(torch.zeros(len(x)), 1.0), x))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", of_guide(dist.Normal(x[:, 0] / 2, 0.8), x))
+
+    return model, guide
+
+
+def test_masks_of_distributions_must_be_those_of_the_other_program_too():
+    x = torch.tensor([[0.5], [-1.0], [2.0]])
+    as_it_is, positive, nowhere = lambda q, _: q, lambda q, x: q.mask(x[:, 0] > 0), lambda q, _: q.mask(False)
+    for pair in (
+        (positive, as_it_is),
+        (as_it_is, positive),
+        (as_it_is, nowhere),
+        (nowhere, nowhere),
+        (positive, positive),
+    ):
+        own = of_distributions(*pair)
+        if pair[0] is not pair[1]:
+            for measure in (evaluate, log_likelihood, fit):
+                with pytest.raises(ValueError, match=r"different masks in the model and the guide: .*\.mask\(\)"):
+                    measure(*own, x)
+            continue
+        counted = [0.25, 1.0] if pair[0] is positive else []
+        expected = sum((mean**2 + 0.8**2 - 1) / 2 - math.log(0.8) for mean in counted) / 3
+        assert evaluate(*own, x, loss=TraceMeanField_ELBO()).kl == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("by", ["ImproperUniform", "poutine.mask", ".mask()"])
+def test_a_flat_prior_has_the_density_1(by):
+    """Under it p(x) is the integral of N(x; z, 1) over z, which is 1."""
+    flat = {
+        "ImproperUniform": lambda _, x: dist.ImproperUniform(dist.constraints.real, (len(x),), ()),
+        "poutine.mask": lambda p, _: p,
+        ".mask()": lambda p, _: p.mask(False),
+    }
+    own = of_distributions(flat[by], lambda q, _: q, mask=by != "poutine.mask")
+    x, entropy = torch.tensor([[0.5], [-1.0], [2.0]]), math.log(0.8) + (1 + math.log(2 * math.pi)) / 2
+    for at in ("sample", "mean"):
+        assert evaluate(*own, x.repeat(2000, 1), at=at).kl == pytest.approx(-entropy, abs=0.05)
+    assert log_likelihood(*own, x, samples=100_000) == pytest.approx(0.0, abs=0.05)
+    if by == "poutine.mask":
+        with pytest.raises(ValueError, match=r"mask the KL of site 'z' as the guide does"):
+            evaluate(*own, x, loss=TraceMeanField_ELBO())
+
+
 @pytest.mark.parametrize(
     "how", [{"at": "mean"}, {"loss": TraceMeanField_ELBO(num_particles=200)}], ids=["mean", "field"]
 )
