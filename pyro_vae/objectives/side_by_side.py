@@ -76,12 +76,64 @@ def _fewer(batch: Batch, count: Count) -> Batch:
 
 def _check(loss: Any, model: Program, guide: Program, batch: Batch, fewer: Batch) -> None:
     name, enumerates = type(loss).__name__, isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO)
+    if enumerates and (found := _in_other_plates(model, guide, batch)):
+        weighed, plate, site = found
+        raise ValueError(
+            f"{name} weighs the values of site {weighed!r} within its plate {plate!r}, but site {site!r}, which depends"
+            f" on them, stands in no plate of this name: let both programs name it alike, and make it once in each,"
+            f" data = pyro.plate({plate!r}, len(x)), for all of its sites"
+        )
     sorts = {"particles": loss.vectorize_particles, "all values of a site": enumerates}
     for what in [what for what, side_by_side in sorts.items() if side_by_side]:
         of_all = scored_otherwise(model, guide, batch, enumerated=what != "particles")
         if of_all != FAIL:  # a failure raises its own error later
             of_fewer = of_all or scored_otherwise(model, guide, fewer, enumerated=what != "particles")
             _refuse(name, what, of_fewer.removeprefix(SHARED))
+
+
+def _in_other_plates(model: Program, guide: Program, batch: Batch) -> tuple[str, str, str] | None:
+    """Return a site whose values Pyro weighs in a plate, the plate, and a site that depends on it outside that plate.
+
+    Pyro knows a plate by its name. A site depends on another if its density changes with the other's value.
+    """
+    with suppress(Exception):  # a program may raise any exception
+        of_guide = _scored(batch, guide)
+        of_model = _scored(batch, model, of_guide)
+        drawn = {name: of_model.nodes[name] for name in of_model.stochastic_nodes}
+        drawn |= {name: of_guide.nodes[name] for name in of_guide.stochastic_nodes}
+        for weighed, site in drawn.items():
+            if site_is_subsample(site) or (site["fn"].has_rsample and not site["infer"].get("enumerate")):
+                continue
+            plates = _plates_of(site)
+            for program, trace in ((guide, of_guide), (model, of_model)):
+                ends = [_scored(batch, program, _at(trace, weighed, value)).nodes for value in _two_values(site)]
+                for name in [name for name, end in ends[0].items() if "log_prob" in end]:
+                    first, last = (end[name]["log_prob"] for end in ends)
+                    missing = sorted(plates - _plates_of(trace.nodes[name]))
+                    if missing and (name == weighed or not torch.allclose(first, last, equal_nan=True)):
+                        return weighed, missing[0], name
+    return None
+
+
+def _plates_of(site: dict[str, Any]) -> set[str]:
+    return {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def _at(trace: Trace, name: str, value: Tensor) -> Trace:
+    """Return a trace with another value at a site."""
+    other = trace.copy()
+    if name in other:
+        other.nodes[name] = other.nodes[name] | {"value": value}
+    return other
+
+
+def _two_values(site: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return two values of a site, in the shape of its draws."""
+    value = site["value"]
+    if not site["fn"].has_enumerate_support:
+        return value, value + 1
+    support = site["fn"].enumerate_support(expand=False)
+    return support[0].expand_as(value), support[-1].expand_as(value)
 
 
 def _adapt(loss: Objective, model: Program, guide: Program, batch: Batch, fewer: Batch) -> None:

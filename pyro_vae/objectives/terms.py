@@ -349,8 +349,6 @@ def _check_counts(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> None:
                 f"{kind} has another bound where a plate or a site is scaled, as by a power of its weights: take"
                 f" {instead}"
             )
-    if isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
-        _check_plates(model_trace, guide_trace)
     for name in model_trace.stochastic_nodes:
         site, drawn = model_trace.nodes[name], guide_trace.nodes.get(name)
         if isinstance(loss, TraceMeanField_ELBO) and drawn and not _weighed_alike(site, drawn):
@@ -362,32 +360,6 @@ def _check_counts(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> None:
             raise ValueError(
                 f"{kind} would count the prior of site {name!r}, which the model sums out, twice: take TraceEnum_ELBO"
             )
-
-
-def _check_plates(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse sites that depend on one of discrete values but stand in other plates, as Pyro would weigh them wrongly.
-
-    Pyro knows a plate by its name. Unless a site's values stand side by side, nothing shows which others depend on it,
-    so that these are taken to be all in plates of the same length.
-    """
-    guides = [guide_trace.nodes[name] for name in guide_trace.stochastic_nodes]
-    models = [model_trace.nodes[name] for name in [*model_trace.stochastic_nodes, *model_trace.observation_nodes]]
-    alone = [site for site in models if not site["is_observed"] and site["name"] not in guide_trace]
-    for weighed in (site for site in guides + alone if _MARKS & site["infer"].keys() or not site["fn"].has_rsample):
-        symbol, plates = weighed["infer"].get("_enumerate_symbol"), _plates_of(weighed)
-        for site in guides + models:
-            missing = sorted(plates.keys() - _plates_of(site).keys())
-            alike = {*plates.values()} & {*_plates_of(site).values()}
-            if missing and (symbol in site["packed"]["log_prob"]._pyro_dims if symbol else alike):
-                raise ValueError(
-                    f"the values of site {weighed['name']!r} are weighed within its plate {missing[0]!r}, but site"
-                    f" {site['name']!r} stands in no plate of this name: let both programs name it alike, and make it"
-                    f" once in each, data = pyro.plate({missing[0]!r}, len(x)), for all of its sites"
-                )
-
-
-def _plates_of(site: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    return {frame.name: (frame.dim, frame.size) for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
 def _weighed_alike(site: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -477,9 +477,35 @@ def test_a_plate_has_one_name_where_discrete_values_are_weighed(loss, infer):
         pairs.append((partial(other, infer=infer), lambda _: None))
     for model, guide in pairs:
         with pytest.raises(
-            ValueError, match=r"site 'switch' are weighed within its plate '(data|other)', .* name it alike"
+            ValueError, match=r"the values of site 'switch' within its plate '(data|other)', .* name it alike"
         ):
             evaluate(model, guide, x, loss=loss)
+
+
+@pytest.mark.filterwarnings("ignore:.*ound ")
+@pytest.mark.parametrize("infer", [PARALLEL, {"enumerate": "sequential"}], ids=["parallel", "sequential"])
+def test_plates_of_several_names_are_taken_where_no_site_depends_on_one_in_another(infer):
+    """Labelled and unlabelled data, say, each with a discrete value of its own."""
+    x, q = torch.linspace(-1, 2, 5)[:, None], torch.tensor([0.6, 0.3, 0.1])
+
+    def both(of_each):
+        def program(x):
+            for name in ("one", "other"):
+                with pyro.plate(name, len(x)):
+                    of_each(name, x)
+
+        return program
+
+    def model(name, x):
+        which = pyro.sample(f"switch of {name}", dist.Categorical(torch.tensor(OF_STATES)))
+        pyro.sample(f"x of {name}", dist.Normal(torch.tensor(OF_NORMALS)[which], 1.0), obs=x[:, 0])
+
+    def guide(name, _):
+        pyro.sample(f"switch of {name}", dist.Categorical(q), infer=infer)
+
+    log_joint = torch.tensor(OF_STATES).log() + dist.Normal(torch.tensor(OF_NORMALS), 1.0).log_prob(x)
+    exact = -2 * (q * (log_joint - q.log())).sum(-1).mean().item()
+    assert evaluate(both(model), both(guide), x, loss=TraceEnum_ELBO()).loss == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_scale_of_the_prior_alone_has_no_closed_form():
