@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from torch import Tensor
@@ -34,7 +33,8 @@ from pyro_vae.objectives._objective import log_prob
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded, transformed
 from pyro_vae.programs.handlers import AtMean, LocalModules
 from pyro_vae.programs.seeds import noise_seed
-from pyro_vae.programs.traces import in_one_line
+from pyro_vae.programs.sites import moved_points, points_of
+from pyro_vae.programs.traces import in_one_line, probe
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import WORTHWHILE
 from pyro_vae.runtime.held import Held
@@ -323,13 +323,15 @@ class _LogLikelihood(Objective):
         values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
         self.of_particles(self.model, self.drawn, 1, values, *args, **kwargs)  # refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes
-        sites = [self.drawn.nodes[name] for name in self.latents]
-        points = [site["name"] for site in sites if any(isinstance(layer, Delta) for layer in layers(site["fn"]))]
-        if points and not any(site["infer"].get("is_auxiliary") for site in sites):  # the point may depend on those
-            raise ValueError(
-                f"log_likelihood weighs draws by their density, which a Delta at site {points[0]!r} has not: take an"
-                " encoder that has one, or evaluate"
-            )
+        if points_of(self.drawn):
+            _, plain = probe(lambda *_, **__: None, self.guide, datum)
+            auxiliary = [name for name in self.latents if plain.nodes[name]["infer"].get("is_auxiliary")]
+            moved = moved_points(auxiliary, plain, self.guide, datum)  # these have the density of what moves them
+            if points := sorted(points_of(plain) - moved):
+                raise ValueError(
+                    f"log_likelihood weighs draws by their density, which a Delta at site {points[0]!r} has not: take"
+                    " an encoder that has one, or evaluate"
+                )
         return True
 
     def draw(self, rows: Batch, count: int) -> list[Tensor]:

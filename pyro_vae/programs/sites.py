@@ -1,5 +1,6 @@
 """Checks of the parts of a VAE and of the sites of a pair of programs."""
 
+from collections.abc import Collection
 from functools import reduce
 from typing import Any
 
@@ -152,7 +153,8 @@ def _check_drawn_alone(model_trace: Trace, guide_trace: Trace, guide: Program, b
         if name in model_trace.stochastic_nodes or site["mask"] is False or _is_point(site["fn"]):
             continue
         observes = name in model_trace.observation_nodes
-        if observes or not _moves_a_point(name, model_trace, guide_trace, guide, batch):
+        points = set() if observes else moved_points([name], guide_trace, guide, batch)
+        if not points & {*model_trace.stochastic_nodes}:
             fix = "do not draw it where it is observed" if observes else "let the model draw it, too, or sum it out"
             raise ValueError(
                 f"the guide draws site {name!r}, but the model {'observes it' if observes else 'does not'}, so that the"
@@ -160,25 +162,33 @@ def _check_drawn_alone(model_trace: Trace, guide_trace: Trace, guide: Program, b
             )
 
 
-def _moves_a_point(name: str, model_trace: Trace, guide_trace: Trace, guide: Program, batch: Batch) -> bool:
-    """Whether a point of the guide moves with what it draws at a site, whose density is then that of the point.
+def moved_points(names: Collection[str], guide_trace: Trace, guide: Program, batch: Batch) -> set[str]:
+    """Return the points of a guide that move with what it draws at some sites, whose density is then theirs.
 
-    So do the points of automatic guides. Other values of the guide stay as they are.
+    So do the points of automatic guides. Other values of the guide stay as they are. A discrete value moves no point.
+
+    Arguments:
+        names: the sites.
+        guide_trace: a trace of the guide on the batch.
+        guide: the Pyro program of q(z|x).
+        batch: what it is called with.
     """
-    site = guide_trace.nodes[name]
-    points = {each for each in guide_trace.stochastic_nodes if _is_point(guide_trace.nodes[each]["fn"])}
-    support = support_of(site["fn"])
-    if not points & {*model_trace.stochastic_nodes} or (support is not None and support.is_discrete):
-        return False
+    points = points_of(guide_trace)
     moved = guide_trace.copy()
     for point in points:
         moved.remove_node(point)
-    moved.nodes[name] = site | {"value": site["value"] + 1 if _is_real(site["fn"]) else site["fn"].sample()}
+    for name in {*names} - points:
+        site = guide_trace.nodes[name]
+        support = support_of(site["fn"])
+        if support is None or not support.is_discrete:
+            moved.nodes[name] = site | {"value": site["value"] + 1 if _is_real(site["fn"]) else site["fn"].sample()}
     _, there = probe(lambda *_, **__: None, poutine.replay(guide, trace=moved), batch)
-    return any(
-        not torch.equal(guide_trace.nodes[point]["value"], there.nodes[point]["value"])
-        for point in points & {*model_trace.stochastic_nodes}
-    )
+    return {name for name in points if not torch.equal(guide_trace.nodes[name]["value"], there.nodes[name]["value"])}
+
+
+def points_of(trace: Trace) -> set[str]:
+    """Return the latent sites of a trace that are drawn from a ``Delta``."""
+    return {name for name in trace.stochastic_nodes if _is_point(trace.nodes[name]["fn"])}
 
 
 def _is_point(distribution: Any) -> bool:
@@ -207,8 +217,9 @@ def check_points(model: Program, guide: Program, batch: Batch) -> bool:
         ValueError: with the site and the value.
     """
     model_trace, guide_trace = probe(model, guide, batch)
-    points = [name for name in guide_trace.stochastic_nodes if _is_point(guide_trace.nodes[name]["fn"])]
-    bounded = [name for name in points if name in model_trace and not _is_real(model_trace.nodes[name]["fn"])]
+    bounded = [
+        name for name in points_of(guide_trace) if name in model_trace and not _is_real(model_trace.nodes[name]["fn"])
+    ]
     for name in bounded:
         check_values(name, model_trace.nodes[name]["fn"], guide_trace.nodes[name]["value"])
     return any(not _has_density(guide_trace.nodes[name]["fn"]) for name in bounded)

@@ -505,6 +505,33 @@ def test_an_encoder_of_points_is_refused_by_the_log_likelihood():
         log_likelihood(vae.model, vae.guide, torch.randn(4, 5), samples=3)
 
 
+def test_a_point_beside_one_that_has_a_density_is_refused_by_the_log_likelihood():
+    """With z at a point, the weights would be of p(x, z), not of p(x)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            w = pyro.sample("w", dist.LogNormal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + w, 1.0), obs=x[:, 0])
+
+    def guide(of_z, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", of_z(x[:, 0] / 5))
+            u = pyro.sample("u", dist.Normal(torch.zeros(()), 1.0), infer={"is_auxiliary": True})
+            pyro.sample("w", dist.Delta(u.exp(), log_density=-u))
+
+    x = torch.tensor([[0.5], [-1.2], [2.0]])
+    with pytest.raises(ValueError, match=r"by their density, which a Delta at site 'z' has not"):
+        log_likelihood(model, partial(guide, dist.Delta), x, samples=10)
+
+    def joint(u, x):
+        return stats.norm.pdf(u) * stats.norm.pdf(x, np.exp(u), math.sqrt(2))
+
+    exact = [math.log(integrate.quad(joint, -8, 8, args=(value,))[0]) for value in x[:, 0].tolist()]
+    of_density = partial(guide, lambda mean: dist.Normal(mean, 1.0))
+    assert log_likelihood(model, of_density, x, samples=100_000) == pytest.approx(np.mean(exact), abs=0.01)
+
+
 def test_a_scale_in_the_programs_is_refused_by_the_log_likelihood():
     vae, x = linear_gaussian()
     model, guide = (pyro.poutine.scale(program, 0.5) for program in programs(vae))
