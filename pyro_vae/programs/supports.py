@@ -39,7 +39,7 @@ def check_same_support(
         return
     each = max(1, 100 // max(1, posterior.batch_shape.numel()))  # 100 draws or more, also of large batches
     draws = posterior.sample((each,)), prior.expand(posterior.batch_shape).sample((each,))
-    probes = [torch.full_like(draws[0][0], value) for value in (-1.5, 0.0, 0.5, 1.5)]  # what draws may miss by chance
+    probes = [torch.full_like(draws[0][0], value) for value in (-1e4, -1.5, 0.0, 0.5, 1.5, 1e4)]  # what draws may miss
     beyond = any((of_posterior.check(probe) & ~of_prior.check(probe)).any() for probe in probes)
     apart = len({isinstance(without_events(support), KeptLogarithms) for support in (of_prior, of_posterior)}) == 2
     if apart or beyond or not (of_prior.check(draws[0]).all() and of_posterior.check(draws[1]).all()):

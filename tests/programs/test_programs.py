@@ -216,6 +216,11 @@ def exponential():
             Part(lambda x: dist.Beta(torch.ones(len(x), D), 1.0).to_event(1)),
             r"the prior has support Real",
         ),
+        (  # beyond which no draw lies by chance
+            Part(lambda: dist.Uniform(-6 * torch.ones(D), 6.0).to_event(1)),
+            encoders.Normal(SHAPE, D),
+            r"support _Interval, the encoder Real; they must match",
+        ),
         (
             Part(lambda: dist.Uniform(torch.zeros(D), 1.0).to_event(1)),
             Part(lambda x: dist.Gamma(torch.ones(len(x), D), 1.0).to_event(1)),
@@ -460,6 +465,18 @@ def encoding(layer, change=lambda x: x):
     return model, guide
 
 
+def of_truth():
+    """Return programs that observe whether numbers are positive, as true or false."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(x, 1))
+            logits = z[..., 0] + pyro.param("shift", torch.zeros(()))
+            pyro.sample("x", dist.Bernoulli(logits=logits), obs=x[:, 0] > 0)
+
+    return model, scored(1.0)[1]
+
+
 WHOLE = torch.tensor([[0, 1, 3], [2, 2, 1]])
 MISTAKES = {
     "negative scale": (scored(-0.5), torch.zeros(2, 1), r"GreaterThan.*invalid values, such as -0\.5\): .*softplus"),
@@ -472,6 +489,7 @@ MISTAKES = {
     "an embedding": (encoding(nn.Embedding(4, 1)), WHOLE, r"'indices'.*: use x\.long\(\) .* a tuple, \(x,\)"),
     "one-hot codes": (encoding(nn.Identity(), partial(nn.functional.one_hot, num_classes=4)), WHOLE, r"x\.long\(\)"),
     "an index": (encoding(nn.Identity(), lambda x: torch.zeros(4)[x]), WHOLE, r"x\.long\(\)"),
+    "true and false": (of_truth(), torch.zeros(2, 1), r"two bool tensors.*: give x\.float\(\)"),
     "a layer of another size": (encoding(nn.Linear(2, 1)), torch.ones(2, 3), r"cannot be multiplied.*: give data that"),
 }
 
