@@ -8,6 +8,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution, _kl_masked
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import register_kl
+from torch.distributions.kl import _kl_expfamily_expfamily
 from torch.nn.functional import logsigmoid
 
 from pyro_vae.distributions._gammas import wide
@@ -78,6 +79,14 @@ def _kl_of_one_hot(p: td.OneHotCategorical, q: td.OneHotCategorical) -> Tensor:
 def _weighted(weight: Tensor, difference: Tensor) -> Tensor:
     """Return weight * difference, but 0 with gradient 0 where the weight is 0, even if the difference is infinite."""
     return weight * difference.masked_fill(weight == 0, 0.0)
+
+
+@register_kl(td.Wishart, td.Wishart)
+def _kl_of_wishart(p: td.Wishart, q: td.Wishart) -> Tensor:
+    """Return torch's KL also without gradients: torch 2 finds it by differentiating the normalizer."""
+    with torch.enable_grad():
+        divergence: Tensor = _kl_expfamily_expfamily(p, q)
+    return divergence if torch.is_grad_enabled() else divergence.detach()
 
 
 @register_kl(td.StudentT, td.Normal)

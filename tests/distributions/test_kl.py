@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from scipy import special
 from scipy.integrate import quad
 
 from pyro_vae import distributions, evaluate
@@ -131,3 +132,16 @@ def test_the_kl_of_a_folded_distribution_is_not_that_of_what_is_folded():
 
     bound = evaluate(model, lambda x: folded(x, -1.0), torch.ones(20, 1), loss=TraceMeanField_ELBO())
     assert bound.kl == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_kl_between_two_wishart_distributions_needs_no_gradients():
+    """Torch's own ended in a RuntimeError without them, and so did an evaluation by TraceMeanField_ELBO."""
+    a, b = torch.diag(torch.tensor([0.3, 0.5, 1.0])).double(), torch.eye(3).double() + 0.2
+    q, p = dist.Wishart(torch.tensor(8.0).double(), a), dist.Wishart(torch.tensor(5.0).double(), b)
+    normalizers = [special.multigammaln(n / 2, 3) for n in (5, 8)]
+    digamma = sum(special.psi((8 - j) / 2) for j in range(3))
+    expected = 2.5 * (b.logdet() - a.logdet()) + 4 * ((b.inverse() @ a).trace() - 3)
+    expected = expected + normalizers[0] - normalizers[1] + 1.5 * digamma
+    with torch.no_grad():
+        assert kl_or_none(q, p).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert kl_or_none(dist.Wishart(q.df.clone().requires_grad_(), a), p).requires_grad
