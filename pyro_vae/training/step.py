@@ -92,8 +92,8 @@ class Step:
     def update(self, gradients: Sequence[Tensor | None]) -> None:
         """Have the optimizer change the parameters.
 
-        As in ``pyro.infer.SVI``, a parameter without a gradient in this batch is left unchanged if it has never had
-        one; otherwise its gradient is 0, so that its momentum continues.
+        A parameter without a gradient in this batch is left unchanged if it has never had one; otherwise its gradient
+        is 0, so that its momentum continues. So it is in ``pyro.infer.SVI``, if the programs name it in each batch.
         """
         parameters = self.state.programs.parameters
         for parameter, gradient in zip(parameters, gradients, strict=True):
