@@ -231,10 +231,21 @@ def _is_real(distribution: Any) -> bool:
 
 
 def _check_in_plates(site: dict[str, Any]) -> None:
-    """Refuse a site with a batch dimension outside all plates: Pyro would not know that its numbers are independent."""
+    """Refuse a site with a batch dimension outside all plates, or with a mask or a scale of more numbers than it has.
+
+    Pyro would not know that numbers outside all plates are independent.
+    """
     shape, held = site["fn"].batch_shape, {frame.dim for frame in site["cond_indep_stack"]}
     if site["infer"].get("_deterministic"):
         return
+    for kind in ("mask", "scale"):
+        of_kind = site[kind].shape if isinstance(site[kind], Tensor) else torch.Size()
+        padded = (*[1] * (len(of_kind) - len(shape)), *shape)
+        if any(size not in (1, of_batch) for size, of_batch in zip(of_kind[::-1], padded[::-1], strict=False)):
+            raise ValueError(
+                f"site {site['name']!r} has a {kind} of shape {tuple(of_kind)} beside its batch shape {tuple(shape)},"
+                f" by which its numbers would count several times: give the {kind} this shape, as by {kind}[:, 0]"
+            )
     for dim in range(-1, -len(shape) - 1, -1):
         if shape[dim] > 1 and dim not in held:
             raise ValueError(

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -6,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
@@ -747,6 +749,34 @@ def test_masks_of_distributions_must_be_those_of_the_other_program_too():
         counted = [0.25, 1.0] if pair[0] is positive else []
         expected = sum((mean**2 + 0.8**2 - 1) / 2 - math.log(0.8) for mean in counted) / 3
         assert evaluate(*own, x, loss=TraceMeanField_ELBO()).kl == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "of", [poutine.mask, lambda mask: poutine.scale(scale=1.0 + mask.float())], ids=["mask", "scale"]
+)
+@pytest.mark.parametrize("latent", [False, True], ids=["observed", "latent"])
+def test_a_mask_that_would_count_a_number_several_times_is_refused(of, latent):
+    """Of shape (B, 1) beside a batch shape (B,), which broadcast to (B, B): a log-likelihood of 18.2, not of -1.2."""
+
+    def programs(mask_of):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                with of(mask=mask_of(x)) if latent else nullcontext():
+                    z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+                with nullcontext() if latent else of(mask=mask_of(x)):
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+        def guide(x):
+            with pyro.plate("data", len(x)), of(mask=mask_of(x)) if latent else nullcontext():
+                pyro.sample("z", dist.Normal(pyro.param("mean", torch.zeros(())), 1.0))
+
+        return model, guide
+
+    x = torch.tensor([[0.5], [-1.2], [2.0]])
+    assert math.isfinite(evaluate(*programs(lambda x: x[:, 0] > 0), x).loss)
+    for measure in (evaluate, partial(evaluate, at="mean"), log_likelihood, partial(fit, epochs=1)):
+        with pytest.raises(ValueError, match=r"of shape \([23], 1\) beside its batch shape \([23],\), .* this shape"):
+            measure(*programs(lambda x: x > 0), x)
 
 
 @pytest.mark.parametrize("by", ["ImproperUniform", "poutine.mask", ".mask()"])
