@@ -10,7 +10,7 @@ import torch
 from pyro_vae.data.arrays import as_scale
 from pyro_vae.data.folders import read_folder
 from pyro_vae.data.named import NAMES, TORCHVISION, read_digits, read_torchvision
-from pyro_vae.data.numpy_files import neighbours, read_numpy
+from pyro_vae.data.numpy_files import SUFFIXES, neighbours, read_numpy
 from pyro_vae.data.parts import Data
 from pyro_vae.data.rows import EightBit, MemoryMapped
 from pyro_vae.files import check_regular
@@ -107,7 +107,7 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
     path = Path(name)
     if are_images(name):
         return read_folder(path)
-    if path.suffix in (".npy", ".npz"):
+    if path.suffix.lower() in SUFFIXES:
         check_regular(path)
         return read_numpy(path)
     if os.path.exists(name):

@@ -16,13 +16,14 @@ from pyro_vae.data.parts import Data, split_into_parts, train_and_test
 from pyro_vae.data.rows import MORE, MemoryMapped
 
 ARRAYS = {f"{name}{part}" for name in "xy" for part in ("", "_train", "_test")}  # names of arrays in a .npz file
+SUFFIXES = (".npy", ".npz")  # also in capitals
 IN_MEMORY = 2**30  # a .npy file that would take more bytes than this in 32 bits stays on the disk
 
 
 def neighbours(path: Path) -> list[str]:
     """Return the .npy and .npz files in the folder of a path, for suggestions."""
     try:
-        return [str(path.with_name(file.name)) for file in path.parent.iterdir() if file.suffix in (".npy", ".npz")]
+        return [str(path.with_name(file.name)) for file in path.parent.iterdir() if file.suffix.lower() in SUFFIXES]
     except (OSError, ValueError):
         return []
 
@@ -38,7 +39,7 @@ def _large(path: Path) -> MemoryMapped | None:
 
 def read_numpy(path: Path) -> Data:
     """Read a .npy or .npz file."""
-    if path.suffix == ".npy" and (large := _large(path)):
+    if path.suffix.lower() == ".npy" and (large := _large(path)):
         train, test = train_and_test(len(large))
         return Data(MemoryMapped(path, train), MemoryMapped(path, test))
     try:

@@ -1258,6 +1258,16 @@ def test_whole_numbers_beside_masked_ones_keep_their_values(form, kind, number):
 @pytest.mark.parametrize("parts", [(X[0], X[1]), (X[0], 7), (X[0],), {"x": X[0]}], ids=["two", "pair", "one", "dict"])
 def test_a_datum_of_several_parts_is_refused_and_never_stacked(kind, parts):
     """Such as two views of an image and its label."""
+@pytest.mark.parametrize("name", ["X.NPY", "x.Npy", "X.NPZ"])
+def test_a_suffix_may_be_in_capitals(tmp_path, name):
+    with open(tmp_path / name, "wb") as file:
+        (np.savez if name.endswith("Z") else np.save)(file, np.arange(10).reshape(5, 2))
+    loaded = load(tmp_path / name)
+    assert rows(torch.cat([loaded.train, loaded.test])) == np.arange(10).reshape(5, 2).tolist()
+    with pytest.raises(ValueError, match=rf"no data set or file .*; did you mean '.*{name}'"):
+        load(tmp_path / name.replace("p", "pp").replace("P", "PP"))
+
+
     items = [(parts, 7), (parts, 8)]
     with pytest.raises(TypeError, match=rf"a datum is a {type(parts).__name__} of {len(parts)}: give each as"):
         as_tensor(kind(items))
