@@ -25,8 +25,8 @@ def as_scale(scale: Any) -> float:
     return float(scale)
 
 
-def check_dense(data: Tensor, least: int = 2) -> None:
-    """Refuse a tensor that is not dense real numbers with at least so many dimensions."""
+def check_dense(data: Tensor, least: int = 2, column: str = "data[:, None]") -> None:
+    """Refuse a tensor that is not dense real numbers with at least so many dimensions; ``column`` adds one to a row."""
     if type(data).__name__ == "MaskedTensor":
         raise TypeError("data must not be a MaskedTensor: give data.to_tensor(torch.nan), NaN for what is missing")
     if data.layout != torch.strided or data.is_meta or data.is_nested:
@@ -34,7 +34,7 @@ def check_dense(data: Tensor, least: int = 2) -> None:
         fix = "" if data.is_meta or data.is_nested else "; give data.to_dense()"
         raise TypeError(f"data must be a dense tensor that holds its values, not {kind}{fix}")
     if data.dim() < least or not data.numel():
-        fix = "; data[:, None] makes each number a datum" if data.dim() == 1 and data.numel() else ""
+        fix = f"; {column} makes each number a datum" if data.dim() == 1 and data.numel() else ""
         shape = f"shape (N, ...) with N at least 1{' and one dimension more' * (least > 1)}, not {shape_of(data)}"
         raise ValueError(f"data must have {shape}{fix}")
     if data.is_complex():
@@ -125,7 +125,8 @@ def as_array(data: Any) -> np.ndarray:
         if not own:
             raise
         array = np.empty(0, object)
-    dates = any(getattr(kind, "is_temporal", bool)() for kind in getattr(data, "dtypes", ()))  # days to polars
+    kinds = data.dtypes if own and hasattr(data, "dtypes") else ()  # a row of pandas has one
+    dates = any(getattr(kind, "is_temporal", bool)() for kind in kinds)  # days to polars
     if own and (dates or array.dtype == object):
         columns = {str(name): np.asarray(data[name]) for name in own}
         if len(columns) < len(own):

@@ -135,12 +135,17 @@ def as_tensor(data: Any) -> Tensor:
 
 def as_stored(data: Any) -> Tensor:
     """Return what `as_tensor` does, but keep 8-bit values in 8 bits."""
-    if is_array(data):
-        data = from_numpy(as_array(data))
-    if not isinstance(data, Tensor):
-        data = _stack(_items(data))
-    check_dense(data)
-    return as_floats(data)
+    found = from_numpy(as_array(data)) if is_array(data) else data
+    found = found if isinstance(found, Tensor) else _stack(_items(found))
+    check_dense(found, column=_column_of(data))
+    return as_floats(found)
+
+
+def _column_of(data: Any) -> str:
+    """Return the code that makes a column of numbers in a row, which not every kind of row has an index for."""
+    if isinstance(data, Tensor | np.ndarray):
+        return "data[:, None]"
+    return "data.to_frame()" if hasattr(data, "to_frame") else "np.asarray(data)[:, None]"
 
 
 def _items(data: Any) -> Iterable[Any]:

@@ -1,5 +1,6 @@
 import os
 import pickle
+import re
 import struct
 import sys
 import warnings
@@ -14,7 +15,7 @@ from scipy import sparse
 from torch.utils.data import ChainDataset, DataLoader, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
-from pyro_vae.data import Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
+from pyro_vae.data import Columns, Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
 from pyro_vae.data.arrays import check_counts
 from pyro_vae.networks import FillMissing
 
@@ -1231,10 +1232,34 @@ def test_a_file_that_is_not_read_is_not_called_missing(tmp_path, name):
         load(tmp_path / name)
 
 
-@pytest.mark.parametrize("numbers", [torch.zeros(3), np.zeros(3), [0.0, 1.0]])
-def test_a_row_of_numbers_is_refused_with_the_way_to_make_each_a_datum(numbers):
-    with pytest.raises(ValueError, match=r"not \([23],\); data\[:, None\] makes each number a datum"):
-        as_tensor(numbers)
+class Series:
+    """What rows of pandas and polars have in common; ``dtypes`` of pandas is a single type."""
+
+    dtypes = np.dtype(float)
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter(np.arange(3.0))
+
+    def __array__(self, dtype=None, copy=None):
+        return np.arange(3.0)
+
+    def to_frame(self):
+        return Frame(a=np.asarray(self))
+
+
+@pytest.mark.parametrize("data", [np.arange(3.0), torch.arange(3.0), [0.0, 1.0, 2.0], Series(), memoryview(np.ones(3))])
+def test_a_row_of_numbers_is_refused_with_the_way_to_make_each_a_datum(data):
+    with pytest.raises(ValueError, match=r"not \(3,\); .* makes each number a datum") as error:
+        as_tensor(data)
+    fix = re.search("; (.*) makes each", str(error.value))[1]
+    assert as_tensor(eval(fix, {"np": np, "data": data})).tolist() == [[float(value)] for value in data]  # noqa: S307
+
+
+def test_a_series_may_stand_beside_other_parts():
+    assert Columns((np.zeros((3, 1)), Series()))[:][1].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("other", [np.full((1, 2, 2), 255, "u1"), torch.rand(1, 2, 2), [[[0.0, 1.0], [1.0, 0.0]]]])
