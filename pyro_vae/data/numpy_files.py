@@ -81,7 +81,7 @@ def read_numpy(path: Path) -> Data:
         return split_into_parts(data[0], labels[0])
     if data[0].shape[1:] != data[1].shape[1:]:
         raise ValueError(f"x_train and x_test in {path} differ in shape: {shape_of(data[0])} and {shape_of(data[1])}")
-    _check_one_scale(path, tensors["x_train"], tensors["x_test"])
+    _check_one_scale(path, *data)
     return Data(*data, *labels)
 
 
@@ -128,15 +128,30 @@ def _array(file: IO[bytes]) -> np.ndarray:
     return array
 
 
-def _check_one_scale(path: Path, train: Tensor, test: Tensor) -> None:
-    """Refuse two parts if one has been scaled to [0, 1] and the other still holds integers."""
-    largest = [part[~part.isnan()].max().item() if not part.isnan().all() else 1 for part in (train, test)]
-    if train.is_floating_point() != test.is_floating_point() and min(largest) <= 1 < max(largest):
-        found = [
-            f"{name} of {part.dtype} up to {most:g}"
-            for name, part, most in zip(("x_train", "x_test"), (train, test), largest, strict=True)
-        ]
-        raise ValueError(f"{path} holds {' and '.join(found)}: bring both to one scale")
+def _check_one_scale(path: Path, *parts: Tensor) -> None:
+    """Refuse a train and a test part of which only one has been scaled, whatever their types.
+
+    This is so if most data of one part have a value beyond 4 times the largest of the other part, or if each of them
+    has a value below 0, and the other part has none.
+    """
+    lows, highs = zip(*map(_ranges, parts), strict=True)
+    for one, other in ((0, 1), (1, 0)):
+        largest = highs[other].max().maximum(-lows[other].min())
+        beyond = highs[one].maximum(-lows[one]) > 4 * largest
+        signed = (lows[one] < 0).all() and lows[other].min() >= 0
+        if (largest > 0 and beyond.double().mean() > 0.5) or signed:
+            found = [
+                f"{name} from {low.min().item():.4g} to {high.max().item():.4g}"
+                for name, low, high in zip(("x_train", "x_test"), lows, highs, strict=True)
+            ]
+            fix = "bring both to one scale, such as x / 255 for pixels of 8 bits"
+            raise ValueError(f"{path} holds {' and '.join(found)}: {fix}")
+
+
+def _ranges(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest value of each datum, 0 for a datum that is missing."""
+    rows = x.flatten(1).nan_to_num(0.0, torch.inf, -torch.inf)
+    return rows.amin(1).double(), rows.amax(1).double()
 
 
 def _tensor(array: np.ndarray, name: str) -> Tensor:

@@ -169,8 +169,43 @@ def test_images_take_no_scale(tmp_path):
 def test_parts_of_which_one_alone_has_been_scaled_are_refused(tmp_path, x, swap):
     parts = [x, (255 * x).astype(np.uint8)][:: -1 if swap else 1]
     np.savez(tmp_path / "x.npz", x_train=parts[0], x_test=parts[1])
-    with pytest.raises(ValueError, match=r"x_train of torch.* and x_test of torch.*: bring both to one scale"):
+    with pytest.raises(ValueError, match=r"x_train from 0.* to .* and x_test from 0.* to .*: bring both to one scale"):
         load(tmp_path / "x.npz")
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6)).astype("f4")
+PIXELS[:, 0], PIXELS[0, 1] = 0, 255  # a black border, and white
+OUTLIER = np.where(np.arange(40)[:, None] == 3, 1e6, PIXELS)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("scaled", [PIXELS / 255, PIXELS / 127.5 - 1, (PIXELS / 255 - 0.5) / 0.3, PIXELS / 16])
+def test_parts_of_one_type_of_which_one_alone_has_been_scaled_are_refused(tmp_path, scaled, swap):
+    for other in (PIXELS, PIXELS.astype("u1"), PIXELS.astype("i8")):
+        parts = [other, scaled[:10]][:: -1 if swap else 1]
+        np.savez(tmp_path / "x.npz", x_train=parts[0], x_test=parts[1])
+        with pytest.raises(ValueError, match=r"x_train from .* and x_test from .*: bring both to one scale"):
+            load(tmp_path / "x.npz")
+
+
+def test_parts_of_which_one_has_a_sign_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x_train=PIXELS / 255, x_test=(PIXELS / 255 - 0.1307) / 0.3081)  # as of torchvision
+    with pytest.raises(ValueError, match=r"x_train from 0 to 1 and x_test from -0.4242 to 2.821: bring both to one"):
+        load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (OUTLIER, PIXELS),
+        (np.array([[0, 1, 1], [2, 0, 1], [0, 3, 1], [9, 0, 0]]), np.float32([[0, 1, 1]])),  # few counts are large
+        (PIXELS, np.zeros((2, 6))),
+        (PIXELS[:, 1:] - 99, PIXELS[:1, 1:]),
+    ],
+)
+def test_parts_that_differ_in_few_data_are_of_one_scale(tmp_path, train, test):
+    np.savez(tmp_path / "x.npz", x_train=train, x_test=test)
+    assert load(tmp_path / "x.npz").train.tolist() == train.tolist()
 
 
 @pytest.mark.parametrize("kind", ["u1", "i8", "?"])
@@ -1223,6 +1258,16 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path):
         load(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("name", ["X.NPY", "x.Npy", "X.NPZ"])
+def test_a_suffix_may_be_in_capitals(tmp_path, name):
+    with open(tmp_path / name, "wb") as file:
+        (np.savez if name.endswith("Z") else np.save)(file, np.arange(10).reshape(5, 2))
+    loaded = load(tmp_path / name)
+    assert rows(torch.cat([loaded.train, loaded.test])) == np.arange(10).reshape(5, 2).tolist()
+    with pytest.raises(ValueError, match=rf"no data set or file .*; did you mean '.*{name}'"):
+        load(tmp_path / name.replace("p", "pp").replace("P", "PP"))
+
+
 @pytest.mark.parametrize("name", ["x.csv", "x.pt", "a.png"])
 def test_a_file_that_is_not_read_is_not_called_missing(tmp_path, name):
     (tmp_path / name).write_text("a,b")
@@ -1283,16 +1328,6 @@ def test_whole_numbers_beside_masked_ones_keep_their_values(form, kind, number):
 @pytest.mark.parametrize("parts", [(X[0], X[1]), (X[0], 7), (X[0],), {"x": X[0]}], ids=["two", "pair", "one", "dict"])
 def test_a_datum_of_several_parts_is_refused_and_never_stacked(kind, parts):
     """Such as two views of an image and its label."""
-@pytest.mark.parametrize("name", ["X.NPY", "x.Npy", "X.NPZ"])
-def test_a_suffix_may_be_in_capitals(tmp_path, name):
-    with open(tmp_path / name, "wb") as file:
-        (np.savez if name.endswith("Z") else np.save)(file, np.arange(10).reshape(5, 2))
-    loaded = load(tmp_path / name)
-    assert rows(torch.cat([loaded.train, loaded.test])) == np.arange(10).reshape(5, 2).tolist()
-    with pytest.raises(ValueError, match=rf"no data set or file .*; did you mean '.*{name}'"):
-        load(tmp_path / name.replace("p", "pp").replace("P", "PP"))
-
-
     items = [(parts, 7), (parts, 8)]
     with pytest.raises(TypeError, match=rf"a datum is a {type(parts).__name__} of {len(parts)}: give each as"):
         as_tensor(kind(items))
