@@ -83,10 +83,11 @@ def read_folder(path: Path) -> Data:
     if not rows:
         raise ValueError(f"the folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     folders = sorted(set(parents))
-    labels = torch.tensor([folders.index(parent) for parent in parents]) if len(folders) > 1 else None
+    names = tuple(str(folder.relative_to(path)) for folder in folders) if len(folders) > 1 else None
+    labels = torch.tensor([folders.index(parent) for parent in parents]) if names else None
     if any(row.dtype != torch.uint8 for row in rows):
         rows = [row / 255 if row.dtype == torch.uint8 else row for row in rows]
-    return split_into_parts(torch.stack(rows), labels)
+    return split_into_parts(torch.stack(rows), labels, names=names)
 
 
 def _check_one_part(path: Path, files: list[Path]) -> None:

@@ -63,8 +63,9 @@ def load(
             f"{name} has values in [0, 1]: leave out the scale, {scale!r}, which is for .npy and .npz files"
         )
     divisor = None if are_images(name) else as_scale(1.0 if scale is None else scale)
-    found = _load(name, root, download)
-    return found._replace(**{part: _scaled(getattr(found, part), divisor, eight_bit) for part in ("train", "test")})
+    found = _load(name, root, download, divisor or 1.0)
+    scaled = {part: _scaled(getattr(found, part), divisor, eight_bit) for part in ("train", "test")}
+    return found._replace(**scaled).with_label_names(found.label_names)
 
 
 def are_images(source: str) -> bool:

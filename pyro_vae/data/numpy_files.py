@@ -57,7 +57,7 @@ def read_numpy(path: Path) -> Data:
     if {"format", "shape"} <= set(arrays):
         fix = "save scipy.sparse.load_npz(path).toarray(), by numpy.save"
         raise ValueError(f"{path} holds a sparse matrix of scipy, which is not read: {fix}")
-    arrays = _numbered(_without_words(path, arrays))
+    arrays, names = _numbered(_without_words(path, arrays))
     tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
     if len(tensors) == 1:
         tensors = {"x": next(iter(tensors.values()))}
@@ -78,11 +78,11 @@ def read_numpy(path: Path) -> Data:
         if y is not None and len(x) != len(y):
             raise ValueError(f"{path} holds {len(x)} x{part} and {len(y)} y{part}; the numbers must be equal")
     if len(parts) == 1:
-        return split_into_parts(data[0], labels[0])
+        return split_into_parts(data[0], labels[0], names=names)
     if data[0].shape[1:] != data[1].shape[1:]:
         raise ValueError(f"x_train and x_test in {path} differ in shape: {shape_of(data[0])} and {shape_of(data[1])}")
     _check_one_scale(path, *data)
-    return Data(*data, *labels)
+    return Data(*data, *labels).with_label_names(names)
 
 
 def _without_words(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -94,13 +94,14 @@ def _without_words(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.nd
     return numbers or arrays
 
 
-def _numbered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Number labels that are text in alphabetical order, with the same numbers in both parts."""
+def _numbered(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
+    """Number labels that are text in alphabetical order, with the same numbers in both parts, and return the texts."""
     labels = {key: array for key, array in arrays.items() if key in ARRAYS and key[0] == "y"}
     if not labels or any(array.dtype.kind not in "SU" for array in labels.values()):
-        return arrays
+        return arrays, None
     names = np.unique(np.concatenate([array.ravel() for array in labels.values()]))
-    return arrays | {key: np.searchsorted(names, array) for key, array in labels.items()}
+    texts = [name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name) for name in names]
+    return arrays | {key: np.searchsorted(names, array) for key, array in labels.items()}, tuple(texts)
 
 
 def _zipped(file: IO[bytes]) -> dict[str, np.ndarray]:

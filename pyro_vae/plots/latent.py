@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from pyro_vae.files import printable
 from pyro_vae.plots.figures import as_array, as_points, at_least_one, new_figure
 from pyro_vae.plots.tiles import as_pictures, draw_tiles, near_square
 
@@ -36,7 +37,8 @@ def latent_map(
         panels: for the title of each panel, such as "epoch 15", the posteriors' means, shape (n, 2), and covariances,
             shape (n, 2, 2), as `project` returns them.
         labels: one number or text per datum, shape (n,), the same for all panels; each gets a colour. More than 40
-            different numbers are drawn as measurements, coloured from the least to the largest, with NaN in grey.
+            different numbers are drawn as measurements, coloured from the least to the largest, with NaN in grey; of
+            more than 40 texts, coloured in alphabetical order, the legend names six.
         ellipses: whether to draw the ellipses; otherwise a dot is drawn at each mean.
         title: title of the figure.
         shared: use one scale for all panels, so that their ellipses can be compared; otherwise each has its own.
@@ -62,8 +64,17 @@ def latent_map(
         _bubbles(axes, centres, covariances * ellipses, colours, smallest=half / 200)
         axes.set_title(name)
     if legend:
-        figure.legend(handles=legend, loc="outside right upper", frameon=False, ncols=1 + (len(legend) - 1) // 20)
+        _add_legend(figure, legend)
     return figure
+
+
+def _add_legend(figure: Figure, handles: list[Line2D]) -> None:
+    texts = [printable(str(handle.get_label())) for handle in handles]
+    columns = 1 + (len(handles) - 1) // 20
+    legend = figure.legend(handles, ["x"] * len(handles), loc="outside right upper", frameon=False, ncols=columns)
+    for place, text in zip(legend.get_texts(), texts, strict=True):
+        short = text if len(text) <= 30 else f"{text[:14]}…{text[-15:]}"
+        place.set(text=short, parse_math=False)  # a label may begin with _, and may hold a dollar sign
 
 
 def project(mean: ArrayLike, scale: ArrayLike, method: str = "first", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -221,10 +232,11 @@ def _colours(labels: ArrayLike | None, counts: set[int]) -> tuple[list[Line2D], 
         raise ValueError(f"labels must have shape (n,) with n one of {sorted(counts)}, not {values.shape}")
     classes, index = np.unique(values, return_inverse=True)
     turbo = matplotlib.colormaps["turbo"].with_extremes(bad="0.7")
-    if len(classes) > _MOST_CLASSES and words is None:
-        places = np.linspace(np.nanmin(values), np.nanmax(values), 6)
-        colours = turbo(np.interp(values, places[[0, -1]], (0.05, 0.95)))
-        return _legend(places, turbo(np.linspace(0.05, 0.95, 6)), ".4g"), colours
+    if len(classes) > _MOST_CLASSES:
+        ends = np.nanmin(values), np.nanmax(values)
+        places = np.linspace(*ends, 6) if words is None else np.linspace(*ends, 6).round().astype(int)
+        six, colours = (turbo(np.interp(each, ends, (0.05, 0.95))) for each in (places, values))
+        return _legend(places, six, ".4g") if words is None else _legend(words[places], six, ""), colours
     if np.isin(classes, range(10)).all():
         palette = matplotlib.colormaps["tab10"](classes.astype(int))
     else:

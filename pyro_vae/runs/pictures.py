@@ -1,6 +1,6 @@
 """The pictures of a run, drawn by `pyro_vae.plots` from a trained VAE and its test data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +23,13 @@ Moments = tuple[Tensor, Tensor]
 
 
 def draw(
-    vae: VAE, config: Config, history: History, snapshots: dict[str, Moments], x: Tensor, labels: Tensor | None
+    vae: VAE,
+    config: Config,
+    history: History,
+    snapshots: dict[str, Moments],
+    x: Tensor,
+    labels: Tensor | None,
+    names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Figure], dict[str, str]]:
     """Draw every picture that a VAE's parts allow.
 
@@ -34,6 +40,7 @@ def draw(
         snapshots: the posteriors' moments of x by title, from `posterior_moments`.
         x: test data, shape (N, \\*shape).
         labels: labels of the test data, in the order of x, or None.
+        names: the texts of labels 0, 1, ..., or None if the labels are numbers.
 
     Returns:
         Figures by name, in the order of the report, and the reasons why other pictures are left out, by name.
@@ -46,7 +53,7 @@ def draw(
         "interpolation": lambda: (
             interpolation_figure(vae, *x[_two(labels)]) if len(x) > 1 else "there is a single test datum"
         ),
-        "latent_map": lambda: map_figure(config, snapshots, labels),
+        "latent_map": lambda: map_figure(config, snapshots, labels, names),
         "posterior_cloud": lambda: cloud_figure(vae, x, config.seed),
         "kl_per_dimension": lambda: kl_figure(vae, x) or "prior and posteriors are not both diagonal normals",
     }
@@ -116,15 +123,18 @@ def _factor_of(posterior: Distribution, draws: Tensor) -> Tensor:
     return torch.linalg.qr(deviations).R.mT / (len(draws) - 1) ** 0.5
 
 
-def map_figure(config: Config, snapshots: dict[str, Moments], labels: Tensor | None) -> Figure:
-    """Draw the posteriors of test data at each snapshot."""
+def map_figure(
+    config: Config, snapshots: dict[str, Moments], labels: Tensor | None, names: Sequence[str] | None = None
+) -> Figure:
+    """Draw the posteriors of test data at each snapshot, with colours by their labels."""
     shape = next(iter(snapshots.values()))[0].shape
     method = "first" if shape[1] <= 2 else config.latent_map if shape[0] >= 4 else "pca"  # t-SNE needs 4
     seed = config.seed % 2**32  # scikit-learn takes no larger seed
     panels = {name: plots.project(*moments, method, seed) for name, moments in snapshots.items()}
     title = f"Posteriors of test data, {MAP_NAMES[method]}"
     shared = method != "tsne"  # t-SNE maps have no unit, so two of them have no common scale
-    return plots.latent_map(panels, labels, title=title, shared=shared)
+    shown = labels if names is None or labels is None else [names[label] for label in labels.tolist()]
+    return plots.latent_map(panels, shown, title=title, shared=shared)
 
 
 def reconstruction_figure(vae: VAE, x: Tensor, evaluate: str) -> Figure:

@@ -52,9 +52,12 @@ class Recorder:
         experiment, config = self.experiment, self.experiment.config
         self.folder.save_weights(experiment)  # with patience the best ones, not those of the last checkpoint
         row = row_of_weights(config, history)
-        snapshots, labels = self._snapshots(int(row["epoch"])), experiment.data.test_labels
+        snapshots, about = (
+            self._snapshots(int(row["epoch"])),
+            (experiment.data.test_labels, experiment.data.label_names),
+        )
         with experiment.evaluating():
-            figures, left_out = draw(experiment.vae, config, history, snapshots, experiment.shown, labels)
+            figures, left_out = draw(experiment.vae, config, history, snapshots, experiment.shown, *about)
         for name, figure in figures.items():
             write_whole(self.folder.path / f"{name}.png", plots.png(figure))
         facts = facts_of(experiment, self.processes)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pyro_vae
-from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae import VAE, data, decoders, encoders, plots, priors
 from pyro_vae.cli import main
 from pyro_vae.cli.flags import config_of_run
 from pyro_vae.diagnostics import evaluation
@@ -314,6 +314,16 @@ def test_labels_that_are_sorted_or_missing_have_their_pictures():
     assert (train("--data", "rows.npz", "--epochs", "0") / "interpolation.png").exists()
     assert _two(torch.full((3,), torch.nan)) == _two(torch.tensor([5, 4, 5])) == [0, 1]
     assert _two(torch.tensor([5, 5, 4])) == [0, 2]
+
+
+def test_labels_that_are_text_are_named_in_the_pictures(monkeypatch):
+    shown = []
+    draw = plots.latent_map
+    monkeypatch.setattr(plots, "latent_map", lambda panels, labels, **k: shown.extend(labels) or draw(panels, **k))
+    x, y = np.random.default_rng(0).random((9, 3)), [*"aabbccdda"]
+    np.savez("rows.npz", x_train=x, x_test=x, y_train=y, y_test=y)
+    train("--data", "rows.npz", "--epochs", "0")
+    assert shown == y
 
 
 def test_sequences_are_read_by_a_recurrent_network_of_its_own_parameters():

@@ -388,6 +388,7 @@ def test_labels_are_the_sub_folders_in_alphabetical_order(tmp_path):
     for part, labels in ((loaded.train, loaded.train_labels), (loaded.test, loaded.test_labels)):
         assert torch.equal((part[:, 0, 0, 0] * 255).round().long() // 10, labels)
     assert torch.cat([loaded.train_labels, loaded.test_labels]).bincount().tolist() == [4, 4, 4]
+    assert loaded.label_names == ("ant", "bee", "cat")
 
 
 @pytest.mark.parametrize("size", [(4, 5), (5, 4), (2, 8)])
@@ -1244,6 +1245,11 @@ def test_labels_that_are_text_are_numbered_in_both_parts_alike(tmp_path):
     loaded = load(tmp_path / "x.npz")
     assert loaded.train_labels.tolist() == [1, 0, 2, 0]
     assert loaded.test_labels.tolist() == [2, 0]
+    assert loaded.label_names == ("cat", "dog", "emu")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 1)), y=[b"no", b"\xff"])
+    assert load(tmp_path / "x.npz").label_names == ("no", "\\xff")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 1)), y=[0, 1])
+    assert load(tmp_path / "x.npz").label_names is None
 
 
 def test_labels_may_stand_in_a_column(tmp_path):

@@ -341,6 +341,19 @@ def test_labels_that_are_text_are_named_in_the_legend():
         np.testing.assert_allclose(faces, [handles[index].get_color()[:3] for index in (1, 0, 2, 1)])
 
 
+def test_labels_that_are_text_are_shown_as_they_are_in_one_legend_of_bounded_size():
+    panels = {"": (RNG.normal(size=(4, 2)), random_covariances(4))}
+    figure = drawn(plots.latent_map(panels, ["_a", "$5 to $x_", "tab\there", 100 * "z"]))
+    texts = figure.legends[0].get_texts()
+    assert [text.get_text() for text in texts] == ["$5 to $x_", "_a", "tab\\there", 14 * "z" + "…" + 15 * "z"]
+    assert not any(text.get_parse_math() for text in texts)
+    names = np.array([f"n{k:03}" for k in range(101)])
+    figure = plots.latent_map({"": (np.zeros((101, 2)), np.zeros((101, 2, 2)))}, names)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"n{20 * k:03}" for k in range(6)]
+    colours, shown = figure.axes[0].collections[0].get_facecolor(), figure.legends[0].legend_handles
+    assert all(np.allclose(colours[20 * k, :3], shown[k].get_color()[:3]) for k in range(6))
+
+
 def test_labels_that_are_measurements_have_colours_by_their_size():
     values = np.append(np.linspace(1950, 2020, 99), math.nan)
     figure = drawn(plots.latent_map({"": (np.zeros((100, 2)), np.zeros((100, 2, 2)))}, labels=values))
