@@ -1,6 +1,7 @@
 """Experiments: the data, the VAE and the objective of a config."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_vae.data import Data, fingerprint
+from pyro_vae.diagnostics.evaluation import evaluate
 from pyro_vae.networks import Shape
 from pyro_vae.programs import check_programs, mode, seeded
 from pyro_vae.runs.config import Config
@@ -27,7 +29,10 @@ from pyro_vae.runs.parts import (
     transform_of,
 )
 from pyro_vae.training import History, Row, check_loss, check_settings, fit
-from pyro_vae.training.checks import check_patience
+from pyro_vae.training.batches import Batches
+from pyro_vae.training.checks import check_before, check_patience, fit_to_memory
+from pyro_vae.training.history import Measure
+from pyro_vae.training.programs import Programs
 from pyro_vae.vae import VAE
 
 if TYPE_CHECKING:
@@ -115,6 +120,19 @@ class Experiment:
         check_loss(self.loss, beta_of(config, steps_per_epoch=1), config.memory)
         for name in ("train", "test"):
             self.check(name)
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """Refuse an objective and a memory limit that the programs do not fit, as `fit` would on its first batch."""
+        config, programs = self.config, Programs(self.vae.model, self.guide, self.transform)
+        x = self.data.train[: config.batch_size].to(self.device)
+        first, measure = Batches(x, len(x), self.transform), Measure(programs.model, programs.guide, None, {})
+        with self.evaluating(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `fit` gives them again
+            _, loss = check_before(programs, first, measure, self.loss, config.seed)
+            loss = fit_to_memory(loss, config.memory, programs, first, config.seed)
+            loss.num_particles = min(loss.num_particles, 2 * getattr(loss, "groups", 1))  # more would show no more
+            evaluate(self.vae.model, self.guide, x[:2], loss=loss, transform=self.transform)
 
     def steps_per_epoch(self, processes: int = 1) -> int:
         """Return the number of steps in an epoch; each step takes a batch from every process."""

@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pyro_vae
-from pyro_vae import VAE, data, decoders, encoders, plots, priors
+from pyro_vae import VAE, data, decoders, encoders, objectives, plots, priors
 from pyro_vae.cli import main
 from pyro_vae.cli.flags import config_of_run
 from pyro_vae.diagnostics import evaluation
 from pyro_vae.runs import parts as config
 from pyro_vae.runs import run as runs
 from pyro_vae.runs.config import Config
-from pyro_vae.runs.experiment import seeded_vae
+from pyro_vae.runs.experiment import Experiment, seeded_vae
 from pyro_vae.runs.facts import facts_of
 from pyro_vae.runs.folder import RunFolder
 from pyro_vae.runs.pictures import _two, grid_figure, posterior_moments
@@ -1018,6 +1018,36 @@ def test_results_that_are_no_numbers_are_refused(capsys):
         assert f"the weights of this run give {name} as NaN: take --best, or train again" in refused(capsys, *argv)
     assert not Path("x.json").exists()
     assert not Path("run/reconstruct-mean.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--loss", "IWAE", "--memory", "1"], "a memory of 1 bytes is too small"),
+        (["--loss", "BetaTC", "--encoder", "FullRankNormal"], "BetaTC needs independent latent dimensions"),
+        (["--loss", "DReG", *(f"--{part}=OneHotCategorical" for part in ("prior", "encoder"))], "a pathwise sampler"),
+    ],
+)
+def test_what_does_not_fit_the_objective_is_refused_before_anything_is_printed(flags, words, capsys):
+    assert main(["train", *QUICK, *flags, "--out", "run"]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert not printed.out
+    assert printed.err.startswith("pyro-vae: error: ")
+    assert not Path("run").exists()
+
+
+def test_an_objective_of_many_particles_is_checked_with_few(monkeypatch):
+    seen = []
+    monkeypatch.setattr(objectives.PIWAE, "of_draws", lambda _, draws: seen.append(draws.kl.shape) or fail())
+    experiment = Experiment(Config(loss="PIWAE", options={"loss": {"groups": 3, "num_particles": 10**9}}))
+    with pytest.raises(InterruptedError):
+        experiment.check_training()
+    assert seen == [(6, 2)]
+
+
+def fail():
+    raise InterruptedError
 
 
 def test_an_infinite_result_is_printed_and_null_in_json(capsys):
