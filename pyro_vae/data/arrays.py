@@ -65,20 +65,25 @@ def check_counts(data: Tensor, dtype: torch.dtype) -> None:
 
 
 def warn_of_rounding(data: Tensor, dtype: torch.dtype) -> None:
-    """Warn if rounding to 32 bits leaves less than 4 digits of the variation of an entry, such as a time in seconds."""
+    """Warn if rounding to 32 bits leaves less than 4 digits of the variation of an entry.
+
+    Such entries are times in seconds, and numbers that are so small that they become 0.
+    """
     if (data.dtype, dtype) != (torch.float64, torch.float32):
         return
     low, high = data.amin(0), data.amax(0)  # which take a sixth of the time of aminmax
     if low.isnan().any():
         missing = data.isnan()
         low, high = data.masked_fill(missing, torch.inf).amin(0), data.masked_fill(missing, -torch.inf).amax(0)
-    spread, most = high - low, torch.finfo(dtype).eps / 2 * torch.maximum(low.abs(), high.abs())
+    spread, size, limits = high - low, torch.maximum(low.abs(), high.abs()), torch.finfo(dtype)
+    most = limits.eps / 2 * size.clamp(min=limits.tiny)  # below it, numbers have all one distance
     for entry in ((spread > 0) & (most > 1e-4 * spread)).nonzero().tolist():
         values, varies = data[:, *entry], spread[*entry].item()
         error = (values.to(dtype).double() - values).abs().nan_to_num(0.0).max().item()
         if error > 1e-4 * varies:  # whole numbers may be held as they are
             which = f"entry {', '.join(map(str, entry))} of the data" if entry else "a part of the data"
-            fix = "subtract its mean, or take programs in double precision (vae.double())"
+            fix = "divide it by its size" if size[*entry] < limits.tiny / limits.eps else "subtract its mean"
+            fix += ", or take programs in double precision (vae.double())"
             text = f"{which} varies by {varies:.3g}, and {dtype} rounds it by up to {error:.3g}: {fix}"
             warnings.warn(text, UserWarning, stacklevel=3)
             return

@@ -89,16 +89,16 @@ def located(source: str) -> str:
 
 
 def _scaled(x: Any, scale: float | None, eight_bit: bool) -> Any:
-    """Return one part of the data divided by a scale; None divides pixels of 8 bits by 255, and no other values."""
+    """Return one part with its values of 8 bits, and those on the disk, divided by a scale, 255 for None."""
     if isinstance(x, MemoryMapped):
         return MemoryMapped(x.path, x.rows, scale or 1.0)
     if x.dtype == torch.uint8:
         stored = EightBit(x, scale or 255.0)
         return stored if eight_bit else stored[:]
-    return x if scale in (None, 1.0) else x / scale
+    return x
 
 
-def _load(name: str, root: str | Path | None, download: bool) -> Data:
+def _load(name: str, root: str | Path | None, download: bool, scale: float) -> Data:
     if name == "digits":
         return read_digits()
     if name in TORCHVISION:
@@ -110,7 +110,7 @@ def _load(name: str, root: str | Path | None, download: bool) -> Data:
         return read_folder(path)
     if path.suffix.lower() in SUFFIXES:
         check_regular(path)
-        return read_numpy(path)
+        return read_numpy(path, scale)
     if os.path.exists(name):
         raise ValueError(
             f"{name} is not a file that can be read: give a .npy or .npz file (save tables by numpy.save), or a"

@@ -37,8 +37,8 @@ def _large(path: Path) -> MemoryMapped | None:
     return mapped if 4 * mapped.shape.numel() > IN_MEMORY else None
 
 
-def read_numpy(path: Path) -> Data:
-    """Read a .npy or .npz file."""
+def read_numpy(path: Path, scale: float = 1.0) -> Data:
+    """Read a .npy or .npz file, with its values divided by a scale, except those of 8 bits or on the disk."""
     if path.suffix.lower() == ".npy" and (large := _large(path)):
         train, test = train_and_test(len(large))
         return Data(MemoryMapped(path, train), MemoryMapped(path, test))
@@ -72,16 +72,18 @@ def read_numpy(path: Path) -> Data:
     data = [as_stored(tensors[f"x{part}"]) for part in parts]
     labels = [tensors.get(f"y{part}") for part in parts]
     labels = [y if y is None or y.shape[1:] != (1,) else y[:, 0] for y in labels]  # a column is one label per datum
+    labels = [y.float() if y is not None and y.is_floating_point() else y for y in labels]
     for part, x, y in zip(parts, data, labels, strict=True):
         if y is not None and y.dim() != 1:
             raise ValueError(f"y{part} in {path} must hold one label per datum, not shape {shape_of(y)}")
         if y is not None and len(x) != len(y):
             raise ValueError(f"{path} holds {len(x)} x{part} and {len(y)} y{part}; the numbers must be equal")
     if len(parts) == 1:
-        return split_into_parts(data[0], labels[0], names=names)
+        return split_into_parts(_divided(data[0], scale), labels[0], names=names)
     if data[0].shape[1:] != data[1].shape[1:]:
         raise ValueError(f"x_train and x_test in {path} differ in shape: {shape_of(data[0])} and {shape_of(data[1])}")
     _check_one_scale(path, *data)
+    data = [_divided(x, scale) for x in data]
     return Data(*data, *labels).with_label_names(names)
 
 
@@ -155,16 +157,22 @@ def _ranges(x: Tensor) -> tuple[Tensor, Tensor]:
     return rows.amin(1).double(), rows.amax(1).double()
 
 
+def _divided(x: Tensor, scale: float) -> Tensor:
+    """Return values divided by a scale before they are rounded to 32 bits, beyond which they may lie; 8 bits stay."""
+    if x.dtype == torch.uint8:
+        return x
+    default = torch.get_default_dtype()
+    wide = x.to(torch.promote_types(x.dtype, default))  # 16 bits would lose digits of the quotient
+    divided = wide if scale == 1 else wide / scale
+    warn_of_rounding(divided, default)
+    return divided.to(default)
+
+
 def _tensor(array: np.ndarray, name: str) -> Tensor:
     try:
-        tensor = from_numpy(array)
+        return from_numpy(array)
     except TypeError as error:
         fix = "save numbers by .astype(float), and labels that are text by .astype(str)"
         other = str(error).removeprefix("data must hold real numbers, not ")
         kind = f"Python objects, which are not read: {fix}" if array.dtype == object else other
         raise ValueError(f"{name} must hold numbers, not {kind}") from error
-    if not tensor.is_floating_point():
-        return tensor
-    if tensor.dim() > 1 and len(tensor):
-        warn_of_rounding(tensor, torch.float32)
-    return tensor.float()

@@ -1414,6 +1414,33 @@ def test_a_file_that_32_bits_round_by_more_than_they_tell_apart_is_warned_of(tmp
         load(path)
 
 
+@pytest.mark.parametrize("size", [1e-50, 1e-42, 1e-30, 1e30, 1e300])
+def test_numbers_beyond_32_bits_are_divided_by_the_scale_before_they_are_rounded(tmp_path, size):
+    unit = np.random.default_rng(0).random((10, 2))
+    np.save(tmp_path / "x.npy", size * unit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load(tmp_path / "x.npy", scale=size)
+    np.testing.assert_allclose(rows(torch.cat([loaded.train, loaded.test])), sorted(unit.tolist()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-50])
+def test_numbers_that_32_bits_would_make_0_are_warned_of(tmp_path, size):
+    x = size * torch.rand(10, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    vae = VAE(priors.Normal(2), encoders.Normal(2, 2), decoders.Normal(2, 2))
+    said = "entry 0 of the data varies by .*, and torch.float32 rounds it by up to .*: divide it by its size, or take"
+    with pytest.warns(UserWarning, match=said):
+        evaluate(vae.model, vae.guide, x)
+    np.save(tmp_path / "x.npy", x.numpy())
+    with pytest.warns(UserWarning, match=said):
+        load(tmp_path / "x.npy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(
+            vae.model, vae.guide, x * torch.tensor([0.0, 1 / size], dtype=torch.float64)
+        )  # nothing varies that would be lost
+
+
 @pytest.mark.parametrize("kind", ["frame", "tuple", "dict"])
 def test_a_validation_frame_has_its_columns_in_the_order_of_the_data(kind):
     # Silently, a column would be scored by the decoder of another one.
