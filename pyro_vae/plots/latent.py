@@ -56,7 +56,10 @@ def latent_map(
     """
     maps = {name: _posteriors(*pair) for name, pair in at_least_one(panels).items()}
     legend, colours = _colours(labels, {len(centres) for centres, _ in maps.values()})
-    figure, all_axes = new_figure(title, 4.6 * len(maps) + (0.7 if legend else 0), 4.8, columns=len(maps))
+    names = [_short(printable(str(handle.get_label()))) for handle in legend]
+    columns = math.ceil(len(names) / 20)
+    room = columns * (0.61 + 0.09 * max(map(len, names), default=0))
+    figure, all_axes = new_figure(title, 4.6 * len(maps) + room, 4.8, columns=len(maps))
     for axes, (name, (centres, covariances)), (low, high) in zip(
         all_axes, maps.items(), _bounds(list(maps.values()), ellipses, shared), strict=True
     ):
@@ -64,17 +67,14 @@ def latent_map(
         _bubbles(axes, centres, covariances * ellipses, colours, smallest=half / 200)
         axes.set_title(name)
     if legend:
-        _add_legend(figure, legend)
+        place = figure.legend(legend, ["x"] * len(names), loc="outside right upper", frameon=False, ncols=columns)
+        for text, name in zip(place.get_texts(), names, strict=True):
+            text.set(text=name, parse_math=False)  # a label may begin with _, and may hold a dollar sign
     return figure
 
 
-def _add_legend(figure: Figure, handles: list[Line2D]) -> None:
-    texts = [printable(str(handle.get_label())) for handle in handles]
-    columns = 1 + (len(handles) - 1) // 20
-    legend = figure.legend(handles, ["x"] * len(handles), loc="outside right upper", frameon=False, ncols=columns)
-    for place, text in zip(legend.get_texts(), texts, strict=True):
-        short = text if len(text) <= 30 else f"{text[:14]}…{text[-15:]}"
-        place.set(text=short, parse_math=False)  # a label may begin with _, and may hold a dollar sign
+def _short(text: str) -> str:
+    return text if len(text) <= 30 else f"{text[:14]}…{text[-15:]}"
 
 
 def project(mean: ArrayLike, scale: ArrayLike, method: str = "first", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

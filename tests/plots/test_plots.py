@@ -354,6 +354,15 @@ def test_labels_that_are_text_are_shown_as_they_are_in_one_legend_of_bounded_siz
     assert all(np.allclose(colours[20 * k, :3], shown[k].get_color()[:3]) for k in range(6))
 
 
+def test_long_texts_in_a_legend_leave_room_for_the_panels():
+    panels, names = {"": (RNG.normal(size=(40, 2)), random_covariances(40))}, [f"a long name of {k}" for k in range(40)]
+    for labels in (names, [name + " and so on" for name in names]):
+        figure = drawn(plots.latent_map(panels, labels))
+        assert figure.axes[0].get_window_extent().width > 3.5 * figure.dpi
+        corners = [corner for text in figure.legends[0].get_texts() for corner in text.get_window_extent().corners()]
+        assert all(figure.bbox.contains(*corner) for corner in corners)
+
+
 def test_labels_that_are_measurements_have_colours_by_their_size():
     values = np.append(np.linspace(1950, 2020, 99), math.nan)
     figure = drawn(plots.latent_map({"": (np.zeros((100, 2)), np.zeros((100, 2, 2)))}, labels=values))
