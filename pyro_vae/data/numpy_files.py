@@ -153,8 +153,12 @@ def _check_one_scale(path: Path, *parts: Tensor) -> None:
 
 def _ranges(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the least and the largest value of each datum, 0 for a datum that is missing."""
-    rows = x.flatten(1).nan_to_num(0.0, torch.inf, -torch.inf)
-    return rows.amin(1).double(), rows.amax(1).double()
+    rows = x.flatten(1)
+    low, high = rows.amin(1).double(), rows.amax(1).double()
+    if (missing := low.isnan()).any():
+        known = rows[missing].double().nan_to_num(0.0, torch.inf, -torch.inf)
+        low[missing], high[missing] = known.amin(1), known.amax(1)
+    return low, high
 
 
 def _divided(x: Tensor, scale: float) -> Tensor:
