@@ -31,11 +31,11 @@ def load(
             "kmnist"; or the path of a ``.npy`` or ``.npz`` file, or of a folder of images. An ``.npz`` file holds
             ``x_train`` and ``x_test`` (and, if known, ``y_train`` and ``y_test``), or one array ``x`` (and ``y``), and
             no other numbers; labels that are text are numbered in alphabetical order. In a folder of images, the names
-            of sub-folders are the labels, and each picture of a TIFF stack is a datum. Hidden images and other files
-            are left out, with a warning. Refused are images of other formats, links to folders, a train and a test
-            folder side by side, and images that do not determine values in [0, 1]: those with transparent pixels,
-            CMYK, 32-bit integers, floating-point values outside [0, 1]. Colours of 16 bits are read in 8 bits. Data
-            without a test part are split 4 to 1, always in the same way.
+            of sub-folders are the labels (`Data.label_names` has the texts), and each picture of a TIFF stack is a
+            datum. Hidden images and other files are left out, with a warning. Refused are images of other formats,
+            links to folders, a train and a test folder side by side, and images that do not determine values in [0, 1]:
+            those with transparent pixels, CMYK, 32-bit integers, floating-point values outside [0, 1]. Colours of 16
+            bits are read in 8 bits. Data without a test part are split 4 to 1, always in the same way.
         root: the folder of torchvision's data sets; by default the environment variable ``PYRO_VAE_DATA``, or else
             ``data``.
         download: download a data set of torchvision's if it is missing.
@@ -49,8 +49,9 @@ def load(
         A ``.npy`` file that would take more than 1 GiB in 32 bits stays on disk, as `MemoryMapped`.
 
     Raises:
-        ValueError: for an unknown name, for files that are missing, damaged or do not fit together, and for a scale
-            with images, whose values are in [0, 1] already.
+        ValueError: for an unknown name, for files that are missing, damaged or do not fit together, for a train and a
+            test part of which only one has been scaled, and for a scale with images, whose values are in [0, 1]
+            already.
 
     Example:
         >>> digits = load("digits")
