@@ -29,6 +29,8 @@ def check_dense(data: Tensor, least: int = 2, column: str = "data[:, None]") -> 
     """Refuse a tensor that is not dense real numbers with at least so many dimensions; ``column`` adds one to a row."""
     if type(data).__name__ == "MaskedTensor":
         raise TypeError("data must not be a MaskedTensor: give data.to_tensor(torch.nan), NaN for what is missing")
+    if data.is_quantized:
+        raise TypeError("data must not be a quantized tensor: give data.dequantize()")
     if data.layout != torch.strided or data.is_meta or data.is_nested:
         kind = "a nested one" if data.is_nested else f"one of {data.layout} on {data.device}"
         fix = "" if data.is_meta or data.is_nested else "; give data.to_dense()"

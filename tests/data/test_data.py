@@ -1309,6 +1309,14 @@ def test_a_row_of_numbers_is_refused_with_the_way_to_make_each_a_datum(data):
     assert as_tensor(eval(fix, {"np": np, "data": data})).tolist() == [[float(value)] for value in data]  # noqa: S307
 
 
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
+def test_a_quantized_tensor_is_refused_with_the_fix():
+    data = torch.quantize_per_tensor(torch.ones(3, 2), 0.5, 0, torch.quint8)
+    for give in (as_tensor, lambda x: Columns((x,))):
+        with pytest.raises(TypeError, match=r"not be a quantized tensor: give data\.dequantize\(\)"):
+            give(data)
+
+
 def test_a_series_may_stand_beside_other_parts():
     assert Columns((np.zeros((3, 1)), Series()))[:][1].tolist() == [0, 1, 2]
 
