@@ -20,6 +20,8 @@ from pyro_vae.data.batch import Batch, Count, are_rows, count_of, in_words, map_
 T = TypeVar("T")
 TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # environment variables that torchrun sets
 TIMEOUT_MINUTES = 5  # for all ranks to join a sum: far longer than a step, or than writing files after an epoch
+BETWEEN_LOOKS = 100  # steps, after which several processes stop and write checkpoints together, from equal states
+SAME = "call fit with the same arguments on all of them, as it splits each batch itself"
 
 
 class Ranks:
@@ -99,8 +101,8 @@ class Ranks:
         all_[self.rank] = value
         return list(self.sum(all_).to(value))
 
-    def check_same(self, values: Mapping[str, Any]) -> None:
-        """Refuse plain values, by name, in which the ranks differ.
+    def check_same(self, values: Mapping[str, Any], fix: str = SAME) -> None:
+        """Refuse plain values, by name, in which the ranks differ; the error ends with the fix.
 
         Raises:
             ValueError: with the first one, on all ranks.
@@ -111,7 +113,6 @@ class Ranks:
         everywhere = self.gather(torch.tensor([int.from_bytes(digest) for digest in digests]))
         for number, (name, value) in enumerate(values.items()):
             if len({int(there[number]) for there in everywhere}) > 1:
-                fix = "call fit with the same arguments on all of them, as it splits each batch itself"
                 raise ValueError(f"the processes differ in {name}, which is {value!r} here: {fix}")
 
     def any(self, flag: bool) -> bool:
@@ -164,11 +165,15 @@ class Ranks:
         """
         if self.fabric is None:
             return
+        tensors = [tensor for tensor in tensors if not tensor.is_meta]  # which has no values
         own = [tensor.detach().cpu() for tensor in tensors]
         with _all_there():
             values = self.fabric.broadcast(own)
         for tensor, value in zip(tensors, values, strict=True):
-            tensor.copy_(value)
+            if is_expanded(tensor):  # torch does not write into it
+                tensor.data = value.to(tensor.device)
+            else:
+                tensor.copy_(value)
 
     def together(self, function: Callable[[], T]) -> T:
         """Call a function on every rank; if it fails on any, all ranks end.
@@ -190,6 +195,18 @@ class Ranks:
         if failed.any():
             raise SystemExit(2)
         return result  # type: ignore[return-value]
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether several numbers of a tensor have one place in memory.
+
+    Example:
+        >>> is_expanded(torch.zeros(1).expand(3)), is_expanded(torch.zeros(3))
+        (True, False)
+    """
+    if tensor.layout is not torch.strided:
+        return False
+    return any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 @contextmanager

@@ -202,7 +202,7 @@ def meet_parameters(programs: Programs, batches: Batches, seed: int) -> Callable
             args, kwargs = arguments(batch)
             paired_traces(programs.model, programs.guide, *args, **kwargs)
         bounded = check_points(*programs.given, first)
-    batches.ranks.broadcast([*programs.parameters, *programs.buffers])
+    batches.ranks.broadcast(programs.tensors)
 
     def check() -> None:
         with _evaluating(programs, batches, seed):

@@ -144,8 +144,8 @@ def fit(
         fabric: a launched ``lightning_fabric.Fabric``, for training on several processes: each calls `fit` with the
             same arguments, its programs on its own device. R processes split each batch of R times ``batch_size`` among
             them, draw noise of their own, and end with the same parameters and the same history as one process with
-            the whole batch. Buffers, such as the running means of a batch normalization, follow each process's part of
-            the data, and are those of rank 0 from the end of each epoch.
+            the whole batch. What programs change by themselves, such as the running means of a batch normalization,
+            follows each process's part of the data; after every 100 steps and each epoch, all take that of rank 0.
         on_nan: what to do when a loss or a gradient is not finite. It never changes a parameter: "stop" raises an error
             that names the step and the first part that is not finite; "skip" skips the batch; "rollback" restores the
             parameters from the start of the epoch, and continues with the next batch.

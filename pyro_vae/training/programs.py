@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import as_function
 from pyro_vae.programs import modules_of
 from pyro_vae.programs.handlers import LocalModules, Program
+from pyro_vae.runtime.distributed import is_expanded
 from pyro_vae.training.descriptions import described_programs
 
 
@@ -40,9 +41,10 @@ class Programs:
         return self.local.parameters
 
     @property
-    def buffers(self) -> list[Tensor]:
-        """The buffers of the modules."""
-        return [buffer for module in self.modules for buffer in module.buffers()]
+    def tensors(self) -> list[Tensor]:
+        """All parameters and buffers, including buffers that a checkpoint cannot keep."""
+        buffers = [buffer for module in self.modules for buffer in module.buffers()]
+        return list({id(tensor): tensor for tensor in [*self.values().values(), *buffers]}.values())
 
     def values(self, *, strict: bool = False) -> dict[str, Tensor]:
         """Return the tensors that training changes, parameters and buffers, by name; they are not copies.
@@ -81,4 +83,4 @@ def _can_be_set(buffer: Tensor) -> bool:
     """Whether a checkpoint can keep a buffer; a sparse or an expanded one is taken for a constant of the programs."""
     if buffer.layout is not torch.strided or buffer.dtype is torch.complex128 or buffer.is_meta:  # safetensors has none
         return False
-    return not any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))
+    return not is_expanded(buffer)

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.runtime.checkpoints import Checkpoints, Stopped, Tensors
-from pyro_vae.runtime.distributed import Ranks
+from pyro_vae.runtime.distributed import BETWEEN_LOOKS, Ranks
 from pyro_vae.training.state import State
-
-BETWEEN_LOOKS = 100  # steps, after which several processes tell each other whether one of them was asked to stop
 
 
 class NoSaver:

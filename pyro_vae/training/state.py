@@ -26,6 +26,7 @@ from pyro_vae.runtime.checkpoints import (
     check_tensors,
     checked_state,
 )
+from pyro_vae.runtime.distributed import BETWEEN_LOOKS
 from pyro_vae.runtime.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.descriptions import described
@@ -132,11 +133,13 @@ class State:
         self.schedule.after_step()
         if self.step % BETWEEN_FLUSHES == 0:
             flush_subnormal(self.optim)
+        if self.step % BETWEEN_LOOKS == 0:
+            self._share()
 
     def end_epoch(self, measure: Measure) -> None:
         """Measure the epoch, and advance to the next one."""
         measure.check()
-        self.ranks.broadcast(self.programs.buffers)
+        self._share()
         seconds = self._elapsed()
         self.history.append(measure.row(self.epoch, Bound(*self.means()), self.rate, seconds))
         self._keep_best()
@@ -176,6 +179,15 @@ class State:
     def means(self) -> list[float]:
         """Return the epoch's mean terms per datum; NaN if no step counted."""
         return (self.totals[:3] / self.totals[3]).tolist()
+
+    def _share(self) -> None:
+        """Give every rank the values of rank 0, as programs and baselines may change some of them by its own data."""
+        if self.ranks.size == 1:
+            return
+        means = list(_baselines().values())
+        shapes = {"the shapes of a baseline's running means": [tuple(mean.shape) for mean in means]}
+        self.ranks.check_same(shapes, "take batches that the processes split evenly")
+        self.ranks.broadcast([*self.programs.tensors, *means])
 
     def _keep_best(self) -> None:
         """Keep a copy of the parameters and buffers if the last row's test loss is the lowest."""
@@ -406,8 +418,8 @@ def check_settings_of(there: dict[str, Any], here: dict[str, Any]) -> None:
 
 def _baselines() -> dict[str, Tensor]:
     """Return the running means that ``TraceGraph_ELBO`` keeps in Pyro's parameter store."""
-    store = pyro.get_param_store()
-    return {f"baseline/{name}": store[name] for name in store if name.startswith(BASELINE)}
+    values = pyro.get_param_store().named_parameters()
+    return {f"baseline/{name}": value for name, value in values if name.startswith(BASELINE)}
 
 
 def _name(parameter: Tensor, names: dict[int, str]) -> str:

@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.runtime.distributed import Ranks
+from pyro_vae.runtime.distributed import BETWEEN_LOOKS, Ranks
 from pyro_vae.training.history import OnEpoch, OnStep, Row
 from pyro_vae.training.loop import StopTraining
-from pyro_vae.training.saving import BETWEEN_LOOKS
 
 
 def together(ranks: Ranks, on_step: OnStep | None, on_epoch: OnEpoch | None) -> tuple[OnStep | None, OnEpoch | None]:

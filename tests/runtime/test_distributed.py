@@ -50,6 +50,16 @@ def test_buffers_begin_and_end_as_those_of_rank_0(two_ranks):
     torch.testing.assert_close(mean, torch.full((6,), 3 * (1 - 0.9**6)), rtol=0, atol=0.35)
 
 
+def test_what_each_rank_computes_from_its_own_data_begins_ends_and_is_resumed_as_on_rank_0(two_ranks):
+    """Buffers, frozen parameters, and the running means of baselines: within an epoch, each rank has its own."""
+    (begun, whole, again), others = (found["resumed"] for found in two_ranks)
+    assert all(torch.equal(begun[1][name], value) for name, value in ranks.Centred(seed=0).state_dict().items())
+    for kept, found in ((begun, others[0]), (whole, again), (whole, others[1]), (whole, others[2])):
+        assert kept[0] == found[0]
+        assert kept[1].keys() == found[1].keys()
+        assert all(torch.equal(value, found[1][name]) for name, value in kept[1].items())
+
+
 @pytest.mark.parametrize(("where", "rows"), [("on_step", 4), ("on_epoch", 3)])
 def test_all_ranks_end_where_a_callback_of_one_ends_the_training(two_ranks, where, rows):
     """A step's is heard at the end of its epoch, the third, if no hundredth step comes before."""

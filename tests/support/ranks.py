@@ -2,12 +2,14 @@
 
 import sys
 import tempfile
+from contextlib import suppress
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from lightning_fabric import Fabric
+from pyro.infer import TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
@@ -16,6 +18,7 @@ from pyro_vae import VAE, decoders, encoders, priors
 from pyro_vae.data import MemoryMapped
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import linear_warm_up
+from pyro_vae.runtime.checkpoints import Checkpoints, Stopped
 from pyro_vae.training import StopTraining, fit
 
 
@@ -175,9 +178,60 @@ def of_other_data(fabric):
         return str(error)
 
 
+class Centred(nn.Module):
+    """A layer of data minus their running means, one a buffer and one a frozen parameter, both of this rank's part."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("mean", torch.randn(3))
+        self.register_buffer("ones", torch.ones(1).expand(3))
+        self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.mean.lerp_(x.mean(0), 0.1)
+                self.frozen.lerp_(x.mean(0), 0.1)
+        return self.layer(x - self.mean - self.frozen * self.ones)
+
+
+def with_running_means(fabric, epochs=2, **settings):
+    """Train on what the ranks know apart, which begins as rank 0's; return its history and what all ranks end with."""
+    pyro.clear_param_store()
+    net = Centred(seed=fabric.global_rank if fabric else 0)
+    infer = {"baseline": {"use_decaying_avg_baseline": True}}
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(x.new_full((3,), 0.5)).to_event(1))
+            pyro.sample("x", dist.Normal(z * pyro.param("a", torch.ones(3)), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=net(x)).to_event(1), infer=infer)
+
+    x = torch.randn(240, 3, generator=torch.Generator().manual_seed(1)) + 3
+    history = fit(model, guide, x, batch_size=1, epochs=epochs, fabric=fabric, loss=TraceGraph_ELBO(), **settings)
+    values = net.state_dict() | dict(pyro.get_param_store().items())
+    return history.column("train_loss"), {name: value.detach().clone() for name, value in values.items()}
+
+
+def resumed(fabric, folder):
+    """Return what a training begins and ends with, and ends with if it is stopped within an epoch and resumed."""
+    keeper, there = Checkpoints(f"{folder}/checkpoints"), f"{folder}/checkpoints"
+    whole = with_running_means(fabric)
+    with suppress(Stopped):
+        with_running_means(fabric, checkpoints=keeper, on_step=lambda step, _: keeper.stop() if step == 99 else None)
+    return with_running_means(fabric, epochs=0), whole, with_running_means(fabric, resume=there)
+
+
 def train_all(fabric, folder):
     torch.set_num_threads(1)
     found = {name: train(fabric, **case) for name, case in CASES.items()}
+    found |= {"resumed": resumed(fabric, folder)}
     found |= {"seen": see(fabric), "buffers": normalize(fabric)}
     found |= {f"stopped {where}": stopped_by_one(fabric, where) for where in ("on_step", "on_epoch")}
     found |= {"of other data": of_other_data(fabric)}
