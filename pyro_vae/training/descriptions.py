@@ -89,6 +89,7 @@ class _Digest:
     def __init__(self, values: Tensors | None = None) -> None:
         self._sum = hashlib.sha256()
         self._seen = {id(value): (name, value) for name, value in (values or {}).items()}  # which keeps them alive
+        self._trained = set(self._seen)
         self._count = 0
 
     def __call__(self, value: Any) -> str:
@@ -124,6 +125,9 @@ class _Digest:
 
     def _feed_object(self, value: Any) -> None:
         inside = _inside(value)
+        if isinstance(value, nn.Module):  # a buffer that is None may get a value in training
+            buffers = vars(value).get("_buffers", {}).items()
+            inside.append({name: each for name, each in buffers if each is not None and id(each) not in self._trained})
         named = value if hasattr(value, "__qualname__") else type(value)
         module = getattr(named, "__module__", None)  # which methods of builtin types have not
         self._add(f"{type(value).__name__} {module}.{named.__qualname__} {len(inside)}".encode())
@@ -216,7 +220,9 @@ def _of_script(module: torch.jit.ScriptModule) -> list[Any]:
 
 def _tells(value: Any, name: str) -> bool:
     """Whether an attribute affects what an object computes; a library's caches, and what `fit` sets, do not."""
-    if isinstance(value, nn.Module) and (name in ("training", "prototype_trace") or name.startswith("_pyro")):
+    if isinstance(value, nn.Module) and (
+        name in ("training", "prototype_trace", "_buffers") or name.startswith("_pyro")
+    ):
         return name in GIVEN
     if root_of(type(value)) not in TRUSTED:
         return True

@@ -155,7 +155,7 @@ class Skip(Guard):
 
     def refuse(self, what: str) -> None:
         warnings.warn(f"a step is skipped (skip): {what}", RuntimeWarning, stacklevel=6)
-        _put_back(self.programs.values(), self._before)
+        self.programs.restore(self._before)
 
 
 class Rollback(Guard):
@@ -170,7 +170,7 @@ class Rollback(Guard):
     def refuse(self, what: str) -> None:
         warnings.warn(f"a step is skipped (rollback): {what}", RuntimeWarning, stacklevel=6)
         values, state = self._good
-        _put_back(self.programs.values(), values)
+        self.programs.restore(values)
         self.optim.load_state_dict(self.optim.state_dict() | {"state": copy.deepcopy(state)})
 
 
@@ -189,12 +189,6 @@ def guard_of(on_nan: str, programs: Programs, optim: torch.optim.Optimizer, *, r
     on_device = programs.parameters[0].device.type == "cuda" and getattr(optim, "_step_supports_amp_scaling", False)
     kind = StopAtEndOfEpoch if on_nan == "stop" and on_device else GUARDS[on_nan]
     return kind(programs, optim, resumed=resumed)
-
-
-@torch.no_grad()
-def _put_back(values: Values, before: Values) -> None:
-    for name, value in before.items():
-        values[name].copy_(value)
 
 
 def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:

@@ -1,6 +1,6 @@
 """The pair of programs that a training is of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,8 +56,7 @@ class Programs:
             ValueError: where two parameters have one name.
         """
         values: dict[str, Tensor] = {}
-        for number, module in enumerate(self.modules):
-            prefix = f"{number}." if len(self.modules) > 1 else ""
+        for prefix, module in self._by_prefix():
             values |= {f"parameter/{prefix}{name}": parameter for name, parameter in module.named_parameters()}
             buffers = {name: buffer for name, buffer in module.named_buffers() if _can_be_set(buffer)}
             values |= {f"buffer/{prefix}{name}": buffer for name, buffer in buffers.items()}
@@ -68,6 +67,30 @@ class Programs:
                     raise ValueError(f"two parameters of the programs are called {name!r}: give each a name of its own")
                 values[f"param/{name}"] = parameter
         return values
+
+    def places(self) -> dict[str, tuple[nn.Module, str]]:
+        """Return the modules of the buffers by the buffers' names, and their names there; a buffer may be None."""
+        places: dict[str, tuple[nn.Module, str]] = {}
+        for prefix, module in self._by_prefix():
+            for path, owner in module.named_modules():
+                names = vars(owner).get("_buffers", ())
+                places |= {f"buffer/{prefix}{path}{'.' * bool(path)}{name}": (owner, name) for name in names}
+        return places
+
+    @torch.no_grad()
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Give parameters and buffers the values that they had, by name; a buffer that had none becomes None."""
+        here, places = self.values(), self.places()
+        for name, value in values.items():
+            if name in here and here[name].shape == value.shape:
+                here[name].copy_(value)
+            elif name in places:
+                setattr(*places[name], value.clone())
+        for name in (places.keys() & here.keys()) - values.keys():
+            setattr(*places[name], None)
+
+    def _by_prefix(self) -> list[tuple[str, nn.Module]]:
+        return [(f"{number}." * (len(self.modules) > 1), module) for number, module in enumerate(self.modules)]
 
     def frozen(self) -> list[str]:
         """Return the names of the parameters that are not trained."""

@@ -96,6 +96,7 @@ class State:
         self.described: list[list[str]] = []  # the programs as they came, and after the checks of `fit`
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # the optimizer's part of those yet to appear
         self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
+        self._sizes = {name: value.shape for name, value in programs.values().items() if name.startswith("buffer/")}
         self._data, self._began_at = batches, described(batches.numbers())
         self._started: float | None = None
 
@@ -164,12 +165,10 @@ class State:
         losses = [math.inf if math.isnan(loss) else loss for loss in self.history.column("test_loss")[1:]]
         return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
-    @torch.no_grad()
     def restore_best(self) -> None:
         """Restore the parameters and buffers with the lowest test loss."""
-        for name, value in self.programs.values().items():
-            if name in self.best[1]:
-                value.copy_(self.best[1][name])
+        if self.best[1]:
+            self.programs.restore(self.best[1])
 
     def count(self, terms: Sequence[Tensor], data: int | Tensor) -> None:
         """Add a step's terms, which are sums over so many data, to the totals of the epoch."""
@@ -221,6 +220,7 @@ class State:
             warnings.warn(DREW, RuntimeWarning, stacklevel=4)
         check_state(optim)
         values = self.programs.values(strict=True)
+        self._check_sizes(values)
         names = {id(value): name for name, value in reversed(values.items())}
         late = {f"param/{name}": value for name, (value, _) in local.saved.items()}
         tensors = values | late | _baselines() | {"order": self.order_state, "totals": self.totals}
@@ -289,11 +289,10 @@ class State:
             if kind == "baseline" and own.startswith(BASELINE):
                 pyro.get_param_store()[own] = value.to(self.device)
         self._load_optimizer(tensors, about["optimizer"], values)
-        with torch.no_grad():
-            for name, tensor in values.items():
-                tensor.copy_(tensors[name])
-                if not name.startswith("buffer/"):
-                    tensor.requires_grad_(name not in about["frozen"])
+        self.programs.restore({name: value.to(self.device) for name, value in tensors.items() if _is_value(name)})
+        for name, tensor in values.items():
+            if not name.startswith("buffer/"):
+                tensor.requires_grad_(name not in about["frozen"])
         for name in ("epoch", "step", "batches", "seconds"):
             setattr(self, name, about[name])
         self.history[:] = rows
@@ -304,8 +303,9 @@ class State:
         _set_random_state(tensors[f"random/{self.ranks.rank}"], self.device)
 
     def _check_values(self, tensors: Tensors, about: dict[str, Any], values: Tensors) -> None:
-        there = {name for name in tensors if name.partition("/")[0] in ("parameter", "buffer", "param")}
+        there = {name for name in tensors if _is_value(name)}
         late = {name for name in there if name.startswith("param/")}
+        late |= {name for name, place in self.programs.places().items() if getattr(*place) is None}
         for names, holder, other in (
             (there - late - set(values), "the checkpoint", "the programs do"),
             (set(values) - there, "the programs", "the checkpoint does"),
@@ -321,6 +321,15 @@ class State:
             if name in met and about["constraints"].get(name) != here:
                 both = f"{about['constraints'].get(name)} there, and {here} here"
                 raise ValueError(f"cannot resume: parameter {name!r} has constraint {both}")
+
+    def _check_sizes(self, values: Mapping[str, Tensor]) -> None:
+        for name, size in self._sizes.items():
+            if name in values and values[name].shape != size:
+                sizes = f"{tuple(size)} before, and {tuple(values[name].shape)} now"
+                raise ValueError(
+                    f"a checkpoint cannot hold {name}, whose shape is {sizes}: let the buffer be None at first, or keep"
+                    " its shape, or train without checkpoints"
+                )
 
     def _check_programs(self, first: list[str], last: list[str]) -> None:
         for number, name in enumerate(CALLED):
@@ -420,6 +429,11 @@ def _baselines() -> dict[str, Tensor]:
     """Return the running means that ``TraceGraph_ELBO`` keeps in Pyro's parameter store."""
     values = pyro.get_param_store().named_parameters()
     return {f"baseline/{name}": value for name, value in values if name.startswith(BASELINE)}
+
+
+def _is_value(name: str) -> bool:
+    """Whether a tensor of a checkpoint is a value of the programs."""
+    return name.partition("/")[0] in ("parameter", "buffer", "param")
 
 
 def _name(parameter: Tensor, names: dict[int, str]) -> str:

@@ -1309,3 +1309,68 @@ class Indices(torch.utils.data.Sampler):
     def __iter__(self):
         next(iter(self.ordered))
         return iter(range(4))
+
+
+class Moving(torch.nn.Module):
+    """A layer of data minus a buffer of one or more running means, which has no value before the first step."""
+
+    def __init__(self, kind, first=None):
+        super().__init__()
+        self.kind, self.layer = kind, torch.nn.Linear(3, 3)
+        self.register_buffer("means", first)
+
+    def forward(self, x):
+        if self.training:
+            mean = x.detach().mean(0, keepdim=True)
+            if self.means is None:
+                self.means = mean
+            elif self.kind == "replaced":
+                self.means = torch.lerp(self.means, mean, 0.1)
+            elif self.kind == "grown":
+                self.means = torch.cat([self.means, mean])
+            else:
+                self.means.lerp_(mean, 0.1)
+        return self.layer(x) if self.means is None else self.layer(x - self.means.mean(0))
+
+
+def with_moving_means(kind, first=None):
+    torch.manual_seed(0)
+    network = lambda *_: torch.nn.Sequential(Moving(kind, first), networks.MLP((3,), (2, 2), (4,)))  # noqa: E731
+    return VAE(priors.Normal(2), encoders.Normal((3,), 2, network=network), decoders.Normal(2, (3,)))
+
+
+@pytest.mark.parametrize("kind", ["changed in place", "replaced", "grown"])
+def test_a_buffer_that_has_a_value_from_the_first_step_on_is_resumed(kind, tmp_path):
+    def run(**settings):
+        vae = with_moving_means(kind)
+        x = torch.rand(12, 3, generator=torch.Generator().manual_seed(0))
+        how = {"epochs": 3, "batch_size": 4, "validation": x, "on_step": stop} | settings
+        return fit(vae.model, vae.guide, x, **how).column("test_loss"), vae.state_dict()
+
+    keeper = Checkpoints(tmp_path)
+    stop = lambda step, _: keeper.stop() if step == 4 else None  # noqa: E731
+    losses, values = run(on_step=None)
+    with pytest.raises(Stopped):
+        run(checkpoints=keeper)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses_2, values_2 = run(resume=tmp_path, on_step=None)
+    assert losses == losses_2
+    assert values.keys() == values_2.keys()
+    assert all(torch.equal(value, values_2[name]) for name, value in values.items())
+
+
+def test_a_buffer_whose_shape_changes_is_refused_while_nothing_is_lost(tmp_path):
+    vae = with_moving_means("grown", first=torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"whose shape is \(1, 3\) before, and \(4, 3\) now: let the buffer be None"):
+        fit(vae.model, vae.guide, torch.rand(12, 3), epochs=1, batch_size=4, checkpoints=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_skipped_first_step_leaves_a_buffer_without_a_value():
+    vae = with_moving_means("changed in place")
+    spoiled = lambda batch: batch / 0 if vae.training else batch  # noqa: E731
+    how = {"transform": spoiled, "on_nan": "skip", "epochs": 1}
+    with pytest.warns(RuntimeWarning, match="a step is skipped"), pytest.raises(FloatingPointError, match="all steps"):
+        fit(vae.model, vae.guide, torch.rand(8, 3), **how)
+    assert vae.encoder.network[0].means is None
