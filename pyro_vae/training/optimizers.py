@@ -68,11 +68,11 @@ class Groups:
 
 
 class Made(NamedTuple):
-    """An optimizer, the scheduler that it came with, if any, and the settings of parameters that are met later."""
+    """An optimizer, its own scheduler, if any, and the settings of parameters that are met later, if it trains them."""
 
     optim: torch.optim.Optimizer
     scheduler: LRScheduler | None = None
-    settings: Settings = lambda _: {}
+    settings: Settings | None = lambda _: {}
 
 
 def check_factory(optimizer: Any) -> None:
@@ -95,7 +95,8 @@ def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (),
         held: other tensors that the programs hold, such as parameters of their modules that ``pyro.module`` leaves out.
 
     Returns:
-        The optimizer, its scheduler or None, and the settings of parameters that are met later.
+        The optimizer, its scheduler or None, and the settings of parameters that are met later, or None if an optimizer
+        that was given does not train them.
 
     Raises:
         TypeError, ValueError: with what was received and the fix.
@@ -115,10 +116,10 @@ def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (),
     elif isinstance(optimizer, Groups):
         groups = Groups(optimizer.optimizer, lambda name: optimizer.settings(normalize_param_name(name)))
         made = _as_made(groups.made_of(named))._replace(settings=groups.of)
+    elif isinstance(optimizer, torch.optim.Optimizer | LRScheduler):
+        made = _as_made(optimizer)._replace(settings=None)
     else:
-        made = _as_made(
-            optimizer if isinstance(optimizer, torch.optim.Optimizer | LRScheduler) else optimizer(parameters)
-        )
+        made = _as_made(optimizer(parameters))
     _check_usable(made.optim)
     _check_parameters(made.optim, parameters, held)
     return made

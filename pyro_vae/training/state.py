@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
 from pyro_vae.diagnostics.evaluation import Bound
@@ -72,7 +73,8 @@ class State:
         history: the rows measured so far.
         schedule: the schedule of the learning rate.
         settings: plain values in which a checkpoint must be equal to be resumed.
-        settings_by_name: returns the optimizer's settings for parameters that appear later.
+        settings_by_name: returns the optimizer's settings for parameters that appear later; None if these are not
+            trained.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class State:
         history: History,
         schedule: Schedule | None = None,
         settings: dict[str, Any] | None = None,
-        settings_by_name: Settings = lambda _: {},
+        settings_by_name: Settings | None = lambda _: {},
     ) -> None:
         self.programs, self.optim, self.settings = programs, optim, settings or {}
         self.schedule, self.settings_by_name = schedule or Schedule(), settings_by_name
@@ -384,22 +386,53 @@ class State:
             return
         self._met = self.programs.parameters
         self.ranks.broadcast(parameters)
-        optim, names = self.optim, {id(value): name for name, value in reversed(self.programs.values().items())}
+        if self.settings_by_name is None:
+            return
+        names = {id(value): name for name, value in reversed(self.programs.values().items())}
+        held = {id(parameter) for group in self.optim.param_groups for parameter in group["params"]}
         for parameter, name in zip(parameters, called, strict=True):
-            own = self.settings_by_name(name)
-            settings, state = self._late.pop(names[id(parameter)], (own, {}))
-            if own or len(optim.param_groups) > 1:
-                optim.add_param_group({**as_in(optim.param_groups[0], settings), "params": [parameter]})
-            else:  # a schedule knows the groups that it began with
-                optim.param_groups[0]["params"].append(parameter)
+            if id(parameter) in held:
+                continue
+            settings, state = self._late.pop(names[id(parameter)], (self.settings_by_name(name), {}))
+            group = self._group_for(name, settings)
+            group["params"].append(parameter)
             if state:
-                alone = copy.copy(optim)  # an optimizer of this parameter
-                alone.param_groups = [{**optim.param_groups[-1], "params": [parameter]}]
+                alone = copy.copy(self.optim)  # an optimizer of this parameter
+                alone.param_groups = [{**group, "params": [parameter]}]
                 alone.state = defaultdict(dict)
                 checked_state(
                     alone, {"state": {0: state}, "param_groups": [settings_of(*alone.param_groups, params=[0])]}
                 )
-                optim.state[parameter] = {name: _moved(value, parameter) for name, value in state.items()}
+                self.optim.state[parameter] = {name: _moved(value, parameter) for name, value in state.items()}
+
+    def _group_for(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the optimizer's group of the parameters that have the settings of a new one, or make one."""
+        by_name, optim = self.settings_by_name or (lambda _: {}), self.optim
+        named = zip(self._met, self.programs.local.names, strict=True)
+        alike = {id(parameter) for parameter, other in named if by_name(other) == by_name(name)}
+        groups = [group for group in optim.param_groups if not alike.isdisjoint(map(id, group["params"]))]
+        several = len(groups) > 1  # made by hand: the optimizer's own settings apply, if they are of a group
+        for group in groups:
+            if not several or _is_default(group, optim):
+                return group
+        what = f"parameter {normalize_param_name(name)!r} is first used in step {self.step}, and the"
+        fix = "use the parameter from the first batch on"
+        if several:
+            fix += ", or give pyro_vae.training.Groups, whose settings depend on names"
+            raise ValueError(f"{what} {type(optim).__name__} has {len(groups)} groups: {fix}")
+        if self.schedule.scheduler:
+            raise ValueError(
+                f"{what} schedule does not know its settings, {settings}: {fix}, or leave out the schedule"
+            )
+        optim.add_param_group({**as_in(optim.param_groups[0], settings), "params": []})
+        return optim.param_groups[-1]
+
+
+def _is_default(group: dict[str, Any], optim: torch.optim.Optimizer) -> bool:
+    """Whether a group of an optimizer began with the optimizer's own settings, apart from those that a GPU needs."""
+    begun = group | ({"lr": group["initial_lr"]} if "initial_lr" in group else {})
+    same = {name: tuple(v) if isinstance(v := begun[name], list) else v for name in optim.defaults}  # after resuming
+    return all(same[name] == value for name, value in optim.defaults.items() if name != "capturable")
 
 
 def check_settings_of(there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     CyclicLR,
     ExponentialLR,
+    LambdaLR,
     LinearLR,
     OneCycleLR,
     ReduceLROnPlateau,
@@ -270,6 +271,80 @@ def test_a_parameter_that_is_met_late_has_the_schedule_of_the_others(name):
     fit(model, pair.guide, X, epochs=EPOCHS, batch_size=8, optimizer=sgd, schedule=SCHEDULES[name], engine="eager")
     (group,) = made[0].param_groups
     assert any(parameter is pyro.param("late").unconstrained() for parameter in group["params"])
+
+
+def meet_late(optimizer, schedule=None, after=0):
+    """Train with a module that is first used after so many runs in training, and return it with its first weight."""
+    torch.manual_seed(0)
+    pair, late, runs = Linear(), torch.nn.Linear(3, 3), []
+    before = late.weight.detach().clone()
+
+    def model(x):
+        runs.extend([1] * torch.is_grad_enabled())
+        if len(runs) > after:
+            pyro.module("late", late)
+        pair.model(late(x))
+
+    made = optimizer([*pair.parameters(), *late.parameters()])
+    fit(model, pair.guide, X[:16], epochs=3, batch_size=8, optimizer=made, schedule=schedule, engine="eager")
+    return late, before
+
+
+HALVED = partial(StepLR, step_size=1, gamma=0.5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"), [(None, 1), (HALVED, 1 / 8), (partial(LambdaLR, lr_lambda=lambda epoch: 0.5**epoch), 1 / 8)]
+)
+def test_a_parameter_that_is_met_late_is_in_the_group_with_its_settings(schedule, share):
+    """In epoch 2, after the rates have changed once."""
+    made = []
+
+    def sgd(groups):
+        made.append(torch.optim.SGD(groups, lr=0.01))
+        return made[0]
+
+    groups = Groups(sgd, lambda name: {"lr": 0.02} if name == "scale" else {})
+    meet_late(lambda _: groups, schedule, after=3)
+    rates = {
+        len(group["params"]): group["lr"] for group in made[0].param_groups
+    }  # four of the module and two late ones
+    assert rates == pytest.approx({6: 0.01 * share, 1: 0.02 * share})
+
+
+def of_two_groups(_):
+    return lambda parameters: torch.optim.SGD([{"params": [each], "lr": 0.01 * len(each)} for each in parameters])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "message"),
+    [
+        (
+            of_two_groups,
+            None,
+            "the SGD has . groups: use the parameter from the first batch on, or give pyro_vae.train",
+        ),
+        (
+            lambda _: Groups(torch.optim.SGD, lambda name: {"lr": 1e-3 + ("late" in name)}),
+            HALVED,
+            "the schedule does not",
+        ),
+    ],
+)
+def test_a_parameter_that_is_met_late_and_belongs_to_no_group_is_refused(optimizer, schedule, message):
+    with pytest.raises(ValueError, match=f"parameter 'late.weight' is first used in step 2, and {message}"):
+        meet_late(optimizer, schedule, after=2)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_parameter_that_is_met_late_and_that_the_optimizer_holds_is_trained_once_a_step(given):
+    def sgd(parameters):
+        optim = torch.optim.SGD(parameters, lr=0.01)
+        return optim if given else lambda _: optim
+
+    (early, start), (late, _) = meet_late(sgd, after=-1), meet_late(sgd)
+    assert not torch.equal(early.weight, start)
+    torch.testing.assert_close(late.weight, early.weight)
 
 
 BAD_SCHEDULES = {
