@@ -138,11 +138,14 @@ class Ranks:
         """
         if self.size == 1:
             return terms, gradients, count
-        dtype = reduce(torch.promote_types, (parameter.dtype for parameter in parameters))
+        real = [parameter.dtype.to_real() for parameter in parameters]
+        dtype = reduce(torch.promote_types, real, torch.float32)  # counts and sums are not rounded to 16 bits
         like = torch.empty(0, dtype=dtype, device=parameters[0].device)
         used = [gradient is not None for gradient in gradients]
         weighed = [
-            like.new_zeros(parameter.numel()) if gradient is None else gradient.flatten().to(like) * count
+            like.new_zeros(parameter.numel() * (1 + parameter.is_complex()))
+            if gradient is None
+            else _as_real(gradient).flatten().to(like) * count
             for parameter, gradient in zip(parameters, gradients, strict=True)
         ]
         own_terms = torch.stack([term.to(like) for term in terms]) * bool(count)
@@ -151,7 +154,7 @@ class Ranks:
         all_terms, total, used_by, *sums = self.sum(flat).split(sizes)
         means = [
             # Only a rank without a gradient looks whether others have one, as this waits for the device.
-            (value / total).view_as(parameter).to(parameter.dtype) if mine or theirs > 0 else None
+            _like(value / total, parameter) if mine or theirs > 0 else None
             for value, parameter, mine, theirs in zip(sums, parameters, used, used_by, strict=True)
         ]
         return all_terms.unbind(), means, total[0]
@@ -207,6 +210,17 @@ def is_expanded(tensor: Tensor) -> bool:
     if tensor.layout is not torch.strided:
         return False
     return any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _like(values: Tensor, parameter: Tensor) -> Tensor:
+    """Return a flat tensor of real numbers in the type and shape of a parameter."""
+    if parameter.is_complex():
+        values = torch.view_as_complex(values.view(-1, 2))
+    return values.view_as(parameter).to(parameter.dtype)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import pytest
 import ranks
 import torch
 
+from pyro_vae.runtime.distributed import Ranks
+
 TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow  # the two processes take half a minute; the quick tier has one run of test_launch.py
 
@@ -72,3 +74,18 @@ def test_processes_with_data_of_their_own_are_refused(two_ranks):
     for found in two_ranks:
         assert found["of other data"].startswith("the processes differ in data, which is")
         assert "as it splits each batch itself" in found["of other data"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])
+def test_sums_over_ranks_are_rounded_no_more_than_in_32_bits_and_are_real(dtype, monkeypatch):
+    """301 data on each of two equal ranks, which bfloat16 would count as 600, and a sum that float16 cannot hold."""
+    two = Ranks()
+    two.size = 2
+    monkeypatch.setattr(two, "sum", lambda values: 2 * values)
+    parameter, gradient = torch.zeros(2, dtype=dtype), torch.tensor([250.0, -0.5], dtype=dtype)
+    terms, means, count = two.combine([torch.tensor(1234.5)], [gradient, None], [parameter, parameter], 301)
+    assert count.item() == 602.0
+    assert terms[0].item() == 2469.0
+    assert torch.equal(means[0], gradient)
+    assert means[0].dtype is dtype
+    assert means[1] is None
