@@ -143,9 +143,10 @@ class Progress:
         self.epochs, self.steps = epochs, steps
         interval = 0.1 if sys.stderr.isatty() else 10.0
         tqdm.set_lock(RLock())  # tqdm's own is shared by processes, and one that exits at once would leave it behind
-        self.bar: Any = tqdm(
-            total=epochs * steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=not shown
-        )
+        # Each step looks at the clock, so that tqdm needs no thread that watches the bar, and that would outlive it.
+        unwatched = type("Bar", (tqdm,), {"monitor_interval": 0})
+        how = {"unit": "step", "dynamic_ncols": True, "mininterval": interval, "miniters": 1}
+        self.bar: Any = unwatched(total=epochs * steps, disable=not shown, **how)
 
     def on_step(self, step: int, loss: Tensor) -> None:
         """Advance the bar after a step."""

@@ -3,6 +3,7 @@
 import csv
 import math
 import sys
+import threading
 import types
 from functools import partial
 
@@ -524,7 +525,9 @@ def test_progress_is_shown_where_it_is_asked_for(capsys):
     trained()
     assert capsys.readouterr().err == ""
     seen = []
+    threads = threading.enumerate()
     trained(progress=True, on_step=lambda step, _: seen.append(step), on_epoch=lambda row: seen.append(row["epoch"]))
+    assert threading.enumerate() == threads
     assert "epoch 6/6, train" in (shown := capsys.readouterr().err)
     assert "18/18" in shown
     assert len(seen) == 18 + 7
