@@ -121,6 +121,7 @@ def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (),
     else:
         made = _as_made(optimizer(parameters))
     _check_usable(made.optim)
+    check_fused(made.optim)
     _check_parameters(made.optim, parameters, held)
     return made
 
@@ -141,6 +142,22 @@ def _check_usable(optim: torch.optim.Optimizer) -> None:
         raise ValueError(
             f"{type(optim).__name__} needs {needs}, which a step here does not give: take torch.optim.Adam"
         )
+
+
+def check_fused(optim: torch.optim.Optimizer) -> None:
+    """Refuse a fused optimizer of complex parameters, which torch does not have.
+
+    Raises:
+        ValueError: with the fix.
+
+    Example:
+        >>> check_fused(torch.optim.Adam([torch.zeros(1, dtype=torch.complex64)], fused=None))
+    """
+    for group in optim.param_groups:
+        if group.get("fused") and any(parameter.is_complex() for parameter in group["params"]):
+            kind = type(optim).__name__
+            fix = f"give another one, such as optimizer=partial(torch.optim.{kind}, lr={float(group['lr'])})"
+            raise ValueError(f"a fused {kind} takes no complex parameters, which the programs have: {fix}")
 
 
 def _check_parameters(optim: torch.optim.Optimizer, parameters: list[Tensor], held: Iterable[Tensor]) -> None:

@@ -32,7 +32,16 @@ from pyro_vae.runtime.precision import BETWEEN_FLUSHES, flush_subnormal
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.history import History, Measure
-from pyro_vae.training.optimizers import Settings, as_in, as_plain, check_resumable, check_state, held_by, settings_of
+from pyro_vae.training.optimizers import (
+    Settings,
+    as_in,
+    as_plain,
+    check_fused,
+    check_resumable,
+    check_state,
+    held_by,
+    settings_of,
+)
 from pyro_vae.training.programs import Programs
 from pyro_vae.training.schedules import Schedule
 
@@ -396,6 +405,7 @@ class State:
             settings, state = self._late.pop(names[id(parameter)], (self.settings_by_name(name), {}))
             group = self._group_for(name, settings)
             group["params"].append(parameter)
+            check_fused(self.optim)
             if state:
                 alone = copy.copy(self.optim)  # an optimizer of this parameter
                 alone.param_groups = [{**group, "params": [parameter]}]

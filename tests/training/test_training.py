@@ -1209,6 +1209,8 @@ def test_complex_parameters_are_trained_as_by_hand():
         optimizer=partial(torch.optim.SGD, lr=0.1),
         clip_norm=100.0,
     )
+    with pytest.raises(ValueError, match=r"give another one, such as optimizer=partial\(torch.optim.Adam, lr=0.001\)"):
+        fit(*pair, x)
     expected = torch.tensor([1.0 + 1.0j, 0.5 - 2.0j], requires_grad=True)
     torch.manual_seed(1)
     mean = torch.fft.irfft(torch.fft.rfft(x) * expected, n=3)
