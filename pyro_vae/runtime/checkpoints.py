@@ -44,7 +44,15 @@ COLUMNS = (
 ADDED = {"learning_rate"}  # columns that checkpoints of earlier versions do not have
 KINDS = {
     **{"epoch": int, "step": int, "batches": int, "seconds": float, "best": float},
-    **{"history": list, "settings": dict, "optimizer": dict, "constraints": dict, "frozen": list, "programs": list},
+    **{
+        "history": list,
+        "settings": dict,
+        "optimizer": dict,
+        "constraints": dict,
+        "frozen": list,
+        "programs": list,
+        "read": dict,
+    },
 }  # of the plain values in a checkpoint
 Tensors = Mapping[str, Tensor]
 

@@ -223,7 +223,7 @@ def fit(
             described_first = programs.described() if checkpoints else []
             made = made_by(optimizer, programs.parameters, programs.local.names, programs.values().values())
             rates = schedule_of(schedule, made.optim, made.scheduler)
-            state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings)
+            state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings, test=test)
             if resume is None:
                 history.append(measure.row(0, measure.bound(x), state.rate, 0.0))
         if resume is None and not goes_on(on_epoch, history[-1]):

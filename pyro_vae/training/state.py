@@ -16,6 +16,7 @@ import torch
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
+from pyro_vae.data import Rows
 from pyro_vae.diagnostics.evaluation import Bound
 from pyro_vae.runtime.checkpoints import (
     COLUMNS,
@@ -62,7 +63,7 @@ WORKERS = (
     " resumed training will differ; leave out persistent_workers"
 )
 OTHERS = (
-    "the data begin with other values than those that the checkpoint was made with: unless they are drawn anew each"
+    "the {} begin with other values than those that the checkpoint was made with: unless they are drawn anew each"
     " time, they are other data, and the resumed training will differ"
 )
 CALLED = ("model", "guide", "transform", "beta", "optimizer")  # what is described, in this order
@@ -84,6 +85,7 @@ class State:
         settings: plain values in which a checkpoint must be equal to be resumed.
         settings_by_name: returns the optimizer's settings for parameters that appear later; None if these are not
             trained.
+        test: the validation data.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class State:
         schedule: Schedule | None = None,
         settings: dict[str, Any] | None = None,
         settings_by_name: Settings | None = lambda _: {},
+        test: Rows | None = None,
     ) -> None:
         self.programs, self.optim, self.settings = programs, optim, settings or {}
         self.schedule, self.settings_by_name = schedule or Schedule(), settings_by_name
@@ -108,6 +111,8 @@ class State:
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # the optimizer's part of those yet to appear
         self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
         self._sizes = {name: value.shape for name, value in programs.values().items() if name.startswith("buffer/")}
+        # Of iterables of data, a hash of the first ones, by which others are noticed on resuming.
+        self._read = {"data": batches.digest, "validation data": getattr(test, "digest", None)}
         self._data, self._began_at = batches, described(batches.numbers())
         self._started: float | None = None
 
@@ -255,7 +260,7 @@ class State:
             "optimizer": {"state": plain, "groups": groups},
             "constraints": local.constraints | {name: there for name, (_, there) in local.saved.items()},
             "frozen": self.programs.frozen(),
-            "read": self._data.digest,
+            "read": self._read,
             "programs": [*self.described[1], *self.programs.described(), self._held()],
         }
         return tensors, about
@@ -277,8 +282,9 @@ class State:
         self.schedule.go_to(rows[1:], about["step"])
         if self.ranks.rank == 0:  # others may hold things of their own, such as their device
             check_settings_of(about["settings"], self.settings)
-        if about.get("read") != self._data.digest:
-            warnings.warn(OTHERS, RuntimeWarning, stacklevel=4)
+        read = about["read"]
+        for name in [name for name, digest in self._read.items() if read.get(name) != digest]:
+            warnings.warn(OTHERS.format(name), RuntimeWarning, stacklevel=4)
         values = self.programs.values()
         self._check_values(tensors, about, values)
         count = len(CALLED)

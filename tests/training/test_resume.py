@@ -1253,6 +1253,18 @@ def test_data_that_are_iterated_over_and_begin_with_others_are_said_to_be_others
         fit(*program(), ITERATED[kind](x + 1), epochs=3, batch_size=4, resume=tmp_path)
 
 
+@pytest.mark.parametrize("kind", ITERATED)
+def test_validation_data_that_are_iterated_over_and_begin_with_others_are_said_to_be_others(kind, tmp_path):
+    x = torch.rand(12, 3, generator=torch.Generator().manual_seed(0))
+    how = {"batch_size": 4, "patience": 5}
+    fit(*program(), x, epochs=1, validation=ITERATED[kind](x), checkpoints=tmp_path, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(*program(), x, epochs=2, validation=ITERATED[kind](x), resume=tmp_path, **how)
+    with pytest.warns(RuntimeWarning, match="the validation data begin with other values than those that the checkp"):
+        fit(*program(), x, epochs=3, validation=ITERATED[kind](x + 1), resume=tmp_path, **how)
+
+
 def test_what_a_process_holds_of_its_own_is_compared_by_the_first_alone(tmp_path, monkeypatch):
     """Such as its rank and device, in closures and attributes of its programs: a checkpoint has those of rank 0."""
     x = torch.rand(12, 3, generator=torch.Generator().manual_seed(0))
