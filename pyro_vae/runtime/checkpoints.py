@@ -44,15 +44,8 @@ COLUMNS = (
 ADDED = {"learning_rate"}  # columns that checkpoints of earlier versions do not have
 KINDS = {
     **{"epoch": int, "step": int, "batches": int, "seconds": float, "best": float},
-    **{
-        "history": list,
-        "settings": dict,
-        "optimizer": dict,
-        "constraints": dict,
-        "frozen": list,
-        "programs": list,
-        "read": dict,
-    },
+    **dict.fromkeys(("history", "frozen", "programs", "parts"), list),
+    **dict.fromkeys(("settings", "optimizer", "constraints", "read"), dict),
 }  # of the plain values in a checkpoint
 Tensors = Mapping[str, Tensor]
 
@@ -410,6 +403,8 @@ def _check_about(about: Mapping[str, Any]) -> None:
         raise ValueError(f"the checkpoint is of {earlier}: resume it with that version, or begin a new training")
     if len(about["programs"]) != 10:  # as they came and as they were last: four programs, and the optimizer
         _refuse("programs", about["programs"])
+    if len(about["parts"]) != 4 or not all(isinstance(each, dict) for each in about["parts"]):
+        _refuse("parts", about["parts"])
     state, groups = (about["optimizer"].get(name) for name in ("state", "groups"))
     if not (isinstance(state, dict) and all(isinstance(values, dict) for values in state.values())):
         _refuse("optimizer state", state)

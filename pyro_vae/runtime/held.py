@@ -119,7 +119,7 @@ class Held:
             return [*parts, value.func, value.args, value.keywords]
         if isinstance(value, types.FunctionType):
             if root_of(value) not in TRUSTED:
-                parts += self._watch(lambda function: _of_elements(read_globals(function)), value, read_globals(value))
+                parts += self._watch(_of_globals, value, [*read_globals(value).values()])
             return [*parts, value.__defaults__, value.__kwdefaults__, *(value.__closure__ or ())]
         return parts
 
@@ -165,6 +165,10 @@ def _of_dict(value: dict[Any, Any]) -> list[Any]:
     return [*value, *map(id, value.values())]
 
 
+def _of_globals(function: types.FunctionType) -> list[int]:
+    return _of_elements(read_globals(function).values())
+
+
 def _of_elements(value: Any) -> list[int]:
     return list(map(id, value))
 
@@ -177,28 +181,30 @@ def held_in(cell: Any) -> list[Any]:
         return []
 
 
-def read_globals(function: types.FunctionType) -> list[Any]:
-    """Return the values of the globals that a function reads, in its own module and in other modules of the user.
+def read_globals(function: types.FunctionType) -> dict[str, Any]:
+    """Return the values of the globals that a function reads, in its own module and in others of the user, by name.
 
     Example:
         >>> def area(circle):
         ...     return pi * circle.radius**2
         >>> pi, radius = 3.0, 1.0
         >>> read_globals(area)  # radius is an attribute
-        [3.0]
+        {'pi': 3.0}
     """
     values, code = function.__globals__, function.__code__
-    read = [values[name] for name in _names(code, GLOBAL) if name in values]
+    read = {name: values[name] for name in _names(code, GLOBAL) if name in values}
     modules = _own_modules(read)
     for module in modules:  # the list grows while modules are found within modules
-        held = [vars(module)[name] for name in _names(code, ATTRIBUTE) if name in vars(module)]
-        read += held
+        held = {
+            f"{module.__name__}.{name}": vars(module)[name] for name in _names(code, ATTRIBUTE) if name in vars(module)
+        }
+        read |= held
         modules += [each for each in _own_modules(held) if each not in modules]
     return read
 
 
-def _own_modules(values: list[Any]) -> list[types.ModuleType]:
-    return [each for each in values if isinstance(each, types.ModuleType) and not of_library(each.__name__)]
+def _own_modules(values: dict[str, Any]) -> list[types.ModuleType]:
+    return [each for each in values.values() if isinstance(each, types.ModuleType) and not of_library(each.__name__)]
 
 
 def of_library(module: str) -> bool:

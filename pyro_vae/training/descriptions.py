@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from inspect import getattr_static
 from logging import Logger
+from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 from weakref import ReferenceType
@@ -38,6 +39,7 @@ ABOUT = (
 )
 ADDRESS = re.compile(" at 0x[0-9a-f]+")  # of an object, in how Python shows it
 NUMBERED = {*dis.hasconst, *dis.hasname}  # operations that refer to a constant or a name by its index in the function
+NAMED = 3  # names: what is held deeper is known by the name of what holds it
 GIVEN = ("_pyro_samples", "_pyro_params")  # set by the user of a PyroModule; other "_pyro" attributes are its own notes
 
 
@@ -83,14 +85,43 @@ def described_programs(programs: Sequence[Any], values: Tensors) -> list[str]:
     return [_Digest(values)(program) for program in programs]
 
 
+def parts_of(programs: Sequence[Any], values: Tensors) -> list[dict[str, str]]:
+    """Return digests of what each program holds, by the names of attributes, closures and globals, inner ones first.
+
+    Arguments:
+        programs: Pyro programs.
+        values: as in `described_programs`.
+
+    Example:
+        >>> class Mine:
+        ...     scale = 1.0
+        ...     def __init__(self):
+        ...         self.started = 5
+        ...     def __call__(self, x):
+        ...         return self.scale * x
+        >>> [sorted(parts) for parts in parts_of([Mine()], {})]
+        [['scale', 'started']]
+    """
+    digests = [_Digest(values) for _ in programs]
+    for digest, program in zip(digests, programs, strict=True):
+        digest(program)
+    return [digest.parts for digest in digests]
+
+
 class _Digest:
-    """A digest of Python objects: their classes, code and all that they hold; of the ``values`` only the names."""
+    """A digest of Python objects: their classes, code and all that they hold; of the ``values`` only the names.
+
+    Attributes:
+        parts: digests of what is held under a name.
+    """
 
     def __init__(self, values: Tensors | None = None) -> None:
         self._sum = hashlib.sha256()
         self._seen = {id(value): (name, value) for name, value in (values or {}).items()}  # which keeps them alive
         self._trained = set(self._seen)
         self._count = 0
+        self.parts: dict[str, str] = {}
+        self._path: list[str] = []
 
     def __call__(self, value: Any) -> str:
         self._feed(value)
@@ -99,6 +130,7 @@ class _Digest:
     def _feed(self, value: Any) -> None:
         value = None if isinstance(value, OPAQUE) else value
         value = value.type if isinstance(value, torch.device) else value  # of a GPU another one will do
+        value = str(value) if isinstance(value, PurePath) else value  # an object of its class keeps hashes, too
         if isinstance(value, PLAIN):
             self._add((repr(value) if not isinstance(value, ModuleType) else value.__name__).encode())
         elif id(value) in self._seen:
@@ -127,25 +159,43 @@ class _Digest:
         inside = _inside(value)
         if isinstance(value, nn.Module):  # a buffer that is None may get a value in training
             buffers = vars(value).get("_buffers", {}).items()
-            inside.append({name: each for name, each in buffers if each is not None and id(each) not in self._trained})
+            own = {name: each for name, each in buffers if each is not None and id(each) not in self._trained}
+            inside = [*inside, own]
         named = value if hasattr(value, "__qualname__") else type(value)
         module = getattr(named, "__module__", None)  # which methods of builtin types have not
         self._add(f"{type(value).__name__} {module}.{named.__qualname__} {len(inside)}".encode())
-        for each in inside:
-            self._feed(each)
+        if isinstance(inside, dict):
+            self._feed_items(inside)
+        else:
+            for each in inside:
+                self._feed(each)
+
+    def _feed_items(self, items: dict[Any, Any]) -> None:
+        for key, value in items.items():
+            self._feed(key)
+            named = [key] if isinstance(key, str) and not key.startswith("_") else []
+            self._path += named
+            whole, self._sum = self._sum, hashlib.sha256()
+            self._feed(value)
+            digest, self._sum = self._sum.hexdigest()[:12], whole
+            self._add(digest.encode())
+            if named:
+                if len(self._path) <= NAMED:
+                    self.parts[".".join(self._path)] = digest
+                self._path.pop()
 
     def _add(self, data: bytes) -> None:
         self._sum.update(f"{len(data)} ".encode() + data)  # so that 1 and 23 are not 12 and 3
 
 
-def _inside(value: Any) -> list[Any]:
+def _inside(value: Any) -> list[Any] | dict[Any, Any]:
     """Return the parts of a value, for a digest of it."""
     if isinstance(value, FunctionType | nn.Module):  # torch.compile's wrapper changes no number: look inside
         for name, held in (("_torchdynamo_orig_callable", vars(value)), ("_orig_mod", vars(value).get("_modules", ()))):
             if name in held:
                 return [held[name]]
     if type(value) in (dict, MappingProxyType):
-        return [*value, *value.values()]
+        return dict(value)
     if type(value) in (set, frozenset):
         return sorted(ADDRESS.sub("", repr(each)) for each in value)
     if type(value) in (list, tuple):
@@ -155,8 +205,9 @@ def _inside(value: Any) -> list[Any]:
         names = value.co_varnames[: value.co_argcount + value.co_kwonlyargcount]
         return [operations, list(told), names]
     if isinstance(value, FunctionType):
-        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, *map(held_in, value.__closure__ or ())]
-        return [*parts, vars(value), *(read_globals(value) if root_of(value) not in TRUSTED else [])]
+        closed = dict(zip(value.__code__.co_freevars, map(held_in, value.__closure__ or ()), strict=True))
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, closed]
+        return [*parts, vars(value), read_globals(value) if root_of(value) not in TRUSTED else {}]
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, staticmethod | classmethod):
@@ -166,7 +217,7 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, type):
-        return [*_of_class(value), *value.__bases__]
+        return [_of_class(value), *value.__bases__]
     return _state_of(value)
 
 
@@ -179,11 +230,12 @@ def _of_code(code: CodeType) -> tuple[str, tuple[Any, ...]]:
     return repr(operations), tuple(step.argval for step, numbered in steps if numbered)
 
 
-def _of_class(value: type) -> list[Any]:
+def _of_class(value: type) -> dict[str, Any]:
     """Return the attributes of a class; for a library's class only methods that other code has put there."""
-    own = [each for name, each in vars(value).items() if name not in ABOUT]
+    own = {name: each for name, each in vars(value).items() if name not in ABOUT}
     if root_of(value) in TRUSTED:
-        return [each for each in own if isinstance(each, FunctionType) and root_of(each) not in TRUSTED]
+        methods = {name: each for name, each in own.items() if isinstance(each, FunctionType)}
+        return {name: each for name, each in methods.items() if root_of(each) not in TRUSTED}
     return own
 
 

@@ -220,7 +220,7 @@ def fit(
             estimator, steps = Estimator(loss, programs, plates.names, precision), epochs * len(batches)
             estimate, how = chosen(estimator, engine, steps, tolerance=estimator.tolerance, blocked=estimator.blocked)
             measure.check = meet_parameters(programs, batches, seed)
-            described_first = programs.described() if checkpoints else []
+            described_first, parts = (programs.described(), programs.parts()) if checkpoints else ([], [])
             made = made_by(optimizer, programs.parameters, programs.local.names, programs.values().values())
             rates = schedule_of(schedule, made.optim, made.scheduler)
             state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings, test=test)
@@ -233,7 +233,7 @@ def fit(
             as_checkpoints(checkpoints, resume)  # once more, as another training may have ended there meanwhile
             given |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
             given |= numbers | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
-            state.begin(given, as_given, described_first)
+            state.begin(given, as_given, described_first, parts)
         if before:
             ranks.together(lambda: state.resume(before, epochs, patience))
         verify, guard = begin_at(estimate, state.step), guard_of(on_nan, programs, made.optim, resumed=state.step > 0)

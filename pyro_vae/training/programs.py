@@ -10,7 +10,7 @@ from pyro_vae.arguments import as_function
 from pyro_vae.programs import modules_of
 from pyro_vae.programs.handlers import LocalModules, Program
 from pyro_vae.runtime.distributed import is_expanded
-from pyro_vae.training.descriptions import described_programs
+from pyro_vae.training.descriptions import described_programs, parts_of
 
 
 class Programs:
@@ -100,6 +100,10 @@ class Programs:
     def described(self) -> list[str]:
         """Return a digest of each program, transform and KL weight, with all that they hold but the trained values."""
         return described_programs(self.called, self.values())
+
+    def parts(self) -> list[dict[str, str]]:
+        """Return digests of what each of these holds, by name."""
+        return parts_of(self.called, self.values())
 
 
 def _can_be_set(buffer: Tensor) -> bool:

@@ -108,6 +108,7 @@ class State:
         self.order_state = self.sources.get_state()
         self.best: tuple[float, Tensors] = math.inf, {}
         self.described: list[list[str]] = []  # the programs as they came, and after the checks of `fit`
+        self.parts: list[dict[str, str]] = []  # what they hold after the checks, by name
         self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # the optimizer's part of those yet to appear
         self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
         self._sizes = {name: value.shape for name, value in programs.values().items() if name.startswith("buffer/")}
@@ -116,20 +117,23 @@ class State:
         self._data, self._began_at = batches, described(batches.numbers())
         self._started: float | None = None
 
-    def begin(self, settings: Mapping[str, Any], as_given: list[str], checked: list[str]) -> None:
+    def begin(
+        self, settings: Mapping[str, Any], as_given: list[str], checked: list[str], parts: list[dict[str, str]]
+    ) -> None:
         """Note the settings of the training, and refuse what a checkpoint cannot hold before any work is lost.
 
         Arguments:
             settings: by name, the values in which a checkpoint must be equal to be resumed.
             as_given: the programs, described as they came.
             checked: the programs, described after the checks of `fit`.
+            parts: what they hold, described by name after these checks.
         """
         dtype = str(torch.get_default_dtype())  # of tensors that the programs make
         self.settings = {name: as_plain(value, name) for name, value in settings.items()} | {"default_dtype": dtype}
         check_resumable(self.optim)
         if self._data.has_lasting_workers:
             warnings.warn(WORKERS, RuntimeWarning, stacklevel=4)
-        self.described = [[*each, self.own] for each in (as_given, checked)]
+        self.described, self.parts = [[*each, self.own] for each in (as_given, checked)], parts
         as_file(*self.save())
 
     def resume(self, checkpoints: Checkpoints, epochs: int, patience: int | None) -> None:
@@ -262,6 +266,7 @@ class State:
             "frozen": self.programs.frozen(),
             "read": self._read,
             "programs": [*self.described[1], *self.programs.described(), self._held()],
+            "parts": self.parts,
         }
         return tensors, about
 
@@ -289,8 +294,8 @@ class State:
         self._check_values(tensors, about, values)
         count = len(CALLED)
         if self.ranks.rank == 0:
-            self._check_programs(about["programs"][:count], about["programs"][count:])
-        self.described[1] = about["programs"][:count]
+            self._check_programs(about["programs"][:count], about["programs"][count:], about["parts"])
+        self.described[1], self.parts = about["programs"][:count], about["parts"]
         if strange := [name for name in about["frozen"] if not (isinstance(name, str) and name in tensors)]:
             raise ValueError(f"cannot resume: the checkpoint has frozen={strange}, which are none of its parameters")
         sources = {f"random/{rank}": _random_state(self.device) for rank in range(self.ranks.size)}
@@ -348,15 +353,17 @@ class State:
                     " its shape, or train without checkpoints"
                 )
 
-    def _check_programs(self, first: list[str], last: list[str]) -> None:
+    def _check_programs(self, first: list[str], last: list[str], parts: list[dict[str, str]]) -> None:
         for number, name in enumerate(CALLED):
             given, begun = self.described[0][number], self.described[1][number]
             if begun == last[number]:  # such as the same objects, which hold what they held
                 continue
             if begun != first[number] and given != last[number]:
-                raise ValueError(
-                    f"cannot resume: the {name} is not the checkpoint's: its code, or a value that it holds, differs"
-                )
+                there, here = ([*each, {}][number] for each in (parts, self.parts))  # none of the optimizer
+                differ = [part for part in {**there, **here} if there.get(part) != here.get(part)]
+                what = f"{differ[0]!r}, which it holds," if differ else "its code, or a value that it holds,"
+                fix = "; give it the value from before, or keep what changes no number out of it" if differ else ""
+                raise ValueError(f"cannot resume: the {name} is not the checkpoint's: {what} differs{fix}")
             warnings.warn(CHANGES.format(name), RuntimeWarning, stacklevel=4)
 
     def _load_optimizer(self, tensors: Tensors, saved: dict[str, Any], values: dict[str, Tensor]) -> None:

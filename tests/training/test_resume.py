@@ -1,10 +1,15 @@
 import operator
 import random
+import time
 import warnings
+from datetime import datetime
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from shutil import rmtree
+from threading import Lock
 from types import FunctionType
+from uuid import uuid4
 
 import numpy as np
 import pyro
@@ -836,11 +841,42 @@ def fit_programs(programs, epochs, clear=True, **settings):
 def test_programs_that_compute_something_else_are_refused_and_equal_ones_resumed(kind, tmp_path):
     make = PROGRAMS[kind]
     fit_programs(make(1.0 if kind != "noise" else 1), 1, checkpoints=tmp_path)
-    with pytest.raises(
-        ValueError, match=r"cannot resume: the (model|guide) is not the checkpoint's: its code, or a value"
-    ):
+    what = r"('(\w+\.)*\w+', which it holds,|its code, or a value that it holds,) differs"
+    with pytest.raises(ValueError, match=rf"cannot resume: the (model|guide) is not the checkpoint's: {what}"):
         fit_programs(make(2), 2, resume=tmp_path)
     fit_programs(make(1.0 if kind != "noise" else 1), 2, resume=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("held", "name"),
+    [
+        (lambda: {"started": time.time()}, "decode.about.started"),
+        (lambda: {"runs": {"at": datetime.now()}}, "decode.about.runs"),
+        (lambda: {"run": uuid4()}, "decode.about.run"),
+        (lambda: {"folder": hashed(Path("here")), "function": lambda x: x, "lock": Lock()}, None),
+    ],
+    ids=["a time", "a date", "an identifier", "no number"],
+)
+def test_a_value_that_differs_is_named_and_what_changes_no_number_is_left_alone(held, name, tmp_path):
+    def make(held):
+        scaled = Scaled(2.0)
+        scaled.about = held
+        return program(decode=scaled)
+
+    fit_programs(make(held()), 1, checkpoints=tmp_path)
+    if name is None:
+        fit_programs(make(held()), 2, resume=tmp_path)
+    else:
+        with pytest.raises(
+            ValueError, match=f"the model is not the checkpoint's: '{name}', which it holds, differs; g"
+        ):
+            fit_programs(make(held()), 2, resume=tmp_path)
+
+
+def hashed(path):
+    """Return a path that has kept the hash of its text, which differs from process to process."""
+    hash(path)
+    return path
 
 
 @pytest.mark.parametrize(
