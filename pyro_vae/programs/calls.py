@@ -8,9 +8,10 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_vae.data import Columns, Rows, as_rows
+from pyro_vae.data import Columns, MemoryMapped, Ready, Rows, Stream, as_rows
 from pyro_vae.data.arrays import check_counts, warn_of_rounding
 from pyro_vae.data.batch import Batch, Count, arguments, count_of, in_words, tensors_of
+from pyro_vae.data.rows import map_parts
 from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.modules import modules_of
 
@@ -47,10 +48,19 @@ def as_input(data: Any, *programs: Program, count: Count | None = None, transfor
     if not parameters:
         return x
     dtype = (dtypes or [torch.get_default_dtype()])[0]
-    for part in tensors_of(x.parts if isinstance(x, Columns) else x):
+    with torch.random.fork_rng([]):
+        shown = map_parts(_shown, x.parts if isinstance(x, Columns) else x)
+    for part in tensors_of(shown):
         check_counts(part, dtype)
         warn_of_rounding(part, dtype)
     return x.to(parameters[0].device, dtype)
+
+
+def _shown(rows: Rows) -> Batch:
+    """Return data in their own precision: all that are in memory, evenly spaced rows of a file, the first of others."""
+    if isinstance(rows, MemoryMapped):
+        return rows.to(rows.device, torch.float64)[:: max(1, len(rows) // 1000)]
+    return rows[:1000] if isinstance(rows, Ready | Stream) else rows
 
 
 def takes(program: Program, batch: Batch) -> bool:

@@ -1414,6 +1414,22 @@ def test_data_that_32_bits_round_by_more_than_they_tell_apart_are_warned_of(form
         evaluate(vae.model, vae.guide, form(times()))
 
 
+@pytest.mark.parametrize("form", ["mapped", "loader", "stream", "beside"])
+def test_data_that_are_read_in_parts_are_warned_of_in_the_same_way(tmp_path, form):
+    x = times()[4:]  # none of which is missing
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = data.MemoryMapped(tmp_path / "x.npy")
+    forms = {"mapped": mapped, "loader": DataLoader(TensorDataset(x), batch_size=20), "stream": Stream(list(x))}
+    vae = VAE(priors.Normal(2), encoders.Normal(2, 2), decoders.Normal(2, 2, learned=True))
+    programs = (vae.model, vae.guide)
+    if form == "beside":
+        programs = (lambda x, y: vae.model(x), lambda x, y: vae.guide(x))  # noqa: ARG005
+    with pytest.warns(
+        UserWarning, match=r"entry 0 of the data varies by [23].*, and torch.float32 rounds it by up to 0"
+    ):
+        evaluate(*programs, forms.get(form, (mapped, 0 * x[:, 0])))
+
+
 @pytest.mark.parametrize("save", [np.save, np.savez])
 def test_a_file_that_32_bits_round_by_more_than_they_tell_apart_is_warned_of(tmp_path, save):
     path = tmp_path / f"x.np{'y' if save is np.save else 'z'}"
@@ -1479,12 +1495,14 @@ def test_a_sparse_matrix_in_a_file_is_refused_with_the_way_to_save_it(tmp_path):
     assert len(load(tmp_path / "x.npy").train) == 4
 
 
-def test_counts_that_16_bits_would_round_are_refused():
+def test_counts_that_16_bits_would_round_are_refused(tmp_path):
     vae = VAE(priors.Normal(1), encoders.Normal(2, 1), decoders.Poisson(1, 2)).bfloat16()
     held = torch.tensor([[256.0, 3.0], [258.0, torch.nan], [512.0, 0.0]])
     check_counts(held, torch.bfloat16)
     check_counts(held / 3, torch.bfloat16)  # measurements are rounded anyway
     counts = held.nan_to_num(0.0) + 1
-    for form in (counts, counts.long(), counts.double()):
+    np.save(tmp_path / "x.npy", counts.numpy())
+    in_parts = data.MemoryMapped(tmp_path / "x.npy"), DataLoader(TensorDataset(counts), batch_size=2)
+    for form in (counts, counts.long(), counts.double(), *in_parts):
         with pytest.raises(ValueError, match=r"the whole number 257, which torch\.bfloat16 would round: .*vae\.float"):
             evaluate(vae.model, vae.guide, form)
