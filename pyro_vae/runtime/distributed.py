@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -207,7 +208,7 @@ def is_expanded(tensor: Tensor) -> bool:
         >>> is_expanded(torch.zeros(1).expand(3)), is_expanded(torch.zeros(3))
         (True, False)
     """
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided or is_lazy(tensor):
         return False
     return any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 

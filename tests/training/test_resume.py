@@ -1408,6 +1408,20 @@ def test_a_buffer_that_has_a_value_from_the_first_step_on_is_resumed(kind, tmp_p
     assert all(torch.equal(value, values_2[name]) for name, value in values.items())
 
 
+def test_modules_that_get_their_sizes_from_the_first_batch_are_resumed(tmp_path):
+    def lazy():
+        network = lambda *_: torch.nn.Sequential(  # noqa: E731
+            torch.nn.LazyLinear(4), torch.nn.LazyBatchNorm1d(), networks.MLP((4,), (2, 2), (4,))
+        )
+        return VAE(priors.Normal(2), encoders.Normal(SHAPE, 2, network=lambda *_: flat(network())), decoder())
+
+    decoder = lambda: decoders.Bernoulli(2, SHAPE, grey=True)  # noqa: E731
+    flat = lambda network: torch.nn.Sequential(torch.nn.Flatten(), network)  # noqa: E731
+    whole = train(lazy)
+    stopped(lazy, tmp_path, 7)
+    same(whole, train(lazy, resume=tmp_path))
+
+
 def test_a_buffer_whose_shape_changes_is_refused_while_nothing_is_lost(tmp_path):
     vae = with_moving_means("grown", first=torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"whose shape is \(1, 3\) before, and \(4, 3\) now: let the buffer be None"):
