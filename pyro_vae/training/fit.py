@@ -217,9 +217,9 @@ def fit(
             plates, loss = check_before(programs, batches, measure, loss, seed)
             loss = fit_to_memory(loss, memory, programs, batches, seed)
             measure.settings |= {"plates": plates.names, "loss": loss}
+            measure.check = meet_parameters(programs, batches, seed)
             estimator, steps = Estimator(loss, programs, plates.names, precision), epochs * len(batches)
             estimate, how = chosen(estimator, engine, steps, tolerance=estimator.tolerance, blocked=estimator.blocked)
-            measure.check = meet_parameters(programs, batches, seed)
             described_first, parts = (programs.described(), programs.parts()) if checkpoints else ([], [])
             made = made_by(optimizer, programs.parameters, programs.local.names, programs.values().values())
             rates = schedule_of(schedule, made.optim, made.scheduler)

@@ -44,7 +44,9 @@ class Estimator:
 
     @property
     def blocked(self) -> str:
-        """Why the estimator cannot be recorded; empty if it can."""
+        """Why the estimator cannot be recorded; empty if it can. All parameters must have been met."""
+        if any(each.dtype in (torch.bfloat16, torch.float16) for each in self.programs.parameters):
+            return "a replayed sum in 16 bits may be rounded to a neighbouring number"
         in_chunks = isinstance(self.loss, Objective) and self.loss.chunk < self.loss.num_particles
         return "particles are processed in chunks, and a recording would hold all of them at once" if in_chunks else ""
 

@@ -1028,3 +1028,11 @@ def test_one_hot_codes_are_recorded(code):
     assert step.replayed == 2
     with pytest.raises(RuntimeError):  # as torch does, where a label is no class
         step(torch.full((3, 2), 9))
+
+
+def test_programs_in_16_bits_run_eagerly():
+    """A replayed loss differed by one rounding, 32.5 and 32.375, and the check of a recording ended the training."""
+    vae = VAE(priors.Normal(2), encoders.Normal((3,), 2), decoders.Normal(2, (3,))).bfloat16()
+    with pytest.warns(RuntimeWarning, match="is run eagerly .a replayed sum in 16 bits may be rounded"):
+        history = fit(vae.model, vae.guide, torch.rand(8, 3), epochs=1, engine="recorded")
+    assert history.engine.startswith("eager: a replayed sum in 16 bits")
