@@ -222,16 +222,17 @@ def fit(
             estimate, how = chosen(estimator, engine, steps, tolerance=estimator.tolerance, blocked=estimator.blocked)
             described_first, parts = (programs.described(), programs.parts()) if checkpoints else ([], [])
             made = made_by(optimizer, programs.parameters, programs.local.names, programs.values().values())
-            rates = schedule_of(schedule, made.optim, made.scheduler)
+            rates, given["frozen"] = schedule_of(schedule, made.optim, made.scheduler), programs.frozen()
             state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings, test=test)
             if resume is None:
                 history.append(measure.row(0, measure.bound(x), state.rate, 0.0))
+        given["frozen"] = programs.frozen()  # before a callback freezes or thaws some
         if resume is None and not goes_on(on_epoch, history[-1]):
             epochs = 0
         if checkpoints:
             stack.enter_context(held(checkpoints, ranks))
             as_checkpoints(checkpoints, resume)  # once more, as another training may have ended there meanwhile
-            given |= {"data": described_data(x), "validation": described_data(test), "frozen": programs.frozen()}
+            given |= {"data": described_data(x), "validation": described_data(test)}
             given |= numbers | {"processes": ranks.size, **described_optimizer(made.optim, rates)}
             state.begin(given, as_given, described_first, parts)
         if before:

@@ -1436,3 +1436,18 @@ def test_a_skipped_first_step_leaves_a_buffer_without_a_value():
     with pytest.warns(RuntimeWarning, match="a step is skipped"), pytest.raises(FloatingPointError, match="all steps"):
         fit(vae.model, vae.guide, torch.rand(8, 3), **how)
     assert vae.encoder.network[0].means is None
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=False")
+def test_what_a_callback_freezes_before_the_first_step_is_resumed(tmp_path):
+    def run(**settings):
+        vae, x = pair(normal)
+        thaw = lambda row: vae.decoder.requires_grad_(row["epoch"] >= 2)  # noqa: E731
+        history = fit(vae.model, vae.guide, x, batch_size=BATCH, on_epoch=thaw, **{"epochs": 4} | settings)
+        return history.column("train_loss"), vae.state_dict()
+
+    losses, values = run()
+    run(checkpoints=tmp_path, epochs=1)
+    losses_2, values_2 = run(resume=tmp_path)
+    assert losses == losses_2
+    assert all(torch.equal(value, values_2[name]) for name, value in values.items())
