@@ -401,9 +401,9 @@ def _check_about(about: Mapping[str, Any]) -> None:
     if len(about["programs"]) == 8:
         earlier = "an earlier version, which did not note what the optimizer holds of its own"
         raise ValueError(f"the checkpoint is of {earlier}: resume it with that version, or begin a new training")
-    if len(about["programs"]) != 10:  # as they came and as they were last: four programs, and the optimizer
+    if len(about["programs"]) != 12:  # as they came and as they were last: five that are called, and the optimizer
         _refuse("programs", about["programs"])
-    if len(about["parts"]) != 4 or not all(isinstance(each, dict) for each in about["parts"]):
+    if len(about["parts"]) != 5 or not all(isinstance(each, dict) for each in about["parts"]):
         _refuse("parts", about["parts"])
     state, groups = (about["optimizer"].get(name) for name in ("state", "groups"))
     if not (isinstance(state, dict) and all(isinstance(values, dict) for values in state.values())):

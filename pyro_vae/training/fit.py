@@ -194,7 +194,7 @@ def fit(
     check_functions(schedule=schedule, transform=transform, count=count, on_step=on_step, on_epoch=on_epoch)
     checkpoints = as_checkpoints(checkpoints, resume)
     before = checkpoint_of(checkpoints, resume)
-    programs, ranks = Programs(model, guide, transform, beta), Ranks(fabric)
+    programs, ranks = Programs(model, guide, transform, beta, loss), Ranks(fabric)
     given: dict[str, Any] = {"count": count, "transform": transform}
     x = as_input(data, programs.model, programs.guide, **given)
     check_columns(data, validation)
@@ -226,7 +226,6 @@ def fit(
             state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings, test=test)
             if resume is None:
                 history.append(measure.row(0, measure.bound(x), state.rate, 0.0))
-        given["frozen"] = programs.frozen()  # before a callback freezes or thaws some
         if resume is None and not goes_on(on_epoch, history[-1]):
             epochs = 0
         if checkpoints:

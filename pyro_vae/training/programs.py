@@ -19,11 +19,11 @@ class Programs:
     Arguments:
         model: the Pyro program of p(x, z).
         guide: the Pyro program of q(z|x).
-        others: what else a step calls, and what may hold and change values in Python: the transform and the KL weight.
+        others: what else a step calls, and what may hold and change values in Python: the transform, KL weight, loss.
 
     Attributes:
         given: the programs as they came.
-        called: these, and the others.
+        others: what else a step calls.
         model: the model in a handler that collects its parameters, and keeps them with their module.
         guide: the guide, likewise.
         local: that handler, with the parameters collected so far.
@@ -31,7 +31,7 @@ class Programs:
     """
 
     def __init__(self, model: Program, guide: Program, *others: Any) -> None:
-        self.given, self.called, self.local = (model, guide), (model, guide, *others), LocalModules()
+        self.given, self.others, self.local = (model, guide), [*others], LocalModules()
         self.model, self.guide = self.local(as_function(model, "model")), self.local(as_function(guide, "guide"))
         self.modules: Sequence[nn.Module] = modules_of(model, guide)
 
@@ -98,12 +98,12 @@ class Programs:
         return [name for name, value in values if not (name.startswith("buffer/") or value.requires_grad)]
 
     def described(self) -> list[str]:
-        """Return a digest of each program, transform and KL weight, with all that they hold but the trained values."""
-        return described_programs(self.called, self.values())
+        """Return a digest of each program and of what else a step calls, with what they hold but the trained values."""
+        return described_programs([*self.given, *self.others], self.values())
 
     def parts(self) -> list[dict[str, str]]:
         """Return digests of what each of these holds, by name."""
-        return parts_of(self.called, self.values())
+        return parts_of([*self.given, *self.others], self.values())
 
 
 def _can_be_set(buffer: Tensor) -> bool:

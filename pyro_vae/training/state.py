@@ -66,7 +66,7 @@ OTHERS = (
     "the {} begin with other values than those that the checkpoint was made with: unless they are drawn anew each"
     " time, they are other data, and the resumed training will differ"
 )
-CALLED = ("model", "guide", "transform", "beta", "optimizer")  # what is described, in this order
+CALLED = ("model", "guide", "transform", "beta", "loss", "optimizer")  # what is described, in this order
 BASELINE = "__baseline_"  # names of the running means of TraceGraph_ELBO begin with this, in Pyro 1.9
 
 

@@ -33,6 +33,7 @@ class Estimator:
     def __init__(self, loss: ELBO, programs: Programs, plates: Collection[str] = (), precision: str = "32") -> None:
         self.loss, self.programs, self.precision = loss, programs, precision
         self.objective = terms_and_gradients(loss, plates)
+        programs.others[-1:] = [self.objective]  # which keeps what the loss keeps
         programs.local.shown = trained_by(loss) == "loss_and_grads"
 
     def __call__(self, batch: Batch, weight: Tensor | float, count: int) -> Outputs:

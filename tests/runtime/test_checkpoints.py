@@ -169,8 +169,8 @@ def test_a_checkpoint_of_something_else_is_refused(there, here, words, tmp_path)
         "optimizer": {"state": {}, "groups": []},
         "constraints": {},
         "frozen": [],
-        "programs": [""] * 10,
-        "parts": [{}] * 4,
+        "programs": [""] * 12,
+        "parts": [{}] * 5,
         "read": {},
     }
     Checkpoints(tmp_path, identity=there).write(TENSORS, about, (1.0, TENSORS))

@@ -271,7 +271,7 @@ def test_programs_with_parameters_of_the_store_are_resumed_to_the_last_bit(more,
 @pytest.fixture
 def any_programs(monkeypatch):
     """Programs are not compared."""
-    monkeypatch.setattr(Programs, "described", lambda _: [""] * 4)
+    monkeypatch.setattr(Programs, "described", lambda _: [""] * 5)
 
 
 @pytest.mark.usefixtures("any_programs")
@@ -1205,7 +1205,19 @@ def noisy_by_itself():
     return lambda x: x + torch.randn(x.shape, generator=source)
 
 
-@pytest.mark.parametrize(("name", "make"), [("beta", counting), ("transform", noisy_by_itself)])
+class WithMean(Trace_ELBO):
+    """An ELBO whose gradient depends on the mean of its losses, which it keeps itself."""
+
+    mean = 0.0
+
+    def loss_and_grads(self, model, guide, *args, **kwargs):
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        self.mean = 0.9 * self.mean + 0.1 * loss.item()
+        (loss * (1 + self.mean)).backward()
+        return loss.item()
+
+
+@pytest.mark.parametrize(("name", "make"), [("loss", WithMean), ("beta", counting), ("transform", noisy_by_itself)])
 def test_what_a_schedule_or_a_transform_counts_in_python_is_said_to_be_lost(name, make, tmp_path):
     fit_programs(program(), 1, checkpoints=tmp_path, **{name: make()})
     with pytest.warns(RuntimeWarning, match=f"the {name} changes what it holds in Python, such as a count"):
