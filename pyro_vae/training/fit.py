@@ -226,6 +226,7 @@ def fit(
             state = State(programs, made.optim, batches, history, rates, settings_by_name=made.settings, test=test)
             if resume is None:
                 history.append(measure.row(0, measure.bound(x), state.rate, 0.0))
+        given["frozen"] = programs.frozen()  # before a callback freezes or thaws some
         if resume is None and not goes_on(on_epoch, history[-1]):
             epochs = 0
         if checkpoints:
