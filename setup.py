@@ -26,6 +26,7 @@ setup(
         "matplotlib>=3.9",
         "scikit-learn>=1.4",
         "scipy>=1.11",
+        "arviz-stats>=0.5",
         "safetensors>=0.4.4",
         "filelock>=3.29.5",  # earlier ones remove the lock when it is released, so that two processes could hold it
         "pyyaml>=6",

@@ -1,9 +1,6 @@
-"""Evaluation of a pair of programs on data: the bound, its terms and the log-likelihood, in nats per datum."""
+"""Evaluation of a pair of programs on data: the bound and its terms, in nats per datum."""
 
-import math
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import pyro
@@ -14,8 +11,9 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.arguments import as_size
-from pyro_vae.data import Ready, Rows, count_in, pieces
-from pyro_vae.data.batch import Batch, Count, arguments, cut, structure_of, tensors_of
+from pyro_vae.data import Ready, Rows, count_in
+from pyro_vae.data.batch import Batch, Count, arguments
+from pyro_vae.diagnostics.likelihood import log_likelihood as log_likelihood
 from pyro_vae.distributions.moments import NoMeanError
 from pyro_vae.distributions.wrappers import layers
 from pyro_vae.objectives import (
@@ -29,19 +27,12 @@ from pyro_vae.objectives import (
     share_of,
     terms_of,
 )
-from pyro_vae.objectives._objective import log_prob
+from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, Transform, as_input, check_programs, mode, paired_traces, seeded, transformed
 from pyro_vae.programs.handlers import AtMean, LocalModules
 from pyro_vae.programs.seeds import noise_seed
-from pyro_vae.programs.sites import moved_points, points_of
-from pyro_vae.programs.traces import in_one_line, probe
+from pyro_vae.programs.traces import in_one_line
 from pyro_vae.runtime.distributed import Ranks
-from pyro_vae.runtime.engine import WORTHWHILE
-from pyro_vae.runtime.held import Held
-from pyro_vae.runtime.memory import KEPT, as_bytes, keep_freed_memory, most_within, peak_of
-from pyro_vae.runtime.recording import Recorded
-
-MANY = 10_000  # chunks; compiling takes the time that it saves on about 4,000 of them
 
 
 class Bound(NamedTuple):
@@ -144,7 +135,7 @@ def mean_bound(
         for rows in filter(count, (ranks.part_of(whole, count) for whole in x.split(batch_size))):
             batch = transformed(rows, transform, count)
             pair = local(model), local(guide)
-            with in_one_line(batch), _on_particles(type(loss).__name__, _at_a_time(loss)):
+            with in_one_line(batch), on_particles(type(loss).__name__, _at_a_time(loss)):
                 terms = (_at_mean if at == "mean" else _at_sample)(*pair, batch, count(rows), loss, plates)
             total += torch.tensor(terms, dtype=torch.float64)
     return Bound(*(ranks.sum(total) / len(x)).tolist())
@@ -155,23 +146,6 @@ def _at_a_time(loss: ELBO) -> str:
     if isinstance(loss, Objective) or loss.vectorize_particles:
         return "particles"
     return "all values of a site" if isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO) else ""
-
-
-@contextmanager
-def _on_particles(name: str, at_a_time: str = "particles") -> Iterator[None]:
-    """Explain an error that is due to the dimension of the particles, as the programs have run without it before."""
-    try:
-        yield
-    except (IndexError, RuntimeError, ValueError) as error:
-        memory = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in ("alloc", "overflow"))
-        of_others = isinstance(error, ValueError) and not str(error).startswith("Shape mismatch inside plate")
-        if memory or of_others or isinstance(error, NotImplementedError) or not at_a_time:
-            raise
-        raise ValueError(
-            f"{name} runs the programs on {at_a_time}, a dimension to the left of that of the data, and they fail there"
-            f" ({str(error).partition(chr(10))[0]}): let them count dimensions from the right (z[..., 0], not z[:, 0])"
-            " and expand what they join (y.expand, then torch.cat), or evaluate by Trace_ELBO()"
-        ) from error
 
 
 def _at_sample(
@@ -216,174 +190,6 @@ def _at_mean(
     share = share_of([at_sample], count, plates)
     terms = float(reconstruction(*pair)) * share, float(kl(*at_sample, closed_form=True)) * share
     return sum(terms), *terms
-
-
-@torch.no_grad()
-def log_likelihood(
-    model: Program,
-    guide: Program,
-    data: Any,
-    *,
-    samples: int = 5000,
-    memory: int | str = "2GB",
-    seed: int = 0,
-    count: Count | None = None,
-) -> float:
-    r"""Estimate the log-likelihood of data under a model, by importance sampling from the guide.
-
-    .. math:: \frac1N \sum_n \log \frac1K \sum_{k=1}^K \frac{p(x_n, z_{nk})}{q(z_{nk}|x_n)},
-              \qquad z_{nk} \sim q(z|x_n)
-
-    The expectation of the estimate is a lower bound, that of `pyro_vae.objectives.IWAE`. It grows with K towards the
-    mean of :math:`\log p(x_n)`, but slowly if the guide misses a part of the posterior. The guide runs once for each
-    datum; the model then weighs the particles in chunks, whose weights are summed in double precision.
-
-    Arguments:
-        model: the Pyro program of p(x, z), called with a batch; every site is in one plate, over the data.
-        guide: the Pyro program of q(z|x), called with a batch; it needs a density, but no pathwise sampler.
-        data: what `fit` takes: tensors, alone or in a tuple or a dict, a data set, or ready batches.
-        samples: K, at least 1.
-        memory: limit for the tensors of particles at a time, not counting data and programs: a number of bytes, or a
-            text such as "512MB" or "2GiB". A CPU uses less if that is faster. Results change with it only by rounding,
-            unless it is so small that fewer data are drawn for at a time, which changes the noise.
-        seed: random seed of the noise; torch's own random state does not change.
-        count: returns the number of data of a ready batch.
-
-    Returns:
-        The estimate in nats per datum. It is not a loss: larger is better.
-
-    Raises:
-        TypeError, ValueError: as for `evaluate`; for fewer than one sample; for a memory that is not an amount, or is
-            too small for the samples of one datum; for sites that are not in one plate over the data, that are scaled,
-            that only one program draws, or whose distribution in the guide is a ``Delta``.
-
-    Example:
-        >>> from pyro_vae import VAE, data, decoders, encoders, priors
-        >>> x = data.load("digits").test
-        >>> vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
-        >>> log_likelihood(vae.model, vae.guide, x, samples=50) > -evaluate(vae.model, vae.guide, x).loss
-        True
-
-    Reference:
-        Burda, Grosse and Salakhutdinov, 2016, Importance Weighted Autoencoders, equation 8 and section 5.
-    """
-    samples, budget = as_size(samples, "samples"), as_bytes(memory)
-    x = as_input(data, model, guide, count=count)
-    count_rows = count_in(x)
-    local, total = LocalModules(), 0.0
-    keep_freed_memory()
-    with seeded(noise_seed(seed), x.device), mode(False, model, guide):
-        check_programs(model, guide, x)
-        with pyro.validation_enabled(False), _on_particles(log_likelihood.__name__):  # all data have been checked
-            weights = _LogLikelihood(local(model), local(guide), count_rows)
-            weights.meet(x[:2])  # one datum would not reveal a wrong dimension
-            with seeded(noise_seed(seed), x.device):
-                batch_size, chunk = weights.sizes(lambda size: x[:size], len(x), samples, budget)
-            batches, chunks = math.ceil(len(x) / batch_size), math.ceil(samples / chunk)
-            draw = _replayed(partial(weights.draw, count=samples), batches, batches * chunks >= MANY)
-            log_of_sum = _replayed(weights.log_of_sum, batches * chunks, batches * chunks >= MANY)
-            for whole in x.split(batch_size):
-                with seeded(noise_seed(seed), x.device) if isinstance(x, Ready) else nullcontext():
-                    if isinstance(x, Ready) and weights.meet(cut(whole, 2, count_rows)):  # its sites may differ
-                        first = partial(cut, whole, count=count_rows)
-                        batch_size, chunk = weights.sizes(first, count_rows(whole), samples, budget)
-                for rows in pieces(whole, batch_size, count_rows):
-                    of_rows = torch.full((count_rows(rows),), -math.inf, dtype=torch.float64, device=x.device)
-                    for part in zip(*(drawn.split(chunk) for drawn in draw(rows)), strict=True):
-                        of_rows = of_rows.logaddexp(log_of_sum(rows, *part)[0])
-                    total += of_rows.sum().item()
-    return total / len(x) - math.log(samples)
-
-
-def _replayed(step: Callable[..., Any], times: int, compiled: bool) -> Callable[..., Any]:
-    """Return a step that is replayed from a recording, if that is worthwhile, possible, and changes no digit."""
-    if times < WORTHWHILE or Held(step).foreign:
-        return step
-    return Recorded(step, compiled=compiled, quiet=True)
-
-
-class _LogLikelihood(Objective):
-    """The log-weights of particles. They need no gradient, so the guide needs no pathwise sampler."""
-
-    pathwise = False
-
-    def __init__(self, model: Program, guide: Program, count: Count) -> None:
-        super().__init__(2)  # particles, as a model may accept one of a single datum, but not several
-        self.model, self.guide, self.count, self.count_data = model, guide, count, count
-        self.structure: Any = ()
-
-    def meet(self, datum: Batch) -> bool:
-        """Find the sites of a datum, and return whether its structure differs from that of the one before."""
-        before, self.structure = self.structure, structure_of(datum)
-        if self.structure is not None and self.structure == before:
-            return False
-        args, kwargs = arguments(datum)
-        self.drawn = self.guide_trace(self.guide, *args, particles=1, **kwargs)  # only the sites, not their values
-        self.one_by_one = made_for(self, self.model, self.guide, [datum], self.count).one_by_one
-        values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
-        self.of_particles(self.model, self.drawn, 1, values, *args, **kwargs)  # refuses programs that do not fit
-        self.latents = self.drawn.stochastic_nodes
-        if points_of(self.drawn):
-            _, plain = probe(lambda *_, **__: None, self.guide, datum)
-            auxiliary = [name for name in self.latents if plain.nodes[name]["infer"].get("is_auxiliary")]
-            moved = moved_points(auxiliary, plain, self.guide, datum)  # these have the density of what moves them
-            if points := sorted(points_of(plain) - moved):
-                raise ValueError(
-                    f"log_likelihood weighs draws by their density, which a Delta at site {points[0]!r} has not: take"
-                    " an encoder that has one, or evaluate"
-                )
-        return True
-
-    def draw(self, rows: Batch, count: int) -> list[Tensor]:
-        """Draw particles for some data: return their log q, shape (K, B), and the sites' values, shape (K, B, ...)."""
-        args, kwargs = arguments(rows)
-        trace = self.guide_trace(self.guide, *args, particles=count, **kwargs)
-        log_q = log_prob(trace, self.latents)
-        if self.latents:
-            self._check_count(log_q.shape[-1], rows)
-        log_q = log_q.expand(count, self.count(rows))  # a single number if there is no site
-        return [log_q, *(trace.nodes[name]["value"] for name in self.latents)]
-
-    def log_of_sum(self, rows: Batch, log_q: Tensor, *values: Tensor) -> tuple[Tensor]:
-        """Return the logarithm of the sum of the weights of particles, for each datum."""
-        args, kwargs = arguments(rows)
-        count = 1 if self.one_by_one else len(log_q)
-        chunks = [log_q.split(count), *(value.split(count) for value in values)]
-        weights = []
-        for part, *of_part in zip(*chunks, strict=True):
-            likelihood, prior, _ = self.of_particles(self.model, self.drawn, count, of_part, *args, **kwargs)
-            weights.append(likelihood + prior - part)
-        return (torch.cat(weights).double().logsumexp(0),)
-
-    def sizes(self, first: Callable[[int], Batch], total: int, samples: int, memory: int) -> tuple[int, int]:
-        """Return for how many data to draw, and how many particles to weigh, at a time; each may take half the memory.
-
-        A CPU is fastest if the tensors of a chunk reuse the memory of those of the chunk before.
-        """
-        datum = first(1)
-        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors_of(datum))
-
-        def most(peak: Callable[[int], int], count: int) -> int:
-            half = memory // 2
-            return (on_cpu and most_within(min(half, KEPT), peak, count)) or most_within(half, peak, count)
-
-        def weigh(count: int) -> int:
-            drawn = self.draw(datum, count)
-            return peak_of(lambda: self.log_of_sum(datum, *drawn))
-
-        particles = most_within(memory // 2, lambda count: peak_of(lambda: self.draw(datum, count)), samples)
-        data = particles == samples and most(lambda count: peak_of(lambda: self.draw(first(count), samples)), total)
-        rows = most(weigh, samples * total)
-        if not (data and rows):
-            raise ValueError(
-                f"a memory of {memory:,} bytes is too small for {samples} samples of a datum: give more, or take fewer"
-                " samples"
-            )
-        batch_size = min(data, rows)
-        return batch_size, min(samples, rows // batch_size)
-
-
-_LogLikelihood.__name__ = log_likelihood.__name__  # the name that an objective's errors use
 
 
 def kl_parts(posterior: Any, prior: Any) -> tuple[Tensor, Tensor] | None:

@@ -137,8 +137,10 @@ class Objective(ELBO):
     ) -> tuple[Tensor, ...]:
         """Run the model on some particles, and return the result of `of_model`."""
         if not self.one_by_one:
-            return self.of_model(self.model_trace(model, _with(guide_trace, values), *args, particles=count, **kwargs))
-        drawn = _with(guide_trace, [value[0] for value in values])
+            return self.of_model(
+                self.model_trace(model, with_values(guide_trace, values), *args, particles=count, **kwargs)
+            )
+        drawn = with_values(guide_trace, [value[0] for value in values])
         return tuple(value[None] for value in self.of_model(self.model_trace(model, drawn, *args, **kwargs)))
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
@@ -357,7 +359,7 @@ def without_path(value: Tensor) -> Tensor:
     return value.detach() if value.requires_grad else value
 
 
-def _with(guide_trace: Trace, values: Sequence[Tensor]) -> Trace:
+def with_values(guide_trace: Trace, values: Sequence[Tensor]) -> Trace:
     """Return a guide's trace with other values at its latent sites, on which a model can be replayed."""
     trace = guide_trace.copy()
     for name, value in zip(guide_trace.stochastic_nodes, values, strict=True):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, priors
-from pyro_vae.diagnostics import evaluation
+from pyro_vae.diagnostics import particles
 from pyro_vae.diagnostics.estimators import discrete, exact_bound, linear_gaussian
 from pyro_vae.diagnostics.evaluation import Bound, evaluate, kl_parts, log_likelihood
 from pyro_vae.networks import MLP
@@ -340,8 +340,8 @@ def sizes(monkeypatch):
         def fixed(*_):
             return batch_size, chunk
 
-        fixed.__module__ = evaluation.__name__  # with what is no part of this package nothing is replayed
-        monkeypatch.setattr(evaluation._LogLikelihood, "sizes", fixed)
+        fixed.__module__ = particles.__name__  # with what is no part of this package nothing is replayed
+        monkeypatch.setattr(particles.Particles, "sizes", fixed)
 
     return fix
 

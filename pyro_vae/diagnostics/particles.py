@@ -1,0 +1,164 @@
+"""Particles of a pair of programs, and their densities."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.data.batch import Batch, Count, arguments, structure_of, tensors_of, with_tensors
+from pyro_vae.diagnostics.weights import log_sums_without_one
+from pyro_vae.objectives import Objective, made_for
+from pyro_vae.objectives._objective import log_prob, with_values
+from pyro_vae.objectives.particles import PARTICLES
+from pyro_vae.programs import Program
+from pyro_vae.programs.sites import moved_points, points_of
+from pyro_vae.programs.traces import probe
+from pyro_vae.runtime.engine import WORTHWHILE
+from pyro_vae.runtime.held import Held
+from pyro_vae.runtime.memory import KEPT, most_within, peak_of
+from pyro_vae.runtime.recording import Recorded
+
+MANY = 10_000  # calls; compiling takes the time that it saves on about 4,000 of them
+
+
+def replayed(step: Callable[..., Any], times: int, compiled: bool) -> Callable[..., Any]:
+    """Return a step that is replayed from a recording, if that is worthwhile, possible, and changes no digit."""
+    if times < WORTHWHILE or Held(step).foreign:
+        return step
+    return Recorded(step, compiled=compiled, quiet=True)
+
+
+class Particles(Objective):
+    """Particles of a pair of programs, for some data at a time: their values and their densities.
+
+    Densities need no gradient of the draws, so the guide needs no pathwise sampler.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        count: returns the number of data of a batch.
+    """
+
+    pathwise = False
+
+    def __init__(self, model: Program, guide: Program, count: Count) -> None:
+        super().__init__(2)  # particles, as a model may accept one of a single datum, but not several
+        self.model, self.guide, self.count, self.count_data = model, guide, count, count
+        self.structure: Any = ()
+
+    def meet(self, datum: Batch) -> bool:
+        """Find the sites of a datum, and return whether its structure differs from that of the one before."""
+        before, self.structure = self.structure, structure_of(datum)
+        if self.structure is not None and self.structure == before:
+            return False
+        args, kwargs = arguments(datum)
+        self.drawn = self.guide_trace(self.guide, *args, particles=1, **kwargs)  # only the sites, not their values
+        self.one_by_one = made_for(self, self.model, self.guide, [datum], self.count).one_by_one
+        values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
+        self.of_particles(self.model, self.drawn, 1, values, *args, **kwargs)  # refuses programs that do not fit
+        self.latents = self.drawn.stochastic_nodes
+        if points_of(self.drawn):
+            _, plain = probe(lambda *_, **__: None, self.guide, datum)
+            auxiliary = [name for name in self.latents if plain.nodes[name]["infer"].get("is_auxiliary")]
+            moved = moved_points(auxiliary, plain, self.guide, datum)  # these have the density of what moves them
+            if points := sorted(points_of(plain) - moved):
+                raise ValueError(
+                    f"{type(self).__name__} weighs draws by their density, which a Delta at site {points[0]!r} has not:"
+                    " take an encoder that has one, or evaluate"
+                )
+        return True
+
+    def draw(self, rows: Batch, count: int) -> list[Tensor]:
+        """Draw particles for some data: return their log q, shape (K, B), and the sites' values, shape (K, B, ...)."""
+        args, kwargs = arguments(rows)
+        trace = self.guide_trace(self.guide, *args, particles=count, **kwargs)
+        log_q = log_prob(trace, self.latents)
+        if self.latents:
+            self._check_count(log_q.shape[-1], rows)
+        log_q = log_q.expand(count, self.count(rows))  # a single number if there is no site
+        return [log_q, *(trace.nodes[name]["value"] for name in self.latents)]
+
+    def log_p(self, rows: Batch, *values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x|z) and log p(z) of particles, each of shape (K, B)."""
+        args, kwargs = arguments(rows)
+        count = 1 if self.one_by_one else len(values[0]) if values else 1
+        parts = zip(*(value.split(count) for value in values), strict=True) if values else [()]
+        of_parts = [
+            torch.broadcast_tensors(*self.of_particles(self.model, self.drawn, count, part, *args, **kwargs)[:2])
+            for part in parts
+        ]
+        likelihood, prior = map(torch.cat, zip(*of_parts, strict=True))
+        return likelihood, prior
+
+    def log_q(self, rows: Batch, *values: Tensor) -> Tensor:
+        """Return log q(z|x) of particles, shape (K, B)."""
+        args, kwargs = arguments(rows)
+        plated = pyro.plate(PARTICLES, len(values[0]), dim=-2)(self.guide)
+        trace = poutine.trace(poutine.replay(plated, trace=with_values(self.drawn, values))).get_trace(*args, **kwargs)
+        return log_prob(trace, self.latents)
+
+    def weigh(self, rows: Batch, log_q: Tensor, *values: Tensor) -> tuple[Tensor]:
+        """Return the logarithms of the weights of particles, shape (K, B), in double precision."""
+        likelihood, prior = self.log_p(rows, *values)
+        return ((likelihood + prior - log_q).double(),)
+
+    def simulated(self, rows: Batch) -> tuple[Batch, list[Tensor]]:
+        """Return data that the model draws in place of those it observes, and the codes that they are made from."""
+        args, kwargs = arguments(rows)
+        trace = poutine.trace(poutine.uncondition(self.model)).get_trace(*args, **kwargs)
+        tensors = tensors_of(rows)
+        for name, site in trace.nodes.items():
+            observed = site["infer"].get("obs") if site["type"] == "sample" else None
+            if observed is None or site["infer"].get("_deterministic"):
+                continue
+            same = [number for number, tensor in enumerate(tensors) if _equal(tensor, observed)]
+            if not same:
+                raise ValueError(
+                    f"the model observes something at site {name!r} that the data do not hold as it is, so that no"
+                    " simulated data can take its place: let it observe a tensor of the batch"
+                )
+            for number in same:
+                tensors[number] = site["value"].to(observed.dtype).where(~observed.isnan(), observed)
+        return with_tensors(rows, tensors), [trace.nodes[name]["value"] for name in self.latents]
+
+    def sizes(self, first: Callable[[int], Batch], total: int, samples: int, memory: int) -> tuple[int, int]:
+        """Return for how many data to draw, and how many particles to weigh, at a time; each may take half the memory.
+
+        A CPU is fastest if the tensors of a chunk reuse the memory of those of the chunk before.
+        """
+        datum = first(1)
+        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors_of(datum))
+
+        def most(peak: Callable[[int], int], count: int) -> int:
+            half = memory // 2
+            return (on_cpu and most_within(min(half, KEPT), peak, count)) or most_within(half, peak, count)
+
+        def of_draws(data: Batch, count: int) -> int:
+            return peak_of(
+                lambda: (self.draw(data, count), log_sums_without_one(torch.zeros(count, self.count(data)).double()))
+            )
+
+        def of_weights(count: int) -> int:
+            drawn = self.draw(datum, count)
+            return peak_of(lambda: self.weigh(datum, *drawn))
+
+        particles = most_within(memory // 2, lambda count: of_draws(datum, count), samples)
+        data = particles == samples and most(lambda count: of_draws(first(count), samples), total)
+        rows = most(of_weights, samples * total)
+        if not (data and rows):
+            raise ValueError(
+                f"a memory of {memory:,} bytes is too small for {samples} samples of a datum: give more, or take fewer"
+                " samples"
+            )
+        batch_size = min(data, rows)
+        return batch_size, min(samples, rows // batch_size)
+
+
+def _equal(tensor: Tensor, observed: Any) -> bool:
+    """Whether a program observes a part of the data as it is; missing entries are equal."""
+    if not isinstance(observed, Tensor) or observed.shape != tensor.shape:
+        return False
+    return bool(((tensor == observed) | (tensor.isnan() & observed.isnan())).all())
