@@ -1,0 +1,239 @@
+"""Where a bound is lost: by the family of the guide, and by its network."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent, transform_to
+
+from pyro_vae.arguments import as_size
+from pyro_vae.data import count_in, pieces
+from pyro_vae.data.batch import Batch, Count, arguments
+from pyro_vae.diagnostics.likelihood import log_likelihood
+from pyro_vae.diagnostics.weights import LogLikelihood
+from pyro_vae.distributions.sphere import directions
+from pyro_vae.distributions.wrappers import family
+from pyro_vae.objectives import Draws, Objective
+from pyro_vae.objectives.particles import on_particles
+from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
+from pyro_vae.programs.handlers import LocalModules
+from pyro_vae.programs.seeds import noise_seed
+from pyro_vae.programs.traces import in_one_line
+from pyro_vae.runtime.progress import bar
+
+NAME = "inference_gap"
+FIXED = ("df", "temperature", "total_count")  # what a guide fixes rather than learns
+SAME = {"logits": ["probs"], "scale_tril": ["covariance_matrix", "precision_matrix"]}  # parameters that say the same
+LEARNING_RATES = 0.1, 0.001  # of the first and the last step; between them it falls exponentially
+PARTICLES, TOGETHER = 10, 500  # samples of each step of the search, and data that are searched together
+
+
+class Gap(NamedTuple):
+    """What a bound loses for each datum, in nats; each of shape (N,).
+
+    ``log_likelihood - bound`` is ``approximation + amortization``. The standard errors are those of the noise of all
+    estimates together.
+    """
+
+    log_likelihood: Tensor
+    bound: Tensor
+    best_bound: Tensor
+    approximation: Tensor
+    amortization: Tensor
+    approximation_error: Tensor
+    amortization_error: Tensor
+
+
+class Freed(Messenger):
+    """Gives each datum parameters of its own for the distributions of a guide, which begin at those of the guide.
+
+    Arguments:
+        count: number of data.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.parameters: dict[tuple[str, str], Tensor] = {}  # by site and name, without constraints
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] or msg["value"] is not None or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        name, fn = msg["name"], msg["fn"]
+        base, event_dims = fn, 0
+        while isinstance(base, Independent | ExpandedDistribution):
+            event_dims += base.reinterpreted_batch_ndims if isinstance(base, Independent) else 0
+            base = base.base_dist
+        names = _names_of(base)
+        if not names or base.has_rsample is False:
+            raise ValueError(f"{NAME} frees the parameters of each site, which {family(fn)} at site {name!r} has not")
+        if tuple(fn.batch_shape) != (self.count,):
+            raise ValueError(
+                f"{NAME} frees the parameters of each datum, but those at site {name!r} have shape"
+                f" {tuple(fn.batch_shape)}: it takes guides whose sites depend on the data alone"
+            )
+        shape = fn.batch_shape + fn.event_shape[:event_dims]
+        values, own = {}, len(base.batch_shape)
+        for each in names:
+            to_value, from_value = _unconstrained(base.arg_constraints[each])
+            if (name, each) not in self.parameters:
+                value = getattr(base, each).detach()
+                free = from_value(value.expand(shape + value.shape[own:]))
+                self.parameters[name, each] = free.clone().requires_grad_()
+            values[each] = to_value(self.parameters[name, each])
+        fixed = {each: getattr(base, each) for each in base.arg_constraints if each in FIXED}
+        msg["fn"] = type(base)(**values, **fixed).to_event(event_dims)
+
+
+def _names_of(base: Any) -> list[str]:
+    """Return the parameters of a distribution that can be freed."""
+    names = [each for each in base.arg_constraints if each not in FIXED]
+    for preferred, others in SAME.items():
+        if preferred in names:
+            names = [each for each in names if each not in others]
+    return names if family(base) not in ("Delta",) else []
+
+
+def _unconstrained(constraint: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return functions from real numbers to a constraint, and back."""
+    if constraint is pyro.distributions.constraints.sphere:
+        return directions, lambda value: value
+    transform = transform_to(constraint)
+    return transform, transform.inv
+
+
+def inference_gap(
+    model: Program,
+    guide: Program,
+    data: Any,
+    *,
+    likelihood: LogLikelihood | None = None,
+    samples: int = 1000,
+    steps: int = 1000,
+    starts: int = 3,
+    seed: int = 0,
+    count: Count | None = None,
+    progress: bool = False,
+) -> Gap:
+    r"""Split what a bound loses into what the guide's family loses, and what its network loses.
+
+    .. math:: \log p(x) - \mathcal{L}[q] = \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation gap}}
+              + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortization gap}}
+
+    Here :math:`q^*` is the best distribution of the guide's family for each datum by itself. Its parameters are found
+    by Adam, from those of the guide and from others near them. A large approximation gap asks for another family, such
+    as a flow; a large amortization gap for a larger network, or `pyro_vae.encoders.SemiAmortized`.
+
+    Arguments:
+        model: the Pyro program of p(x, z), called with a batch; every site is in one plate, over the data.
+        guide: the Pyro program of q(z|x), whose sites have pathwise samplers and parameters that depend on x alone.
+        data: what `fit` takes: tensors, alone or in a tuple or a dict, a data set, or ready batches.
+        likelihood: the log-likelihood of the data, by `log_likelihood` with ``per_datum`` or by `ais`; by default that
+            of 5,000 importance samples.
+        samples: samples that measure each bound, at least 2.
+        steps: steps of the search for q*, at least 1.
+        starts: the number of starts of the search, at least 1.
+        seed: random seed of the noise; torch's own random state does not change.
+        count: returns the number of data of a ready batch.
+        progress: show a progress bar.
+
+    Returns:
+        The log-likelihood, both bounds, both gaps and their standard errors, for each datum, on the CPU.
+
+    Raises:
+        TypeError, ValueError: as for `log_likelihood`; for a guide whose sites have no parameters to free, such as a
+            flow, or depend on each other.
+
+    Example:
+        >>> from pyro_vae.diagnostics.estimators import linear_gaussian
+        >>> vae, x = linear_gaussian()  # the family contains the posterior, but the network's mean is off
+        >>> gap = inference_gap(vae.model, vae.guide, x)
+        >>> gap.amortization.mean() > 10 * gap.approximation.mean().abs()
+        tensor(True)
+
+    Reference:
+        Cremer, Li and Duvenaud, 2018, Inference Suboptimality in Variational Autoencoders, section 3.
+    """
+    for name, value, least in (("samples", samples, 2), ("steps", steps, 1), ("starts", starts, 1)):
+        as_size(value, name, least)
+    if likelihood is None:
+        likelihood = log_likelihood(model, guide, data, per_datum=True, seed=seed, count=count)
+    x, found = as_input(data, model, guide, count=count), []
+    count_rows, local, total = count_in(x), LocalModules(), starts * steps * len(x)
+    if len(likelihood.estimate) != len(x):
+        raise ValueError(
+            f"the likelihood is of {len(likelihood.estimate)} data, not of these {len(x)}: give that of these"
+        )
+    with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(total, "step", shown=progress) as shown:
+        check_programs(model, guide, x)
+        with pyro.validation_enabled(False), in_one_line(x[:2]), on_particles(NAME):
+            for whole in x.split(TOGETHER):
+                for rows in pieces(whole, TOGETHER, count_rows):
+                    searched = _Searched(local(model), local(guide), rows, count_rows(rows), shown.update)
+                    found.append(searched.bounds(samples, steps, starts))
+    bound, best, error, best_error = map(torch.cat, zip(*found, strict=True))
+    log_p, log_p_error = likelihood.estimate, likelihood.standard_error
+    errors = (log_p_error.square() + best_error.square()).sqrt(), (best_error.square() + error.square()).sqrt()
+    return Gap(log_p, bound, best, log_p - best, best - bound, *errors)
+
+
+class _ELBO(Objective):
+    """The evidence lower bound, with its whole gradient."""
+
+    def estimate(self, draws: Draws) -> Tensor:
+        return draws.log_weights.mean(0)
+
+
+_ELBO.__name__ = NAME  # the name that an objective's errors use
+
+
+class _Searched:
+    """The bounds of some data, under a guide and under the best distributions of its family."""
+
+    def __init__(self, model: Program, guide: Program, rows: Batch, count: int, advance: Callable[[int], Any]) -> None:
+        self.model, self.guide, self.rows, self.count, self.advance = model, guide, rows, count, advance
+
+    @torch.no_grad()
+    def measured(self, guide: Program, samples: int) -> tuple[Tensor, Tensor]:
+        """Return the bound of each datum and its standard error."""
+        args, kwargs = arguments(self.rows)
+        log_weights = _ELBO(samples, 100).draws(self.model, guide, *args, **kwargs).log_weights.double().cpu()
+        return log_weights.mean(0), log_weights.std(0) / math.sqrt(samples)
+
+    def searched(self, steps: int, spread: float) -> Freed:
+        """Return the best parameters that Adam finds, from those of the guide or from others near them."""
+        args, kwargs = arguments(self.rows)
+        freed, loss = Freed(self.count), _ELBO(PARTICLES)
+        with torch.no_grad():
+            loss.draws(self.model, freed(self.guide), *args, **kwargs)  # which meets the parameters
+            for free in freed.parameters.values():
+                free += spread * torch.randn_like(free)
+        first, last = LEARNING_RATES
+        optim = torch.optim.Adam(freed.parameters.values(), lr=first)
+        decay = torch.optim.lr_scheduler.ExponentialLR(optim, (last / first) ** (1 / steps))
+        for _ in range(steps):
+            terms = loss.terms(self.model, freed(self.guide), *args, **kwargs)
+            gradients = torch.autograd.grad(terms.loss, list(freed.parameters.values()))
+            for free, gradient in zip(freed.parameters.values(), gradients, strict=True):
+                free.grad = gradient
+            optim.step()
+            decay.step()
+            self.advance(self.count)
+        return freed
+
+    def bounds(self, samples: int, steps: int, starts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the guide's bound, the best bound, and their standard errors, of each datum."""
+        bound, error = self.measured(self.guide, samples)
+        searched = [self.searched(steps, spread=min(start, 1)) for start in range(starts)]
+        reached = torch.stack([self.measured(freed(self.guide), samples)[0] for freed in searched])
+        best, highest = Freed(self.count), reached.nan_to_num(nan=-math.inf).argmax(0)
+        for name, free in searched[0].parameters.items():
+            each = torch.stack([freed.parameters[name] for freed in searched])
+            best.parameters[name] = each[highest.to(free.device), torch.arange(self.count, device=free.device)]
+        again, best_error = self.measured(best(self.guide), samples)  # by new noise, as the old one chose the start
+        return bound, again, error, best_error

@@ -1,0 +1,134 @@
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae.diagnostics.gaps import inference_gap
+from pyro_vae.diagnostics.weights import LogLikelihood
+from pyro_vae.distributions import HypersphericalUniform, PowerSpherical
+from tests.support.linear import probabilistic_pca
+
+
+def known(log_p):
+    """Return a log-likelihood without noise."""
+    none = torch.zeros_like(log_p)
+    return LogLikelihood(log_p, none, none, none)
+
+
+def test_both_gaps_of_a_normal_posterior_are_those_in_closed_form():
+    """Independent normals on a correlated posterior of precision P: the best have its mean, and variances 1 / P_ii."""
+    exact = probabilistic_pca(latent=4, observed=6, count=40)
+    precision, offset, scale = torch.linalg.inv(exact.covariance), 0.3, 0.5
+    to_mean = exact.vae.encoder.weight.detach()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ to_mean.T + offset, scale).to_event(1))
+
+    def kl(mean, variances):
+        quadratic = (precision @ torch.diag(variances)).trace() + mean @ precision @ mean
+        return ((quadratic - 4 - precision.logdet() - variances.log().sum()) / 2).item()
+
+    zeros = torch.zeros(4, dtype=torch.double)
+    least, own = kl(zeros, 1 / precision.diagonal()), kl(zeros + offset, zeros + scale**2)
+    found = inference_gap(exact.vae.model, guide, exact.x, likelihood=known(exact.log_p), starts=2, steps=400)
+    for gap, error, expected in (
+        (found.approximation, found.approximation_error, least),
+        (found.amortization, found.amortization_error, own - least),
+    ):
+        mean_error = error.square().sum().sqrt().item() / len(error)
+        assert abs(gap.mean().item() - expected) < 4 * mean_error + 0.01
+        assert ((gap - expected).abs() < 5 * error + 0.05).all()
+    assert torch.allclose(found.log_likelihood - found.bound, found.approximation + found.amortization)
+
+
+def conjugate():
+    """A gamma posterior of a Poisson rate, in the family of the guide."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+            pyro.sample("x", dist.Poisson(z[..., None]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(torch.ones(len(x)), 1.0))
+
+    x = torch.tensor([[0.0], [2.0], [7.0]])
+    return model, guide, x, torch.tensor(stats.nbinom.logpmf(x[:, 0].numpy(), 2, 0.5))
+
+
+def direction():
+    """A power spherical posterior, in the family of the guide: a likelihood (1 + m z)^5 with z on the circle."""
+    loc, power = torch.tensor([0.6, 0.8]), torch.tensor(5.0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", HypersphericalUniform(2))
+            logits = power * ((1 + (z * loc).sum(-1)) / 2).log()
+            pyro.sample("x", dist.Bernoulli(probs=logits.exp()[..., None].clamp(max=1)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", PowerSpherical(torch.tensor([1.0, 0.0]).expand(len(x), 2), torch.ones(len(x))))
+
+    # The mean of cos(t / 2)^10 over the circle is the central binomial coefficient of 10 over 2^10.
+    return model, guide, torch.ones(3, 1), torch.full((3,), math.log(math.comb(10, 5) / 2**10))
+
+
+@pytest.mark.parametrize("case", [conjugate, direction])
+def test_a_family_that_holds_the_posterior_has_no_approximation_gap(case):
+    model, guide, x, log_p = case()
+    found = inference_gap(model, guide, x, likelihood=known(log_p.double()), steps=700, starts=1)
+    assert (found.approximation.abs() < 4 * found.approximation_error + 0.02).all()
+    assert (found.amortization > 0.1).all()
+
+
+def test_the_search_takes_vaes_and_keeps_their_parameters():
+    x = data.load("digits").test[:20]
+    vae = VAE(priors.Normal(2), encoders.FullRankNormal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    found = inference_gap(vae.model, vae.guide, x, steps=50, starts=1, samples=100)
+    assert found.amortization.mean() > 0
+    assert found.bound.shape == (20,)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (encoders.Flow(5, 2), "frees the parameters of each site, which ConditionalFlow at site 'z' has not$"),
+        (encoders.Delta(5, 2), "Delta at site 'z' has not$"),
+    ],
+)
+def test_what_has_no_parameters_to_free_is_refused(encoder, message):
+    vae = VAE(priors.Normal(2), encoder, decoders.Normal(2, 5))
+    with pytest.raises(ValueError, match=message):
+        inference_gap(vae.model, vae.guide, torch.randn(4, 5), samples=2, likelihood=known(torch.zeros(4)))
+
+
+def test_sites_that_depend_on_each_other_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(a, 1.0))
+            pyro.sample("x", dist.Normal(b[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(x[:, 0], 1.0))
+            pyro.sample("b", dist.Normal(a, 1.0))
+
+    with pytest.raises(ValueError, match=r"those at site 'b' have shape .*depend on the data alone"):
+        inference_gap(model, guide, torch.randn(4, 1), likelihood=known(torch.zeros(4)))
+
+
+def test_a_likelihood_of_other_data_is_refused():
+    exact = probabilistic_pca(latent=2, observed=3, count=4)
+    with pytest.raises(ValueError, match=r"^the likelihood is of 4 data, not of these 3"):
+        inference_gap(exact.vae.model, exact.vae.guide, exact.x[:3], likelihood=known(exact.log_p))
