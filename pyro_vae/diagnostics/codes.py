@@ -1,0 +1,194 @@
+"""What codes have learned about the data, and how their distribution compares with the prior."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pyro_vae.arguments import as_size
+from pyro_vae.data import count_in
+from pyro_vae.data.batch import Count, cut
+from pyro_vae.diagnostics.classifier import learned
+from pyro_vae.diagnostics.particles import Particles
+from pyro_vae.objectives.particles import on_particles
+from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
+from pyro_vae.programs.handlers import LocalModules
+from pyro_vae.programs.seeds import noise_seed
+
+NAME = "codes"
+FEWEST = 20  # data
+ACTIVE = 0.01  # variance of the posterior means above which a dimension is active
+MOST = 2000  # data that are compared with each other
+PERMUTATIONS = 500  # of the maximum mean discrepancy
+PAIRS = 2**20  # densities that are computed at a time
+
+
+class Codes(NamedTuple):
+    """What the codes of N data say about them.
+
+    Attributes:
+        variances: those of the posterior means over the data, shape (D,).
+        active: the number of dimensions where this variance is above 0.01.
+        mutual_information: between data and codes, in nats, at most log N.
+        mmd: the squared maximum mean discrepancy between codes and draws from the prior, near 0 if they are alike.
+        mmd_p: its p-value.
+        classifier_accuracy: that of a classifier that tells codes from draws of the prior, 1/2 if they are alike.
+        classifier_p: its p-value.
+        neighbour_accuracy: that of labels which are predicted by the nearest neighbour's; NaN without labels.
+        linear_accuracy: that of labels which are predicted by a linear map of the codes; NaN without labels.
+        verdict: a sentence that says whether the posterior has collapsed, and what to try.
+    """
+
+    variances: Tensor
+    active: int
+    mutual_information: float
+    mmd: float
+    mmd_p: float
+    classifier_accuracy: float
+    classifier_p: float
+    neighbour_accuracy: float
+    linear_accuracy: float
+    verdict: str
+
+
+@torch.no_grad()
+def codes(
+    model: Program,
+    guide: Program,
+    data: Any,
+    *,
+    labels: Any = None,
+    draws: int = 50,
+    seed: int = 0,
+    count: Count | None = None,
+) -> Codes:
+    r"""Measure what the codes of data have learned.
+
+    .. math:: \mathrm{Var}_x\, \mathbb{E}_{q(z|x)}[z_d] > 0.01, \qquad
+              I(x; z) = \frac1N \sum_n \log \frac{q(z_n|x_n)}{\frac1N \sum_m q(z_n|x_m)}, \quad z_n \sim q(z|x_n)
+
+    Arguments:
+        model: the Pyro program of p(x, z), called with a batch.
+        guide: the Pyro program of q(z|x), called with a batch.
+        data: what `fit` takes; at most the first 2,000 are used, as each is compared with each.
+        labels: a class for each datum, as integers, or None.
+        draws: draws from each posterior, at least 2, whose mean is the code of a datum.
+        seed: random seed of the noise; torch's own random state does not change.
+        count: returns the number of data of a ready batch.
+
+    Returns:
+        The variances, the mutual information, two comparisons with the prior, accuracies, and a verdict.
+
+    Raises:
+        TypeError, ValueError: as for `log_likelihood`; for fewer than 20 data, and labels of another number.
+
+    Example:
+        >>> from pyro_vae.diagnostics.estimators import linear_gaussian
+        >>> vae, x = linear_gaussian(offset=0.0, factor=1.0, count=500)
+        >>> found = codes(vae.model, vae.guide, x)
+        >>> found.active, found.verdict
+        (2, '2 of 2 dimensions of the codes are active')
+
+    Reference:
+        Of active units: Burda, Grosse and Salakhutdinov, 2016, Importance Weighted Autoencoders, section 5.2. Of the
+        mutual information: Hoffman and Johnson, 2016, ELBO Surgery, section 2. Of the discrepancy: Gretton et al.,
+        2012, A Kernel Two-Sample Test, equation 3. Of the classifier: Lopez-Paz and Oquab, 2017, Revisiting Classifier
+        Two-Sample Tests.
+    """
+    as_size(draws, "draws", 2)
+    x = as_input(data, model, guide, count=count)
+    if len(x) < FEWEST:
+        raise ValueError(f"{NAME} compares data with each other, at least {FEWEST} of them, not {len(x)}: give more")
+    count_rows, local = count_in(x), LocalModules()
+    with seeded(noise_seed(seed), x.device), mode(False, model, guide):
+        check_programs(model, guide, x)
+        with pyro.validation_enabled(False), on_particles(NAME):
+            rows = next(iter(x.split(min(MOST, len(x)))))
+            particles = _Particles(local(model), local(guide), count_rows)
+            particles.meet(cut(rows, 2, count_rows))
+            _, *drawn = particles.draw(rows, draws)
+            information = _information(particles, rows, [value[0] for value in drawn])
+            _, of_prior = particles.simulated(rows)
+        each = torch.cat([value.reshape(*value.shape[:2], -1).double().cpu() for value in drawn], -1)
+        prior = torch.cat([value.reshape(len(value), -1).double().cpu() for value in of_prior], -1)
+        means = each.mean(0)
+        variances = (means.var(0) - each.var(0).mean(0) / draws).clamp(min=0)  # less that of the noise of the means
+        discrepancy = _discrepancy(each[0], prior)
+    accuracies = (math.nan, math.nan) if labels is None else _accuracies(means, labels)
+    active, compared = int((variances > ACTIVE).sum()), (*discrepancy, *_classified(each[0], prior))
+    return Codes(variances, active, information, *compared, *accuracies, _verdict(active, len(variances)))
+
+
+def _information(particles: Particles, rows: Any, values: list[Tensor]) -> float:
+    """Return the mutual information between data and codes, one of each datum."""
+    total, size = 0.0, len(values[0])
+    chunk = max(1, PAIRS // size)
+    for start in range(0, size, chunk):
+        each = [value[start : start + chunk, None].expand(-1, size, *value.shape[1:]) for value in values]
+        log_q = particles.log_q(rows, *each).double()
+        own = log_q.diagonal(start)
+        total += (own - log_q.logsumexp(1) + math.log(size)).sum().item()
+    return total / size
+
+
+def _discrepancy(codes: Tensor, prior: Tensor) -> tuple[float, float]:
+    """Return the squared maximum mean discrepancy of two samples of one size, and its p-value by permutation."""
+    together = torch.cat([codes, prior])
+    squares = torch.cdist(together, together, compute_mode="donot_use_mm_for_euclid_dist").square()
+    kernel = (-squares / (2 * squares[squares > 0].median().clamp(min=1e-12))).exp()
+    kernel.fill_diagonal_(0)
+    size = len(codes)
+
+    def estimate(signs: Tensor) -> Tensor:
+        # Of each pair within a sample the weight is 1 / (n (n - 1)), of each between them -1 / n^2.
+        same, total = signs @ kernel * signs, kernel.sum()
+        within = (total + same.sum(-1)) / 2
+        return within / (size * (size - 1)) - (total - within) / size**2
+
+    signs = torch.cat([torch.ones(size), -torch.ones(size)]).double()
+    permuted = torch.stack([signs[torch.randperm(2 * size)] for _ in range(PERMUTATIONS)])
+    found = estimate(signs[None]).item()
+    return found, (1 + int((estimate(permuted) >= found).sum())) / (1 + PERMUTATIONS)
+
+
+def _classified(codes: Tensor, prior: Tensor) -> tuple[float, float]:
+    """Return the accuracy of a classifier on the half of two samples that it has not learned on, and its p-value."""
+    half, scale = len(codes) // 2, torch.cat([codes, prior]).std(0).clamp(min=1e-12)
+    probability = learned(codes[:half] / scale, prior[:half] / scale)
+    of_codes, of_prior = (probability(each[half:] / scale) for each in (codes, prior))
+    right, count = int((of_codes > 0.5).sum() + (of_prior <= 0.5).sum()), 2 * len(of_codes)
+    return right / count, float(stats.binomtest(right, count, alternative="greater").pvalue)
+
+
+def _accuracies(means: Tensor, labels: Any) -> tuple[float, float]:
+    """Return the accuracies of labels by the nearest neighbour and by a linear map, learned on half of the codes."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    named = np.asarray(labels)[: len(means)]
+    if len(named) != len(means) or named.ndim != 1:
+        raise ValueError(f"labels must be one number for each of {len(means)} data, not of shape {named.shape}")
+    half, scaled = len(means) // 2, (means / means.std(0).clamp(min=1e-12)).numpy()
+    kinds = KNeighborsClassifier(1), LogisticRegression(max_iter=1000)
+    nearest, linear = (kind.fit(scaled[:half], named[:half]).score(scaled[half:], named[half:]) for kind in kinds)
+    return float(nearest), float(linear)
+
+
+def _verdict(active: int, count: int) -> str:
+    if active:
+        return f"{active} of {count} dimensions of the codes are active"
+    return (
+        "the posterior has collapsed: no dimension of the codes depends on the data; try a KL weight that rises"
+        " (beta=linear_warm_up(...), --warm-up), objectives.FreeBits, or a decoder with a smaller network or scale"
+    )
+
+
+class _Particles(Particles):
+    pass
+
+
+_Particles.__name__ = NAME  # the name that an objective's errors use

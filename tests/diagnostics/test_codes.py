@@ -1,0 +1,83 @@
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae.diagnostics.codes import _discrepancy, codes
+from tests.support.linear import probabilistic_pca
+
+
+def test_variances_and_mutual_information_of_the_exact_posterior_are_those_in_closed_form():
+    """2,000 data: the means have the variance 1 - S_dd, and I(x; z) = -log|S| / 2 for a posterior covariance S."""
+    exact = probabilistic_pca(latent=2, observed=3, count=2000)
+    found = codes(exact.vae.model, exact.vae.guide, exact.x)
+    expected = 1 - exact.covariance.diagonal()
+    assert ((found.variances - expected).abs() < 5 * expected * math.sqrt(2 / 2000)).all()
+    assert found.mutual_information == pytest.approx(-exact.covariance.logdet().item() / 2, abs=0.1)
+    assert found.mmd_p > 0.01  # the codes of all data have the prior's distribution
+    assert found.classifier_p > 0.01
+    assert found.active == 2
+
+
+@pytest.mark.parametrize(("offset", "factor"), [(0.3, 1.0), (0.0, 0.3), (0.0, 2.0)])
+def test_codes_that_are_not_distributed_like_the_prior_are_seen(offset, factor):
+    exact = probabilistic_pca(latent=2, observed=3, count=1000, scale=2.0, offset=offset, factor=factor)
+    found = codes(exact.vae.model, exact.vae.guide, exact.x)
+    assert found.mmd_p < 0.01
+    assert found.classifier_p < 0.01
+
+
+def test_the_discrepancy_is_that_of_two_normals():
+    """Unit normals whose means differ by m, with the kernel of the median distance: by its definition, pair by pair."""
+    generator = torch.Generator().manual_seed(0)
+    ones, others = (torch.randn(50, 2, generator=generator, dtype=torch.double) + shift for shift in (0.0, 0.5))
+    together = torch.cat([ones, others])
+    squares = torch.tensor([[((a - b) ** 2).sum() for b in together] for a in together])
+    width = squares[squares > 0].median()
+    kernel = torch.exp(-squares / (2 * width))
+    within = sum((part.sum() - part.trace()) / (50 * 49) for part in (kernel[:50, :50], kernel[50:, 50:]))
+    expected = within - 2 * kernel[:50, 50:].mean()
+    assert _discrepancy(ones, others)[0] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_collapsed_posterior_is_named_with_what_to_try():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1).expand([len(x)]))
+
+    vae = VAE(priors.Normal(2), encoders.Normal(5, 2), decoders.Normal(2, 5))
+    found = codes(vae.model, guide, torch.randn(200, 5))
+    assert found.active == 0
+    assert abs(found.mutual_information) < 1e-4
+    assert found.verdict.startswith("the posterior has collapsed: no dimension of the codes depends on the data; try")
+    assert found.mmd_p > 0.01
+
+
+def test_labels_are_predicted_from_codes_that_hold_them():
+    """Codes that are the coordinates of two classes, far apart, or noise."""
+    labels = torch.arange(200) % 2
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) + 10 * labels[:, None]
+    vae = VAE(priors.Normal(2), encoders.Normal(2, 2), decoders.Normal(2, 2))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.1).to_event(1))
+
+    found = codes(vae.model, guide, x, labels=labels)
+    assert (found.neighbour_accuracy, found.linear_accuracy) == (1.0, 1.0)
+    by_chance = codes(vae.model, guide, x, labels=torch.randint(0, 2, (200,)))
+    assert abs(by_chance.linear_accuracy - 0.5) < 4 * 0.5 / math.sqrt(100)
+    assert math.isnan(codes(vae.model, guide, x).linear_accuracy)
+    with pytest.raises(ValueError, match=r"^labels must be one number for each of 200 data, not of shape \(3,\)$"):
+        codes(vae.model, guide, x, labels=[1, 2, 3])
+
+
+def test_vaes_on_digits_and_few_data():
+    digits = data.load("digits")
+    vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+    assert codes(vae.model, vae.guide, digits.test).variances.shape == (2,)
+    with pytest.raises(ValueError, match=r"^codes compares data with each other, at least 20 of them, not 3"):
+        codes(vae.model, vae.guide, digits.test[:3])
