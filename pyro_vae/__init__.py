@@ -27,9 +27,15 @@ if TYPE_CHECKING:
     )
     from pyro_vae.diagnostics import comparison, evaluation
     from pyro_vae.diagnostics import estimators as laboratory
+    from pyro_vae.diagnostics.annealing import ais, bdmc
+    from pyro_vae.diagnostics.calibration import calibration
+    from pyro_vae.diagnostics.codes import codes
     from pyro_vae.diagnostics.comparison import compare
     from pyro_vae.diagnostics.estimators import gradients
-    from pyro_vae.diagnostics.evaluation import Bound, evaluate, log_likelihood
+    from pyro_vae.diagnostics.evaluation import Bound, evaluate
+    from pyro_vae.diagnostics.gaps import inference_gap
+    from pyro_vae.diagnostics.likelihood import log_likelihood
+    from pyro_vae.diagnostics.posteriors import posterior_check
     from pyro_vae.programs import handlers, noise
     from pyro_vae.training import History, fit
     from pyro_vae.vae import VAE
@@ -41,7 +47,11 @@ __all__ = [
     "Bound",
     "History",
     "__version__",
+    "ais",
     "baseline",
+    "bdmc",
+    "calibration",
+    "codes",
     "compare",
     "comparison",
     "data",
@@ -53,12 +63,14 @@ __all__ = [
     "fit",
     "gradients",
     "handlers",
+    "inference_gap",
     "laboratory",
     "log_likelihood",
     "networks",
     "noise",
     "objectives",
     "plots",
+    "posterior_check",
     "priors",
     "programs",
     "training",
@@ -71,7 +83,13 @@ _HOMES = {
     "History": "training",
     "evaluate": "diagnostics.evaluation",
     "Bound": "diagnostics.evaluation",
-    "log_likelihood": "diagnostics.evaluation",
+    "log_likelihood": "diagnostics.likelihood",
+    "ais": "diagnostics.annealing",
+    "bdmc": "diagnostics.annealing",
+    "calibration": "diagnostics.calibration",
+    "codes": "diagnostics.codes",
+    "inference_gap": "diagnostics.gaps",
+    "posterior_check": "diagnostics.posteriors",
     "compare": "diagnostics.comparison",
     "gradients": "diagnostics.estimators",
 }
