@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Collection, Iterator
@@ -230,40 +231,37 @@ def reconstruct(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print bounds and log-likelihood of a run on its test data."""
+    """Print what a run is worth on its test data: bounds, likelihoods and, if asked, what takes longer."""
     from pyro_vae.arguments import as_size
-    from pyro_vae.diagnostics.evaluation import evaluate, log_likelihood
     from pyro_vae.runs.facts import values_of
+    from pyro_vae.runs.measures import TEXTS, Asked, measured, p_of_x
     from pyro_vae.runtime.memory import as_bytes
 
-    as_size(arguments.samples, "--samples")
+    for name in ("samples", "images"):
+        as_size(getattr(arguments, name), f"--{name}")
     as_bytes(arguments.memory)
     _check_file(arguments.json, "--json", [".json"])
     experiment = _experiment_of_run(arguments)
-    config, vae, seed = experiment.config, experiment.vae, arguments.seed
     experiment.check("test")
-    x, pair, loss = experiment.as_seen(experiment.data.test[:]), (vae.model, experiment.guide), experiment.loss
+    wanted = {
+        name: arguments.all or getattr(arguments, name) for name in ("ais", "gaps", "calibration", "nuts", "codes")
+    }
+    settings = {name: getattr(arguments, name) for name in ("samples", "memory", "seed", "images")}
     with _without_warnings_of_nan():
-        bound, at_mean = (evaluate(*pair, x, loss=loss, at=at, seed=seed) for at in ("sample", "mean"))
-        log_p = log_likelihood(vae.model, vae.guide, x, samples=arguments.samples, memory=arguments.memory, seed=seed)
-    terms = {"bound": -bound.loss, "reconstruction": -bound.reconstruction, "kl": bound.kl}
-    found = {**terms, "bound_at_mean": -at_mean.loss, "log_p": log_p}
+        found = measured(experiment, Asked(**settings, **wanted, progress=sys.stderr.isatty()))
+    config, data = experiment.config, experiment.data
     _check_results(found)
     if arguments.json:
-        about = {"data": config.data, "test_data": len(x), "samples": arguments.samples, "seed": seed}
+        about = {"data": config.data, "test_data": len(data.test), **settings}
         figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
-        write_whole(arguments.json, (json.dumps({**figures, **about}, indent=2, allow_nan=False) + "\n").encode())
-    say(f"{printable(config.data)}: {len(x)} test data, nats per datum; larger is better, except for the KL")
+        write_whole(arguments.json, (json.dumps({**about, **figures}, indent=2, allow_nan=False) + "\n").encode())
+    say(f"{printable(config.data)}: {len(data.test)} test data, nats per datum; larger is better, except for the KL")
     if arguments.data:
-        say(f"values: {values_of(config, experiment.data)}")
-    texts = {
-        "bound": f"bound ({config.loss})",
-        "reconstruction": "reconstruction, E log p(x|z)",
-        "kl": "KL(q(z|x) || p(z))",
-        "bound_at_mean": "at the posterior mean (no bound)",
-        "log_p": f"log p(x), {arguments.samples} samples",
-    }
-    for name, text in texts.items():
-        say(f"{text:<34}{found[name]:>12.2f}")
-    if getattr(vae.decoder, "grey", False):
+        say(f"values: {values_of(config, data)}")
+    images = min(arguments.images, len(data.test))
+    for name, value in found.items():
+        text = TEXTS[name].format(samples=arguments.samples, images=images, p=p_of_x(experiment))
+        digits = 0 if isinstance(value, int) else 2 if abs(value) >= 1 else 4
+        say(f"{text:<40}{value:>12.{digits}f}")
+    if experiment.is_grey:
         say("grey pixels are scored by cross-entropy, so these numbers are not log-probabilities")

@@ -23,13 +23,15 @@ TERMS = 25  # of its series for the others: (2/9)^25 is below the rounding of do
 class LogLikelihood(NamedTuple):
     r"""An estimate of :math:`\log p(x)` for each datum, and how far it can be trusted; each of shape (N,).
 
-    ``estimate`` and ``standard_error`` are in nats; the error is that of the noise alone, not of the bias, and NaN for
-    a single sample. ``effective_sample_size`` is between 1 and the number of samples. ``pareto_k`` is the shape of the
-    tail of the weights: above 0.7 neither the estimate nor its error can be trusted; it is minus infinity if all
-    weights are equal, and NaN for fewer than 25 samples.
+    ``estimate``, ``jackknife`` and ``standard_error`` are in nats. ``jackknife`` is the estimate less the first term of
+    its bias; the error is that of the noise alone; both are NaN for a single sample. ``effective_sample_size`` is
+    between 1 and the number of samples. ``pareto_k`` is the shape of the tail of the weights: above 0.7 neither the
+    estimate nor its error can be trusted; it is minus infinity if all weights are equal, and NaN for fewer than 25
+    samples.
     """
 
     estimate: Tensor
+    jackknife: Tensor
     standard_error: Tensor
     effective_sample_size: Tensor
     pareto_k: Tensor
@@ -46,10 +48,10 @@ def summary(log_weights: Tensor, order: int = 0) -> LogLikelihood:
         >>> summary(torch.tensor([[0.0], [math.log(3)]], dtype=torch.double)).estimate.exp()  # the mean of 1 and 3
         tensor([2.], dtype=torch.float64)
     """
-    estimate = jackknifed(log_weights, order)
-    return LogLikelihood(
-        estimate, standard_error(log_weights), effective_sample_size(log_weights), pareto_k(log_weights)
-    )
+    first = jackknifed(log_weights, 1) if len(log_weights) > 1 else torch.full_like(log_weights[0], math.nan)
+    estimate = first if order == 1 else jackknifed(log_weights, order)
+    spread = standard_error(log_weights), effective_sample_size(log_weights), pareto_k(log_weights)
+    return LogLikelihood(estimate, first, *spread)
 
 
 def jackknifed(log_weights: Tensor, order: int) -> Tensor:

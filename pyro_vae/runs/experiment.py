@@ -95,6 +95,11 @@ class Experiment:
         return self.as_seen(self.data.test[:SHOWN])
 
     @property
+    def is_grey(self) -> bool:
+        """Whether the likelihood is a cross-entropy of grey pixels, which is no density."""
+        return bool(getattr(self.vae.decoder, "grey", False))
+
+    @property
     def guide(self) -> Callable[..., Any]:
         """The VAE's guide, with its sites marked for enumeration where the objective sums over them."""
         guide: Callable[..., Any] = self.vae.guide

@@ -506,27 +506,53 @@ def test_evaluate_measures_a_run_on_its_test_data(capsys):
     assert main(["evaluate", "run", "--samples", "20", "--memory", "100MB", "--json", "found.json"]) == 0
     output, found = capsys.readouterr().out, json.loads(Path("found.json").read_text())
     assert "nats per datum" in output
-    for name in ("bound", "reconstruction", "kl", "bound_at_mean", "log_p"):
+    for name in ("elbo", "reconstruction", "elbo_at_mean", "log_likelihood", "jackknife"):
         assert f"{found[name]:.2f}" in output
-    assert found["bound"] == pytest.approx(found["reconstruction"] - found["kl"], rel=1e-6)
-    assert found["bound"] == pytest.approx(-float(last["test_loss"]), rel=0.05)  # of another noise
-    assert found["log_p"] > found["bound"]
+    assert found["elbo"] == pytest.approx(found["reconstruction"] - found["kl"], rel=1e-6)
+    assert found["elbo"] == pytest.approx(-float(last["test_loss"]), rel=0.05)  # of another noise
+    assert found["jackknife"] > found["log_likelihood"] > found["elbo"]
+    assert 0 < found["standard_error"] < 1
+    assert "log p(x), 20 samples" in output
     assert "not log-probabilities" not in output
     first = (output, found)
     assert main(["evaluate", "run", "--samples", "20", "--memory", "100MB", "--json", "found.json"]) == 0
     assert (capsys.readouterr().out, json.loads(Path("found.json").read_text())) == first
 
 
+KEYS = (
+    "log_likelihood standard_error elbo jackknife pareto_k_over_0_7 active_units ais_log_likelihood bdmc_lower"
+    " bdmc_upper approximation_gap amortization_gap calibration_p tarp mmd accuracy"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the importance weights of")
+def test_evaluate_all_measures_everything(capsys):
+    train("--binarize", "dynamic", "--latent-dim", "2")
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--all", "--samples", "200", "--images", "5", "--json", "found.json"]) == 0
+    output, found = capsys.readouterr().out, json.loads(Path("found.json").read_text())
+    assert {*KEYS.split()} <= {*found}
+    assert abs(found["bdmc_upper"] - found["bdmc_lower"]) < 0.5
+    for name in ("ais_log_likelihood", "bdmc_lower", "bdmc_upper", "approximation_gap", "amortization_gap"):
+        digits = 2 if abs(found[name]) >= 1 else 4
+        assert f"{found[name]:.{digits}f}" in output
+
+
 def test_evaluate_says_that_grey_pixels_have_no_log_probability(capsys):
     train()
     assert main(["evaluate", "run", "--samples", "2"]) == 0
-    assert "not log-probabilities" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "not log-probabilities" in output
+    assert "importance-weighted bound, 2 samples" in output
+    assert "log p(x)" not in output.replace("E log p(x|z)", "")
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--samples", "0"], "--samples must be at least 1, not 0"),
+        (["--images", "0"], "--images must be at least 1, not 0"),
         (["--memory", "2QB"], "one with a unit, as '512MB' or '2GiB': '2QB'"),
         (["--memory", "1kB"], "too small for 5000 samples"),
         (["--json", "no/folder.json"], "its folder does not exist"),
@@ -789,7 +815,7 @@ def test_a_bound_that_is_summed_over_codes_is_evaluated_as_in_training():
     assert main(["train", *QUICK, "--data", "x.npz", *flags, "--out", "run"]) == 0
     assert main(["evaluate", "run", "--samples", "5", "--seed", "3", "--json", "x.json"]) == 0  # other noise
     last, found = metrics(Path("run"))[-1], json.loads(Path("x.json").read_text())
-    for name, column in (("bound", "test_loss"), ("reconstruction", "test_reconstruction")):
+    for name, column in (("elbo", "test_loss"), ("reconstruction", "test_reconstruction")):
         assert found[name] == pytest.approx(-float(last[column]), abs=1e-5)
     assert found["kl"] == pytest.approx(float(last["test_kl"]), abs=1e-5)
 

@@ -16,7 +16,7 @@ from tests.support.linear import probabilistic_pca
 def known(log_p):
     """Return a log-likelihood without noise."""
     none = torch.zeros_like(log_p)
-    return LogLikelihood(log_p, none, none, none)
+    return LogLikelihood(log_p, log_p, none, none, none)
 
 
 def test_both_gaps_of_a_normal_posterior_are_those_in_closed_form():

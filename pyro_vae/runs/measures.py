@@ -1,0 +1,153 @@
+"""What a trained run is worth on its test data: bounds, likelihoods, gaps, calibration and codes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.decoders import Categorical, DiscretizedLogistic
+from pyro_vae.diagnostics.annealing import ais, bdmc
+from pyro_vae.diagnostics.calibration import calibration
+from pyro_vae.diagnostics.codes import codes
+from pyro_vae.diagnostics.evaluation import evaluate
+from pyro_vae.diagnostics.gaps import inference_gap
+from pyro_vae.diagnostics.likelihood import log_likelihood
+from pyro_vae.diagnostics.posteriors import posterior_check
+from pyro_vae.diagnostics.weights import RELIABLE
+from pyro_vae.runs.experiment import Experiment
+
+SIMULATED = 1000  # data of the calibration, at most
+EIGHT_BIT = (Categorical, DiscretizedLogistic)  # decoders of probabilities of whole numbers
+TEXTS = {
+    "elbo": "bound",
+    "reconstruction": "reconstruction, E log p(x|z)",
+    "kl": "KL(q(z|x) || p(z))",
+    "elbo_at_mean": "at the posterior mean (no bound)",
+    "log_likelihood": "{p}, {samples} samples",
+    "standard_error": "  its standard error",
+    "jackknife": "  less the first term of its bias",
+    "pareto_k_over_0_7": "  share of data with Pareto k > 0.7",
+    "bits_per_dimension": "  bits per dimension",
+    "active_units": "active dimensions of the codes",
+    "mutual_information": "mutual information of x and z",
+    "mmd": "codes and prior: squared MMD",
+    "mmd_p": "  its p-value",
+    "classifier_accuracy": "  accuracy of telling them apart",
+    "accuracy": "labels by a linear map of the codes",
+    "neighbour_accuracy": "  by the nearest neighbour",
+    "ais_log_likelihood": "{p} by AIS, {images} data",
+    "ais_standard_error": "  its standard error",
+    "bdmc_lower": "simulated data: lower bound",
+    "bdmc_upper": "  upper bound",
+    "approximation_gap": "lost by the family of q, {images} data",
+    "amortization_gap": "lost by the encoder's network",
+    "calibration_p": "calibration: p-value of all tests",
+    "tarp": "  of TARP alone",
+    "r_hat": "NUTS: largest R-hat",
+    "posterior_mean_error": "  error of the means in deviations",
+    "posterior_scale_ratio": "  encoder's deviations to the exact ones",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured, and how.
+
+    Arguments:
+        samples: importance samples for each datum.
+        memory: limit for the tensors of particles at a time.
+        seed: random seed of the noise.
+        images: test data, the first ones, of the slow measures; the no-U-turn sampler takes a tenth of them.
+        ais: annealed importance sampling, and the bracket of bidirectional Monte Carlo.
+        gaps: where the bound is lost.
+        calibration: whether the posteriors are right, on simulated data.
+        nuts: the posteriors beside those of the no-U-turn sampler.
+        codes: what the codes have learned.
+        progress: show progress bars.
+    """
+
+    samples: int = 5000
+    memory: int | str = "2GB"
+    seed: int = 0
+    images: int = 100
+    ais: bool = False
+    gaps: bool = False
+    calibration: bool = False
+    nuts: bool = False
+    codes: bool = False
+    progress: bool = False
+
+
+def measured(experiment: Experiment, asked: Asked) -> dict[str, float]:
+    """Return what is asked of a run, by name: bounds and likelihoods in nats per datum, larger being better.
+
+    Arguments:
+        experiment: the run's experiment, with its trained weights.
+        asked: what is measured.
+    """
+    vae, seed, x = experiment.vae, asked.seed, experiment.as_seen(experiment.data.test[:])
+    pair, few = (vae.model, vae.guide), x[: asked.images]
+    own = vae.model, experiment.guide
+    bound, at_mean = (evaluate(*own, x, loss=experiment.loss, at=at, seed=seed) for at in ("sample", "mean"))
+    common: dict[str, Any] = {"seed": seed, "progress": asked.progress}
+    sampled = {**common, "samples": asked.samples, "memory": asked.memory, "per_datum": True}
+    likelihood = log_likelihood(*pair, x, **sampled)
+    found = {
+        "elbo": -bound.loss,
+        "reconstruction": -bound.reconstruction,
+        "kl": bound.kl,
+        "elbo_at_mean": -at_mean.loss,
+        "log_likelihood": likelihood.estimate.mean().item(),
+        "standard_error": _error_of_mean(likelihood.standard_error),
+        "jackknife": likelihood.jackknife.mean().item(),
+        "pareto_k_over_0_7": (likelihood.pareto_k > RELIABLE).double().mean().item(),
+    }
+    if isinstance(vae.decoder, EIGHT_BIT):
+        found["bits_per_dimension"] = -found["log_likelihood"] / (math.prod(x.shape[1:]) * math.log(2))
+    if asked.codes:
+        found |= _of_codes(experiment, x, seed)
+    if asked.ais:
+        annealed = ais(*pair, few, memory=asked.memory, **common)
+        lower, upper, *_ = bdmc(*pair, few, memory=asked.memory, **common)
+        found |= {
+            "ais_log_likelihood": annealed.estimate.mean().item(),
+            "ais_standard_error": _error_of_mean(annealed.standard_error),
+            "bdmc_lower": lower.mean().item(),
+            "bdmc_upper": upper.mean().item(),
+        }
+        likelihood = annealed
+    if asked.gaps:
+        whole = type(likelihood)(*(each[: len(few)] for each in likelihood))
+        gap = inference_gap(*pair, few, likelihood=whole, **common)
+        found |= {
+            "approximation_gap": gap.approximation.mean().item(),
+            "amortization_gap": gap.amortization.mean().item(),
+        }
+    if asked.calibration:
+        checked = calibration(*pair, x[:SIMULATED], **common)
+        found |= {"calibration_p": checked.p, "tarp": checked.coverage_p}
+    if asked.nuts:
+        exact = posterior_check(*pair, few[: max(1, asked.images // 10)], **common)
+        found |= {"r_hat": exact.r_hat.max().item()}
+        found |= {"posterior_mean_error": ((exact.mean[0] - exact.mean[1]) / exact.deviation[1]).abs().mean().item()}
+        found |= {"posterior_scale_ratio": (exact.deviation[0] / exact.deviation[1]).log().mean().exp().item()}
+    return found
+
+
+def p_of_x(experiment: Experiment) -> str:
+    """Return what the likelihood of a run is called: log p(x), unless it is no density of the data."""
+    return "importance-weighted bound" if experiment.is_grey else "log p(x)"
+
+
+def _error_of_mean(errors: Tensor) -> float:
+    return errors.square().sum().sqrt().item() / len(errors)
+
+
+def _of_codes(experiment: Experiment, x: Tensor, seed: int) -> dict[str, float]:
+    labels = experiment.data.test_labels
+    found = codes(experiment.vae.model, experiment.vae.guide, x, labels=labels, seed=seed)
+    names = ("mutual_information", "mmd", "mmd_p", "classifier_accuracy")
+    known = {"active_units": found.active} | {name: getattr(found, name) for name in names}
+    accuracies = {"accuracy": found.linear_accuracy, "neighbour_accuracy": found.neighbour_accuracy}
+    return known | {name: value for name, value in accuracies.items() if not math.isnan(value)}
