@@ -260,7 +260,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         say(f"values: {values_of(config, data)}")
     images = min(arguments.images, len(data.test))
     for name, value in found.items():
-        text = TEXTS[name].format(samples=arguments.samples, images=images, p=p_of_x(experiment))
+        text = TEXTS[name].format(samples=arguments.samples, images=images, loss=config.loss, p=p_of_x(experiment))
         digits = 0 if isinstance(value, int) else 2 if abs(value) >= 1 else 4
         say(f"{text:<40}{value:>12.{digits}f}")
     if experiment.is_grey:

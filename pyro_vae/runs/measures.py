@@ -20,7 +20,7 @@ from pyro_vae.runs.experiment import Experiment
 SIMULATED = 1000  # data of the calibration, at most
 EIGHT_BIT = (Categorical, DiscretizedLogistic)  # decoders of probabilities of whole numbers
 TEXTS = {
-    "elbo": "bound",
+    "elbo": "bound ({loss})",
     "reconstruction": "reconstruction, E log p(x|z)",
     "kl": "KL(q(z|x) || p(z))",
     "elbo_at_mean": "at the posterior mean (no bound)",
@@ -99,10 +99,11 @@ def measured(experiment: Experiment, asked: Asked) -> dict[str, float]:
         "kl": bound.kl,
         "elbo_at_mean": -at_mean.loss,
         "log_likelihood": likelihood.estimate.mean().item(),
-        "standard_error": _error_of_mean(likelihood.standard_error),
-        "jackknife": likelihood.jackknife.mean().item(),
         "pareto_k_over_0_7": (likelihood.pareto_k > RELIABLE).double().mean().item(),
     }
+    error, debiased = _error_of_mean(likelihood.standard_error), likelihood.jackknife.mean().item()
+    if math.isfinite(error):  # it is unknown for a single sample, or an infinite likelihood
+        found |= {"standard_error": error, "jackknife": debiased}
     if isinstance(vae.decoder, EIGHT_BIT):
         found["bits_per_dimension"] = -found["log_likelihood"] / (math.prod(x.shape[1:]) * math.log(2))
     if asked.codes:

@@ -94,9 +94,8 @@ def parts_of(programs: Sequence[Any], values: Tensors) -> list[dict[str, str]]:
 
     Example:
         >>> class Mine:
-        ...     scale = 1.0
         ...     def __init__(self):
-        ...         self.started = 5
+        ...         self.scale, self.started = 1.0, 5
         ...     def __call__(self, x):
         ...         return self.scale * x
         >>> [sorted(parts) for parts in parts_of([Mine()], {})]

@@ -23,7 +23,7 @@ import pyro_vae
 from pyro_vae import VAE, data, decoders, encoders, objectives, plots, priors
 from pyro_vae.cli import main
 from pyro_vae.cli.flags import config_of_run
-from pyro_vae.diagnostics import evaluation
+from pyro_vae.runs import measures
 from pyro_vae.runs import parts as config
 from pyro_vae.runs import run as runs
 from pyro_vae.runs.config import Config
@@ -424,7 +424,7 @@ def test_a_run_knows_its_file_from_every_folder(capsys, monkeypatch):
     assert main(["evaluate", "../run", "--samples", "2"]) == 0
     assert capsys.readouterr().out == expected
     assert main(["evaluate", "../run", "--samples", "2", "--data", "rows.npy", "--json", "found.json"]) == 0
-    assert json.loads(Path("found.json").read_text())["bound"] < -100
+    assert json.loads(Path("found.json").read_text())["elbo"] < -100
     assert main(["reconstruct", "../run", "--data", "rows.npy"]) == 0
 
 
@@ -579,7 +579,7 @@ def test_out_of_memory_names_the_flag_that_lowers_it(error, monkeypatch, capsys)
         raise error
 
     train()
-    monkeypatch.setattr(evaluation, "log_likelihood", fail)
+    monkeypatch.setattr(measures, "log_likelihood", fail)
     capsys.readouterr()
     assert "out of memory; lower --memory" in refused(capsys, "evaluate", "run")
     monkeypatch.setattr(runs, "load_data", fail)
@@ -1038,7 +1038,7 @@ def test_results_that_are_no_numbers_are_refused(capsys):
     save_tensors(path, {name: torch.full_like(tensor, -1e38) for name, tensor in tensors.items()}, head["about"])
     capsys.readouterr()
     for argv, name in (
-        (["evaluate", "run", "--samples=2", "--json=x.json"], "bound"),
+        (["evaluate", "run", "--samples=2", "--json=x.json"], "elbo"),
         (["reconstruct", "run"], "loss"),
     ):
         assert f"the weights of this run give {name} as NaN: take --best, or train again" in refused(capsys, *argv)
@@ -1084,9 +1084,9 @@ def test_an_infinite_result_is_printed_and_null_in_json(capsys):
     save_tensors(path, {**tensors, last: torch.full((3,), 1e30)}, head["about"])
     capsys.readouterr()
     assert main(["evaluate", "run", "--samples=2", "--json=x.json"]) == 0
-    assert f"{'bound (Trace_ELBO)':<34}{'-inf':>12}" in capsys.readouterr().out
+    assert f"{'bound (Trace_ELBO)':<40}{'-inf':>12}" in capsys.readouterr().out
     found = json.loads(Path("x.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert found["bound"] is found["log_p"] is None
+    assert found["elbo"] is found["log_likelihood"] is None
     assert found["kl"] > 0
 
 
