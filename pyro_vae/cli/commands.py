@@ -152,12 +152,6 @@ def _without_warnings_of_nan() -> Iterator[None]:
         yield
 
 
-def _check_results(found: dict[str, float]) -> None:
-    """Refuse results that are NaN, as from weights so large that they overflow."""
-    if wrong := [name for name, value in found.items() if math.isnan(value)]:
-        raise ValueError(f"the weights of this run give {wrong[0]} as NaN: take --best, or train again")
-
-
 def sample(arguments: argparse.Namespace) -> None:
     """Decode samples from a run's prior."""
     import torch
@@ -167,6 +161,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from pyro_vae.data import located
     from pyro_vae.programs import seeded
     from pyro_vae.runs.folder import RunFolder
+    from pyro_vae.runs.measures import check_results
 
     as_size(arguments.n, "--n")
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
@@ -176,7 +171,7 @@ def sample(arguments: argparse.Namespace) -> None:
     vae = RunFolder(arguments.run).load_vae(config, best=arguments.best)
     with seeded(arguments.seed, torch.device(config.device)):
         x = vae.sample(arguments.n)
-    _check_results({"a sample": x.sum().item()})
+    check_results({"a sample": x.sum().item()})
     kind = path.suffix.lower()
     title = "Samples from the prior, decoded"
     write_whole(path, plots.as_file(plots.samples(x, title), kind) if kind in plots.KINDS else _numbers(x, kind))
@@ -202,6 +197,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     from pyro_vae.diagnostics.evaluation import evaluate
     from pyro_vae.programs import seeded
     from pyro_vae.runs.facts import values_of
+    from pyro_vae.runs.measures import check_results
     from pyro_vae.runs.parts import check_choice
     from pyro_vae.runs.pictures import EVALUATE, reconstruction_figure
 
@@ -217,7 +213,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     settings = {"loss": experiment.loss, "at": arguments.evaluate, "seed": arguments.seed, "transform": transform}
     with _without_warnings_of_nan():
         bound = evaluate(vae.model, experiment.guide, data.test, **settings)
-    _check_results(bound._asdict())
+    check_results(bound._asdict())
     path = arguments.out or arguments.run / f"reconstruct-{arguments.evaluate}.png"
     write_whole(path, plots.as_file(figure, path.suffix.lower()))
     if arguments.data:
@@ -250,7 +246,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with _without_warnings_of_nan():
         found = measured(experiment, Asked(**settings, **wanted, progress=sys.stderr.isatty()))
     config, data = experiment.config, experiment.data
-    _check_results(found)
     if arguments.json:
         about = {"data": config.data, "test_data": len(data.test), **settings}
         figures = {name: value if math.isfinite(value) else None for name, value in found.items()}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.arguments import as_number, as_size
@@ -22,7 +23,7 @@ from pyro_vae.data import Ready, count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments, cut
 from pyro_vae.diagnostics.coordinates import Coordinates
 from pyro_vae.diagnostics.particles import MANY, Particles, replayed
-from pyro_vae.diagnostics.weights import LogLikelihood, summary
+from pyro_vae.diagnostics.weights import LogLikelihood, check_estimates, summary
 from pyro_vae.objectives.particles import PARTICLES, on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -106,10 +107,11 @@ class Annealing(Particles):
         if not super().meet(datum):
             return False
         prior = self._drawn_from_prior(datum, 1)
+        self.values_in(prior)  # refuses what the model does not draw
         self.coordinates = Coordinates([prior.nodes[name] for name in self.latents])
         return True
 
-    def _drawn_from_prior(self, rows: Batch, count: int) -> Any:
+    def _drawn_from_prior(self, rows: Batch, count: int) -> Trace:
         args, kwargs = arguments(rows)
         return poutine.trace(pyro.plate(PARTICLES, count, dim=-2)(self.model)).get_trace(*args, **kwargs)
 
@@ -117,8 +119,7 @@ class Annealing(Particles):
         """Return the coordinates of draws from the start of the path, shape (K, B, D)."""
         if self.settings.start == "encoder":
             return self.coordinates.of(self.draw(rows, count)[1:])
-        trace = self._drawn_from_prior(rows, count)
-        return self.coordinates.of([trace.nodes[name]["value"] for name in self.latents])
+        return self.coordinates.of(self.values_in(self._drawn_from_prior(rows, count)))
 
     @torch.enable_grad()
     def slopes(self, rows: Batch, u: Tensor) -> "Slopes":
@@ -307,7 +308,9 @@ def ais(
 
     settings = Settings(chains, steps, leapfrog, start, acceptance)
     found = _of_all(model, guide, data, run, settings, 2, memory, seed, count, progress)
-    return LogLikelihood(*map(torch.cat, zip(*found, strict=True)))
+    estimates = LogLikelihood(*map(torch.cat, zip(*found, strict=True)))
+    check_estimates(estimates.estimate)
+    return estimates
 
 
 def bdmc(
@@ -378,7 +381,9 @@ def bdmc(
 
     settings = Settings(chains, steps, leapfrog, start, acceptance)
     found = _of_all(model, guide, data, run, settings, 3, memory, seed, count, progress)
-    return Bracket(*map(torch.cat, zip(*found, strict=True)))
+    bracket = Bracket(*map(torch.cat, zip(*found, strict=True)))
+    check_estimates(bracket.lower + bracket.upper)
+    return bracket
 
 
 @torch.no_grad()

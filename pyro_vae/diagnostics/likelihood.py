@@ -12,7 +12,7 @@ from pyro_vae.arguments import as_size
 from pyro_vae.data import Ready, count_in, pieces
 from pyro_vae.data.batch import Count, cut
 from pyro_vae.diagnostics.particles import MANY, Particles, replayed
-from pyro_vae.diagnostics.weights import LogLikelihood, check_order, jackknifed, summary, warn_of_tails
+from pyro_vae.diagnostics.weights import LogLikelihood, check_estimates, check_order, jackknifed, summary, warn_of_tails
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -146,8 +146,10 @@ def log_likelihood(
                     found.append(of_weights(torch.cat([weigh(rows, *part)[0].cpu() for part in parts])))
                     shown.update(count_rows(rows))
     if not per_datum:
+        check_estimates(torch.cat(found))
         return torch.cat(found).mean().item()
     estimates = LogLikelihood(*map(torch.cat, zip(*found, strict=True)))
+    check_estimates(estimates.estimate)
     warn_of_tails(estimates.pareto_k)
     return estimates
 

@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.data.batch import Batch, Count, arguments, structure_of, tensors_of, with_tensors
@@ -122,7 +123,18 @@ class Particles(Objective):
                 )
             for number in same:
                 tensors[number] = site["value"].to(observed.dtype).where(~observed.isnan(), observed)
-        return with_tensors(rows, tensors), [trace.nodes[name]["value"] for name in self.latents]
+        return with_tensors(rows, tensors), self.values_in(trace)
+
+    def values_in(self, model_trace: Trace) -> list[Tensor]:
+        """Return the values of all latent sites in a trace of the model; refuse sites that the guide alone draws."""
+        if alone := [name for name in self.latents if name not in model_trace.nodes]:
+            raise ValueError(
+                f"{type(self).__name__} compares what both programs draw, but the guide alone draws site {alone[0]!r}:"
+                " take a guide without auxiliary sites"
+            )
+        if not self.latents:
+            raise ValueError(f"{type(self).__name__} is about codes, and the programs draw none: take evaluate")
+        return [model_trace.nodes[name]["value"] for name in self.latents]
 
     def sizes(self, first: Callable[[int], Batch], total: int, samples: int, memory: int) -> tuple[int, int]:
         """Return for how many data to draw, and how many particles to weigh, at a time; each may take half the memory.

@@ -90,6 +90,7 @@ def measured(experiment: Experiment, asked: Asked) -> dict[str, float]:
     pair, few = (vae.model, vae.guide), x[: asked.images]
     own = vae.model, experiment.guide
     bound, at_mean = (evaluate(*own, x, loss=experiment.loss, at=at, seed=seed) for at in ("sample", "mean"))
+    check_results({"the bound": bound.loss, "the KL": bound.kl, "the bound at the mean": at_mean.loss})
     common: dict[str, Any] = {"seed": seed, "progress": asked.progress}
     sampled = {**common, "samples": asked.samples, "memory": asked.memory, "per_datum": True}
     likelihood = log_likelihood(*pair, x, **sampled)
@@ -134,6 +135,22 @@ def measured(experiment: Experiment, asked: Asked) -> dict[str, float]:
         found |= {"posterior_mean_error": ((exact.mean[0] - exact.mean[1]) / exact.deviation[1]).abs().mean().item()}
         found |= {"posterior_scale_ratio": (exact.deviation[0] / exact.deviation[1]).log().mean().exp().item()}
     return found
+
+
+def check_results(found: dict[str, float]) -> None:
+    """Refuse results that are NaN, as from weights so large that they overflow.
+
+    Raises:
+        ValueError: with the name of the first one.
+
+    Example:
+        >>> check_results({"the bound": math.nan})
+        Traceback (most recent call last):
+        ...
+        ValueError: the weights of this run give the bound as NaN: take --best, or train again
+    """
+    if wrong := [name for name, value in found.items() if math.isnan(value)]:
+        raise ValueError(f"the weights of this run give {wrong[0]} as NaN: take --best, or train again")
 
 
 def p_of_x(experiment: Experiment) -> str:

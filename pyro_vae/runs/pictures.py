@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from pyro_vae.training import History
 from pyro_vae.vae import VAE
 
 EVALUATE = ("mean", "sample")
+NUMBERS = 2**24  # in the largest picture, at most
 MAP_NAMES = {"first": "first dimensions", "pca": "principal components", "tsne": "t-SNE"}
 Moments = tuple[Tensor, Tensor]
 
@@ -46,9 +48,13 @@ def draw(
         Figures by name, in the order of the report, and the reasons why other pictures are left out, by name.
     """
     labels = None if labels is None else labels[: len(x)]
+
+    def most(count: int) -> int:  # so that data of a million numbers are drawn in seconds
+        return max(4, min(count, NUMBERS // x[0].numel()))
+
     pictures: dict[str, Callable[[], Figure | str]] = {
         "curves": lambda: plots.curves(history, f"{Path(config.data).name}: training"),
-        "samples": lambda: plots.samples(vae.sample(64), "Samples from the prior, decoded"),
+        "samples": lambda: plots.samples(vae.sample(most(64)), "Samples from the prior, decoded"),
         "reconstructions": lambda: reconstruction_figure(vae, x[:10], config.evaluate),
         "interpolation": lambda: (
             interpolation_figure(vae, *x[_two(labels)]) if len(x) > 1 else "there is a single test datum"
@@ -58,7 +64,7 @@ def draw(
         "kl_per_dimension": lambda: kl_figure(vae, x) or "prior and posteriors are not both diagonal normals",
     }
     if config.latent_dim == 2:
-        pictures["decoded_grid"] = lambda: grid_figure(vae) or "the codes do not fill a rectangle"
+        pictures["decoded_grid"] = lambda: grid_figure(vae, isqrt(most(400))) or "the codes do not fill a rectangle"
     figures, left_out = {}, {}
     for name, picture in pictures.items():
         try:

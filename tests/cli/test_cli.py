@@ -1038,7 +1038,7 @@ def test_results_that_are_no_numbers_are_refused(capsys):
     save_tensors(path, {name: torch.full_like(tensor, -1e38) for name, tensor in tensors.items()}, head["about"])
     capsys.readouterr()
     for argv, name in (
-        (["evaluate", "run", "--samples=2", "--json=x.json"], "elbo"),
+        (["evaluate", "run", "--samples=2", "--json=x.json"], "the bound"),
         (["reconstruct", "run"], "loss"),
     ):
         assert f"the weights of this run give {name} as NaN: take --best, or train again" in refused(capsys, *argv)

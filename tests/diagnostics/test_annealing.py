@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -209,3 +210,46 @@ def test_a_model_that_observes_something_else_cannot_be_simulated():
     exact = probabilistic_pca(latent=2, observed=3, count=4)
     with pytest.raises(ValueError, match=r"site 'x' that the data do not hold as it is, so that no simulated data"):
         bdmc(lambda x: exact.vae.model(2 * x), lambda x: exact.vae.guide(2 * x), exact.x)
+
+
+@pytest.mark.parametrize("measure", [ais, bdmc])
+def test_sites_that_the_guide_alone_draws_and_models_without_codes_are_refused(measure):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(x, 1.0).to_event(1), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(a, event_dim=1))
+
+    with pytest.raises(ValueError, match=r"compares what both programs draw, but the guide alone draws site 'a'"):
+        measure(model, guide, torch.randn(4, 2), steps=2)
+
+    def without_codes(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"is about codes, and the programs draw none: take evaluate$"):
+        measure(without_codes, lambda _: None, torch.randn(4, 2), steps=2)
+
+
+@pytest.mark.parametrize("measure", [partial(ais, steps=2), partial(bdmc, steps=2), partial(log_likelihood, samples=3)])
+def test_a_likelihood_that_is_no_number_is_refused_with_the_datum(measure):
+    """The first three data are not observed where the model gives NaN."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            bad = torch.where(x > 5, torch.nan, 1.0)
+            pyro.sample("x", dist.Normal(z * bad, 1.0, validate_args=False).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).clamp(max=4)
+    x[3] = 6.0
+    with pytest.raises(ValueError, match=r"^the log-likelihood of datum 3 is nan: correct"):
+        measure(model, guide, x)
