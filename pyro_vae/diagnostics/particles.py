@@ -52,9 +52,10 @@ class Particles(Objective):
 
     def meet(self, datum: Batch) -> bool:
         """Find the sites of a datum, and return whether its structure differs from that of the one before."""
-        before, self.structure = self.structure, structure_of(datum)
-        if self.structure is not None and self.structure == before:
-            return False
+        structure = structure_of(datum)
+        if structure is not None and structure == self.structure:
+            return False  # and nothing changes, as a recording would have to be made again
+        self.structure = structure
         args, kwargs = arguments(datum)
         self.drawn = self.guide_trace(self.guide, *args, particles=1, **kwargs)  # only the sites, not their values
         self.one_by_one = made_for(self, self.model, self.guide, [datum], self.count).one_by_one
