@@ -75,7 +75,7 @@ def codes(
         model: the Pyro program of p(x, z), called with a batch.
         guide: the Pyro program of q(z|x), called with a batch.
         data: what `fit` takes; at most the first 2,000 are used, as each is compared with each.
-        labels: a class for each datum, as integers, or None.
+        labels: a class for each datum, as integers or texts, or None.
         draws: draws from each posterior, at least 2, whose mean is the code of a datum.
         seed: random seed of the noise; torch's own random state does not change.
         count: returns the number of data of a ready batch.
@@ -172,7 +172,11 @@ def _accuracies(means: Tensor, labels: Any) -> tuple[float, float]:
     named = np.asarray(labels)[: len(means)]
     if len(named) != len(means) or named.ndim != 1:
         raise ValueError(f"labels must be one number for each of {len(means)} data, not of shape {named.shape}")
+    if named.dtype.kind == "f" and not (named % 1 == 0).all():
+        raise ValueError("labels must be classes, such as whole numbers or texts, not measurements: leave them out")
     half, scaled = len(means) // 2, (means / means.std(0).clamp(min=1e-12)).numpy()
+    if len(set(named[:half].tolist())) < 2:  # nothing to tell apart
+        return math.nan, math.nan
     kinds = KNeighborsClassifier(1), LogisticRegression(max_iter=1000)
     nearest, linear = (kind.fit(scaled[:half], named[:half]).score(scaled[half:], named[half:]) for kind in kinds)
     return float(nearest), float(linear)

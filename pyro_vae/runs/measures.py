@@ -164,6 +164,7 @@ def _error_of_mean(errors: Tensor) -> float:
 
 def _of_codes(experiment: Experiment, x: Tensor, seed: int) -> dict[str, float]:
     labels = experiment.data.test_labels
+    labels = None if labels is None or labels.is_floating_point() else labels  # measurements are no classes
     found = codes(experiment.vae.model, experiment.vae.guide, x, labels=labels, seed=seed)
     names = ("mutual_information", "mmd", "mmd_p", "classifier_accuracy")
     known = {"active_units": found.active} | {name: getattr(found, name) for name in names}

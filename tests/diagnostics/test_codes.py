@@ -73,6 +73,9 @@ def test_labels_are_predicted_from_codes_that_hold_them():
     assert math.isnan(codes(vae.model, guide, x).linear_accuracy)
     with pytest.raises(ValueError, match=r"^labels must be one number for each of 200 data, not of shape \(3,\)$"):
         codes(vae.model, guide, x, labels=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"^labels must be classes, such as whole numbers or texts, not measurements"):
+        codes(vae.model, guide, x, labels=torch.linspace(0, 1, 200))
+    assert math.isnan(codes(vae.model, guide, x, labels=torch.zeros(200)).linear_accuracy)
 
 
 def test_vaes_on_digits_and_few_data():
