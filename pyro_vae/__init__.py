@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics.estimators import gradients
     from pyro_vae.diagnostics.evaluation import Bound, evaluate
     from pyro_vae.diagnostics.gaps import inference_gap
+    from pyro_vae.diagnostics.imputation import impute, on_observed
     from pyro_vae.diagnostics.likelihood import log_likelihood
     from pyro_vae.diagnostics.posteriors import posterior_check
     from pyro_vae.programs import handlers, noise
@@ -63,12 +64,14 @@ __all__ = [
     "fit",
     "gradients",
     "handlers",
+    "impute",
     "inference_gap",
     "laboratory",
     "log_likelihood",
     "networks",
     "noise",
     "objectives",
+    "on_observed",
     "plots",
     "posterior_check",
     "priors",
@@ -89,6 +92,8 @@ _HOMES = {
     "calibration": "diagnostics.calibration",
     "codes": "diagnostics.codes",
     "inference_gap": "diagnostics.gaps",
+    "impute": "diagnostics.imputation",
+    "on_observed": "diagnostics.imputation",
     "posterior_check": "diagnostics.posteriors",
     "compare": "diagnostics.comparison",
     "gradients": "diagnostics.estimators",

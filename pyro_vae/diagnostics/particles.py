@@ -116,7 +116,7 @@ class Particles(Objective):
             observed = site["infer"].get("obs") if site["type"] == "sample" else None
             if observed is None or site["infer"].get("_deterministic"):
                 continue
-            same = [number for number, tensor in enumerate(tensors) if _equal(tensor, observed)]
+            same = [number for number, tensor in enumerate(tensors) if is_equal(tensor, observed)]
             if not same:
                 raise ValueError(
                     f"the model observes something at site {name!r} that the data do not hold as it is, so that no"
@@ -170,7 +170,7 @@ class Particles(Objective):
         return batch_size, min(samples, rows // batch_size)
 
 
-def _equal(tensor: Tensor, observed: Any) -> bool:
+def is_equal(tensor: Tensor, observed: Any) -> bool:
     """Whether a program observes a part of the data as it is; missing entries are equal."""
     if not isinstance(observed, Tensor) or observed.shape != tensor.shape:
         return False

@@ -107,7 +107,7 @@ def posterior_check(
                 particles.meet(cut(whole, 2, count_rows))
                 for rows in pieces(whole, 1, count_rows):
                     starts = particles.at_start(rows, chains * samples).detach()
-                    each = [_chain(partial(slopes, rows), start, samples, warmup) for start in starts[:chains, 0]]
+                    each = [chain_of(partial(slopes, rows), start, samples, warmup) for start in starts[:chains, 0]]
                     found.append((particles.codes(starts), torch.stack([particles.codes(chain) for chain in each])))
                     shown.update(chains * (samples + warmup))
     drawn, exact = (torch.cat(parts, -2) for parts in zip(*found, strict=True))
@@ -135,7 +135,7 @@ class _Potential(torch.autograd.Function):
         return -slope[0] * context.saved_tensors[0], None
 
 
-def _chain(slopes: Callable[[Tensor], Sequence[Tensor]], start: Tensor, samples: int, warmup: int) -> Tensor:
+def chain_of(slopes: Callable[[Tensor], Sequence[Tensor]], start: Tensor, samples: int, warmup: int) -> Tensor:
     """Return the coordinates of draws from the exact posterior, shape (K, 1, D)."""
 
     def potential(parameters: dict[str, Tensor]) -> Any:

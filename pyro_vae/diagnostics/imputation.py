@@ -1,0 +1,326 @@
+"""Missing entries of data, drawn given those that are observed."""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent
+
+from pyro_vae.arguments import as_function, as_size
+from pyro_vae.data import count_in, pieces
+from pyro_vae.data.batch import Batch, Count, arguments, cut, map_tensors, tensors_of, with_tensors
+from pyro_vae.diagnostics.annealing import Annealing, Settings
+from pyro_vae.diagnostics.particles import is_equal, replayed
+from pyro_vae.diagnostics.posteriors import chain_of
+from pyro_vae.diagnostics.weights import RELIABLE, pareto_k
+from pyro_vae.distributions.moments import NoMeanError, mean_of
+from pyro_vae.distributions.wrappers import family
+from pyro_vae.objectives._objective import with_values
+from pyro_vae.objectives.particles import on_particles
+from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
+from pyro_vae.programs.handlers import LocalModules
+from pyro_vae.programs.seeds import noise_seed
+from pyro_vae.runtime.progress import bar
+
+NAME = "impute"
+WAYS = ("importance", "encoder", "gibbs", "nuts")
+TOGETHER = 100  # data that are imputed together
+
+
+class Imputation(NamedTuple):
+    """Completed data, by their parts: what is observed is as it was.
+
+    Attributes:
+        mean: each missing entry has its mean given the observed ones, each part of shape (N, ...).
+        draws: each missing entry is drawn, together with the others of its datum, each part of shape (M, N, ...).
+        deviation: the standard deviation over the draws, 0 where an entry is observed, each part of shape (N, ...).
+    """
+
+    mean: list[Tensor]
+    draws: list[Tensor]
+    deviation: list[Tensor]
+
+
+class _LeftOut(Messenger):
+    """Leaves the missing entries of parts of the data out of the likelihood of the sites that observe these parts.
+
+    Missing entries have another value while the program runs: for a guide the mean of the observed ones, for a model,
+    whose likelihood may take only certain values, one of those that are observed.
+
+    Arguments:
+        fill: for each part of the data the values in the place of NaN, of the shape of a datum, or None.
+    """
+
+    def __init__(self, fill: Sequence[Tensor | None]) -> None:
+        super().__init__()
+        self.fill = fill
+        self.parts: list[Tensor] = []  # of the last call, as is the next
+        self.masks: list[Tensor | None] = []
+        self.numbers: dict[str, int] = {}  # of the parts, by the sites that observe them
+
+    def around(self, program: Program) -> Program:
+        """Return a program that gets data with NaN."""
+        return partial(_of_observed, self, program)  # in which the program's modules are found
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not msg["is_observed"] or msg["infer"].get("_deterministic"):
+            return
+        for number, (part, mask) in enumerate(zip(self.parts, self.masks, strict=True)):
+            if mask is not None and is_equal(part, msg["value"]):
+                self.numbers[msg["name"]] = number
+                base, dims = msg["fn"], 0
+                while isinstance(base, Independent | ExpandedDistribution):
+                    dims += base.reinterpreted_batch_ndims if isinstance(base, Independent) else 0
+                    base = base.base_dist
+                if base.event_shape:
+                    raise ValueError(
+                        f"entries of site {msg['name']!r} cannot be missing, as those of {family(base)} depend on each"
+                        " other: let the model observe independent entries (.to_event(1))"
+                    )
+                shape = msg["fn"].batch_shape + msg["fn"].event_shape
+                msg["fn"] = base.expand(shape).mask(mask).to_event(dims)
+
+
+def _of_observed(left_out: _LeftOut, program: Program, *args: Any, **kwargs: Any) -> Any:
+    batch: Any = (args, kwargs)
+    pairs = list(zip(tensors_of(batch), left_out.fill, strict=True))
+    left_out.parts = [x if value is None else torch.where(x.isnan(), value.to(x), x) for x, value in pairs]
+    left_out.masks = [None if value is None else ~x.isnan() for x, value in pairs]
+    args, kwargs = with_tensors(batch, left_out.parts)
+    with left_out:
+        return program(*args, **kwargs)
+
+
+def on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Program]:
+    r"""Return programs that take data with missing entries (NaN), and condition on the observed ones alone.
+
+    .. math:: p(x_o, z) = p(z) \prod_{d \in o} p(x_d|z)
+
+    All that takes programs takes these: `log_likelihood` estimates :math:`\log p(x_o)`, and the difference of two such
+    estimates is the log-likelihood of entries given others.
+
+    Arguments:
+        model: a Pyro program whose observed sites are parts of the data as they are, with independent entries.
+        guide: its guide. If its draws are finite where x has NaN (`pyro_vae.networks.FillMissing`), it gets x as it is,
+            otherwise with the means of the observed entries.
+        data: tensors, alone or in a tuple or a dict; NaN marks what is missing.
+
+    Returns:
+        Both programs.
+
+    Raises:
+        ValueError: for a part of the data that has no observed entry; when it is run, for a site whose entries are not
+            independent.
+
+    Example:
+        >>> from pyro_vae import log_likelihood
+        >>> from pyro_vae.diagnostics.estimators import linear_gaussian
+        >>> vae, x = linear_gaussian()
+        >>> x[:, 0] = torch.nan
+        >>> bool(torch.tensor(log_likelihood(*on_observed(vae.model, vae.guide, x), x)).isfinite())
+        True
+
+    Reference:
+        Nazabal, Olmos, Ghahramani and Valera, 2020, Handling Incomplete Heterogeneous Data using VAEs, equation 2.
+    """
+    return _on_observed(model, guide, data)[:2]
+
+
+def _on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Program, _LeftOut]:
+    """Return what `on_observed` does, and the handler of the model."""
+    as_function(model, "model"), as_function(guide, "guide")
+    parts = tensors_of(data if isinstance(data, dict | tuple) else (data,))
+    seen, means = zip(*map(_fill_of, parts), strict=True)
+    some = map_tensors(lambda x: x[:2], data if isinstance(data, dict | tuple) else (data,))
+    incomplete = map_tensors(lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x, some)
+    left_out = _LeftOut(seen)
+    takes_nan = _takes_nan(guide, incomplete)
+    return left_out.around(model), guide if takes_nan else _LeftOut(means).around(guide), left_out
+
+
+def _fill_of(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return an observed value of each entry, and the mean of the observed values, if some are missing."""
+    if not (x.is_floating_point() and x.isnan().any()):
+        return None, None
+    if x.isnan().all():
+        raise ValueError("a part of the data has no observed entry: leave it out, or give some")
+    known = ~x.isnan()
+    first = x.gather(0, known.int().argmax(0, keepdim=True))[0]
+    one, mean = x[known][0], x[known].mean()
+    return first.where(known.any(0), one), x.nanmean(0).where(known.any(0), mean)
+
+
+def _takes_nan(guide: Program, batch: Batch) -> bool:
+    args, kwargs = arguments(batch)
+    try:
+        with torch.no_grad(), pyro.validation_enabled(False), seeded(0, torch.device("cpu")), mode(False, guide):
+            trace = poutine.trace(LocalModules()(guide)).get_trace(*args, **kwargs)
+    except (IndexError, RuntimeError, ValueError):
+        return False
+    return all(bool(trace.nodes[name]["value"].isfinite().all()) for name in trace.stochastic_nodes)
+
+
+def impute(
+    model: Program,
+    guide: Program,
+    data: Any,
+    *,
+    by: str = "importance",
+    draws: int = 20,
+    samples: int = 1000,
+    steps: int = 200,
+    seed: int = 0,
+    count: Count | None = None,
+    progress: bool = False,
+) -> Imputation:
+    r"""Draw the missing entries of data (NaN) given the observed ones.
+
+    .. math:: x_m \sim p(x_m | x_o) = \int p(x_m | z) \, p(z | x_o) \, dz
+
+    Arguments:
+        model: the Pyro program of p(x, z), which observes independent entries of the data as they are.
+        guide: the Pyro program of q(z|x), trained on complete data or on incomplete ones.
+        data: tensors, alone or in a tuple or a dict; NaN marks what is missing.
+        by: how the codes are drawn. "importance": from the guide, weighed by :math:`p(x_o, z) / q(z|x_o)` and drawn
+            again (Rubin's sampling importance resampling). "encoder": from the guide alone, which is fast, but as wrong
+            as the guide is on incomplete data. "gibbs": codes and missing entries in turn, where the guide, given the
+            completed datum, proposes a code that is accepted or not. "nuts": from :math:`p(z|x_o)` by the no-U-turn
+            sampler, which takes seconds for each datum.
+        draws: number of imputations M, at least 2.
+        samples: draws from the guide that importance weighs, at least ``draws``.
+        steps: steps of "gibbs", and warm-up steps of "nuts", at least 1.
+        seed: random seed of the noise; torch's own random state does not change.
+        count: returns the number of data of a ready batch.
+        progress: show a progress bar.
+
+    Returns:
+        The completed data: with means, and M times with draws, whose spread shows how far they are known.
+
+    Raises:
+        TypeError, ValueError: as for `log_likelihood` and `on_observed`; for an unknown way, and numbers out of range.
+
+    Example:
+        >>> from pyro_vae.diagnostics.estimators import linear_gaussian
+        >>> vae, x = linear_gaussian(offset=0.0, factor=1.0)
+        >>> x[:, 0] = torch.nan
+        >>> found = impute(vae.model, vae.guide, x)
+        >>> found.mean[0].isfinite().all(), torch.equal(found.draws[0][3, :, 1:], x[:, 1:])
+        (tensor(True), True)
+
+    Reference:
+        Rubin, 1987, The Calculation of Posterior Distributions by Data Augmentation: Comment (importance); Mattei and
+        Frellsen, 2018, Leveraging the Exact Likelihood of Deep Latent Variable Models, algorithm 1 (gibbs) and, 2019,
+        MIWAE, section 4 (importance).
+    """
+    if by not in WAYS:
+        raise ValueError(f"by is one of {', '.join(WAYS)}, not {by!r}")
+    for name, value, least in (("draws", draws, 2), ("samples", samples, draws), ("steps", steps, 1)):
+        as_size(value, name, least)
+    observed, completing, left_out = _on_observed(model, guide, data)
+    x = as_input(data, observed, completing, count=count)
+    count_rows, local, found = count_in(x), LocalModules(), []
+    with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(len(x), "data", shown=progress) as shown:
+        check_programs(observed, completing, x)
+        with pyro.validation_enabled(False), on_particles(NAME), torch.no_grad():
+            settings = Settings(draws, 1, 1, "encoder", 0.5)
+            particles = _Particles(local(observed), local(completing), count_rows, settings)
+            particles.left_out, particles.shapes = left_out, []
+            particles.meet(x[:2])
+            whole = _Particles(local(model), local(guide), count_rows, settings)
+            slopes = replayed(particles.slopes, len(x) * (5 * draws + steps) if by == "nuts" else 0, compiled=False)
+            numbers = {"draws": draws, "samples": samples, "steps": steps}
+            draw = partial(getattr(particles, f"by_{by}"), **numbers, whole=whole, slopes=slopes)
+            for batch in x.split(TOGETHER):
+                for rows in pieces(batch, TOGETHER, count_rows):
+                    found.append(particles.completed(rows, draw(rows), draws))
+                    shown.update(count_rows(rows))
+    if heavy := sum(int((shape > RELIABLE).sum()) for shape in particles.shapes):
+        warnings.warn(
+            f"the importance weights of {heavy} of {len(x)} data have a Pareto k over {RELIABLE}, so that their draws"
+            " may be far off: take by='gibbs' or 'nuts', or more samples",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    means = [torch.cat(parts).cpu() for parts in zip(*(mean for mean, _ in found), strict=True)]
+    each = [torch.cat(parts, 1).cpu() for parts in zip(*(of_draws for _, of_draws in found), strict=True)]
+    return Imputation(means, each, [part.double().std(0) for part in each])
+
+
+class _Particles(Annealing):
+    """Codes of data with missing entries, drawn in several ways, and the data completed by them."""
+
+    left_out: _LeftOut
+    shapes: list[Tensor]  # of the tails of the weights
+
+    def by_encoder(self, rows: Batch, draws: int, **_: Any) -> list[Tensor]:
+        """Return draws from the guide, each of shape (M, B, ...)."""
+        return self.draw(rows, draws)[1:]
+
+    def by_importance(self, rows: Batch, draws: int, samples: int, **_: Any) -> list[Tensor]:
+        """Return draws from the guide that are drawn again by their weights."""
+        log_q, *values = self.draw(rows, samples)
+        (log_weights,) = self.weigh(rows, log_q, *values)
+        self.shapes.append(pareto_k(log_weights))
+        chosen = torch.multinomial((log_weights - log_weights.max(0).values).exp().T, draws, replacement=True).T
+        return [value[chosen, torch.arange(chosen.shape[1], device=chosen.device)] for value in values]
+
+    def by_nuts(self, rows: Batch, draws: int, steps: int, slopes: Any, **_: Any) -> list[Tensor]:
+        """Return draws of the no-U-turn sampler, every fifth of a chain."""
+        drawn = []
+        for row, start in zip(pieces(rows, 1, self.count), self.at_start(rows, 1)[0], strict=True):
+            with torch.enable_grad():
+                u = chain_of(partial(slopes, row), start, 5 * draws, steps)[::5]
+            drawn.append(self.coordinates.values(u)[0])
+        return [torch.cat(parts, 1) for parts in zip(*drawn, strict=True)]
+
+    def by_gibbs(self, rows: Batch, draws: int, steps: int, whole: "_Particles", **_: Any) -> list[Tensor]:
+        """Return the codes of M chains that draw codes and missing entries in turn."""
+        many = _repeated(rows, draws)
+        values = [value.flatten(0, 1)[None] for value in self.by_encoder(rows, draws)]
+        for _step in range(steps):
+            full = with_tensors(many, self._drawn(many, values)[0])
+            whole.meet(cut(full, 2, self.count))
+            log_q, *proposed = whole.draw(full, 1)
+            change = whole.weigh(full, log_q, *proposed)[0] - whole.weigh(full, whole.log_q(full, *values), *values)[0]
+            accepted = torch.rand_like(change).log() < change
+            pairs = zip(proposed, values, strict=True)
+            values = [new.where(accepted.reshape(1, -1, *[1] * (new.dim() - 2)), old) for new, old in pairs]
+        return [value.reshape(draws, -1, *value.shape[2:]) for value in values]
+
+    def completed(self, rows: Batch, values: list[Tensor], draws: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the data completed by means, and by draws, given M codes of each."""
+        drawn, means = self._drawn(_repeated(rows, draws), [value.flatten(0, 1)[None] for value in values])
+        each = [part.reshape(draws, -1, *part.shape[1:]) for part in drawn]
+        averages = [part.reshape(draws, -1, *part.shape[1:]).to(part.dtype) for part in means]
+        kept = zip(tensors_of(rows), averages, strict=True)
+        return [average.mean(0).where(x.isnan(), x) if x.is_floating_point() else x for x, average in kept], each
+
+    def _drawn(self, rows: Batch, values: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parts of data, completed by draws and by means given codes, one of each datum."""
+        args, kwargs = arguments(rows)
+        trace = with_values(self.drawn, [value[0] for value in values])
+        found = poutine.trace(poutine.replay(self.model, trace=trace)).get_trace(*args, **kwargs)
+        parts, means = tensors_of(rows), tensors_of(rows)
+        for name, number in self.left_out.numbers.items():
+            missing, fn = parts[number].isnan(), found.nodes[name]["fn"]
+            draw = fn.sample().to(parts[number])
+            try:
+                mean = mean_of(fn).to(draw)
+            except NoMeanError:
+                mean = draw
+            parts[number], means[number] = draw.where(missing, parts[number]), mean.where(missing, means[number])
+        return parts, means
+
+
+def _repeated(rows: Batch, times: int) -> Batch:
+    return map_tensors(lambda x: x.repeat(times, *[1] * (x.dim() - 1)), rows)
+
+
+_Particles.__name__ = NAME  # the name that an objective's errors use

@@ -1,0 +1,133 @@
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from pyro_vae import VAE, data, decoders, encoders, log_likelihood, priors
+from pyro_vae.diagnostics.imputation import impute, on_observed
+from pyro_vae.networks import FillMissing
+from tests.support.linear import probabilistic_pca
+
+HIDDEN = [0, 2]  # the entries that are missing from each datum
+
+
+def incomplete(count=60, **settings):
+    """Return a linear-Gaussian VAE, data with two missing entries each, and p(x_m | x_o) in closed form."""
+    exact = probabilistic_pca(latent=2, observed=5, count=count, **settings)
+    weight = exact.vae.decoder.network.layers[0].weight.detach()
+    covariance = weight @ weight.T + 0.25 * torch.eye(5)
+    seen = [entry for entry in range(5) if entry not in HIDDEN]
+    across = covariance[HIDDEN][:, seen] @ torch.linalg.inv(covariance[seen][:, seen])
+    mean, of_hidden = exact.x[:, seen] @ across.T, covariance[HIDDEN][:, HIDDEN] - across @ covariance[seen][:, HIDDEN]
+    x = exact.x.clone()
+    x[:, HIDDEN] = torch.nan
+    return exact.vae, x, mean, of_hidden, MultivariateNormal(torch.zeros(3).double(), covariance[seen][:, seen])
+
+
+@pytest.mark.parametrize("by", ["importance", "gibbs", "nuts"])
+def test_missing_entries_have_their_distribution_given_the_others(by):
+    """100 imputations: means within 12 standard errors of independent draws, covariances within 20 % in the mean."""
+    vae, x, mean, covariance, _ = incomplete(count=3 if by == "nuts" else 30, factor=3.0)
+    draws = 40 if by == "nuts" else 100
+    found = impute(vae.model, vae.guide, x, by=by, draws=draws, samples=2000, steps=50)
+    assert torch.equal(found.mean[0][:, 1], x[:, 1])
+    assert torch.equal(found.draws[0][7, :, 3:], x[:, 3:])
+    deviation = covariance.diagonal().sqrt()
+    error = (found.draws[0].mean(0)[:, HIDDEN] - mean) / (deviation / math.sqrt(draws))
+    assert error.abs().max() < 12  # the draws of a chain, and those that are drawn again, depend on each other
+    assert ((found.mean[0][:, HIDDEN] - mean).abs() < 0.6 * deviation).all()
+    centered = found.draws[0][:, :, HIDDEN] - found.draws[0][:, :, HIDDEN].mean(0)
+    pooled = torch.einsum("mnd,mne->de", centered, centered) / centered[..., 0].numel()
+    assert torch.allclose(pooled, covariance, atol=(0.5 if by == "nuts" else 0.2) * covariance.diagonal().max())
+    assert (found.deviation[0][:, [1, 3, 4]] == 0).all()
+
+
+def test_the_encoder_alone_is_fast_and_wrong_and_importance_is_right():
+    """The encoder gets the mean for what is missing: its imputations are off, by what the weights correct."""
+    vae, x, mean, _, _ = incomplete(factor=3.0)
+    errors = {}
+    for by in ("encoder", "importance"):
+        found = impute(vae.model, vae.guide, x, by=by, draws=100, samples=2000)
+        errors[by] = (found.mean[0][:, HIDDEN] - mean).square().mean().item()
+    assert errors["importance"] < 0.3 * errors["encoder"]
+
+
+def test_the_likelihood_of_observed_and_of_held_out_entries_is_exact():
+    vae, x, mean, covariance, of_seen = incomplete(factor=3.0)
+    seen = log_likelihood(*on_observed(vae.model, vae.guide, x), x, samples=3000, per_datum=True)
+    assert ((seen.estimate - of_seen.log_prob(x[:, [1, 3, 4]])).abs() < 5 * seen.standard_error + 0.01).all()
+    more = x.clone()
+    more[:, HIDDEN] = mean  # held-out entries
+    both = log_likelihood(vae.model, vae.guide, more, samples=3000, per_datum=True)
+    exact = MultivariateNormal(mean, covariance).log_prob(mean)
+    errors = (both.standard_error.square() + seen.standard_error.square()).sqrt()
+    assert ((both.estimate - seen.estimate - exact).abs() < 5 * errors + 0.02).all()
+
+
+def test_binary_pixels_and_encoders_that_take_nan():
+    x = data.threshold(data.load("digits").test[:30])
+    x[:, :, 4:] = torch.nan
+    for network in ({}, {"network": FillMissing}):
+        vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2, **network), decoders.Bernoulli(2, (1, 8, 8)))
+        found = impute(vae.model, vae.guide, x, draws=5, samples=20)
+        assert set(found.draws[0].unique().tolist()) == {0.0, 1.0}
+        assert ((found.mean[0] >= 0) & (found.mean[0] <= 1)).all()
+        assert torch.equal(found.mean[0][:, :, :4], x[:, :, :4])
+        assert math.isfinite(log_likelihood(*on_observed(vae.model, vae.guide, x), x, samples=5))
+
+
+def test_parts_of_a_tuple_are_completed_beside_labels():
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(y.double(), 1.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 2), 0.1).to_event(1), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x.sum(-1) + y) / 3, 1.0))
+
+    x, y = torch.tensor([[2.0, torch.nan], [-1.0, torch.nan], [torch.nan, 1.0]]).double(), torch.tensor([0, 1, 1])
+    found = impute(model, guide, (x, y), draws=50)
+    mean = torch.tensor([2.0, -1.0, 1.0]) - 0.01 / 1.01 * (torch.tensor([2.0, -1.0, 1.0]) - y)
+    assert torch.allclose(found.mean[0].double()[[0, 1, 2], [1, 1, 0]], mean.double(), atol=0.15)
+    assert torch.equal(found.mean[1], y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"by": "em"}, "by is one of importance, encoder, gibbs, nuts, not 'em'"),
+        ({"draws": 1}, "draws must be at least 2, not 1"),
+        ({"draws": 30, "samples": 20}, "samples must be at least 30, not 20"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    vae, x, *_ = incomplete(count=3)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        impute(vae.model, vae.guide, x, **settings)
+
+
+def test_entries_that_depend_on_each_other_and_parts_without_any_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    with pytest.raises(ValueError, match=r"entries of site 'x' cannot be missing, as those of MultivariateNormal"):
+        impute(model, guide, torch.tensor([[0.0, torch.nan], [1.0, 2.0]]))
+    with pytest.raises(ValueError, match=r"^a part of the data has no observed entry: leave it out, or give some$"):
+        impute(model, guide, torch.full((2, 2), torch.nan))
+
+
+def test_weights_with_a_heavy_tail_are_said():
+    """The exact posterior of complete data is too narrow, and in a wrong place, where entries are missing."""
+    vae, x, *_ = incomplete()
+    with pytest.warns(RuntimeWarning, match=r"of \d+ of 60 data have a Pareto k over 0\.7, .* take by='gibbs'"):
+        impute(vae.model, vae.guide, x)
