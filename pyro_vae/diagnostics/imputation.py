@@ -208,7 +208,7 @@ def impute(
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
-        >>> vae, x = linear_gaussian(offset=0.0, factor=1.0)
+        >>> vae, x = linear_gaussian(offset=0.0, factor=3.0)
         >>> x[:, 0] = torch.nan
         >>> found = impute(vae.model, vae.guide, x)
         >>> found.mean[0].isfinite().all(), torch.equal(found.draws[0][3, :, 1:], x[:, 1:])
