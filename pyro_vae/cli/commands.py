@@ -244,10 +244,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     }
     settings = {name: getattr(arguments, name) for name in ("samples", "memory", "seed", "images")}
     with _without_warnings_of_nan():
-        found = measured(experiment, Asked(**settings, **wanted, progress=sys.stderr.isatty()))
+        left_out: dict[str, str] = {}
+        lenient = left_out if arguments.all else None
+        found = measured(experiment, Asked(**settings, **wanted, progress=sys.stderr.isatty(), left_out=lenient))
     config, data = experiment.config, experiment.data
     if arguments.json:
-        about = {"data": config.data, "test_data": len(data.test), **settings}
+        about = {"data": config.data, "test_data": len(data.test), "grey": experiment.is_grey, **settings}
         figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
         write_whole(arguments.json, (json.dumps({**about, **figures}, indent=2, allow_nan=False) + "\n").encode())
     say(f"{printable(config.data)}: {len(data.test)} test data, nats per datum; larger is better, except for the KL")
@@ -258,5 +260,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         text = TEXTS[name].format(samples=arguments.samples, images=images, loss=config.loss, p=p_of_x(experiment))
         digits = 0 if isinstance(value, int) else 2 if abs(value) >= 1 else 4
         say(f"{text:<40}{value:>12.{digits}f}")
+    for name, reason in left_out.items():
+        say(printable(f"--{name} is left out: {reason}"))
     if experiment.is_grey:
         say("grey pixels are scored by cross-entropy, so these numbers are not log-probabilities")

@@ -138,7 +138,7 @@ def _add_trainings(subparsers: Any) -> None:
     add("--nuts", action="store_true", help="the posteriors beside the exact ones, of a tenth of these data")
     add("--calibration", action="store_true", help="whether the posteriors are right, on simulated data")
     add("--codes", action="store_true", help="active dimensions, mutual information, and codes beside the prior")
-    add("--all", action="store_true", help="all of these")
+    add("--all", action="store_true", help="all of these, but for those that do not fit the run")
     add("--json", type=as_path, metavar="FILE", help="write the rows as JSON to this file")
     add("--out", type=as_path, metavar="FILE", help="draw the rows as a picture: .png, .jpg, .pdf or .svg")
     listing = add_command(
@@ -172,7 +172,7 @@ def _add_uses_of_runs(subparsers: Any) -> None:
     add("--nuts", action="store_true", help="the posteriors beside the exact ones, of a tenth of these data")
     add("--calibration", action="store_true", help="whether the posteriors are right, on simulated data")
     add("--codes", action="store_true", help="active dimensions, mutual information, and codes beside the prior")
-    add("--all", action="store_true", help="all of these")
+    add("--all", action="store_true", help="all of these, but for those that do not fit the run")
     add("--json", type=as_path, metavar="FILE", help="also write the numbers as JSON; infinite ones become null")
     for command in (sample, reconstruct, evaluation):
         add_allow(command)

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import SineBivariateVonMises, VonMises, constraints
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae.distributions.relaxed import KeptLogarithms
-from pyro_vae.distributions.wrappers import family
-from pyro_vae.programs.supports import support_of, without_events
+from pyro_vae.distributions.wrappers import family, layers
+from pyro_vae.programs.supports import bounds_of, support_of, without_events
+
+CIRCULAR = (VonMises, SineBivariateVonMises)  # their support is said to be all real numbers
 
 
 class _Map(Protocol):
@@ -102,8 +104,12 @@ def _map_of(site: dict[str, Any]) -> _Map:
         raise ValueError(
             f"annealing moves codes along gradients, which {family(fn)} at site {name!r} has not: take log_likelihood"
         )
-    bounds = [getattr(inner, bound, 0.0) for bound in ("lower_bound", "upper_bound")]
-    if any(isinstance(bound, Tensor) and (bound != bound.flatten()[0]).any() for bound in bounds):
+    if any(isinstance(layer, CIRCULAR) for layer in layers(fn)):
+        raise ValueError(
+            f"the angles of {family(fn)} at site {name!r} repeat themselves beyond a turn, where annealing would count"
+            " them again: take log_likelihood, or directions (ProjectedNormal, PowerSpherical)"
+        )
+    if any(isinstance(bound, Tensor) and (bound != bound.flatten()[0]).any() for bound in bounds_of(fn)):
         raise ValueError(
             f"the bounds of {family(fn)} at site {name!r} differ between data, or depend on other codes: let the"
             " model draw from fixed bounds, and scale what it draws"

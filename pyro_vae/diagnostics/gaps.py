@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.distributions import Delta, constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, transform_to
 
@@ -23,6 +26,7 @@ from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
 from pyro_vae.programs.seeds import noise_seed
+from pyro_vae.programs.supports import bounds_of
 from pyro_vae.programs.traces import in_one_line
 from pyro_vae.runtime.progress import bar
 
@@ -62,7 +66,7 @@ class Freed(Messenger):
         self.parameters: dict[tuple[str, str], Tensor] = {}  # by site and name, without constraints
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] or msg["value"] is not None or type(msg["fn"]).__name__ == "_Subsample":
+        if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
         name, fn = msg["name"], msg["fn"]
         base, event_dims = fn, 0
@@ -70,6 +74,11 @@ class Freed(Messenger):
             event_dims += base.reinterpreted_batch_ndims if isinstance(base, Independent) else 0
             base = base.base_dist
         names = _names_of(base)
+        if constraints.is_dependent(type(base).support) and bounds_of(base):
+            raise ValueError(
+                f"{NAME} searches among distributions of one support, and that of {family(fn)} at site {name!r} moves"
+                " with its parameters, so that bounds are infinite: take a guide with a fixed support"
+            )
         if not names or base.has_rsample is False:
             raise ValueError(f"{NAME} frees the parameters of each site, which {family(fn)} at site {name!r} has not")
         if tuple(fn.batch_shape) != (self.count,):
@@ -86,7 +95,7 @@ class Freed(Messenger):
                 free = from_value(value.expand(shape + value.shape[own:]))
                 self.parameters[name, each] = free.clone().requires_grad_()
             values[each] = to_value(self.parameters[name, each])
-        fixed = {each: getattr(base, each) for each in base.arg_constraints if each in FIXED}
+        fixed = {each: getattr(base, each) for each in FIXED if each in signature(type(base)).parameters}
         msg["fn"] = type(base)(**values, **fixed).to_event(event_dims)
 
 
@@ -96,12 +105,12 @@ def _names_of(base: Any) -> list[str]:
     for preferred, others in SAME.items():
         if preferred in names:
             names = [each for each in names if each not in others]
-    return names if family(base) not in ("Delta",) else []
+    return [] if isinstance(base, Delta) else names
 
 
 def _unconstrained(constraint: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return functions from real numbers to a constraint, and back."""
-    if constraint is pyro.distributions.constraints.sphere:
+    if constraint is constraints.sphere:
         return directions, lambda value: value
     transform = transform_to(constraint)
     return transform, transform.inv

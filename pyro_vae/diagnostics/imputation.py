@@ -1,5 +1,6 @@
 """Missing entries of data, drawn given those that are observed."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -137,24 +138,60 @@ def _on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Pr
     """Return what `on_observed` does, and the handler of the model."""
     as_function(model, "model"), as_function(guide, "guide")
     parts = tensors_of(data if isinstance(data, dict | tuple) else (data,))
-    seen, means = zip(*map(_fill_of, parts), strict=True)
+    seen, others, means = zip(*map(_fill_of, parts), strict=True)
     some = map_tensors(lambda x: x[:2], data if isinstance(data, dict | tuple) else (data,))
     incomplete = map_tensors(lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x, some)
     left_out = _LeftOut(seen)
-    takes_nan = _takes_nan(guide, incomplete)
-    return left_out.around(model), guide if takes_nan else _LeftOut(means).around(guide), left_out
+    observed, completing = left_out.around(model), guide
+    if not _takes_nan(guide, incomplete):
+        completing = _LeftOut(means).around(guide)
+    _check_used_once(observed, _LeftOut(others).around(model), completing, left_out, data)
+    return observed, completing, left_out
 
 
-def _fill_of(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return an observed value of each entry, and the mean of the observed values, if some are missing."""
+def _check_used_once(observed: Program, other: Program, guide: Program, left_out: _LeftOut, data: Any) -> None:
+    """Refuse a model that does not observe incomplete data as they are, or that also uses them elsewhere.
+
+    What stands in the place of missing entries would then count: two different values must give the same densities.
+    """
+    batch: Any = data if isinstance(data, dict | tuple) else (data,)
+    gone = [x.isnan().flatten(1).any(1) for x in tensors_of(batch) if x.is_floating_point() and x.dim() > 1]
+    gone += [x.isnan() for x in tensors_of(batch) if x.is_floating_point() and x.dim() == 1]
+    some = torch.stack(gone).any(0).nonzero()[:10, 0] if gone else torch.arange(0)
+    if not len(some):
+        return
+    args, kwargs = arguments(map_tensors(lambda x: x[some], batch))
+    local = LocalModules()
+    with torch.no_grad(), pyro.validation_enabled(False), seeded(0, some.device), mode(False, observed, guide):
+        drawn = poutine.trace(local(guide)).get_trace(*args, **kwargs)
+        traces = [
+            poutine.trace(poutine.replay(local(program), trace=drawn)).get_trace(*args, **kwargs)
+            for program in (observed, other)
+        ]
+    for trace in traces:
+        trace.compute_log_prob()
+    missing = [number for number, mask in enumerate(left_out.masks) if mask is not None and not mask.all()]
+    densities = ([site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in traces)
+    pairs = zip(*densities, strict=True)
+    alike = all(torch.allclose(one, two, rtol=1e-4, atol=1e-4, equal_nan=True) for one, two in pairs)
+    if not alike or not {*missing} <= {*left_out.numbers.values()}:
+        raise ValueError(
+            "the model must observe incomplete data as they are (obs=x), and use them nowhere else: what stands in the"
+            " place of missing entries would change its densities"
+        )
+
+
+def _fill_of(x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return for each entry the smallest and the largest observed value, and their mean, if some are missing."""
     if not (x.is_floating_point() and x.isnan().any()):
-        return None, None
+        return None, None, None
     if x.isnan().all():
         raise ValueError("a part of the data has no observed entry: leave it out, or give some")
-    known = ~x.isnan()
-    first = x.gather(0, known.int().argmax(0, keepdim=True))[0]
-    one, mean = x[known][0], x[known].mean()
-    return first.where(known.any(0), one), x.nanmean(0).where(known.any(0), mean)
+    known, all_values = ~x.isnan(), x[~x.isnan()]
+    least, most = x.nan_to_num(nan=math.inf).amin(0), x.nan_to_num(nan=-math.inf).amax(0)
+    pairs = (least, all_values.min()), (most, all_values.max()), (x.nanmean(0), all_values.mean())
+    least, most, mean = (value.where(known.any(0), otherwise) for value, otherwise in pairs)
+    return least, most, mean
 
 
 def _takes_nan(guide: Program, batch: Batch) -> bool:

@@ -124,7 +124,22 @@ class Particles(Objective):
                 )
             for number in same:
                 tensors[number] = site["value"].to(observed.dtype).where(~observed.isnan(), observed)
-        return with_tensors(rows, tensors), self.values_in(trace)
+        simulated, codes = with_tensors(rows, tensors), self.values_in(trace)
+        self._check_used_once(trace, simulated)
+        return simulated, codes
+
+    def _check_used_once(self, drawn: Trace, simulated: Batch) -> None:
+        """Refuse a model that also uses elsewhere what it observes, as its draws are then not of the simulated data."""
+        args, kwargs = arguments(simulated)
+        with_codes = poutine.replay(self.model, trace=drawn.copy())
+        again = poutine.trace(with_codes).get_trace(*args, **kwargs)
+        for name in again.observation_nodes:
+            site, before = again.nodes[name], drawn.nodes[name]["fn"]
+            if not site["infer"].get("_deterministic") and not _scores_alike(before, site["fn"], site["value"]):
+                raise ValueError(
+                    f"the model observes data at site {name!r} that it also uses elsewhere, so that it cannot simulate"
+                    " them: let it use them where they are observed alone"
+                )
 
     def values_in(self, model_trace: Trace) -> list[Tensor]:
         """Return the values of all latent sites in a trace of the model; refuse sites that the guide alone draws."""
@@ -168,6 +183,10 @@ class Particles(Objective):
             )
         batch_size = min(data, rows)
         return batch_size, min(samples, rows // batch_size)
+
+
+def _scores_alike(one: Any, other: Any, value: Tensor) -> bool:
+    return torch.allclose(one.log_prob(value), other.log_prob(value), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def is_equal(tensor: Tensor, observed: Any) -> bool:

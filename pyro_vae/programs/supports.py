@@ -66,6 +66,17 @@ def without_events(constraint: Any) -> Any:
     return without_events(constraint.base_constraint) if hasattr(constraint, "base_constraint") else constraint
 
 
+def bounds_of(distribution: Any) -> list[Any]:
+    """Return the ends of a distribution's support, numbers or tensors, if it has any.
+
+    Example:
+        >>> bounds_of(dist.Beta(1.0, 1.0)), bounds_of(dist.Uniform(0.0, 2.0))
+        ([0.0, 1.0], [0.0, 2.0])
+    """
+    inner = without_events(support_of(distribution))
+    return [getattr(inner, name) for name in ("lower_bound", "upper_bound") if hasattr(inner, name)]
+
+
 def _support(constraint: Any) -> str:
     name = str(without_events(constraint)).removesuffix("()")
     name = type(without_events(constraint)).__name__ if "tensor(" in name else name  # which would list all its numbers

@@ -1,6 +1,8 @@
 """What a trained run is worth on its test data: bounds, likelihoods, gaps, calibration and codes."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +15,8 @@ from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.evaluation import evaluate
 from pyro_vae.diagnostics.gaps import inference_gap
 from pyro_vae.diagnostics.likelihood import log_likelihood
-from pyro_vae.diagnostics.posteriors import posterior_check
-from pyro_vae.diagnostics.weights import RELIABLE
+from pyro_vae.diagnostics.posteriors import Posteriors, posterior_check
+from pyro_vae.diagnostics.weights import RELIABLE, LogLikelihood
 from pyro_vae.runs.experiment import Experiment
 
 SIMULATED = 1000  # data of the calibration, at most
@@ -65,6 +67,7 @@ class Asked:
         nuts: the posteriors beside those of the no-U-turn sampler.
         codes: what the codes have learned.
         progress: show progress bars.
+        left_out: where a measure that does not fit the run puts the reason, by its name; without it, it is an error.
     """
 
     samples: int = 5000
@@ -77,6 +80,17 @@ class Asked:
     nuts: bool = False
     codes: bool = False
     progress: bool = False
+    left_out: dict[str, str] | None = None
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Note why a measure does not fit the run, such as gradients of discrete codes."""
+        try:
+            yield
+        except ValueError as error:
+            if self.left_out is None:
+                raise
+            self.left_out[name] = str(error)
 
 
 def measured(experiment: Experiment, asked: Asked) -> dict[str, float]:
@@ -107,33 +121,29 @@ def measured(experiment: Experiment, asked: Asked) -> dict[str, float]:
         found |= {"standard_error": error, "jackknife": debiased}
     if isinstance(vae.decoder, EIGHT_BIT):
         found["bits_per_dimension"] = -found["log_likelihood"] / (math.prod(x.shape[1:]) * math.log(2))
+    few_likely = LogLikelihood(*(each[: len(few)] for each in likelihood))
     if asked.codes:
-        found |= _of_codes(experiment, x, seed)
+        with asked.measure("codes"):
+            found |= _of_codes(experiment, x, seed)
     if asked.ais:
-        annealed = ais(*pair, few, memory=asked.memory, **common)
-        lower, upper, *_ = bdmc(*pair, few, memory=asked.memory, **common)
-        found |= {
-            "ais_log_likelihood": annealed.estimate.mean().item(),
-            "ais_standard_error": _error_of_mean(annealed.standard_error),
-            "bdmc_lower": lower.mean().item(),
-            "bdmc_upper": upper.mean().item(),
-        }
-        likelihood = annealed
+        with asked.measure("ais"):
+            few_likely = ais(*pair, few, memory=asked.memory, **common)
+            lower, upper, *_ = bdmc(*pair, few, memory=asked.memory, **common)
+            found["ais_log_likelihood"] = few_likely.estimate.mean().item()
+            found["ais_standard_error"] = _error_of_mean(few_likely.standard_error)
+            found |= {"bdmc_lower": lower.mean().item(), "bdmc_upper": upper.mean().item()}
     if asked.gaps:
-        whole = type(likelihood)(*(each[: len(few)] for each in likelihood))
-        gap = inference_gap(*pair, few, likelihood=whole, **common)
-        found |= {
-            "approximation_gap": gap.approximation.mean().item(),
-            "amortization_gap": gap.amortization.mean().item(),
-        }
+        with asked.measure("gaps"):
+            gap = inference_gap(*pair, few, likelihood=few_likely, **common)
+            found["approximation_gap"] = gap.approximation.mean().item()
+            found["amortization_gap"] = gap.amortization.mean().item()
     if asked.calibration:
-        checked = calibration(*pair, x[:SIMULATED], **common)
-        found |= {"calibration_p": checked.p, "tarp": checked.coverage_p}
+        with asked.measure("calibration"):
+            checked = calibration(*pair, x[:SIMULATED], **common)
+            found |= {"calibration_p": checked.p, "tarp": checked.coverage_p}
     if asked.nuts:
-        exact = posterior_check(*pair, few[: max(1, asked.images // 10)], **common)
-        found |= {"r_hat": exact.r_hat.max().item()}
-        found |= {"posterior_mean_error": ((exact.mean[0] - exact.mean[1]) / exact.deviation[1]).abs().mean().item()}
-        found |= {"posterior_scale_ratio": (exact.deviation[0] / exact.deviation[1]).log().mean().exp().item()}
+        with asked.measure("nuts"):
+            found |= _of_posteriors(posterior_check(*pair, few[: max(1, asked.images // 10)], **common))
     return found
 
 
@@ -160,6 +170,15 @@ def p_of_x(experiment: Experiment) -> str:
 
 def _error_of_mean(errors: Tensor) -> float:
     return errors.square().sum().sqrt().item() / len(errors)
+
+
+def _of_posteriors(found: Posteriors) -> dict[str, float]:
+    apart, ratio = (found.mean[0] - found.mean[1]) / found.deviation[1], found.deviation[0] / found.deviation[1]
+    return {
+        "r_hat": found.r_hat.max().item(),
+        "posterior_mean_error": apart.abs().mean().item(),
+        "posterior_scale_ratio": ratio.log().mean().exp().item(),
+    }
 
 
 def _of_codes(experiment: Experiment, x: Tensor, seed: int) -> dict[str, float]:

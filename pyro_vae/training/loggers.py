@@ -6,13 +6,13 @@ fit(vae.model, vae.guide, x, on_epoch=log.on_epoch, on_step=log.on_step)
 
 import csv
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import RLock
 from typing import Any, Self
 
 from torch import Tensor
+
+from pyro_vae.runtime.progress import bar
 
 Row = dict[str, float]
 
@@ -138,15 +138,8 @@ class Progress:
     """
 
     def __init__(self, epochs: int, steps: int, *, shown: bool = True) -> None:
-        from tqdm.auto import tqdm
-
         self.epochs, self.steps = epochs, steps
-        interval = 0.1 if sys.stderr.isatty() else 10.0
-        tqdm.set_lock(RLock())  # tqdm's own is shared by processes, and one that exits at once would leave it behind
-        # Each step looks at the clock, so that tqdm needs no thread that watches the bar, and that would outlive it.
-        unwatched = type("Bar", (tqdm,), {"monitor_interval": 0})
-        how = {"unit": "step", "dynamic_ncols": True, "mininterval": interval, "miniters": 1}
-        self.bar: Any = unwatched(total=epochs * steps, disable=not shown, **how)
+        self.bar: Any = bar(epochs * steps, "step", shown=shown)
 
     def on_step(self, step: int, loss: Tensor) -> None:
         """Advance the bar after a step."""

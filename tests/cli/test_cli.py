@@ -539,6 +539,19 @@ def test_evaluate_all_measures_everything(capsys):
         assert f"{found[name]:.{digits}f}" in output
 
 
+def test_evaluate_all_leaves_out_what_does_not_fit_and_says_why(capsys):
+    """Discrete codes have no gradients; asked for by name, it is an error."""
+    train("--prior", "Bernoulli", "--encoder", "Bernoulli")
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--all", "--samples", "20", "--images", "3", "--json", "found.json"]) == 0
+    output, found = capsys.readouterr().out, json.loads(Path("found.json").read_text())
+    for name in ("ais", "gaps", "nuts"):
+        assert f"--{name} is left out: " in output
+    assert {"active_units", "calibration_p"} <= {*found}
+    assert found["grey"]
+    assert "gradients, which" in refused(capsys, "evaluate", "run", "--ais", "--samples", "20")
+
+
 def test_evaluate_says_that_grey_pixels_have_no_log_probability(capsys):
     train()
     assert main(["evaluate", "run", "--samples", "2"]) == 0

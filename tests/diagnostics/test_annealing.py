@@ -253,3 +253,34 @@ def test_a_likelihood_that_is_no_number_is_refused_with_the_datum(measure):
     x[3] = 6.0
     with pytest.raises(ValueError, match=r"^the log-likelihood of datum 3 is nan: correct"):
         measure(model, guide, x)
+
+
+def test_a_model_that_also_uses_its_data_elsewhere_cannot_be_simulated():
+    """Each entry depends on the one before, of the given data rather than of those that are drawn."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], -1) + z[..., None]
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(1), 0.5))
+
+    with pytest.raises(ValueError, match=r"observes data at site 'x' that it also uses elsewhere, so that it cannot"):
+        bdmc(model, guide, torch.randn(5, 3), steps=2)
+
+
+def test_angles_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.VonMises(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.VonMises(torch.zeros(len(x)), 1.0))
+
+    with pytest.raises(ValueError, match=r"the angles of VonMises at site 'z' repeat themselves beyond a turn"):
+        ais(model, guide, torch.zeros(3, 1), steps=2)

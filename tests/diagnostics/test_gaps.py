@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -132,3 +133,25 @@ def test_a_likelihood_of_other_data_is_refused():
     exact = probabilistic_pca(latent=2, observed=3, count=4)
     with pytest.raises(ValueError, match=r"^the likelihood is of 4 data, not of these 3"):
         inference_gap(exact.vae.model, exact.vae.guide, exact.x[:3], likelihood=known(exact.log_p))
+
+
+def test_a_support_that_moves_with_its_parameters_is_refused_and_temperatures_stay():
+    def model(x, prior):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x, make):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", make(torch.full((len(x),), 0.5)))
+
+    x, half = torch.rand(4, 1), torch.tensor(0.5)
+    pair = partial(model, prior=dist.Uniform(0.0, 1.0)), partial(guide, make=lambda p: dist.Uniform(0.0 * p, 1.0))
+    numbers = partial(guide, make=lambda _: dist.Uniform(0.0, 1.0))
+    for own in (pair[1], numbers):
+        with pytest.raises(ValueError, match=r"and that of Uniform at site 'z' moves with its parameters"):
+            inference_gap(pair[0], own, x, likelihood=known(torch.zeros(4)), steps=2)
+    relaxed = partial(model, prior=dist.RelaxedBernoulli(half, half))
+    own = partial(guide, make=lambda p: dist.RelaxedBernoulli(half, p))
+    found = inference_gap(relaxed, own, x, likelihood=known(torch.zeros(4)), steps=20, starts=1, samples=200)
+    assert (found.amortization > -4 * found.amortization_error).all()

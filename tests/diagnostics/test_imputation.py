@@ -131,3 +131,28 @@ def test_weights_with_a_heavy_tail_are_said():
     vae, x, *_ = incomplete()
     with pytest.warns(RuntimeWarning, match=r"of \d+ of 60 data have a Pareto k over 0\.7, .* take by='gibbs'"):
         impute(vae.model, vae.guide, x)
+
+
+def test_a_model_that_uses_incomplete_data_otherwise_is_refused():
+    """What stands in the place of NaN would be scored, or be a covariate."""
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    x[2, 1] = torch.nan
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    def scaled(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 3), 1.0).to_event(1), obs=2 * x)
+
+    def autoregressive(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], -1) + z[..., None]
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    for model in (scaled, autoregressive):
+        with pytest.raises(ValueError, match=r"^the model must observe incomplete data as they are \(obs=x\), and use"):
+            on_observed(model, guide, x)
