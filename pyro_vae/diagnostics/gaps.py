@@ -1,6 +1,7 @@
 """Where a bound is lost: by the family of the guide, and by its network."""
 
 import math
+import warnings
 from collections.abc import Callable
 from inspect import signature
 from typing import Any, NamedTuple
@@ -188,6 +189,10 @@ def inference_gap(
     bound, best, error, best_error = map(torch.cat, zip(*found, strict=True))
     log_p, log_p_error = likelihood.estimate, likelihood.standard_error
     errors = (log_p_error.square() + best_error.square()).sqrt(), (best_error.square() + error.square()).sqrt()
+    below = (best - log_p).mean().item()
+    if below > 3 * errors[0].square().sum().sqrt().item() / len(best) + 1e-6:
+        text = f"the log-likelihood is {below:.3g} nats below a bound on it, so that its estimate is too low"
+        warnings.warn(f"{text}: take more samples, or ais", RuntimeWarning, stacklevel=2)
     return Gap(log_p, bound, best, log_p - best, best - bound, *errors)
 
 

@@ -114,8 +114,9 @@ def measured(experiment: Experiment, asked: Asked) -> dict[str, float]:
         "kl": bound.kl,
         "elbo_at_mean": -at_mean.loss,
         "log_likelihood": likelihood.estimate.mean().item(),
-        "pareto_k_over_0_7": (likelihood.pareto_k > RELIABLE).double().mean().item(),
     }
+    if not likelihood.pareto_k.isnan().any():  # as of fewer than 25 samples
+        found["pareto_k_over_0_7"] = (likelihood.pareto_k > RELIABLE).double().mean().item()
     error, debiased = _error_of_mean(likelihood.standard_error), likelihood.jackknife.mean().item()
     if math.isfinite(error):  # it is unknown for a single sample, or an infinite likelihood
         found |= {"standard_error": error, "jackknife": debiased}

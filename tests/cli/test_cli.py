@@ -548,6 +548,7 @@ def test_evaluate_all_leaves_out_what_does_not_fit_and_says_why(capsys):
     for name in ("ais", "gaps", "nuts"):
         assert f"--{name} is left out: " in output
     assert {"active_units", "calibration_p"} <= {*found}
+    assert "pareto_k_over_0_7" not in found  # 20 weights have no tail
     assert found["grey"]
     assert "gradients, which" in refused(capsys, "evaluate", "run", "--ais", "--samples", "20")
 

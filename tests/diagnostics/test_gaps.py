@@ -155,3 +155,9 @@ def test_a_support_that_moves_with_its_parameters_is_refused_and_temperatures_st
     own = partial(guide, make=lambda p: dist.RelaxedBernoulli(half, p))
     found = inference_gap(relaxed, own, x, likelihood=known(torch.zeros(4)), steps=20, starts=1, samples=200)
     assert (found.amortization > -4 * found.amortization_error).all()
+
+
+def test_a_likelihood_that_is_below_a_bound_is_said():
+    exact = probabilistic_pca(latent=2, observed=3, count=10)
+    with pytest.warns(RuntimeWarning, match=r"^the log-likelihood is (0\.9|1)\S* nats below a bound on it, so that"):
+        inference_gap(exact.vae.model, exact.vae.guide, exact.x, likelihood=known(exact.log_p - 1), steps=300, starts=1)
