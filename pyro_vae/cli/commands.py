@@ -2,8 +2,6 @@
 
 import argparse
 import io
-import json
-import math
 import sys
 import time
 import warnings
@@ -21,8 +19,18 @@ from pyro_vae.runs.config import Config
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pyro_vae.plots import Figure
+    from pyro_vae.runs.completion import Completion
     from pyro_vae.runs.experiment import Experiment
 from pyro_vae.cli.flags import config_of_run, local_flags
+
+COMPLETED = {
+    "mean_squared_error": "mean squared error of the means",
+    "mean_squared_error_of_the_mean": "  of the mean of the training data",
+    "deviation": "standard deviation of the draws",
+    "log_likelihood_of_hidden": "log p(hidden | observed), nats per datum",
+    "standard_error": "  its standard error",
+}
 
 
 def _new_folder(out: Path | None, name: str) -> Path:
@@ -178,6 +186,12 @@ def sample(arguments: argparse.Namespace) -> None:
     say(printable(str(path)))
 
 
+def _write_figure(path: Path, figure: "Figure") -> None:
+    from pyro_vae import plots
+
+    write_whole(path, plots.as_file(figure, path.suffix.lower()))
+
+
 def _numbers(x: "Tensor", suffix: str) -> bytes:
     """Return the content of a numpy file, or of a text file with one datum per line."""
     import numpy as np
@@ -226,11 +240,90 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     say(printable(str(path)))
 
 
+def impute(arguments: argparse.Namespace) -> None:
+    """Fill in the missing entries of a file, or hide entries of test data and measure how well they are found."""
+    from pyro_vae import plots
+    from pyro_vae.arguments import as_size
+    from pyro_vae.diagnostics.imputation import WAYS
+    from pyro_vae.runs.completion import Completion
+    from pyro_vae.runs.parts import check_choice
+
+    check_choice("by", arguments.by, WAYS)
+    for name, least in (("n", 1), ("draws", 2), ("samples", arguments.draws), ("steps", 1)):
+        as_size(getattr(arguments, name), f"--{name}", least)
+    if not (arguments.hide or arguments.data):
+        raise ValueError("give --data FILE with missing entries (NaN), or --hide lower to hide some of the test data")
+    numbers = [] if arguments.hide else [".npy", ".npz", ".csv"]
+    _check_file(arguments.out, "--out", [*numbers, *plots.KINDS])
+    names = ("by", "draws", "samples", "steps", "seed")
+    completion = Completion(**{name: getattr(arguments, name) for name in names}, progress=sys.stderr.isatty())
+    (_impute_hidden if arguments.hide else _impute_file)(arguments, completion)
+
+
+def _impute_hidden(arguments: argparse.Namespace, completion: "Completion") -> None:
+    from pyro_vae.runs.completion import HALVES, completions_figure, hidden, measured
+
+    experiment = _experiment_of_run(arguments)
+    experiment.check("test")
+    x = experiment.as_seen(experiment.data.test[: arguments.n])
+    incomplete = hidden(x, arguments.hide, arguments.seed)
+    found = completion.of(experiment.vae, incomplete)
+    figures = measured(experiment, x, incomplete, found, arguments.seed)
+    what = f"the {arguments.hide} half" if arguments.hide in HALVES else f"a share of {arguments.hide}"
+    title = f"Test data with {what} hidden, completed by {completion.by}"
+    path = arguments.out or arguments.run / f"impute-{completion.by}.png"
+    _write_figure(path, completions_figure(incomplete, found, title, x))
+    data = printable(experiment.config.data)
+    say(f"{data}: {len(x)} test data, {incomplete.isnan().double().mean():.1%} of their entries hidden")
+    for name, value in figures.items():
+        say(f"{COMPLETED[name]:<48}{value:>12.4f}")
+    say(printable(str(path)))
+
+
+def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> None:
+    import numpy as np
+    import torch
+
+    from pyro_vae import plots
+    from pyro_vae.data import located
+    from pyro_vae.data.numpy_files import divided
+    from pyro_vae.programs import seeded
+    from pyro_vae.runs.completion import completions_figure, rows_of
+    from pyro_vae.runs.folder import RunFolder, read_weights
+    from pyro_vae.runs.parts import transform_of
+
+    folder = RunFolder(arguments.run)
+    config = _with_named_data(config_of_run(arguments.run, arguments.allow, *local_flags(arguments)), arguments)
+    path = arguments.out or Path(arguments.data).with_name(f"{Path(arguments.data).stem}-completed.npy")
+    check_apart(path, located(arguments.data))
+    vae, rows = folder.load_vae(config, best=arguments.best), rows_of(arguments.data, read_weights(folder.weights)[1])
+    scale, transform = config.scale or 1.0, transform_of(config)
+    with seeded(config.seed, torch.device(config.device)):
+        x = divided(rows, scale).to(config.device)
+        x = transform(x) if transform else x
+    found = completion.of(vae, x)
+    missing, kind = rows.isnan(), path.suffix.lower()
+    mean, *draws = (torch.where(missing, each.to(rows) * scale, rows) for each in (found.mean[0], *found.draws[0]))
+    if kind in plots.KINDS:
+        title = f"{Path(arguments.data).name}, completed by {completion.by}"
+        _write_figure(path, completions_figure(x, found, title))
+    elif kind == ".npz":
+        buffer, deviation = io.BytesIO(), found.deviation[0].to(rows) * scale
+        np.savez(buffer, mean=mean.numpy(), draws=torch.stack(draws).numpy(), deviation=deviation.numpy())
+        write_whole(path, buffer.getvalue())
+    else:
+        write_whole(path, _numbers(mean, kind))
+    say(f"{printable(arguments.data)}: {len(rows)} data, {missing.double().mean():.1%} of their entries missing")
+    say(printable(str(path)))
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print what a run is worth on its test data: bounds, likelihoods and, if asked, what takes longer."""
     from pyro_vae.arguments import as_size
+    from pyro_vae.runs.evaluation import Evaluation, as_json, written
     from pyro_vae.runs.facts import values_of
-    from pyro_vae.runs.measures import TEXTS, Asked, measured, p_of_x
+    from pyro_vae.runs.folder import RunFolder
+    from pyro_vae.runs.measures import TEXTS, Measures, Settings
     from pyro_vae.runtime.memory import as_bytes
 
     for name in ("samples", "images"):
@@ -239,28 +332,27 @@ def evaluate(arguments: argparse.Namespace) -> None:
     _check_file(arguments.json, "--json", [".json"])
     experiment = _experiment_of_run(arguments)
     experiment.check("test")
-    wanted = {
-        name: arguments.all or getattr(arguments, name) for name in ("ais", "gaps", "calibration", "nuts", "codes")
-    }
-    settings = {name: getattr(arguments, name) for name in ("samples", "memory", "seed", "images")}
-    with _without_warnings_of_nan():
-        left_out: dict[str, str] = {}
-        lenient = left_out if arguments.all else None
-        found = measured(experiment, Asked(**settings, **wanted, progress=sys.stderr.isatty(), left_out=lenient))
     config, data = experiment.config, experiment.data
-    if arguments.json:
-        about = {"data": config.data, "test_data": len(data.test), "grey": experiment.is_grey, **settings}
-        figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
-        write_whole(arguments.json, (json.dumps({**about, **figures}, indent=2, allow_nan=False) + "\n").encode())
+    settings = {name: getattr(arguments, name) for name in ("samples", "memory", "seed", "images")}
+    measures = Measures(experiment, Settings(**settings, progress=sys.stderr.isatty()))
+    evaluation = Evaluation(RunFolder(arguments.run), measures, best=arguments.best, resume=arguments.resumed)
+    figures: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    names = [*Measures.ALWAYS, *(name for name in Measures.SLOW if arguments.all or getattr(arguments, name))]
+    names = evaluation.fitting(names, left_out if arguments.all else None)
     say(f"{printable(config.data)}: {len(data.test)} test data, nats per datum; larger is better, except for the KL")
     if arguments.data:
         say(f"values: {values_of(config, data)}")
-    images = min(arguments.images, len(data.test))
-    for name, value in found.items():
-        text = TEXTS[name].format(samples=arguments.samples, images=images, loss=config.loss, p=p_of_x(experiment))
-        digits = 0 if isinstance(value, int) else 2 if abs(value) >= 1 else 4
-        say(f"{text:<40}{value:>12.{digits}f}")
+    texts = {"samples": arguments.samples, "images": len(measures.few), "loss": config.loss, "p": measures.p}
+    with _without_warnings_of_nan():
+        for entry in evaluation.measured(names):
+            figures |= entry.figures
+            for name, value in entry.figures.items():
+                say(f"{TEXTS[name].format(**texts):<40}{written(value):>12}")
     for name, reason in left_out.items():
         say(printable(f"--{name} is left out: {reason}"))
     if experiment.is_grey:
         say("grey pixels are scored by cross-entropy, so these numbers are not log-probabilities")
+    if arguments.json:
+        about = {"data": config.data, "test_data": len(data.test), "grey": experiment.is_grey, **settings}
+        write_whole(arguments.json, as_json(figures, about))

@@ -132,13 +132,6 @@ def _add_trainings(subparsers: Any) -> None:
     add("--model", default="linear-gaussian", metavar="NAME", help="linear-gaussian or discrete")
     add("--draws", type=int, default=10_000, metavar="N", help="number of draws of each gradient (default 10000)")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
-    add("--images", type=int, default=100, metavar="N", help="test data of what takes minutes, below (default 100)")
-    add("--ais", action="store_true", help="log p(x) by annealed importance sampling, and a bracket around it")
-    add("--gaps", action="store_true", help="what the bound loses by the family of q, and by the encoder's network")
-    add("--nuts", action="store_true", help="the posteriors beside the exact ones, of a tenth of these data")
-    add("--calibration", action="store_true", help="whether the posteriors are right, on simulated data")
-    add("--codes", action="store_true", help="active dimensions, mutual information, and codes beside the prior")
-    add("--all", action="store_true", help="all of these, but for those that do not fit the run")
     add("--json", type=as_path, metavar="FILE", help="write the rows as JSON to this file")
     add("--out", type=as_path, metavar="FILE", help="draw the rows as a picture: .png, .jpg, .pdf or .svg")
     listing = add_command(
@@ -173,11 +166,29 @@ def _add_uses_of_runs(subparsers: Any) -> None:
     add("--calibration", action="store_true", help="whether the posteriors are right, on simulated data")
     add("--codes", action="store_true", help="active dimensions, mutual information, and codes beside the prior")
     add("--all", action="store_true", help="all of these, but for those that do not fit the run")
+    add(
+        "--resume",
+        dest="resumed",
+        action="store_true",
+        help="continue an evaluation that was interrupted, from RUN/evaluation.json",
+    )
     add("--json", type=as_path, metavar="FILE", help="also write the numbers as JSON; infinite ones become null")
-    for command in (sample, reconstruct, evaluation):
+    imputation = add_command(subparsers, "impute", commands.impute, "fill in missing entries of data by a run")
+    add = imputation.add_argument
+    add("run", type=as_path, metavar="RUN", help="the run's folder")
+    add("--hide", metavar="WHAT", help="hide entries of test data and measure: upper, lower, left, right, or a share")
+    add("--n", type=int, default=100, metavar="N", help="number of test data for --hide (default 100)")
+    add("--by", default="importance", metavar="HOW", help="importance (default), encoder, gibbs or nuts (slow)")
+    add("--draws", type=int, default=20, metavar="M", help="number of completions of each datum (default 20)")
+    add("--samples", type=int, default=1000, metavar="N", help="samples of importance for each datum (default 1000)")
+    add("--steps", type=int, default=200, metavar="N", help="steps of gibbs and nuts (default 200)")
+    add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    text = ".npy or .csv for the means, .npz for means, draws and deviations; .png, .jpg, .pdf or .svg for a picture"
+    add("--out", type=as_path, metavar="FILE", help=f"{text} (default: FILE-completed.npy; with --hide a picture)")
+    for command in (sample, reconstruct, evaluation, imputation):
         add_allow(command)
         command.add_argument("--best", action="store_true", help="use the weights with the lowest test loss")
-    for command in (reconstruct, evaluation):
+    for command in (reconstruct, evaluation, imputation):
         command.add_argument("--data-root", metavar="DIR", help="folder of torchvision's data sets")
         command.add_argument(
             "--download", action="store_true", default=None, help="download the data set if it is missing"

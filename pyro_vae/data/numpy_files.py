@@ -14,6 +14,7 @@ from pyro_vae.data.arrays import from_numpy, shape_of, warn_of_rounding
 from pyro_vae.data.conversion import as_stored
 from pyro_vae.data.parts import Data, split_into_parts, train_and_test
 from pyro_vae.data.rows import MORE, MemoryMapped
+from pyro_vae.files import check_regular
 
 ARRAYS = {f"{name}{part}" for name in "xy" for part in ("", "_train", "_test")}  # names of arrays in a .npz file
 SUFFIXES = (".npy", ".npz")  # also in capitals
@@ -37,11 +38,8 @@ def _large(path: Path) -> MemoryMapped | None:
     return mapped if 4 * mapped.shape.numel() > IN_MEMORY else None
 
 
-def read_numpy(path: Path, scale: float = 1.0) -> Data:
-    """Read a .npy or .npz file, with its values divided by a scale, except those of 8 bits or on the disk."""
-    if path.suffix.lower() == ".npy" and (large := _large(path)):
-        train, test = train_and_test(len(large))
-        return Data(MemoryMapped(path, train), MemoryMapped(path, test))
+def _tensors_of(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+    """Return the arrays of a file by their names, and the texts of labels that are words."""
     try:
         with open(path, "rb") as file:
             zipped = file.read(2) == b"PK"
@@ -61,6 +59,24 @@ def read_numpy(path: Path, scale: float = 1.0) -> Data:
     tensors = {key: _tensor(array, f"{key} in {path}") for key, array in arrays.items()}
     if len(tensors) == 1:
         tensors = {"x": next(iter(tensors.values()))}
+    return tensors, names
+
+
+def read_rows(path: Path) -> Tensor:
+    """Read all data of a .npy file, or of a .npz file with one array x, as the file has them and in its order."""
+    check_regular(path)
+    tensors, _ = _tensors_of(path)
+    if "x" not in tensors or {*tensors} - {"x", "y"}:
+        raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'no numbers'}: save the data as one array x")
+    return as_stored(tensors["x"])
+
+
+def read_numpy(path: Path, scale: float = 1.0) -> Data:
+    """Read a .npy or .npz file, with its values divided by a scale, except those of 8 bits or on the disk."""
+    if path.suffix.lower() == ".npy" and (large := _large(path)):
+        train, test = train_and_test(len(large))
+        return Data(MemoryMapped(path, train), MemoryMapped(path, test))
+    tensors, names = _tensors_of(path)
     parts = ("_train", "_test") if {"x_train", "x_test"} <= set(tensors) else ("",)
     if not {f"x{part}" for part in parts} <= set(tensors):
         raise ValueError(
@@ -79,11 +95,11 @@ def read_numpy(path: Path, scale: float = 1.0) -> Data:
         if y is not None and len(x) != len(y):
             raise ValueError(f"{path} holds {len(x)} x{part} and {len(y)} y{part}; the numbers must be equal")
     if len(parts) == 1:
-        return split_into_parts(_divided(data[0], scale), labels[0], names=names)
+        return split_into_parts(divided(data[0], scale), labels[0], names=names)
     if data[0].shape[1:] != data[1].shape[1:]:
         raise ValueError(f"x_train and x_test in {path} differ in shape: {shape_of(data[0])} and {shape_of(data[1])}")
     _check_one_scale(path, *data)
-    data = [_divided(x, scale) for x in data]
+    data = [divided(x, scale) for x in data]
     return Data(*data, *labels).with_label_names(names)
 
 
@@ -161,15 +177,15 @@ def _ranges(x: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _divided(x: Tensor, scale: float) -> Tensor:
+def divided(x: Tensor, scale: float) -> Tensor:
     """Return values divided by a scale before they are rounded to 32 bits, beyond which they may lie; 8 bits stay."""
     if x.dtype == torch.uint8:
         return x
     default = torch.get_default_dtype()
     wide = x.to(torch.promote_types(x.dtype, default))  # 16 bits would lose digits of the quotient
-    divided = wide if scale == 1 else wide / scale
-    warn_of_rounding(divided, default)
-    return divided.to(default)
+    quotient = wide if scale == 1 else wide / scale
+    warn_of_rounding(quotient, default)
+    return quotient.to(default)
 
 
 def _tensor(array: np.ndarray, name: str) -> Tensor:

@@ -1,5 +1,6 @@
 """Whether the spread of an encoder's posteriors is right, on data that are simulated from the model."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +83,14 @@ def gamma(ranks: np.ndarray, draws: int) -> np.ndarray:
     return 2 * np.minimum(low, high).min(-1).reshape(ranks.shape[:-1])
 
 
+@cache
+def _gammas(count: int, draws: int) -> np.ndarray:
+    """Return `gamma` of 10,000 samples of uniform ranks."""
+    generator = np.random.default_rng(0)
+    uniform = (generator.integers(0, draws + 1, (500, count)) for _ in range(UNIFORMS // 500))
+    return np.concatenate([gamma(each, draws) for each in uniform])
+
+
 def uniform_p(ranks: Tensor, draws: int) -> Tensor:
     """Return the p-value of ranks being uniform, by `gamma` of 10,000 samples of uniform ranks.
 
@@ -98,12 +107,30 @@ def uniform_p(ranks: Tensor, draws: int) -> Tensor:
         >>> uniform_p(torch.full((100, 1), 4), draws=9) < 0.001  # always in the middle
         tensor([True])
     """
-    generator = np.random.default_rng(0)
-    uniform = (generator.integers(0, draws + 1, (500, len(ranks))) for _ in range(UNIFORMS // 500))
-    null = [gamma(each, draws) for each in uniform]
     found = gamma(ranks.T.cpu().numpy(), draws)
-    below = (np.concatenate(null) <= found[:, None] * (1 + 1e-9)).sum(-1)
+    below = (_gammas(len(ranks), draws) <= found[:, None] * (1 + 1e-9)).sum(-1)
     return torch.as_tensor((1 + below) / (1 + UNIFORMS))
+
+
+def band(count: int, draws: int, tests: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return between what the shares of ranks below 1, ..., L lie, all of them, with a probability of 99 %.
+
+    Arguments:
+        count: the number of ranks N.
+        draws: L.
+        tests: the number of tests that are made together; the probability is that of all of them.
+
+    Returns:
+        The lowest and the highest shares of N uniform ranks, each of shape (L,).
+
+    Example:
+        >>> low, high = band(100, 9)
+        >>> bool((low < np.arange(1, 10) / 10).all() and (high > np.arange(1, 10) / 10).all())
+        True
+    """
+    shares = np.arange(1, draws + 1) / (draws + 1)
+    each = np.quantile(_gammas(count, draws), LEVEL / tests) / 2
+    return stats.binom.ppf(each, count, shares) / count, stats.binom.isf(each, count, shares) / count
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ with contextlib.chdir(os.path.dirname(__file__)):  # a matplotlibrc in the curre
 from matplotlib.figure import Figure
 
 from pyro_vae.plots.files import KINDS, as_file, png
-from pyro_vae.plots.images import compare_samples, decoded_grid, interpolation, reconstructions, samples
+from pyro_vae.plots.images import compare_samples, completions, decoded_grid, interpolation, reconstructions, samples
 from pyro_vae.plots.latent import kl_per_dimension, latent_map, posterior_cloud, project
+from pyro_vae.plots.posteriors import gaps, posterior_pairs, ranks
 from pyro_vae.plots.training import curves
 from pyro_vae.plots.variance import estimators, gradients, trajectory
 
@@ -25,16 +26,20 @@ __all__ = [
     "Figure",
     "as_file",
     "compare_samples",
+    "completions",
     "curves",
     "decoded_grid",
     "estimators",
+    "gaps",
     "gradients",
     "interpolation",
     "kl_per_dimension",
     "latent_map",
     "png",
     "posterior_cloud",
+    "posterior_pairs",
     "project",
+    "ranks",
     "reconstructions",
     "samples",
     "trajectory",

@@ -105,6 +105,50 @@ def interpolation(latent: ArrayLike, pixels: ArrayLike, title: str = "") -> Figu
     return _two_rows(latent, pixels, ("in latent space", "in pixel space"), title)
 
 
+def completions(
+    observed: ArrayLike, mean: ArrayLike, draws: ArrayLike, originals: ArrayLike | None = None, title: str = ""
+) -> Figure:
+    r"""Draw incomplete data beside their completions, one datum a row.
+
+    Arguments:
+        observed: the data with NaN where an entry is missing, shape (n, \*shape).
+        mean: completed by means, of the same shape.
+        draws: completed by draws, shape (m, n, \*shape).
+        originals: the data before entries were hidden, of the shape of ``observed``, if they are known.
+        title: title of the figure.
+
+    Returns:
+        A figure with a column for each kind.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8))
+        >>> figure = completions(images, images, [images] * 4, originals=images)
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['original', 'observed', 'mean', 'draw 1', 'draw 2', 'draw 3', 'draw 4']
+    """
+    named = {"original": originals} if originals is not None else {}
+    named |= {"observed": observed, "mean": mean}
+    pictures = {name: as_pictures(data) for name, data in named.items()}
+    drawn = as_pictures(draws, 2)
+    if any(each.shape != drawn.shape[1:] for each in pictures.values()):
+        raise ValueError(
+            f"the data must have one shape (n, *shape), and the draws (m, n, *shape), but have"
+            f" {', '.join(str(each.shape) for each in pictures.values())} and {drawn.shape}"
+        )
+    tiles = np.concatenate([np.stack([*pictures.values()], 1), drawn.swapaxes(0, 1)], 1)
+    rows, columns = tiles.shape[:2]
+    width = min(12.0, 1.15 * columns + 0.5)
+    figure, (axes,) = new_figure(title, width, width * min(2.0, aspect_of(tiles) * rows / columns) + 0.4)
+    draw_tiles(axes, tiles)
+    labels = [*pictures, *(f"draw {number}" for number in range(1, len(drawn) + 1))]
+    axes.set_xticks(np.arange(columns) + 0.5, labels)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    return figure
+
+
 def decoded_grid(images: ArrayLike, extent: tuple[float, float, float, float], title: str = "") -> Figure:
     r"""Draw the decoded points of an evenly spaced grid over a two-dimensional latent space, as one mosaic.
 

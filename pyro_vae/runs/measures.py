@@ -1,22 +1,25 @@
 """What a trained run is worth on its test data: bounds, likelihoods, gaps, calibration and codes."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pyro_vae import plots
 from pyro_vae.decoders import Categorical, DiscretizedLogistic
 from pyro_vae.diagnostics.annealing import ais, bdmc
-from pyro_vae.diagnostics.calibration import calibration
+from pyro_vae.diagnostics.calibration import FEWEST, band, calibration
 from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.evaluation import evaluate
 from pyro_vae.diagnostics.gaps import inference_gap
 from pyro_vae.diagnostics.likelihood import log_likelihood
-from pyro_vae.diagnostics.posteriors import Posteriors, posterior_check
+from pyro_vae.diagnostics.posteriors import posterior_check
 from pyro_vae.diagnostics.weights import RELIABLE, LogLikelihood
+from pyro_vae.plots import Figure
 from pyro_vae.runs.experiment import Experiment
 
 SIMULATED = 1000  # data of the calibration, at most
@@ -53,99 +56,224 @@ TEXTS = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is measured, and how.
+class Settings:
+    """How a run is measured.
 
     Arguments:
         samples: importance samples for each datum.
         memory: limit for the tensors of particles at a time.
         seed: random seed of the noise.
         images: test data, the first ones, of the slow measures; the no-U-turn sampler takes a tenth of them.
-        ais: annealed importance sampling, and the bracket of bidirectional Monte Carlo.
-        gaps: where the bound is lost.
-        calibration: whether the posteriors are right, on simulated data.
-        nuts: the posteriors beside those of the no-U-turn sampler.
-        codes: what the codes have learned.
         progress: show progress bars.
-        left_out: where a measure that does not fit the run puts the reason, by its name; without it, it is an error.
     """
 
     samples: int = 5000
     memory: int | str = "2GB"
     seed: int = 0
     images: int = 100
-    ais: bool = False
-    gaps: bool = False
-    calibration: bool = False
-    nuts: bool = False
-    codes: bool = False
     progress: bool = False
-    left_out: dict[str, str] | None = None
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Note why a measure does not fit the run, such as gradients of discrete codes."""
-        try:
-            yield
-        except ValueError as error:
-            if self.left_out is None:
-                raise
-            self.left_out[name] = str(error)
 
 
-def measured(experiment: Experiment, asked: Asked) -> dict[str, float]:
-    """Return what is asked of a run, by name: bounds and likelihoods in nats per datum, larger being better.
+@dataclass(frozen=True)
+class Measured:
+    """What a measure has found.
+
+    Arguments:
+        figures: numbers by name, in nats per datum where they are bounds, likelihoods or gaps.
+        words: what they mean, in sentences.
+        each: numbers of each datum, which other measures use.
+        pictures: figures by name.
+    """
+
+    figures: dict[str, float]
+    words: str
+    each: dict[str, list[float]] = field(default_factory=dict)
+    pictures: dict[str, Figure] = field(default_factory=dict)
+
+
+class Measures:
+    """What can be measured of a trained run on its test data, each by a method that is named as its flag.
 
     Arguments:
         experiment: the run's experiment, with its trained weights.
-        asked: what is measured.
+        settings: how it is measured.
+        each: the numbers of each datum that earlier measures have found.
     """
-    vae, seed, x = experiment.vae, asked.seed, experiment.as_seen(experiment.data.test[:])
-    pair, few = (vae.model, vae.guide), x[: asked.images]
-    own = vae.model, experiment.guide
-    bound, at_mean = (evaluate(*own, x, loss=experiment.loss, at=at, seed=seed) for at in ("sample", "mean"))
-    check_results({"the bound": bound.loss, "the KL": bound.kl, "the bound at the mean": at_mean.loss})
-    common: dict[str, Any] = {"seed": seed, "progress": asked.progress}
-    sampled = {**common, "samples": asked.samples, "memory": asked.memory, "per_datum": True}
-    likelihood = log_likelihood(*pair, x, **sampled)
-    found = {
-        "elbo": -bound.loss,
-        "reconstruction": -bound.reconstruction,
-        "kl": bound.kl,
-        "elbo_at_mean": -at_mean.loss,
-        "log_likelihood": likelihood.estimate.mean().item(),
-    }
-    if not likelihood.pareto_k.isnan().any():  # as of fewer than 25 samples
-        found["pareto_k_over_0_7"] = (likelihood.pareto_k > RELIABLE).double().mean().item()
-    error, debiased = _error_of_mean(likelihood.standard_error), likelihood.jackknife.mean().item()
-    if math.isfinite(error):  # it is unknown for a single sample, or an infinite likelihood
-        found |= {"standard_error": error, "jackknife": debiased}
-    if isinstance(vae.decoder, EIGHT_BIT):
-        found["bits_per_dimension"] = -found["log_likelihood"] / (math.prod(x.shape[1:]) * math.log(2))
-    few_likely = LogLikelihood(*(each[: len(few)] for each in likelihood))
-    if asked.codes:
-        with asked.measure("codes"):
-            found |= _of_codes(experiment, x, seed)
-    if asked.ais:
-        with asked.measure("ais"):
-            few_likely = ais(*pair, few, memory=asked.memory, **common)
-            lower, upper, *_ = bdmc(*pair, few, memory=asked.memory, **common)
-            found["ais_log_likelihood"] = few_likely.estimate.mean().item()
-            found["ais_standard_error"] = _error_of_mean(few_likely.standard_error)
-            found |= {"bdmc_lower": lower.mean().item(), "bdmc_upper": upper.mean().item()}
-    if asked.gaps:
-        with asked.measure("gaps"):
-            gap = inference_gap(*pair, few, likelihood=few_likely, **common)
-            found["approximation_gap"] = gap.approximation.mean().item()
-            found["amortization_gap"] = gap.amortization.mean().item()
-    if asked.calibration:
-        with asked.measure("calibration"):
-            checked = calibration(*pair, x[:SIMULATED], **common)
-            found |= {"calibration_p": checked.p, "tarp": checked.coverage_p}
-    if asked.nuts:
-        with asked.measure("nuts"):
-            found |= _of_posteriors(posterior_check(*pair, few[: max(1, asked.images // 10)], **common))
-    return found
+
+    ALWAYS, SLOW = ("bound", "likelihood"), ("codes", "ais", "gaps", "calibration", "nuts")
+
+    def __init__(self, experiment: Experiment, settings: Settings, each: dict[str, list[float]] | None = None) -> None:
+        self.experiment, self.settings, self.each = experiment, settings, {} if each is None else each
+        self.x = experiment.as_seen(experiment.data.test[:])
+        self.few = self.x[: settings.images]
+        self.programs = experiment.vae.model, experiment.vae.guide
+        self.common: dict[str, Any] = {"seed": settings.seed, "progress": settings.progress}
+
+    def measure(self, name: str) -> Measured:
+        """Return what a measure finds, and keep its numbers of each datum for the next ones."""
+        found: Measured = getattr(self, name)()
+        self.each |= found.each
+        return found
+
+    def check(self, name: str) -> None:
+        """Refuse a measure that does not fit the run, by a small one of its kind, before the others are measured."""
+        two, few = (*self.programs, self.x[:2]), (*self.programs, self.x[:FEWEST])
+        small: dict[str, Callable[[], Any]] = {
+            "ais": lambda: [each(*two, chains=2, steps=1, leapfrog=1) for each in (ais, bdmc)],
+            "gaps": lambda: inference_gap(*two, samples=2, steps=1, starts=1),
+            "calibration": lambda: calibration(*few, draws=2),
+            "nuts": lambda: posterior_check(*two, samples=4, warmup=1),
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numbers that are not used
+            small.get(name, lambda: None)()
+
+    def bound(self) -> Measured:
+        """The bound at a sample of the encoder, and the loss at its mean."""
+        experiment, seed = self.experiment, self.settings.seed
+        own = experiment.vae.model, experiment.guide, self.x
+        bound, at_mean = (evaluate(*own, loss=experiment.loss, at=at, seed=seed) for at in ("sample", "mean"))
+        check_results({"the bound": bound.loss, "the KL": bound.kl, "the bound at the mean": at_mean.loss})
+        figures = {"elbo": -bound.loss, "reconstruction": -bound.reconstruction, "kl": bound.kl}
+        words = (
+            f"Training makes the bound as large as it can. It never exceeds {self.p} in the mean; the difference is how"
+            " far the encoder's posteriors are from the exact ones."
+        )
+        return Measured(figures | {"elbo_at_mean": -at_mean.loss}, words)
+
+    def likelihood(self) -> Measured:
+        """The likelihood by importance sampling."""
+        likelihood = self._sampled(self.x)
+        figures = {"log_likelihood": likelihood.estimate.mean().item()}
+        error, debiased = _error_of_mean(likelihood.standard_error), likelihood.jackknife.mean().item()
+        if math.isfinite(error):  # it is unknown for a single sample, or an infinite likelihood
+            figures |= {"standard_error": error, "jackknife": debiased}
+        unreliable = math.nan
+        if not likelihood.pareto_k.isnan().any():  # as of fewer than 25 samples
+            unreliable = figures["pareto_k_over_0_7"] = (likelihood.pareto_k > RELIABLE).double().mean().item()
+        if isinstance(self.experiment.vae.decoder, EIGHT_BIT):
+            dimensions = math.prod(self.x.shape[1:])
+            figures["bits_per_dimension"] = -figures["log_likelihood"] / (dimensions * math.log(2))
+        words = (
+            f"Importance sampling draws {self.settings.samples} codes of each datum from the encoder and averages their"
+            f" weights p(x, z) / q(z|x). The logarithm of this average is, in the mean, below {self.p}, and closer to"
+            " it than the bound."
+        )
+        if unreliable > 0:
+            words += (
+                f" For {unreliable:.0%} of the data a few weights outweigh all others (Pareto k over {RELIABLE}): there"
+                " the estimate and its standard error may be far too small, and annealed importance sampling (--ais)"
+                " says more."
+            )
+        return Measured(figures, words)
+
+    def codes(self) -> Measured:
+        """What the codes have learned."""
+        experiment, labels = self.experiment, self.experiment.data.test_labels
+        labels = None if labels is None or labels.is_floating_point() else labels  # measurements are no classes
+        found = codes(*self.programs, self.x, labels=labels, seed=self.settings.seed)
+        names = ("mutual_information", "mmd", "mmd_p", "classifier_accuracy")
+        known = {"active_units": found.active} | {name: getattr(found, name) for name in names}
+        accuracies = {"accuracy": found.linear_accuracy, "neighbour_accuracy": found.neighbour_accuracy}
+        words = (
+            f"{found.active} of {experiment.config.latent_dim} latent dimensions change with the data. If the codes of"
+            " all data together were draws from the prior, their squared MMD would be near 0 with a large p-value, and"
+            " a classifier could not tell them from draws: it would be right in half of all cases."
+        )
+        return Measured(known | {name: value for name, value in accuracies.items() if not math.isnan(value)}, words)
+
+    def ais(self) -> Measured:
+        """The likelihood by annealed importance sampling, and a bracket of how far it can be off."""
+        settings = {**self.common, "memory": self.settings.memory}
+        found = ais(*self.programs, self.few, **settings)
+        lower, upper, *_ = bdmc(*self.programs, self.few, **settings)
+        figures = {
+            "ais_log_likelihood": found.estimate.mean().item(),
+            "ais_standard_error": _error_of_mean(found.standard_error),
+            "bdmc_lower": lower.mean().item(),
+            "bdmc_upper": upper.mean().item(),
+        }
+        words = (
+            "Annealed importance sampling moves chains from the encoder's posterior to the exact one, so that it also"
+            " finds what the encoder misses. On data that the model itself draws, bidirectional Monte Carlo encloses"
+            f" {self.p} from both sides: the bracket is {figures['bdmc_upper'] - figures['bdmc_lower']:.2f} nats wide,"
+            " and so far the estimate may be too low on data like these."
+        )
+        each = {"estimate": found.estimate.tolist(), "standard_error": found.standard_error.tolist()}
+        return Measured(figures, words, each)
+
+    def gaps(self) -> Measured:
+        """Where the bound is lost."""
+        gap = inference_gap(*self.programs, self.few, likelihood=self._few_likely(), **self.common)
+        figures = {
+            "approximation_gap": gap.approximation.mean().item(),
+            "amortization_gap": gap.amortization.mean().item(),
+        }
+        larger = "network" if figures["amortization_gap"] > figures["approximation_gap"] else "family"
+        fix = "a larger one, or SemiAmortized" if larger == "network" else "another one, such as a flow"
+        words = (
+            "The best posterior of the encoder's family is searched for each datum by itself. What it still loses is"
+            " the family's, and what the encoder loses against it is the network's. Here the"
+            f" {larger} loses more: {fix}, may gain."
+        )
+        title = f"Where the bound is lost, {len(self.few)} test data"
+        return Measured(figures, words, pictures={"gaps": plots.gaps(gap.approximation, gap.amortization, title)})
+
+    def calibration(self) -> Measured:
+        """Whether the posteriors are right, on simulated data."""
+        found = calibration(*self.programs, self.x[:SIMULATED], **self.common)
+        words = (
+            "The model draws codes and data, so that the true codes are known; if the encoder's posteriors were exact,"
+            f" they could not be told from draws of these. Three tests together: {found.verdict}."
+        )
+        low, high = band(len(found.ranks), found.draws, tests=found.ranks.shape[1] + 2)
+        title = "Ranks of the true codes among draws from the encoder"
+        pictures = {"calibration": plots.ranks(found.ranks, found.draws, low, high, title)}
+        return Measured({"calibration_p": found.p, "tarp": found.coverage_p}, words, pictures=pictures)
+
+    def nuts(self) -> Measured:
+        """The posteriors beside those of the no-U-turn sampler."""
+        x = self.few[: max(1, self.settings.images // 10)]
+        found = posterior_check(*self.programs, x, **self.common)
+        apart, ratio = (found.mean[0] - found.mean[1]) / found.deviation[1], found.deviation[0] / found.deviation[1]
+        figures = {
+            "r_hat": found.r_hat.max().item(),
+            "posterior_mean_error": apart.abs().mean().item(),
+            "posterior_scale_ratio": ratio.log().mean().exp().item(),
+        }
+        words = (
+            f"The no-U-turn sampler draws from the exact posteriors of {len(x)} data. The encoder's means are"
+            f" {figures['posterior_mean_error']:.2f} deviations off on average, and its deviations are"
+            f" {figures['posterior_scale_ratio']:.2f} times the exact ones."
+        )
+        pictures = {}
+        if found.mean.shape[-1] > 1:
+            two = found.deviation[1].mean(0).argsort()[:2].sort().values
+            pairs = [(found.drawn[:, n, two], found.exact[:, n, two]) for n in range(min(3, len(x)))]
+            title = "Posteriors: the encoder's, and the exact ones"
+            pictures["posteriors"] = plots.posterior_pairs(pairs, two.tolist(), title)
+        return Measured(figures, words, pictures=pictures)
+
+    @property
+    def p(self) -> str:
+        """What the likelihood is called."""
+        return p_of_x(self.experiment)
+
+    def _sampled(self, x: Tensor) -> LogLikelihood:
+        settings = {**self.common, "samples": self.settings.samples, "memory": self.settings.memory}
+        return log_likelihood(*self.programs, x, per_datum=True, **settings)
+
+    def _few_likely(self) -> LogLikelihood:
+        """Return the likelihood of the first data: by annealed importance sampling, if it has been measured."""
+        if "estimate" not in self.each:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `likelihood` has given them for all data
+                return self._sampled(self.few)
+        estimate, error = (
+            torch.tensor(self.each[name], dtype=torch.float64) for name in ("estimate", "standard_error")
+        )
+        unknown = torch.full_like(estimate, math.nan)
+        return LogLikelihood(estimate, error, *[unknown] * (len(LogLikelihood._fields) - 2))
 
 
 def check_results(found: dict[str, float]) -> None:
@@ -171,22 +299,3 @@ def p_of_x(experiment: Experiment) -> str:
 
 def _error_of_mean(errors: Tensor) -> float:
     return errors.square().sum().sqrt().item() / len(errors)
-
-
-def _of_posteriors(found: Posteriors) -> dict[str, float]:
-    apart, ratio = (found.mean[0] - found.mean[1]) / found.deviation[1], found.deviation[0] / found.deviation[1]
-    return {
-        "r_hat": found.r_hat.max().item(),
-        "posterior_mean_error": apart.abs().mean().item(),
-        "posterior_scale_ratio": ratio.log().mean().exp().item(),
-    }
-
-
-def _of_codes(experiment: Experiment, x: Tensor, seed: int) -> dict[str, float]:
-    labels = experiment.data.test_labels
-    labels = None if labels is None or labels.is_floating_point() else labels  # measurements are no classes
-    found = codes(experiment.vae.model, experiment.vae.guide, x, labels=labels, seed=seed)
-    names = ("mutual_information", "mmd", "mmd_p", "classifier_accuracy")
-    known = {"active_units": found.active} | {name: getattr(found, name) for name in names}
-    accuracies = {"accuracy": found.linear_accuracy, "neighbour_accuracy": found.neighbour_accuracy}
-    return known | {name: value for name, value in accuracies.items() if not math.isnan(value)}

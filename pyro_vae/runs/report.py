@@ -15,6 +15,8 @@ TITLES = {
     "test_loss_at_mean": "test at the posterior mean (no bound)",
 }
 FORMS = {"epoch": ".0f", "learning_rate": ".3g"}  # of columns; of others ".3f"
+BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
+PLACE = BEGIN + END  # of the section about an evaluation
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -25,6 +27,7 @@ th { color: #666; } .rows td { text-align: right; } .rows th { text-align: right
 .numbers { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
 .number { border: 1px solid #ddd; border-radius: .5rem; padding: .6rem 1rem; }
 .number b { display: block; font-size: 1.5rem; font-weight: 600; } .number span { color: #666; font-size: .85rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; } .figures td { text-align: right; }
 .scroll { overflow-x: auto; } summary { cursor: pointer; margin-top: 2rem; }
 """
 
@@ -51,10 +54,11 @@ def write_report(folder: Path, facts: dict[str, str], history: History, row: Row
         f"<h1>{escape(folder.resolve().name)}</h1>",
         f"<p>Epoch {row['epoch']:.0f}, {seconds:.1f} seconds of training; nats per datum, lower is better.</p>",
         f'<div class="numbers">{numbers}</div>',
-        _table([[f"<th>{escape(name)}</th>", f"<td>{escape(text)}</td>"] for name, text in facts.items()]),
-        *(_picture(folder / f"{name}.png", name) for name in pictures),
+        table([[f"<th>{escape(name)}</th>", f"<td>{escape(text)}</td>"] for name, text in facts.items()]),
+        *(picture(folder / f"{name}.png") for name in pictures),
+        PLACE,
         "<details><summary>All epochs</summary><div class='scroll'>",
-        _table(
+        table(
             [
                 [f"<th>{name}</th>" for name in COLUMNS],
                 *([f"<td>{row[name]:{FORMS.get(name, '.3f')}}</td>" for name in COLUMNS] for row in history),
@@ -71,12 +75,27 @@ def write_report(folder: Path, facts: dict[str, str], history: History, row: Row
     return path
 
 
-def _picture(path: Path, name: str) -> str:
-    title = escape(name.replace("_", " ").capitalize().replace("Kl", "KL"))
+def with_evaluation(html: str, section: str) -> str:
+    """Return a report with a section about an evaluation in its place; without a place, return nothing.
+
+    Example:
+        >>> html = with_evaluation(f"<p>{PLACE}</p>", "first")
+        >>> with_evaluation(html, "second")
+        '<p><!-- evaluation -->second<!-- end of evaluation --></p>'
+    """
+    before, found, rest = html.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    return f"{before}{BEGIN}{section}{END}{after}" if found and ended else ""
+
+
+def picture(path: Path, *, heading: bool = True) -> str:
+    """Return a picture in HTML, with its name as a heading."""
+    title = escape(path.stem.replace("_", " ").capitalize().replace("Kl", "KL"))
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">'
+    return f"<h2>{title}</h2>" * heading + f'<img alt="{title}" src="data:image/png;base64,{data}">'
 
 
-def _table(rows: list[list[str]], kind: str = "") -> str:
+def table(rows: list[list[str]], kind: str = "") -> str:
+    """Return a table in HTML, from rows of cells in HTML."""
     lines = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     return f'<table class="{kind}">{lines}</table>'

@@ -572,6 +572,7 @@ def test_evaluate_says_that_grey_pixels_have_no_log_probability(capsys):
         (["--json", "no/folder.json"], "its folder does not exist"),
         (["--json", "run/config.yaml"], "must end in .json"),
         (["--sample", "3"], "did you mean --samples?"),
+        (["--resume"], "there is nothing to continue: leave out --resume"),
     ],
 )
 def test_evaluate_refuses_in_one_line(flags, words, capsys):
@@ -595,7 +596,8 @@ def test_out_of_memory_names_the_flag_that_lowers_it(error, monkeypatch, capsys)
     train()
     monkeypatch.setattr(measures, "log_likelihood", fail)
     capsys.readouterr()
-    assert "out of memory; lower --memory" in refused(capsys, "evaluate", "run")
+    assert main(["evaluate", "run"]) == 2
+    assert "out of memory; lower --memory" in capsys.readouterr().err
     monkeypatch.setattr(runs, "load_data", fail)
     assert "out of memory; lower --batch-size" in refused(capsys, "train", *QUICK, "--out", "other")
 

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from pyro_vae import VAE, decoders, encoders, priors
-from pyro_vae.diagnostics.calibration import calibration, gamma, uniform_p
+from pyro_vae.diagnostics.calibration import band, calibration, gamma, uniform_p
 from tests.support.linear import probabilistic_pca
 
 
@@ -99,3 +99,17 @@ def test_few_data_are_refused_and_vaes_are_taken():
     assert calibration(vae.model, vae.guide, x).ranks.shape == (30, 2)
     with pytest.raises(ValueError, match=r"^calibration needs at least 20 data to simulate as many, not 10"):
         calibration(vae.model, vae.guide, x[:10])
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_ranks_leave_the_band_where_their_p_value_is_below_one_in_a_hundred(scale):
+    """100 sets of 80 ranks, each in its own dimension."""
+    draws, low, high = 20, *band(80, 20)
+    codes = torch.randn(80, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    drawn = torch.randn(draws, 80, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * scale
+    ranks = (drawn < codes).sum(0)
+    below = np.stack([(ranks.numpy() < rank).mean(0) for rank in range(1, draws + 1)], 1)
+    outside = ((below < low) | (below > high)).any(1)
+    p = uniform_p(ranks, draws).numpy()
+    assert (outside == (p < 0.01))[abs(p - 0.01) > 0.002].all()
+    assert outside.mean() > 0.9 if scale < 1 else outside.mean() < 0.05

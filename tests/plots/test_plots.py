@@ -698,3 +698,40 @@ def test_as_file_draws_what_the_suffix_says():
         assert plots.as_file(plots.samples(np.zeros((4, 8, 8))), suffix).startswith(start)
     with pytest.raises(ValueError, match=r"not as '\.npy'"):
         plots.as_file(plots.samples(np.zeros((4, 8, 8))), ".npy")
+
+
+# Posteriors
+
+
+def test_gaps_are_stacked_in_the_order_of_their_sums():
+    figure = plots.gaps([0.5, 0.1, 0.2], [0.5, 2.0, -0.1])
+    bars = [[(bar.get_y(), bar.get_height()) for bar in container] for container in figure.axes[0].containers]
+    np.testing.assert_allclose(bars[0], [(0, 0.2), (0, 0.5), (0, 0.1)])
+    np.testing.assert_allclose(bars[1], [(0.2, -0.1), (0.5, 0.5), (0.1, 2.0)])
+    for wrong in (([[1.0]], [[1.0]]), ([1.0], [1.0, 2.0]), ([], [])):
+        with pytest.raises(ValueError, match="gaps must have one shape"):
+            plots.gaps(*wrong)
+
+
+def test_ranks_are_drawn_as_shares_less_what_is_expected():
+    values = np.stack([np.arange(100) % 4, np.zeros(100)], 1)  # even, and all at the lowest rank
+    figure = plots.ranks(values, 3, [0.1, 0.3, 0.6], [0.4, 0.7, 0.9])
+    even, low = (line.get_ydata().tolist() for line in figure.axes[0].lines[:2])
+    assert even == [0, 0, 0]
+    assert low == [0.75, 0.5, 0.25]
+    assert figure.axes[0].get_title() == "1 of 2 dimensions stay within chance (grey)"
+    assert figure.legends[0].get_texts()[-1].get_text() == "outside: dimension 1"
+    with pytest.raises(ValueError, match=r"low and high \(4,\), not \(100, 2\), \(3,\) and \(3,\)"):
+        plots.ranks(values, 4, [0.1, 0.3, 0.6], [0.4, 0.7, 0.9])
+
+
+def test_posterior_pairs_show_the_draws_of_both():
+    encoder, exact = RNG.normal(size=(600, 2)), RNG.normal(size=(40, 2))
+    figure = plots.posterior_pairs([(encoder, exact)] * 2, [1, 4])
+    shown = [np.asarray(points.get_offsets()) for points in figure.axes[1].collections]
+    np.testing.assert_array_equal(shown[0], encoder)  # at most 500 to 1,000 are drawn
+    np.testing.assert_array_equal(shown[1], exact)
+    assert figure.axes[1].get_ylabel() == "dimension 4"
+    for wrong in ([], [(np.zeros((3, 1)), exact)]):
+        with pytest.raises(ValueError, match=r"there are no posteriors|must have shape"):
+            plots.posterior_pairs(wrong, [0, 1])

@@ -1,0 +1,188 @@
+"""An evaluation that is kept in the folder of its run, measure by measure, and shown in the run's report."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pyro_vae import __version__, plots
+from pyro_vae.data import fingerprint
+from pyro_vae.files import printable, takes_files, write_whole
+from pyro_vae.runs.folder import RunFolder
+from pyro_vae.runs.measures import TEXTS, Measured, Measures
+from pyro_vae.runs.report import picture, table, with_evaluation
+
+HEADINGS = {
+    "bound": "The bound",
+    "likelihood": "The likelihood, by importance sampling",
+    "codes": "What the codes have learned",
+    "ais": "The likelihood, by annealed importance sampling",
+    "gaps": "Where the bound is lost",
+    "calibration": "Whether the posteriors are right",
+    "nuts": "Posteriors beside the exact ones",
+}
+PICTURES = ("gaps", "calibration", "posteriors")
+
+
+@dataclass
+class Entry:
+    """What a measure has found, as it is kept."""
+
+    figures: dict[str, float]
+    words: str
+    each: dict[str, list[float]] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+
+
+class Evaluation:
+    """The measures of a run on its test data, kept in ``evaluation.json`` in its folder as soon as each is there.
+
+    Arguments:
+        folder: the folder of the run.
+        measures: what measures the run.
+        best: whether it has its best weights.
+        resume: take what has been measured already, with the same weights, data and settings.
+
+    Raises:
+        ValueError: for ``resume`` if there is nothing to continue.
+    """
+
+    def __init__(self, folder: RunFolder, measures: Measures, *, best: bool = False, resume: bool = False) -> None:
+        self.folder, self.measures, self.path = folder, measures, folder.path / "evaluation.json"
+        self.kept = takes_files(folder.path)
+        settings = asdict(measures.settings)
+        self.about = {
+            "version": __version__,
+            "weights": hashlib.sha256(folder.weights.read_bytes()).hexdigest() + " best" * best,
+            "data": fingerprint(measures.experiment.data),
+            **{name: settings[name] for name in ("samples", "memory", "seed", "images")},
+        }
+        self.entries = self._read(required=resume)
+        self.known = {*self.entries} if resume else set()
+        for name in self.known:
+            measures.each |= self.entries[name].each
+
+    def fitting(self, names: list[str], left_out: dict[str, str] | None = None) -> list[str]:
+        """Return the measures that fit the run.
+
+        Arguments:
+            names: the measures.
+            left_out: where a measure that does not fit puts the reason, by its name; without it, it is an error.
+        """
+        fitting = []
+        for name in names:
+            try:
+                if name not in self.known:
+                    self.measures.check(name)
+                fitting.append(name)
+            except ValueError as error:
+                if left_out is None:
+                    raise
+                left_out[name] = str(error)
+        return fitting
+
+    def measured(self, names: list[str]) -> Iterator[Entry]:
+        """Return what each measure finds, once it is there, and show all in the report."""
+        for name in names:
+            if name not in self.known:
+                self._keep(name, self.measures.measure(name))
+            yield self.entries[name]
+        if self.kept:
+            self._show()
+
+    def _keep(self, name: str, found: Measured) -> None:
+        self.entries[name] = Entry(found.figures, found.words, found.each, [*found.pictures])
+        if not self.kept:
+            return
+        for title, figure in found.pictures.items():
+            write_whole(self.folder.path / f"{title}.png", plots.png(figure))
+        content = {"about": self.about, "measures": {each: asdict(entry) for each, entry in self.entries.items()}}
+        write_whole(self.path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _read(self, *, required: bool) -> dict[str, Entry]:
+        """Return what has been measured with the same weights, data and settings."""
+        fix = "leave out --resume"
+        try:
+            content = json.loads(self.path.read_text()) if _is_own(self.path) else None
+            about, entries = (content["about"], _entries(content["measures"])) if content else ({}, {})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if required:
+                raise ValueError(f"{self.path} is no evaluation that could be continued: {fix}") from error
+            about, entries = {}, {}
+        if about == self.about:
+            return entries
+        if required:
+            other = [name for name in self.about if about.get(name) != self.about[name]]
+            reason = f"is of other {', '.join(other)}" if about else "does not exist"
+            raise ValueError(f"{self.path} {reason}, so that there is nothing to continue: {fix}")
+        return {}
+
+    def _show(self) -> None:
+        """Write what has been measured into the run's report, if there is one."""
+        report = self.folder.path / "report.html"
+        if _is_own(report):
+            html = report.read_bytes().decode("utf-8", "replace")
+            if new := with_evaluation(html, self.section()):
+                write_whole(report, new.encode("utf-8", "backslashreplace"))
+
+    def section(self) -> str:
+        """Return the section of the report."""
+        measures, settings = self.measures, self.measures.settings
+        names = {
+            "samples": settings.samples,
+            "images": len(measures.few),
+            "loss": measures.experiment.config.loss,
+            "p": measures.p,
+        }
+        data = printable(str(measures.experiment.config.data))
+        parts = [
+            f"<h2>Can these numbers be trusted?</h2><p>{len(measures.x)} test data of {escape(data)}, nats per datum;"
+            " larger is better, except for the KL.</p>"
+        ]
+        for name in (each for each in HEADINGS if each in self.entries):
+            entry = self.entries[name]
+            rows = [
+                [f"<th>{escape(TEXTS[key].format(**names).strip())}</th>", f"<td>{written(value)}</td>"]
+                for key, value in entry.figures.items()
+                if key in TEXTS
+            ]
+            parts += [f"<h3>{HEADINGS[name]}</h3><p>{escape(entry.words)}</p>", table(rows, "figures")]
+            paths = [self.folder.path / f"{title}.png" for title in entry.pictures if title in PICTURES]
+            parts += [picture(path, heading=False) for path in paths if _is_own(path)]
+        return "".join(parts)
+
+
+def _is_own(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _entries(content: dict[str, Any]) -> dict[str, Entry]:
+    """Return the entries of a file, which anybody may have written."""
+    entries = {name: Entry(**content[name]) for name in HEADINGS if name in content}
+    for entry in entries.values():
+        numbers = [*entry.figures.values(), *(value for values in entry.each.values() for value in values)]
+        if not all(type(value) in (int, float) for value in numbers) or not isinstance(entry.words, str):
+            raise TypeError("an entry has another form")
+        if not all(isinstance(title, str) for title in entry.pictures):
+            raise TypeError("an entry has another form")
+    return entries
+
+
+def written(value: float) -> str:
+    """Return a figure as text: counts whole, others with two digits behind the point, or four if they are below 1.
+
+    Example:
+        >>> written(7), written(-86.4567), written(0.01234)
+        ('7', '-86.46', '0.0123')
+    """
+    return f"{value:.{0 if isinstance(value, int) else 2 if abs(value) >= 1 else 4}f}"
+
+
+def as_json(figures: dict[str, float], about: dict[str, Any]) -> bytes:
+    """Return figures as JSON, in which infinite ones are null."""
+    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    return (json.dumps({**about, **finite}, indent=2, allow_nan=False) + "\n").encode()

@@ -1,0 +1,160 @@
+"""`pyro-vae impute`: files are filled in, in their own units and order, and hidden entries compared with the truth."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import impute, plots
+from pyro_vae.cli import main
+from pyro_vae.cli.flags import config_of_run
+from pyro_vae.runs.completion import hidden
+from pyro_vae.runs.folder import RunFolder
+
+pytestmark = [
+    pytest.mark.usefixtures("blank_pictures"),
+    pytest.mark.filterwarnings("ignore:the importance weights"),
+]
+COVARIANCE = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 0.25]])
+MEAN = np.array([0.0, 1.0, 2.0])
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def table(count=400, seed=0):
+    return np.random.default_rng(seed).multivariate_normal(MEAN, COVARIANCE, count)
+
+
+def train(x, *flags):
+    np.save("table.npy", x)
+    flags = ["--decoder", "Normal", "--latent-dim", "2", "--hidden", "32", *flags]
+    assert main(["train", "--data", "table.npy", *flags, "--out", "run"]) == 0
+
+
+def loaded():
+    run = Path("run")
+    return RunFolder(run).load_vae(config_of_run(run, []))
+
+
+def refused(capsys, *flags):
+    capsys.readouterr()
+    assert main(["impute", "run", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def with_gaps(x):
+    gaps = x.copy()
+    gaps[::3, 0] = np.nan
+    gaps[1::3, 1] = np.nan
+    return gaps
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_a_file_is_filled_in_its_own_units_and_order(scale, capsys):
+    """The mean of column 0 given column 1 is 0.9 (column 1 - 1)."""
+    x = table() * scale
+    train(x, "--epochs", "100", "--lr", "0.01", "--scale", str(scale))
+    gaps = with_gaps(table(60, seed=1) * scale)
+    np.save("gaps.npy", gaps)
+    capsys.readouterr()
+    assert main(["impute", "run", "--data", "gaps.npy", "--out", "filled.npz"]) == 0
+    assert "gaps.npy: 60 data, 22.2% of their entries missing" in capsys.readouterr().out
+    filled, missing = np.load("filled.npz"), np.isnan(gaps)
+    for each in (filled["mean"], *filled["draws"]):
+        np.testing.assert_array_equal(each[~missing], gaps[~missing])  # as in the file, in double precision
+    assert filled["draws"].shape == (20, 60, 3)
+    np.testing.assert_array_equal(filled["deviation"][~missing], 0)
+    vae = loaded()
+    found = impute(vae.model, vae.guide, torch.tensor(gaps / scale).float())
+    np.testing.assert_allclose(filled["mean"][missing], found.mean[0].numpy()[missing] * scale, rtol=1e-6)
+    np.testing.assert_allclose(filled["draws"][:, missing], found.draws[0].numpy()[:, missing] * scale, rtol=1e-6)
+    np.testing.assert_allclose(filled["deviation"][missing], found.deviation[0].numpy()[missing] * scale, rtol=1e-6)
+    wanted = 0.9 * (gaps[::3, 1] / scale - 1)
+    assert np.corrcoef(filled["mean"][::3, 0], wanted)[0, 1] > 0.8
+    for name in ("filled.npy", "filled.csv"):
+        assert main(["impute", "run", "--data", "gaps.npy", "--out", name]) == 0
+    np.testing.assert_array_equal(np.load("filled.npy"), filled["mean"])
+    np.testing.assert_allclose(np.loadtxt("filled.csv", delimiter=","), filled["mean"], rtol=1e-6)
+    assert main(["impute", "run", "--data", "gaps.npy"]) == 0
+    np.testing.assert_array_equal(np.load("gaps-completed.npy"), filled["mean"])
+
+
+def test_hidden_entries_are_measured_against_what_they_were(capsys):
+    train(table(), "--epochs", "100", "--lr", "0.01")
+    capsys.readouterr()
+    assert main(["impute", "run", "--hide", "0.4", "--n", "80", "--out", "shown.png"]) == 0
+    output = capsys.readouterr().out
+    found = {name: float(value) for name, value in re.findall(r"^ *(.*?) +(-?[0-9.]+)$", output, re.MULTILINE)}
+    error, plain = (found[name] for name in ("mean squared error of the means", "of the mean of the training data"))
+    assert error < plain
+    assert 0.3 < plain < 1.2  # the mean variance is 0.75
+    vae, x = loaded(), torch.tensor(np.load("table.npy")).float()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:80]
+    gone = hidden(x[order], "0.4", 0).isnan()
+    decoded = vae.decoder(vae.prior().sample((200_000,))).base_dist  # a brute-force estimate, from the prior
+    each = torch.stack([decoded.log_prob(row) for row in x[order]])
+    whole, seen = (terms.sum(-1).double().logsumexp(-1) for terms in (each, each.masked_fill(gone[:, None], 0.0)))
+    difference = (whole - seen).mean().item()
+    assert found["log p(hidden | observed), nats per datum"] == pytest.approx(difference, abs=0.03)
+    assert Path("shown.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_halves_of_pictures_are_hidden():
+    x = torch.zeros(2, 1, 4, 6)
+    for what, (rows, columns) in {
+        "upper": (slice(2), slice(None)),
+        "lower": (slice(2, None), slice(None)),
+        "left": (slice(None), slice(3)),
+        "right": (slice(None), slice(3, None)),
+    }.items():
+        gone = hidden(x, what, seed=0).isnan()
+        assert gone[:, :, rows, columns].all()
+        assert gone.sum() == 24
+    share = hidden(torch.zeros(1000, 10), "0.3", seed=1).isnan().double().mean().item()
+    assert abs(share - 0.3) < 4 * (0.21 / 10_000) ** 0.5
+
+
+def test_what_cannot_be_imputed_is_refused_in_one_line(capsys):
+    train(table(40), "--epochs", "1")
+    np.save("whole.npy", table(5))
+    np.save("narrow.npy", np.full((4, 2), np.nan))
+    np.save("empty.npy", np.full((4, 3), np.nan))
+    np.savez("parts.npz", x_train=with_gaps(table(5)), x_test=table(5))
+    np.save("gaps.npy", with_gaps(table(5)))
+    for flags, words in {
+        (): "give --data FILE with missing entries (NaN), or --hide lower to hide some of the test data",
+        ("--data", "whole.npy"): "no entry of whole.npy is missing (NaN): --hide hides some",
+        ("--data", "narrow.npy"): "has data of shape [2], but the run was trained on [3]",
+        ("--data", "empty.npy"): "a part of the data has no observed entry",
+        ("--data", "parts.npz"): "parts.npz holds x_test, x_train: save the data as one array x",
+        ("--data", "digits"): "digits cannot have missing entries: give a .npy or .npz file",
+        ("--data", "no.npy"): "no file no.npy",
+        ("--data", "gaps.npy", "--out", "x.txt"): "--out x.txt must end in .npy, .npz, .csv, .png",
+        ("--data", "gaps.npy", "--out", "gaps.npy"): "gaps.npy",
+        ("--data", "gaps.npy", "--by", "magic"): "importance",
+        ("--data", "gaps.npy", "--draws", "1"): "--draws must be at least 2, not 1",
+        ("--data", "gaps.npy", "--samples", "3"): "--samples must be at least 20, not 3",
+        ("--hide", "lower"): "are no pictures with halves: hide a share, such as 0.5",
+        ("--hide", "1"): "is upper, lower, left, right, or a share above 0 and below 1, not '1'",
+        ("--hide", "most"): "or a share above 0 and below 1, not 'most'",
+        ("--hide", "nan"): "or a share above 0 and below 1, not 'nan'",
+        ("--hide", "0.5", "--n", "0"): "--n must be at least 1, not 0",
+        ("--hide", "0.5", "--out", "x.npy"): "must end in .png",
+    }.items():
+        assert words in refused(capsys, *flags), flags
+
+
+def test_completions_are_drawn_in_columns():
+    x = torch.linspace(0, 1, 3 * 16).reshape(3, 1, 4, 4)
+    figure = plots.completions(x, x / 2, [x / 4] * 2, originals=1 - x)
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    expected = torch.cat([1 - x, x, x / 2, x / 4, x / 4], -1)[:, 0].reshape(12, 20)
+    np.testing.assert_allclose(shown, expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"must have one shape \(n, \*shape\)"):
+        plots.completions(x, x[:2], [x])

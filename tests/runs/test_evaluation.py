@@ -1,0 +1,148 @@
+"""Evaluations that are kept in the folder of their run: interrupted, continued, and shown in its report."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pyro_vae.cli import main
+from pyro_vae.runs import evaluation, measures
+from pyro_vae.runs.report import PLACE
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+TRAIN = ["train", "--epochs", "2", "--latent-dim", "3", "--hidden", "16", "--binarize", "dynamic", "--out", "run"]
+EVALUATE = ["evaluate", "run", "--samples", "30", "--images", "3"]
+
+
+@pytest.fixture(autouse=True)
+def _run_in_an_empty_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(TRAIN) == 0
+    capsys.readouterr()
+
+
+def evaluated(capsys, *flags):
+    """Return what an evaluation prints."""
+    assert main([*EVALUATE, *flags]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *flags):
+    """Return the line in which an evaluation is refused."""
+    assert main([*EVALUATE, *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def kept():
+    return json.loads(Path("run/evaluation.json").read_text())["measures"]
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+@pytest.mark.parametrize("flags", [["--codes"], ["--codes", "--ais", "--gaps", "--calibration", "--nuts"]])
+def test_an_interrupted_evaluation_continues_to_the_same_numbers(flags, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(measures, "inference_gap" if "--gaps" in flags else "codes", stop)
+        assert main([*EVALUATE, *flags]) == 130
+    begun = ["bound", "likelihood", "codes", "ais"] if "--gaps" in flags else ["bound", "likelihood"]
+    assert [*kept()] == begun
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        for name in ("evaluate", "log_likelihood", "ais"):  # which have been measured
+            patch.setattr(measures, name, stop)
+        continued = evaluated(capsys, *flags, "--resume", "--json", "continued.json")
+    assert continued == evaluated(capsys, *flags, "--json", "anew.json")
+    assert Path("continued.json").read_text() == Path("anew.json").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_what_was_measured_before_stays_if_weights_data_and_settings_are_the_same(capsys):
+    evaluated(capsys, "--codes")
+    evaluated(capsys)
+    assert [*kept()] == ["bound", "likelihood", "codes"]
+    evaluated(capsys, "--seed", "1")
+    assert [*kept()] == ["bound", "likelihood"]
+    assert "is of other seed, so that there is nothing to continue: leave out --resume" in refused(capsys, "--resume")
+    assert main([*TRAIN[:1], "--resume", "run", "--epochs", "3"]) == 0
+    capsys.readouterr()
+    assert "is of other weights, so that" in refused(capsys, "--seed", "1", "--resume")
+
+
+def entry(**other):
+    good = {"figures": {"elbo": -1.0}, "words": "w", "each": {}, "pictures": []}
+    return {"about": {}, "measures": {"bound": good | other}}
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", "nonsense", "[" * 100_000, '{"about": 1, "measures": []}', '{"about": {}, "measures": 3}'),
+        *map(
+            json.dumps,
+            [
+                entry(figures={"elbo": "<script>"}),
+                entry(figures={"elbo": True}),
+                entry(figures=[1]),
+                entry(words=3),
+                entry(pictures=[{}]),
+                entry(pictures=3),
+                entry(each={"estimate": 3}),
+                entry(each={"estimate": ["x"]}),
+                entry(more=3),
+            ],
+        ),
+    ],
+)
+def test_a_file_of_another_form_is_refused_or_replaced(content, capsys):
+    path = Path("run/evaluation.json")
+    path.write_text(content)
+    assert "is no evaluation that could be continued: leave out --resume" in refused(capsys, "--resume")
+    evaluated(capsys)
+    assert [*kept()] == ["bound", "likelihood"]
+
+
+def test_nothing_to_continue_is_said(capsys):
+    assert "does not exist, so that there is nothing to continue: leave out --resume" in refused(capsys, "--resume")
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_the_report_shows_each_measure_once_with_its_words(capsys):
+    for flags in ([], ["--codes"], ["--codes"]):
+        evaluated(capsys, *flags)
+    html = Path("run/report.html").read_text()
+    headings = re.findall("<h3>(.*?)</h3>", html)
+    assert headings == [evaluation.HEADINGS[name] for name in ("bound", "likelihood", "codes")]
+    for name, found in kept().items():
+        assert found["words"] in html.replace("&#x27;", "'"), name
+        for value in found["figures"].values():
+            assert f"<td>{evaluation.written(value)}</td>" in html
+    assert html.index("Can these numbers be trusted?") < html.index("All epochs")
+    assert main(["train", "--resume", "run", "--epochs", "3"]) == 0
+    assert "<h3>" not in Path("run/report.html").read_text()  # as the weights are others
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_a_folder_that_takes_no_files_is_evaluated_all_the_same(capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "takes_files", lambda _: False)
+    before = Path("run/report.html").read_text()
+    assert "log p(x), 30 samples" in evaluated(capsys)
+    assert not Path("run/evaluation.json").exists()
+    assert Path("run/report.html").read_text() == before
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_links_in_the_folder_are_not_followed(capsys):
+    for name in ("evaluation.json", "report.html"):
+        Path(f"outside-{name}").write_text(f"of others {PLACE}")
+        Path(f"run/{name}").unlink(missing_ok=True)
+        Path(f"run/{name}").symlink_to(Path(f"outside-{name}").absolute())
+    evaluated(capsys)
+    for name in ("evaluation.json", "report.html"):
+        assert Path(f"outside-{name}").read_text().startswith("of others")
+    assert not Path("run/evaluation.json").is_symlink()
