@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics.imputation import impute, on_observed
     from pyro_vae.diagnostics.likelihood import log_likelihood
     from pyro_vae.diagnostics.posteriors import posterior_check
+    from pyro_vae.diagnostics.predictive import predictive_check
     from pyro_vae.programs import handlers, noise
     from pyro_vae.training import History, fit
     from pyro_vae.vae import VAE
@@ -74,6 +75,7 @@ __all__ = [
     "on_observed",
     "plots",
     "posterior_check",
+    "predictive_check",
     "priors",
     "programs",
     "training",
@@ -95,6 +97,7 @@ _HOMES = {
     "impute": "diagnostics.imputation",
     "on_observed": "diagnostics.imputation",
     "posterior_check": "diagnostics.posteriors",
+    "predictive_check": "diagnostics.predictive",
     "compare": "diagnostics.comparison",
     "gradients": "diagnostics.estimators",
 }

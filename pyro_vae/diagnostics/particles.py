@@ -107,10 +107,17 @@ class Particles(Objective):
         likelihood, prior = self.log_p(rows, *values)
         return ((likelihood + prior - log_q).double(),)
 
-    def simulated(self, rows: Batch) -> tuple[Batch, list[Tensor]]:
-        """Return data that the model draws in place of those it observes, and the codes that they are made from."""
+    def simulated(self, rows: Batch, *, given: bool = False) -> tuple[Batch, list[Tensor]]:
+        """Return data that the model draws in place of those it observes, and the codes that they are made from.
+
+        Arguments:
+            rows: the data.
+            given: take codes from the guide, given the data, rather than from the prior.
+        """
         args, kwargs = arguments(rows)
-        trace = poutine.trace(poutine.uncondition(self.model)).get_trace(*args, **kwargs)
+        drawn = poutine.trace(self.guide).get_trace(*args, **kwargs) if given else Trace()
+        model = poutine.uncondition(poutine.replay(self.model, trace=drawn))
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
         tensors = tensors_of(rows)
         for name, site in trace.nodes.items():
             observed = site["infer"].get("obs") if site["type"] == "sample" else None

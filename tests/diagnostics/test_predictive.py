@@ -1,0 +1,85 @@
+"""Posterior predictive checks against the normal distributions of a linear-Gaussian model."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+from pyro_vae import predictive_check
+from tests.support.linear import probabilistic_pca
+
+DRAWS = 400
+
+
+@pytest.mark.parametrize("codes", ["posterior", "prior"])
+def test_simulated_data_have_the_moments_of_the_predictive_distribution(codes):
+    """400 draws of 20 data: means within 4 standard errors, variances by a chi-squared test with p above 1e-4."""
+    exact = probabilistic_pca(latent=3, observed=4, count=20)
+    weight = exact.vae.decoder.network.layers[0].weight.detach()
+    covariance = exact.covariance if codes == "posterior" else torch.eye(3).double()
+    mean = exact.mean @ weight.T if codes == "posterior" else torch.zeros(20, 4).double()
+    variance = (weight @ covariance @ weight.T).diagonal() + 0.25
+    found = predictive_check(exact.vae.model, exact.vae.guide, exact.x, lambda x: x, codes=codes, draws=DRAWS)
+    z = (found.simulated.mean(0) - mean) / (variance / DRAWS).sqrt()
+    assert z.abs().max() < 4
+    for dimension in range(4):
+        total = ((found.simulated[..., dimension] - mean[:, dimension]).square().sum() / variance[dimension]).item()
+        assert 1e-4 < stats.chi2.cdf(total, DRAWS * 20) < 1 - 1e-4
+    torch.testing.assert_close(found.observed, exact.x)
+
+
+def test_the_share_above_counts_equal_ones_as_one_half():
+    exact = probabilistic_pca(latent=2, observed=3, count=10)
+    found = predictive_check(exact.vae.model, exact.vae.guide, exact.x, lambda _: torch.tensor(3), draws=10)
+    assert found.p == 0.5
+    found = predictive_check(exact.vae.model, exact.vae.guide, exact.x, lambda x: x.std() / 100 * len(x), draws=10)
+    assert found.p == (found.simulated > found.observed).double().mean()
+
+
+def counts():
+    """A model of counts without extra zeros, with labels as a part of the data or without."""
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            rate = (0.1 * z + (0.0 if y is None else y)).exp() + 3
+            pyro.sample("x", dist.Poisson(rate.unsqueeze(-1)).to_event(1), obs=x)
+
+    def guide(x, _=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_data_that_the_model_cannot_draw_are_seen(labels):
+    """A third of the counts are 0, of which the model draws at most exp(-3) = 5 %."""
+    torch.manual_seed(0)
+    x = torch.poisson(torch.full((300, 1), 4.0)) * (torch.arange(300) % 3 > 0)[:, None]
+    data = (x, torch.zeros(300)) if labels else x
+    found = predictive_check(*counts(), data, lambda x, *_: (x == 0).double().mean(), draws=50)
+    assert found.p == 0
+    assert found.simulated.max() < 0.1 < 0.33 < found.observed
+
+
+def test_what_cannot_be_checked_is_refused():
+    exact = probabilistic_pca(latent=2, observed=3, count=10)
+    programs = exact.vae.model, exact.vae.guide
+    with pytest.raises(TypeError, match=r"^statistic must return a tensor, such as x.mean\(\), not float"):
+        predictive_check(*programs, exact.x, lambda _: 1.0)
+    with pytest.raises(TypeError, match="statistic"):
+        predictive_check(*programs, exact.x, "mean")
+    with pytest.raises(ValueError, match="codes are from the posterior or the prior, not from 'data'"):
+        predictive_check(*programs, exact.x, lambda x: x.mean(), codes="data")
+    with pytest.raises(ValueError, match="draws must be at least 1, not 0"):
+        predictive_check(*programs, exact.x, lambda x: x.mean(), draws=0)
+
+    def twice(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", exact.vae.prior())
+            pyro.sample("x", exact.vae.decoder(z), obs=2 * x)
+
+    with pytest.raises(ValueError, match="observes something at site 'x' that the data do not hold as it is"):
+        predictive_check(twice, exact.vae.guide, exact.x, lambda x: x.mean())
