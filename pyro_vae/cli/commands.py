@@ -261,14 +261,15 @@ def impute(arguments: argparse.Namespace) -> None:
 
 
 def _impute_hidden(arguments: argparse.Namespace, completion: "Completion") -> None:
-    from pyro_vae.runs.completion import HALVES, completions_figure, hidden, measured
+    from pyro_vae.runs.completion import HALVES, completions_figure, hidden, mean_of_training, measured
 
     experiment = _experiment_of_run(arguments)
     experiment.check("test")
     x = experiment.as_seen(experiment.data.test[: arguments.n])
     incomplete = hidden(x, arguments.hide, arguments.seed)
-    found = completion.of(experiment.vae, incomplete)
-    figures = measured(experiment, x, incomplete, found, arguments.seed)
+    mean = mean_of_training(experiment)
+    found = completion.of(experiment.vae, incomplete, mean)
+    figures = measured(experiment, x, incomplete, found, mean, arguments.seed)
     what = f"the {arguments.hide} half" if arguments.hide in HALVES else f"a share of {arguments.hide}"
     title = f"Test data with {what} hidden, completed by {completion.by}"
     path = arguments.out or arguments.run / f"impute-{completion.by}.png"

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from pyro_vae.data.numpy_files import SUFFIXES, read_rows
 from pyro_vae.diagnostics.imputation import Imputation, impute, on_observed
 from pyro_vae.diagnostics.likelihood import log_likelihood
 from pyro_vae.plots import Figure
-from pyro_vae.programs import seeded
+from pyro_vae.programs import Program, seeded
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.vae import VAE
 
@@ -33,9 +35,14 @@ class Completion:
     seed: int = 0
     progress: bool = False
 
-    def of(self, vae: VAE, x: Tensor) -> Imputation:
-        """Return incomplete data completed, shape (N, \\*shape)."""
-        return impute(vae.model, vae.guide, x, **vars(self))
+    def of(self, vae: VAE, x: Tensor, mean: Tensor | None = None) -> Imputation:
+        """Return incomplete data completed; the encoder gets a mean in the place of missing entries, if it is given."""
+        guide = vae.guide if mean is None else partial(_filled, vae.guide, mean)
+        return impute(vae.model, guide, x, **vars(self))
+
+
+def _filled(guide: Program, mean: Tensor, x: Tensor) -> Any:
+    return guide(torch.where(x.isnan(), mean, x))
 
 
 def hidden(x: Tensor, what: str, seed: int) -> Tensor:
@@ -93,7 +100,9 @@ def mean_of_training(experiment: Experiment) -> Tensor:
     return (total / known).nan_to_num().float()
 
 
-def measured(experiment: Experiment, x: Tensor, incomplete: Tensor, found: Imputation, seed: int) -> dict[str, float]:
+def measured(
+    experiment: Experiment, x: Tensor, incomplete: Tensor, found: Imputation, mean: Tensor, seed: int
+) -> dict[str, float]:
     """Return how well hidden entries are found.
 
     Arguments:
@@ -101,6 +110,7 @@ def measured(experiment: Experiment, x: Tensor, incomplete: Tensor, found: Imput
         x: the data, as the programs see them.
         incomplete: the data with entries hidden.
         found: the data completed.
+        mean: that of the training data.
         seed: random seed of the likelihoods.
 
     Returns:
@@ -108,7 +118,7 @@ def measured(experiment: Experiment, x: Tensor, incomplete: Tensor, found: Imput
         are grey, the log-likelihood of the hidden entries given the others in nats per datum, and its standard error.
     """
     gone, truth = incomplete.isnan().cpu(), x.cpu()
-    plain = mean_of_training(experiment).cpu().expand_as(truth)
+    plain = mean.cpu().expand_as(truth)
 
     def error(completed: Tensor) -> float:
         return (completed - truth)[gone].double().square().mean().item()
@@ -121,7 +131,7 @@ def measured(experiment: Experiment, x: Tensor, incomplete: Tensor, found: Imput
     if not experiment.is_grey:
         vae = experiment.vae
         whole = log_likelihood(vae.model, vae.guide, x, seed=seed, per_datum=True)
-        programs = on_observed(vae.model, vae.guide, incomplete)
+        programs = on_observed(vae.model, partial(_filled, vae.guide, mean), incomplete)
         seen = log_likelihood(*programs, incomplete, seed=seed, per_datum=True)
         errors = whole.standard_error.square() + seen.standard_error.square()
         figures["log_likelihood_of_hidden"] = (whole.estimate - seen.estimate).mean().item()

@@ -19,10 +19,13 @@ from pyro_vae.diagnostics.gaps import inference_gap
 from pyro_vae.diagnostics.likelihood import log_likelihood
 from pyro_vae.diagnostics.posteriors import posterior_check
 from pyro_vae.diagnostics.weights import RELIABLE, LogLikelihood
+from pyro_vae.encoders import Flow
 from pyro_vae.plots import Figure
 from pyro_vae.runs.experiment import Experiment
 
 SIMULATED = 1000  # data of the calibration, at most
+RUNAWAY = 1000.0  # times as far as the codes of most data
+DRAWS, TOGETHER = 10, 1000  # draws of each datum that are looked at, and data at a time
 EIGHT_BIT = (Categorical, DiscretizedLogistic)  # decoders of probabilities of whole numbers
 TEXTS = {
     "elbo": "bound ({loss})",
@@ -139,7 +142,24 @@ class Measures:
             f"Training makes the bound as large as it can. It never exceeds {self.p} in the mean; the difference is how"
             " far the encoder's posteriors are from the exact ones."
         )
+        if isinstance(experiment.vae.encoder, Flow) and (text := self._runaway()):
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            words += f" {text[0].upper()}{text[1:]}."
         return Measured(figures | {"elbo_at_mean": -at_mean.loss}, words)
+
+    @torch.no_grad()
+    def _runaway(self) -> str:
+        """Name a datum that a flow sends far from all others, as it may do with data unlike those of training."""
+        with self.experiment.evaluating(self.settings.seed):
+            codes = [self.experiment.vae.encoder(rows).sample((DRAWS,)) for rows in self.x.split(TOGETHER)]
+        reach = torch.cat([each.flatten(2).abs().amax((0, 2)) for each in codes]).nan_to_num(math.inf)
+        worst, typical = int(reach.argmax()), reach.median().item()
+        if reach[worst] <= RUNAWAY * typical:
+            return ""
+        return (
+            f"the flow sends test datum {worst} to codes as far as {reach[worst]:.3g} from 0, where {typical:.3g} is"
+            " usual, so that it alone may change the mean bound: look at this datum"
+        )
 
     def likelihood(self) -> Measured:
         """The likelihood by importance sampling."""

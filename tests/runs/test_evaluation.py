@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pyro_vae.cli import main
@@ -146,3 +147,18 @@ def test_links_in_the_folder_are_not_followed(capsys):
     for name in ("evaluation.json", "report.html"):
         assert Path(f"outside-{name}").read_text().startswith("of others")
     assert not Path("run/evaluation.json").is_symlink()
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights", "always:the flow sends")
+def test_a_datum_that_a_flow_sends_far_away_is_named(capsys):
+    """Test datum 7 is 1e4 times as large as others; the network of the encoder is linear there."""
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    flags = ["--decoder", "Normal", "--encoder", "Flow", "--latent-dim", "2", "--hidden", "8", "--epochs", "1"]
+    for name, factor in (("usual", 1.0), ("strange", 1e4)):
+        x[7] *= factor
+        np.savez(f"{name}.npz", x_train=x[10:], x_test=x[:10])
+        assert main(["train", "--data", f"{name}.npz", *flags, "--out", name]) == 0
+        capsys.readouterr()
+        assert main(["evaluate", name, "--samples", "5"]) == 0
+        assert ("the flow sends test datum 7 to codes as far as" in capsys.readouterr().err) == (name == "strange")
+    assert "The flow sends test datum 7" in Path("strange/report.html").read_text()
