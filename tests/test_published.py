@@ -12,9 +12,10 @@ import torch
 from benchmarks.published import imputation, measures, run
 from benchmarks.published.__main__ import main
 from benchmarks.published.parts import in_stages
-from benchmarks.published.recipe import FOLDER, read, shortened
+from benchmarks.published.recipe import FOLDER, Recipe, read, shortened
 from benchmarks.published.rows import ROWS
 from pyro_vae.data import Data
+from pyro_vae.training import History
 
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 FEW = {  # what makes each measure quick
@@ -84,6 +85,22 @@ def test_a_budget_shortens_the_epochs_and_the_line_says_so(monkeypatch, tmp_path
         run.append(table, line)
     assert table.read_text().splitlines()[2:] == [line, line]
     assert table.read_text().startswith("| row | number | published |")
+
+
+def test_a_training_that_is_interrupted_adds_no_line(monkeypatch, tmp_path, capsys):
+    def interrupted(_, **__):
+        history = History()
+        history.interrupted = True
+        return history
+
+    monkeypatch.setattr(run, "seconds_per_epoch", lambda _: 60.0)
+    monkeypatch.setattr(Recipe, "fit", interrupted)
+    monkeypatch.setattr(sys, "argv", ["published", "imputation", "--out", str(tmp_path / "table.md")])
+    with pytest.raises(SystemExit) as exit_code:
+        main()
+    assert exit_code.value.code == 130
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "table.md").exists()
 
 
 def test_a_trial_times_an_epoch():

@@ -41,6 +41,8 @@ def reported(name, load, arguments):
     except (ValueError, FloatingPointError) as error:  # such as data that are not there
         print(f"{name}: {error}", file=sys.stderr)
         return False
+    except KeyboardInterrupt:
+        sys.exit(130)
     append(arguments.out, line)
     print(line, flush=True)
     return True

@@ -31,6 +31,8 @@ def run(name, load, minutes, seed=None):
     epochs = max(1, min(full.epochs, int(left / per_epoch)))
     recipe = row.recipe(name, load, epochs, seed)
     history = recipe.fit()
+    if history.interrupted:  # it would not be the training that the line names
+        raise KeyboardInterrupt
     found, count = measured(row, recipe, history, start + 60 * minutes)
     schedule = f"{epochs:,} of {full.epochs:,} epochs; {count:,} of {min(row.most, len(recipe.judged)):,} data measured"
     seconds = f"{time.perf_counter() - start:.0f}"
