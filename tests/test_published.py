@@ -93,6 +93,7 @@ def test_a_training_that_is_interrupted_adds_no_line(monkeypatch, tmp_path, caps
         history.interrupted = True
         return history
 
+    monkeypatch.setattr(run, "ROWS", {"imputation": few(ROWS["imputation"])})
     monkeypatch.setattr(run, "seconds_per_epoch", lambda _: 60.0)
     monkeypatch.setattr(Recipe, "fit", interrupted)
     monkeypatch.setattr(sys, "argv", ["published", "imputation", "--out", str(tmp_path / "table.md")])
