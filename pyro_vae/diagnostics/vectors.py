@@ -1,0 +1,82 @@
+"""Data, codes and factors as tables of numbers: one row for each datum."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.programs.seeds import as_seed
+
+LARGEST = 1e100  # number whose square, and sums of squares, are not infinite
+
+
+def as_vectors(values: Any, name: str) -> Tensor:
+    """Return one vector for each datum, in double precision on the CPU.
+
+    Arguments:
+        values: a tensor or an array of N data, shape (N, ...); the dimensions after the first become one.
+        name: what the values are called in an error.
+
+    Returns:
+        The vectors, shape (N, D).
+
+    Raises:
+        TypeError: if the values are not numbers.
+        ValueError: for a single number, no numbers, or a value that is NaN or infinite.
+
+    Example:
+        >>> as_vectors([[1, 2], [3, 4]], "the codes")
+        tensor([[1., 2.],
+                [3., 4.]], dtype=torch.float64)
+    """
+    try:
+        found = torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor or an array of numbers, not {type(values).__name__}") from error
+    if found.is_complex():
+        raise TypeError(f"{name} must be real numbers, not complex ones: give real and imaginary parts")
+    if found.dim() < 1 or found.numel() == 0:
+        raise ValueError(f"{name} must have a row for each datum, not the shape {tuple(found.shape)}")
+    vectors = found.double().reshape(len(found), -1)
+    if wrong := (~(vectors.abs() < LARGEST)).any(1).nonzero().flatten().tolist():
+        raise ValueError(f"{name} must be finite, and below 1e100, but those of datum {wrong[0]} are not: leave it out")
+    return vectors
+
+
+def check_together(ones: Tensor, others: Tensor, names: tuple[str, str], fewest: int) -> None:
+    """Refuse two tables that are not about the same data, or about too few.
+
+    Example:
+        >>> check_together(torch.zeros(3, 2), torch.zeros(4, 2), ("the codes", "the factors"), 2)
+        Traceback (most recent call last):
+        ...
+        ValueError: the codes and the factors must be of the same data in the same order, not of 3 and 4 data
+    """
+    if len(ones) != len(others):
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be of the same data in the same order, not of {len(ones)} and"
+            f" {len(others)} data"
+        )
+    if len(ones) < fewest:
+        raise ValueError(f"at least {fewest} data are needed, not {len(ones)}: give more")
+
+
+def halves(size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of two random halves: one to learn from, and one to measure on.
+
+    Example:
+        >>> [len(half) for half in halves(5, seed=0)]
+        [2, 3]
+    """
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(as_seed(seed)))
+    return order[: size // 2], order[size // 2 :]
+
+
+def varies(table: Tensor) -> Tensor:
+    """Whether a column has different values, shape (D,).
+
+    Example:
+        >>> varies(torch.tensor([[0.1, 0.1], [0.1, 0.2]]))
+        tensor([False,  True])
+    """
+    return (table != table[0]).any(0)

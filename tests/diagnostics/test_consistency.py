@@ -1,0 +1,118 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae.diagnostics.consistency import consistency
+from pyro_vae.diagnostics.encoding import code_means
+from tests.support.linear import probabilistic_pca
+
+
+def normal(count, size, seed=0):
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+@pytest.mark.parametrize("degrees", [30, 70])
+def test_turned_codes_are_linear_maps_of_each_other_but_not_each_others_dimensions(degrees):
+    """Of a turn by an angle a, each dimension correlates cos a and sin a with the others: the MCC is the larger one."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    codes = normal(4000, 2)
+    found = consistency(codes, codes @ torch.tensor([[cos, -sin], [sin, cos]]).double() + 3)
+    assert found.r_squared.tolist() == pytest.approx([1.0, 1.0], abs=1e-10)
+    assert found.mean_r_squared == pytest.approx(1.0, abs=1e-10)
+    assert found.mcc == pytest.approx(max(cos, sin), abs=4 * min(cos, sin) / math.sqrt(2000))
+
+
+def test_other_orders_signs_and_scales_are_the_same_codes():
+    codes = normal(100, 3)
+    others = codes[:, [2, 0, 1]] * torch.tensor([-1e-20, 1.0, 1e20])
+    for found in (consistency(codes, others), consistency(others, codes)):
+        assert found.mcc == pytest.approx(1.0, abs=1e-10)
+        assert found.mean_r_squared == pytest.approx(1.0, abs=1e-10)
+
+
+def test_noise_lowers_both_measures_by_what_it_adds_to_the_variance():
+    """w = z + s noise: R^2 = 1 / (1 + s^2) and the correlation is its root; 10,000 data, within 0.03."""
+    codes, deviations = normal(10_000, 3), torch.tensor([0.0, 0.5, 2.0]).double()
+    found = consistency(codes, codes + deviations * normal(10_000, 3, seed=1))
+    expected = 1 / (1 + deviations**2)
+    torch.testing.assert_close(found.r_squared, expected, rtol=0, atol=0.03)
+    assert found.mean_r_squared == pytest.approx(expected.mean().item(), abs=0.03)
+    assert found.mcc == pytest.approx(expected.sqrt().mean().item(), abs=0.03)
+
+
+def test_codes_that_have_nothing_in_common_give_0():
+    """300 repetitions: R^2 is -2 (D + 2) / N and the MCC 0 in the mean, within 4 standard errors; N = 400, D = 4."""
+    found = [consistency(normal(400, 4, 2 * k), normal(400, 4, 2 * k + 1), seed=k) for k in range(300)]
+    for values, expected, bound in (
+        ([each.mean_r_squared for each in found], -2 * 6 / 400, 0.1),
+        ([each.mcc for each in found], 0.0, 4 * math.sqrt(2 / (400 * 4))),
+    ):
+        assert abs(np.mean(values) - expected) < 4 * np.std(values) / math.sqrt(300)
+        assert max(map(abs, values)) < bound
+
+
+def test_fewer_dimensions_predict_what_they_hold():
+    codes = normal(2000, 2)
+    found = consistency(codes[:, :1], codes)
+    assert found.r_squared[0].item() == pytest.approx(1.0, abs=1e-10)
+    assert abs(found.r_squared[1].item()) < 0.02
+    assert found.mcc == pytest.approx(1.0, abs=1e-10)  # of the one pair
+    assert consistency(codes, codes[:, :1]).mean_r_squared == pytest.approx(1.0, abs=1e-10)
+
+
+def test_constant_and_repeated_dimensions():
+    """A constant has no variance to predict, and is left out of the means."""
+    codes = normal(200, 2)
+    dead = torch.cat([codes, torch.full((200, 1), 0.1).double()], -1)
+    found = consistency(dead, dead)
+    assert found.r_squared[2].isnan()
+    assert (found.mean_r_squared, found.mcc) == pytest.approx((1.0, 1.0), abs=1e-10)
+    twice = torch.cat([codes, codes], -1)
+    assert consistency(twice, codes).mean_r_squared == pytest.approx(1.0, abs=1e-10)
+    with pytest.raises(ValueError, match=r"^all data have the same code: no dimension can be compared"):
+        consistency(codes, torch.zeros(200, 2))
+
+
+@pytest.mark.parametrize(
+    ("codes", "others", "message"),
+    [
+        (torch.zeros(20, 2), torch.zeros(19, 2), "must be of the same data in the same order, not of 20 and 19 data"),
+        (torch.zeros(11, 2), torch.zeros(11, 2), "at least 12 data are needed, not 11: give more"),
+        (torch.tensor([[1.0]] * 9 + [[math.nan]]), torch.zeros(10, 1), "finite, .*those of datum 9 are not: leave it"),
+        (torch.tensor(1.0), torch.zeros(10, 1), r"the codes must have a row for each datum, not the shape \(\)"),
+    ],
+)
+def test_codes_that_cannot_be_compared_are_refused(codes, others, message):
+    with pytest.raises(ValueError, match=message):
+        consistency(codes, others)
+    for wrong in ("codes", [["a"]], None, torch.zeros(20, 2, dtype=torch.cfloat)):
+        with pytest.raises(TypeError, match=r"^the (other )?codes must be"):
+            consistency(torch.zeros(20, 2), wrong)
+
+
+def test_the_codes_of_data_are_the_means_of_their_posteriors():
+    """Within 5 standard errors of 50 draws, of each of 700 data; ready batches keep their order."""
+    exact = probabilistic_pca(latent=3, observed=4, count=700)
+    error = (exact.covariance.diagonal() / 50).sqrt()
+    pair = exact.vae.model, exact.vae.guide
+    for given in (exact.x, DataLoader(TensorDataset(exact.x), batch_size=600)):
+        means = code_means(*pair, given)
+        assert ((means - exact.mean).abs() < 5 * error).all()
+        assert ((means - exact.mean) / error).std().item() == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(code_means(*pair, exact.x), code_means(*pair, exact.x))
+    again = consistency(code_means(*pair, exact.x), code_means(*pair, exact.x, seed=1))
+    assert again.mcc > 0.9
+
+
+def test_two_vaes_on_digits():
+    x = data.load("digits").test
+    means = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
+        means.append(code_means(vae.model, vae.guide, x))
+    assert consistency(*means).r_squared.shape == (2,)
