@@ -9,6 +9,7 @@ from pyro_vae.data.batch import cut, pieces
 from pyro_vae.data.batches import Rows, as_rows, count_in, shuffled_batches
 from pyro_vae.data.binarize import BINARIZE, dynamic, threshold
 from pyro_vae.data.conversion import as_stored, as_tensor, collated
+from pyro_vae.data.factors import Sprites, sprites
 from pyro_vae.data.fingerprints import digest_of, fingerprint, range_of
 from pyro_vae.data.images import open_image
 from pyro_vae.data.loading import are_images, load, located
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryMapped",
     "Ready",
     "Rows",
+    "Sprites",
     "Stream",
     "are_images",
     "as_rows",
@@ -45,5 +47,6 @@ __all__ = [
     "pieces",
     "range_of",
     "shuffled_batches",
+    "sprites",
     "threshold",
 ]
