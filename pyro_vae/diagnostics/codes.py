@@ -14,6 +14,7 @@ from pyro_vae.data import count_in
 from pyro_vae.data.batch import Count, cut
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.particles import Particles
+from pyro_vae.diagnostics.vectors import as_classes
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -169,11 +170,7 @@ def _accuracies(means: Tensor, labels: Any) -> tuple[float, float]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    named = np.asarray(labels)[: len(means)]
-    if len(named) != len(means) or named.ndim != 1:
-        raise ValueError(f"labels must be one number for each of {len(means)} data, not of shape {named.shape}")
-    if named.dtype.kind == "f" and not (named % 1 == 0).all():
-        raise ValueError("labels must be classes, such as whole numbers or texts, not measurements: leave them out")
+    named = as_classes(np.asarray(labels)[: len(means)], len(means))
     half, scaled = len(means) // 2, (means / means.std(0).clamp(min=1e-12)).numpy()
     if len(set(named[:half].tolist())) < 2:  # nothing to tell apart
         return math.nan, math.nan

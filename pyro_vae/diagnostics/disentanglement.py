@@ -156,7 +156,9 @@ def _importance(codes: Tensor, factors: Tensor, seed: int) -> tuple[Tensor, floa
 
     learn, measure = halves(len(codes), seed)
     importances, accuracies = [], []
-    for v in factors.T.numpy():
+    for number, v in enumerate(factors.T.numpy()):
+        if len(set(v[learn[:MOST]])) < 2:
+            raise ValueError(f"factor {number} has almost always the same value: leave it out, or give more data")
         trees = GradientBoostingClassifier(n_estimators=TREES, random_state=0)
         trees.fit(codes[learn[:MOST]].numpy(), v[learn[:MOST]])
         importances.append(torch.as_tensor(trees.feature_importances_).clamp(min=0))  # rounded sums may be below 0

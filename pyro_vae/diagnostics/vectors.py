@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,30 @@ def as_vectors(values: Any, name: str) -> Tensor:
     if wrong := (~(vectors.abs() < LARGEST)).any(1).nonzero().flatten().tolist():
         raise ValueError(f"{name} must be finite, and below 1e100, but those of datum {wrong[0]} are not: leave it out")
     return vectors
+
+
+def as_classes(labels: Any, count: int) -> np.ndarray:
+    """Return the class of each datum, or refuse what are no classes.
+
+    Arguments:
+        labels: integers or texts, one for each datum.
+        count: the number of data.
+
+    Raises:
+        ValueError: for another number of labels, and for measurements.
+
+    Example:
+        >>> as_classes([0.5, 1.5], 2)
+        Traceback (most recent call last):
+        ...
+        ValueError: labels must be classes, such as whole numbers or texts, not measurements: leave them out
+    """
+    named = np.asarray(labels)
+    if named.shape != (count,):
+        raise ValueError(f"labels must be one number for each of {count} data, not of shape {named.shape}")
+    if named.dtype.kind == "f" and not (named % 1 == 0).all():
+        raise ValueError("labels must be classes, such as whole numbers or texts, not measurements: leave them out")
+    return named
 
 
 def check_together(ones: Tensor, others: Tensor, names: tuple[str, str], fewest: int) -> None:

@@ -17,8 +17,10 @@ from pyro_vae.diagnostics.disentanglement import (
     disentanglement,
     mutual_information,
 )
+from pyro_vae.diagnostics.vectors import halves
 
 FACTORS = data.sprites().factors
+RARE = torch.eye(768)[:, halves(768, seed=0)[1][:2]]  # values of one datum each, in the second half
 
 
 def normal(count, size, seed=0):
@@ -123,6 +125,7 @@ def test_the_votes_for_a_factor_that_no_code_holds_are_shared():
         (FACTORS * 0, FACTORS, "all data have the same code: train longer, or with a smaller KL weight"),
         (FACTORS, FACTORS + 0.5, "the factors must be classes, as whole numbers, not measurements: sort them"),
         (FACTORS, FACTORS * torch.tensor([1, 0, 1, 1]), "factor 1 has 1 values in 768 data: leave it out"),
+        (FACTORS, RARE, "factor 0 has almost always the same value: leave it out, or give more data"),
         (FACTORS, FACTORS + 8 * torch.arange(768)[:, None], "factor 0 has 768 values in 768 data: sort them into"),
     ],
 )
