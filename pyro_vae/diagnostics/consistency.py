@@ -52,7 +52,7 @@ def consistency(codes: Any, others: Any, *, seed: int = 0) -> Consistency:
 
     Raises:
         TypeError, ValueError: for values that are not finite numbers, different numbers of data, fewer than 4 data for
-            each dimension and one more, and codes that are the same for all data.
+            each dimension and one more, and codes that are the same for nearly all data.
 
     Example:
         >>> codes = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
@@ -72,7 +72,7 @@ def consistency(codes: Any, others: Any, *, seed: int = 0) -> Consistency:
     learn, measure = halves(len(ones), seed)
     moving = [varies(table[learn]) & varies(table[measure]) for table in (ones, twos)]
     if not all(each.any() for each in moving):
-        raise ValueError("all data have the same code: no dimension can be compared; train longer, or take more data")
+        raise ValueError("no dimension of the codes differs between data in each half: train longer, or take more data")
     z, w = (_in_units(table[:, each], learn) for table, each in zip((ones, twos), moving, strict=True))
     r_squared = torch.full(twos.shape[1:], torch.nan, dtype=torch.float64)
     r_squared[moving[1]] = _r_squared(z[learn], w[learn], z[measure], w[measure])

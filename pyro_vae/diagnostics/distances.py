@@ -144,4 +144,4 @@ def frechet(ones: Tensor, others: Tensor) -> float:
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()  # the trace of (C_1 C_2)^(1/2)
     apart = (ones.mean(0) - others.mean(0)).square().sum()
-    return (apart + first.trace() + second.trace() - 2 * cross).item()
+    return (apart + first.trace() + second.trace() - 2 * cross).clamp(min=0).item()  # rounding may lead below 0

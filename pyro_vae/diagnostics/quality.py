@@ -64,7 +64,7 @@ def sample_quality(real: Any, drawn: Any, *, labels: Any = None, seed: int = 0) 
 
     Raises:
         TypeError, ValueError: for values that are not finite numbers, data of different shapes, fewer data, and labels
-            of another number, or of one class.
+            of another number, or of one class, or of a class for each datum.
 
     Example:
         >>> from pyro_vae import data
@@ -86,8 +86,12 @@ def sample_quality(real: Any, drawn: Any, *, labels: Any = None, seed: int = 0) 
         return Quality(*compared, *precision_and_recall(x, y), *[math.nan] * 3)
     classes, (learn, measure) = as_classes(labels, len(x)), halves(len(x), seed)
     learn = learn[:LEARNED]
-    if len(x) < 2 * FEWEST or len(set(classes[learn].tolist())) < 2:
-        raise ValueError(f"a classifier needs several classes and at least {2 * FEWEST} data: leave out the labels")
+    kinds = len(set(classes[learn].tolist()))
+    if len(x) < 2 * FEWEST or not 2 <= kinds <= len(learn) // 2:
+        raise ValueError(
+            f"a classifier needs at least {2 * FEWEST} real data, and several data of each of several classes: leave"
+            " out the labels"
+        )
     features = Features(x[learn], classes[learn])
     of_real, of_drawn = features(x[measure]), features(y)
     distances = frechet(of_real, of_drawn), _of_real(of_real, len(of_drawn), generator)
@@ -105,7 +109,7 @@ def _of_real(features: Tensor, count: int, generator: torch.Generator) -> float:
 
 def _checked(real: Any, drawn: Any) -> tuple[Tensor, Tensor]:
     x, y = as_vectors(real, "the real data"), as_vectors(drawn, "the draws")
-    shapes = [tuple(np.shape(each))[1:] for each in (real, drawn)]
+    shapes = [tuple(getattr(each, "shape", table.shape))[1:] for each, table in ((real, x), (drawn, y))]
     if shapes[0] != shapes[1]:
         raise ValueError(f"real data and draws must have one shape, not {shapes[0]} and {shapes[1]}")
     if min(len(x), len(y)) < FEWEST:

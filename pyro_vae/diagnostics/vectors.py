@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data import as_tensor
 from pyro_vae.programs.seeds import as_seed
 
 LARGEST = 1e100  # number whose square, and sums of squares, are not infinite
@@ -15,15 +16,16 @@ def as_vectors(values: Any, name: str) -> Tensor:
     """Return one vector for each datum, in double precision on the CPU.
 
     Arguments:
-        values: a tensor or an array of N data, shape (N, ...); the dimensions after the first become one.
+        values: what `pyro_vae.data.as_tensor` takes, such as a tensor or an array, shape (N, ...); the dimensions after
+            the first become one.
         name: what the values are called in an error.
 
     Returns:
         The vectors, shape (N, D).
 
     Raises:
-        TypeError: if the values are not numbers.
-        ValueError: for a single number, no numbers, or a value that is NaN or infinite.
+        TypeError: if the values are not real numbers.
+        ValueError: for no numbers, and for a value that is NaN or infinite.
 
     Example:
         >>> as_vectors([[1, 2], [3, 4]], "the codes")
@@ -31,13 +33,11 @@ def as_vectors(values: Any, name: str) -> Tensor:
                 [3., 4.]], dtype=torch.float64)
     """
     try:
-        found = torch.as_tensor(values).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a tensor or an array of numbers, not {type(values).__name__}") from error
+        found = as_tensor(values).detach().cpu()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
     if found.is_complex():
         raise TypeError(f"{name} must be real numbers, not complex ones: give real and imaginary parts")
-    if found.dim() < 1 or found.numel() == 0:
-        raise ValueError(f"{name} must have a row for each datum, not the shape {tuple(found.shape)}")
     vectors = found.double().reshape(len(found), -1)
     if wrong := (~(vectors.abs() < LARGEST)).any(1).nonzero().flatten().tolist():
         raise ValueError(f"{name} must be finite, and below 1e100, but those of datum {wrong[0]} are not: leave it out")

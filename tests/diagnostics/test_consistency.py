@@ -55,6 +55,14 @@ def test_codes_that_have_nothing_in_common_give_0():
         assert max(map(abs, values)) < bound
 
 
+def test_codes_of_any_kind_are_taken():
+    codes = normal(100, 2).float()
+    read_only = codes.numpy().astype(">f4")
+    read_only.flags.writeable = False
+    for others in (codes.numpy(), codes.tolist(), codes.clone().requires_grad_(), read_only, list(codes)):
+        assert consistency(codes, others).mcc == pytest.approx(1.0)
+
+
 def test_fewer_dimensions_predict_what_they_hold():
     codes = normal(2000, 2)
     found = consistency(codes[:, :1], codes)
@@ -73,7 +81,7 @@ def test_constant_and_repeated_dimensions():
     assert (found.mean_r_squared, found.mcc) == pytest.approx((1.0, 1.0), abs=1e-10)
     twice = torch.cat([codes, codes], -1)
     assert consistency(twice, codes).mean_r_squared == pytest.approx(1.0, abs=1e-10)
-    with pytest.raises(ValueError, match=r"^all data have the same code: no dimension can be compared"):
+    with pytest.raises(ValueError, match=r"^no dimension of the codes differs between data in each half: train longer"):
         consistency(codes, torch.zeros(200, 2))
 
 
@@ -83,14 +91,22 @@ def test_constant_and_repeated_dimensions():
         (torch.zeros(20, 2), torch.zeros(19, 2), "must be of the same data in the same order, not of 20 and 19 data"),
         (torch.zeros(11, 2), torch.zeros(11, 2), "at least 12 data are needed, not 11: give more"),
         (torch.tensor([[1.0]] * 9 + [[math.nan]]), torch.zeros(10, 1), "finite, .*those of datum 9 are not: leave it"),
-        (torch.tensor(1.0), torch.zeros(10, 1), r"the codes must have a row for each datum, not the shape \(\)"),
+        (torch.tensor(1.0), torch.zeros(10, 1), r"the codes: data must have shape"),
     ],
 )
 def test_codes_that_cannot_be_compared_are_refused(codes, others, message):
     with pytest.raises(ValueError, match=message):
         consistency(codes, others)
-    for wrong in ("codes", [["a"]], None, torch.zeros(20, 2, dtype=torch.cfloat)):
-        with pytest.raises(TypeError, match=r"^the (other )?codes must be"):
+    for wrong in (
+        "digits",
+        [["a"]],
+        None,
+        3,
+        torch.zeros(20),
+        torch.zeros(0, 2),
+        torch.zeros(20, 2, dtype=torch.cfloat),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^the other codes(:| must be)"):
             consistency(torch.zeros(20, 2), wrong)
 
 
