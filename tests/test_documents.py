@@ -79,6 +79,17 @@ def test_an_example_draws_its_pictures(name, tmp_path, capsys):
     assert re.search(r"\d", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "lines"),
+    [("sample_quality", (1, 2), 6), pytest.param("disentanglement", 1, 3, marks=pytest.mark.slow)],
+)
+def test_an_example_prints_its_table(name, epochs, lines, capsys):
+    example(name)["main"](epochs)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == lines
+    assert all(re.search(r"\d\.\d\d", line) for line in printed[1:])
+
+
 def test_the_two_vaes_to_be_read_side_by_side_print_the_same_losses():
     losses = [example(name)["main"](epochs=4) for name in ("vae_torch", "vae_pyro")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

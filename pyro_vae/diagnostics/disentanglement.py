@@ -15,7 +15,7 @@ FEWEST = 100  # data
 VOTES = 400  # for each factor that the FactorVAE score learns from, and as many to measure it
 TOGETHER = 64  # data of a vote
 TREES = 50  # of the boosting that predicts a factor
-MOST = 2000  # data that these learn from
+MOST = 1000  # data that these learn from
 
 
 class Disentanglement(NamedTuple):

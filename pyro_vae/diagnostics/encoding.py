@@ -49,7 +49,8 @@ def code_means(
         The means, shape (N, D), of all latent sites one after the other, in double precision on the CPU.
 
     Raises:
-        TypeError, ValueError: as for `log_likelihood`; for programs that draw no codes.
+        TypeError, ValueError: as for `log_likelihood`, but points are taken; for programs that draw no codes, or a
+            guide that draws other sites than the model.
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -75,7 +76,7 @@ def code_means(
 
 
 class _Particles(Particles):
-    pass
+    weighs = False
 
 
 _Particles.__name__ = NAME  # the name that an objective's errors use

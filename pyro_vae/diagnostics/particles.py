@@ -44,6 +44,7 @@ class Particles(Objective):
     """
 
     pathwise = False
+    weighs = True  # draws by their density, which a point has not
 
     def __init__(self, model: Program, guide: Program, count: Count) -> None:
         super().__init__(2)  # particles, as a model may accept one of a single datum, but not several
@@ -62,7 +63,7 @@ class Particles(Objective):
         values = [self.drawn.nodes[name]["value"] for name in self.drawn.stochastic_nodes]
         self.of_particles(self.model, self.drawn, 1, values, *args, **kwargs)  # refuses programs that do not fit
         self.latents = self.drawn.stochastic_nodes
-        if points_of(self.drawn):
+        if self.weighs and points_of(self.drawn):
             _, plain = probe(lambda *_, **__: None, self.guide, datum)
             auxiliary = [name for name in self.latents if plain.nodes[name]["infer"].get("is_auxiliary")]
             moved = moved_points(auxiliary, plain, self.guide, datum)  # these have the density of what moves them

@@ -1,6 +1,8 @@
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -132,3 +134,29 @@ def test_two_vaes_on_digits():
         vae = VAE(priors.Normal(2), encoders.Normal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
         means.append(code_means(vae.model, vae.guide, x))
     assert consistency(*means).r_squared.shape == (2,)
+
+
+def test_codes_that_are_points_or_discrete_are_encoded():
+    """A point is its own mean; the mean of binary codes is their probability, within 5 standard errors of 400 draws."""
+    x = normal(30, 5).float()
+    for encoder, prior, size in (
+        (encoders.Delta(5, 2), priors.Normal(2), 2),
+        (encoders.Bernoulli(5, 3), priors.Bernoulli(3), 3),
+    ):
+        vae = VAE(prior, encoder, decoders.Normal(size, 5))
+        with torch.no_grad():
+            expected = encoder(x).mean.double()
+        error = 5 * 0.5 / math.sqrt(400) if size == 3 else 1e-6
+        torch.testing.assert_close(code_means(vae.model, vae.guide, x, draws=400), expected, rtol=0, atol=error)
+
+
+def test_programs_whose_codes_are_not_the_models_are_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"^code_means is about codes, and the programs draw none"):
+        code_means(model, lambda _: None, torch.zeros(30, 2))
+    vae = VAE(priors.Normal(2), encoders.Normal(5, 2), decoders.Normal(2, 5))
+    with pytest.raises(ValueError, match=r"^draws must be at least 1, not 0"):
+        code_means(vae.model, vae.guide, torch.zeros(30, 5), draws=0)
