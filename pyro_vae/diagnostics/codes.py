@@ -10,11 +10,11 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_vae.arguments import as_size
-from pyro_vae.data import count_in
-from pyro_vae.data.batch import Count, cut
+from pyro_vae.data import Rows, count_in
+from pyro_vae.data.batch import Batch, Count, are_rows, cut, map_tensors, structure_of, tensors_of, with_tensors
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.particles import Particles
-from pyro_vae.diagnostics.vectors import as_classes
+from pyro_vae.diagnostics.vectors import as_classes, check_in_order
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -85,7 +85,8 @@ def codes(
         The variances, the mutual information, two comparisons with the prior, accuracies, and a verdict.
 
     Raises:
-        TypeError, ValueError: as for `log_likelihood`; for fewer than 20 data, and labels of another number.
+        TypeError, ValueError: as for `log_likelihood`; for fewer than 20 data; for labels of another number, or with a
+            loader that shuffles.
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -101,14 +102,17 @@ def codes(
         Two-Sample Tests.
     """
     as_size(draws, "draws", 2)
+    if labels is not None:
+        check_in_order(data, "the labels")
     x = as_input(data, model, guide, count=count)
     if len(x) < FEWEST:
         raise ValueError(f"{NAME} compares data with each other, at least {FEWEST} of them, not {len(x)}: give more")
+    named = None if labels is None else as_classes(labels, len(x))
     count_rows, local = count_in(x), LocalModules()
     with seeded(noise_seed(seed), x.device), mode(False, model, guide):
         check_programs(model, guide, x)
         with pyro.validation_enabled(False), on_particles(NAME):
-            rows = next(iter(x.split(min(MOST, len(x)))))
+            rows = _first(x)
             particles = _Particles(local(model), local(guide), count_rows)
             particles.meet(cut(rows, 2, count_rows))
             _, *drawn = particles.draw(rows, draws)
@@ -119,9 +123,27 @@ def codes(
         means = each.mean(0)
         variances = (means.var(0) - each.var(0).mean(0) / draws).clamp(min=0)  # less that of the noise of the means
         discrepancy = _discrepancy(each[0], prior)
-    accuracies = (math.nan, math.nan) if labels is None else _accuracies(means, labels)
+    accuracies = (math.nan, math.nan) if named is None else _accuracies(means, named[: len(means)])
     active, compared = int((variances > ACTIVE).sum()), (*discrepancy, *_classified(each[0], prior))
     return Codes(variances, active, information, *compared, *accuracies, _verdict(active, len(variances)))
+
+
+def _first(x: Rows) -> Batch:
+    """Return the first data as one batch, however large the batches are in which they come."""
+    parts: list[Batch] = []
+    count = count_in(x)
+    for part in x.split(min(MOST, len(x))):
+        parts.append(part)
+        if sum(map(count, parts)) >= MOST:
+            break
+    if len(parts) == 1:
+        return cut(parts[0], MOST, count)
+    fits = all(are_rows(part, count) for part in parts)
+    kinds = {structure_of(map_tensors(lambda each: each[:0].contiguous(), part)) for part in parts} if fits else {None}
+    if len(kinds) > 1 or None in kinds:
+        raise ValueError(f"{NAME} compares data with each other: give batches of one structure and shape, or one batch")
+    joined = [torch.cat(each) for each in zip(*map(tensors_of, parts), strict=True)]
+    return cut(with_tensors(parts[0], joined), MOST, count)
 
 
 def _information(particles: Particles, rows: Any, values: list[Tensor]) -> float:
@@ -165,12 +187,11 @@ def _classified(codes: Tensor, prior: Tensor) -> tuple[float, float]:
     return right / count, float(stats.binomtest(right, count, alternative="greater").pvalue)
 
 
-def _accuracies(means: Tensor, labels: Any) -> tuple[float, float]:
+def _accuracies(means: Tensor, named: np.ndarray) -> tuple[float, float]:
     """Return the accuracies of labels by the nearest neighbour and by a linear map, learned on half of the codes."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    named = as_classes(np.asarray(labels)[: len(means)], len(means))
     half, scaled = len(means) // 2, (means / means.std(0).clamp(min=1e-12)).numpy()
     if len(set(named[:half].tolist())) < 2:  # nothing to tell apart
         return math.nan, math.nan

@@ -11,6 +11,7 @@ from pyro_vae.arguments import as_size
 from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Count, arguments, cut
 from pyro_vae.diagnostics.particles import Particles
+from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -50,7 +51,7 @@ def code_means(
 
     Raises:
         TypeError, ValueError: as for `log_likelihood`, but points are taken; for programs that draw no codes, or a
-            guide that draws other sites than the model.
+            guide that draws other sites than the model; for a loader that shuffles.
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -59,6 +60,7 @@ def code_means(
         torch.Size([7, 2])
     """
     as_size(draws, "draws")
+    check_in_order(data, "the codes")
     x = as_input(data, model, guide, count=count)
     found, count_rows, local = [], count_in(x), LocalModules()
     with seeded(noise_seed(seed), x.device), mode(False, model, guide):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from pyro_vae.data import as_tensor
 from pyro_vae.programs.seeds import as_seed
@@ -66,6 +67,29 @@ def as_classes(labels: Any, count: int) -> np.ndarray:
     if named.dtype.kind == "f" and not (named % 1 == 0).all():
         raise ValueError("labels must be classes, such as whole numbers or texts, not measurements: leave them out")
     return named
+
+
+def check_in_order(data: Any, what: str) -> None:
+    """Refuse a loader that gives the data in another order than its data set, so that nothing can be matched with them.
+
+    Arguments:
+        data: what `fit` takes.
+        what: what is matched with the data.
+
+    Raises:
+        ValueError: for a ``DataLoader`` that shuffles, or has a sampler of its own.
+
+    Example:
+        >>> check_in_order(DataLoader([1, 2, 3], shuffle=True), "the labels")
+        Traceback (most recent call last):
+        ...
+        ValueError: the labels follow the order of the data, which this DataLoader changes: give its data set
+    """
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return
+    batches, own = data.batch_sampler, type(data.batch_sampler) not in (BatchSampler, type(None))
+    if own or type(getattr(batches, "sampler", data.sampler)) is not SequentialSampler:
+        raise ValueError(f"{what} follow the order of the data, which this DataLoader changes: give its data set")
 
 
 def check_together(ones: Tensor, others: Tensor, names: tuple[str, str], fewest: int) -> None:

@@ -4,9 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, priors
 from pyro_vae.diagnostics.codes import _discrepancy, codes
+from pyro_vae.diagnostics.encoding import code_means
 from tests.support.linear import probabilistic_pca
 
 
@@ -73,9 +75,71 @@ def test_labels_are_predicted_from_codes_that_hold_them():
     assert math.isnan(codes(vae.model, guide, x).linear_accuracy)
     with pytest.raises(ValueError, match=r"^labels must be one number for each of 200 data, not of shape \(3,\)$"):
         codes(vae.model, guide, x, labels=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"^labels must be one number for each of 200 data, not of shape \(300,\)$"):
+        codes(vae.model, guide, x, labels=torch.arange(300) % 2)  # as those of other data
     with pytest.raises(ValueError, match=r"^labels must be classes, such as whole numbers or texts, not measurements"):
         codes(vae.model, guide, x, labels=torch.linspace(0, 1, 200))
     assert math.isnan(codes(vae.model, guide, x, labels=torch.zeros(200)).linear_accuracy)
+
+
+@pytest.mark.parametrize("size", [8, 60, 1, 1900])
+def test_the_size_of_the_batches_does_not_matter(size, monkeypatch):
+    """The mutual information of n data is at most log n: it would be 2.08 nats of a first batch of 8."""
+    monkeypatch.setattr("pyro_vae.diagnostics.codes.MOST", 200)
+    exact = probabilistic_pca(latent=2, observed=3, count=205)
+    pair, loader = (exact.vae.model, exact.vae.guide), DataLoader(TensorDataset(exact.x), batch_size=size)
+    expected, found = codes(*pair, exact.x), codes(*pair, loader)
+    assert found.mutual_information == pytest.approx(expected.mutual_information, abs=0.05)
+    assert expected.mutual_information > 2.1
+    torch.testing.assert_close(found.variances, expected.variances, rtol=0, atol=0.05)
+
+
+def test_batches_that_cannot_be_joined_are_refused():
+    def model(x, _=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(-1, x.shape[1]), 1.0).to_event(1), obs=x)
+
+    def guide(x, _=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
+
+    batches = DataLoader(Ragged(), batch_size=None)
+    with pytest.raises(ValueError, match=r"^codes compares data with each other: give batches of one structure"):
+        codes(model, guide, batches)
+
+
+class Ragged:
+    """Batches of 12 data of 2 and of 3 numbers."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.ones([[12, 2], [12, 3]][index])
+
+
+def test_labels_follow_the_order_of_the_data():
+    """Codes that hold their label: a loader that shuffles would give the accuracy of guesses."""
+    labels = torch.arange(200) % 2
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) + 10 * labels[:, None]
+    vae, rows = VAE(priors.Normal(2), encoders.Normal(2, 2), decoders.Normal(2, 2)), TensorDataset(x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.1).to_event(1))
+
+    for ordered in (DataLoader(rows, batch_size=50), DataLoader(rows, batch_size=200), rows):
+        assert codes(vae.model, guide, ordered, labels=labels).linear_accuracy == 1.0
+    mixed = torch.randperm(200).split(50)
+    for shuffled in (DataLoader(rows, 50, shuffle=True), DataLoader(rows, batch_sampler=[m.tolist() for m in mixed])):
+        assert math.isnan(codes(vae.model, guide, shuffled).linear_accuracy)
+        with pytest.raises(
+            ValueError, match=r"^the labels follow the order of the data, which this DataLoader changes"
+        ):
+            codes(vae.model, guide, shuffled, labels=labels)
+        with pytest.raises(ValueError, match=r"^the codes follow the order of the data, which this DataLoader changes"):
+            code_means(vae.model, guide, shuffled)
 
 
 def test_vaes_on_digits_and_few_data():
