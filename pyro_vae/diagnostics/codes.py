@@ -14,7 +14,7 @@ from pyro_vae.data import Rows, count_in
 from pyro_vae.data.batch import Batch, Count, are_rows, cut, map_tensors, structure_of, tensors_of, with_tensors
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.particles import Particles
-from pyro_vae.diagnostics.vectors import as_classes, check_in_order
+from pyro_vae.diagnostics.vectors import as_classes, check_in_order, halves
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -78,7 +78,8 @@ def codes(
         data: what `fit` takes; at most the first 2,000 are used, as each is compared with each.
         labels: a class for each datum, as integers or texts, or None.
         draws: draws from each posterior, at least 2, whose mean is the code of a datum.
-        seed: random seed of the noise; torch's own random state does not change.
+        seed: random seed of the noise, and of the halves of the data that classifiers learn from and are measured on;
+            torch's own random state does not change.
         count: returns the number of data of a ready batch.
 
     Returns:
@@ -123,8 +124,8 @@ def codes(
         means = each.mean(0)
         variances = (means.var(0) - each.var(0).mean(0) / draws).clamp(min=0)  # less that of the noise of the means
         discrepancy = _discrepancy(each[0], prior)
-    accuracies = (math.nan, math.nan) if named is None else _accuracies(means, named[: len(means)])
-    active, compared = int((variances > ACTIVE).sum()), (*discrepancy, *_classified(each[0], prior))
+    accuracies = (math.nan, math.nan) if named is None else _accuracies(means, named[: len(means)], seed)
+    active, compared = int((variances > ACTIVE).sum()), (*discrepancy, *_classified(each[0], prior, seed))
     return Codes(variances, active, information, *compared, *accuracies, _verdict(active, len(variances)))
 
 
@@ -178,25 +179,25 @@ def _discrepancy(codes: Tensor, prior: Tensor) -> tuple[float, float]:
     return found, (1 + int((estimate(permuted) >= found).sum())) / (1 + PERMUTATIONS)
 
 
-def _classified(codes: Tensor, prior: Tensor) -> tuple[float, float]:
+def _classified(codes: Tensor, prior: Tensor, seed: int) -> tuple[float, float]:
     """Return the accuracy of a classifier on the half of two samples that it has not learned on, and its p-value."""
-    half, scale = len(codes) // 2, torch.cat([codes, prior]).std(0).clamp(min=1e-12)
-    probability = learned(codes[:half] / scale, prior[:half] / scale)
-    of_codes, of_prior = (probability(each[half:] / scale) for each in (codes, prior))
+    (learn, measure), scale = halves(len(codes), seed), torch.cat([codes, prior]).std(0).clamp(min=1e-12)
+    probability = learned(codes[learn] / scale, prior[learn] / scale)
+    of_codes, of_prior = (probability(each[measure] / scale) for each in (codes, prior))
     right, count = int((of_codes > 0.5).sum() + (of_prior <= 0.5).sum()), 2 * len(of_codes)
     return right / count, float(stats.binomtest(right, count, alternative="greater").pvalue)
 
 
-def _accuracies(means: Tensor, named: np.ndarray) -> tuple[float, float]:
+def _accuracies(means: Tensor, named: np.ndarray, seed: int) -> tuple[float, float]:
     """Return the accuracies of labels by the nearest neighbour and by a linear map, learned on half of the codes."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    half, scaled = len(means) // 2, (means / means.std(0).clamp(min=1e-12)).numpy()
-    if len(set(named[:half].tolist())) < 2:  # nothing to tell apart
+    (learn, measure), scaled = halves(len(means), seed), (means / means.std(0).clamp(min=1e-12)).numpy()
+    if len(set(named[learn].tolist())) < 2:  # nothing to tell apart
         return math.nan, math.nan
     kinds = KNeighborsClassifier(1), LogisticRegression(max_iter=1000)
-    nearest, linear = (kind.fit(scaled[:half], named[:half]).score(scaled[half:], named[half:]) for kind in kinds)
+    nearest, linear = (kind.fit(scaled[learn], named[learn]).score(scaled[measure], named[measure]) for kind in kinds)
     return float(nearest), float(linear)
 
 

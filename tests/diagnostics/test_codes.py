@@ -70,6 +70,9 @@ def test_labels_are_predicted_from_codes_that_hold_them():
 
     found = codes(vae.model, guide, x, labels=labels)
     assert (found.neighbour_accuracy, found.linear_accuracy) == (1.0, 1.0)
+    order = labels.argsort()
+    in_order = codes(vae.model, guide, x[order], labels=labels[order])
+    assert (in_order.neighbour_accuracy, in_order.linear_accuracy) == (1.0, 1.0)
     by_chance = codes(vae.model, guide, x, labels=torch.randint(0, 2, (200,)))
     assert abs(by_chance.linear_accuracy - 0.5) < 4 * 0.5 / math.sqrt(100)
     assert math.isnan(codes(vae.model, guide, x).linear_accuracy)
