@@ -340,13 +340,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     figures: dict[str, float] = {}
     left_out: dict[str, str] = {}
     names = [*Measures.ALWAYS, *(name for name in Measures.SLOW if arguments.all or getattr(arguments, name))]
-    names = evaluation.fitting(names, left_out if arguments.all else None)
+    lenient = left_out if arguments.all else None
+    names = evaluation.fitting(names, lenient)
     say(f"{printable(config.data)}: {len(data.test)} test data, nats per datum; larger is better, except for the KL")
     if arguments.data:
         say(f"values: {values_of(config, data)}")
     texts = {"samples": arguments.samples, "images": len(measures.few), "loss": config.loss, "p": measures.p}
     with _without_warnings_of_nan():
-        for entry in evaluation.measured(names):
+        for entry in evaluation.measured(names, lenient):
             figures |= entry.figures
             for name, value in entry.figures.items():
                 say(f"{TEXTS[name].format(**texts):<40}{written(value):>12}")

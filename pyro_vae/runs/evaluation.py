@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -20,6 +20,7 @@ HEADINGS = {
     "bound": "The bound",
     "likelihood": "The likelihood, by importance sampling",
     "codes": "What the codes have learned",
+    "draws": "Draws from the model",
     "ais": "The likelihood, by annealed importance sampling",
     "gaps": "Where the bound is lost",
     "calibration": "Whether the posteriors are right",
@@ -73,26 +74,18 @@ class Evaluation:
             names: the measures.
             left_out: where a measure that does not fit puts the reason, by its name; without it, it is an error.
         """
-        fitting = []
-        for name in names:
-            try:
-                if name not in self.known:
-                    self.measures.check(name)
-                fitting.append(name)
-            except ValueError as error:
-                if left_out is None:
-                    raise
-                left_out[name] = str(error)
-        return fitting
+        return [name for name in names if name in self.known or _fits(self.measures.check, name, left_out)]
 
-    def measured(self, names: list[str]) -> Iterator[Entry]:
-        """Return what each measure finds, once it is there, and show all in the report."""
+    def measured(self, names: list[str], left_out: dict[str, str] | None = None) -> Iterator[Entry]:
+        """Return what each measure finds, once it is there, and show all in the report; arguments as for `fitting`."""
         for name in names:
-            if name not in self.known:
-                self._keep(name, self.measures.measure(name))
-            yield self.entries[name]
+            if name in self.known or _fits(self._measure, name, left_out):
+                yield self.entries[name]
         if self.kept:
             self._show()
+
+    def _measure(self, name: str) -> None:
+        self._keep(name, self.measures.measure(name))
 
     def _keep(self, name: str, found: Measured) -> None:
         self.entries[name] = Entry(found.figures, found.words, found.each, [*found.pictures])
@@ -154,6 +147,18 @@ class Evaluation:
             paths = [self.folder.path / f"{title}.png" for title in entry.pictures if title in PICTURES]
             parts += [picture(path, heading=False) for path in paths if _is_own(path)]
         return "".join(parts)
+
+
+def _fits(measure: Callable[[str], None], name: str, left_out: dict[str, str] | None) -> bool:
+    """Measure, and return whether this fits the run."""
+    try:
+        measure(name)
+    except ValueError as error:
+        if left_out is None or name in Measures.ALWAYS:
+            raise
+        left_out[name] = str(error)
+        return False
+    return True
 
 
 def _is_own(path: Path) -> bool:

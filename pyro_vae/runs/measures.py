@@ -18,6 +18,7 @@ from pyro_vae.diagnostics.evaluation import evaluate
 from pyro_vae.diagnostics.gaps import inference_gap
 from pyro_vae.diagnostics.likelihood import log_likelihood
 from pyro_vae.diagnostics.posteriors import posterior_check
+from pyro_vae.diagnostics.quality import sample_quality
 from pyro_vae.diagnostics.weights import RELIABLE, LogLikelihood
 from pyro_vae.encoders import Flow
 from pyro_vae.plots import Figure
@@ -44,6 +45,12 @@ TEXTS = {
     "classifier_accuracy": "  accuracy of telling them apart",
     "accuracy": "labels by a linear map of the codes",
     "neighbour_accuracy": "  by the nearest neighbour",
+    "sample_mmd": "draws and data: squared MMD",
+    "sample_mmd_p": "  its p-value",
+    "precision": "  share of draws that look real",
+    "recall": "  share of data that look drawn",
+    "frechet": "  Frechet distance by a classifier",
+    "frechet_of_real": "  the same of real data",
     "ais_log_likelihood": "{p} by AIS, {images} data",
     "ais_standard_error": "  its standard error",
     "bdmc_lower": "simulated data: lower bound",
@@ -103,7 +110,7 @@ class Measures:
         each: the numbers of each datum that earlier measures have found.
     """
 
-    ALWAYS, SLOW = ("bound", "likelihood"), ("codes", "ais", "gaps", "calibration", "nuts")
+    ALWAYS, SLOW = ("bound", "likelihood"), ("codes", "draws", "ais", "gaps", "calibration", "nuts")
 
     def __init__(self, experiment: Experiment, settings: Settings, each: dict[str, list[float]] | None = None) -> None:
         self.experiment, self.settings, self.each = experiment, settings, {} if each is None else each
@@ -126,6 +133,7 @@ class Measures:
             "gaps": lambda: inference_gap(*two, samples=2, steps=1, starts=1),
             "calibration": lambda: calibration(*few, draws=2),
             "nuts": lambda: posterior_check(*two, samples=4, warmup=1),
+            "draws": lambda: sample_quality(few[-1], few[-1]),
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers that are not used
@@ -189,9 +197,8 @@ class Measures:
 
     def codes(self) -> Measured:
         """What the codes have learned."""
-        experiment, labels = self.experiment, self.experiment.data.test_labels
-        labels = None if labels is None or labels.is_floating_point() else labels  # measurements are no classes
-        found = codes(*self.programs, self.x, labels=labels, seed=self.settings.seed)
+        experiment = self.experiment
+        found = codes(*self.programs, self.x, labels=self._classes, seed=self.settings.seed)
         names = ("mutual_information", "mmd", "mmd_p", "classifier_accuracy")
         known = {"active_units": found.active} | {name: getattr(found, name) for name in names}
         accuracies = {"accuracy": found.linear_accuracy, "neighbour_accuracy": found.neighbour_accuracy}
@@ -201,6 +208,30 @@ class Measures:
             " a classifier could not tell them from draws: it would be right in half of all cases."
         )
         return Measured(known | {name: value for name, value in accuracies.items() if not math.isnan(value)}, words)
+
+    @torch.no_grad()
+    def draws(self) -> Measured:
+        """How far draws are from real data."""
+        vae, count = self.experiment.vae, len(self.x)
+        with self.experiment.evaluating(self.settings.seed):
+            drawn = vae.sample(count) if self.experiment.is_grey else vae.decoder(vae.prior().sample((count,))).sample()
+        try:
+            found = sample_quality(self.x, drawn, labels=self._classes, seed=self.settings.seed)
+        except ValueError:  # of labels that a classifier cannot learn, such as a class for each datum
+            found = sample_quality(self.x, drawn, seed=self.settings.seed)
+        figures = {"sample_mmd": found.mmd, "sample_mmd_p": found.mmd_p}
+        figures |= {name: getattr(found, name) for name in ("precision", "recall", "frechet", "frechet_of_real")}
+        words = (
+            f"{count} draws from the model are compared with the test data. If they were alike, their squared MMD would"
+            " be near 0 with a large p-value. Precision is the share of draws that look real, recall the share of real"
+            " data that the draws come near to."
+        )
+        if not math.isnan(found.frechet):
+            words += (
+                " The Frechet distance compares what a small classifier, which has learned the labels, sees in both;"
+                " that of real data is what this many real data would give."
+            )
+        return Measured({name: value for name, value in figures.items() if not math.isnan(value)}, words)
 
     def ais(self) -> Measured:
         """The likelihood by annealed importance sampling, and a bracket of how far it can be off."""
@@ -278,6 +309,11 @@ class Measures:
     def p(self) -> str:
         """What the likelihood is called."""
         return p_of_x(self.experiment)
+
+    @property
+    def _classes(self) -> Tensor | None:
+        labels = self.experiment.data.test_labels
+        return None if labels is None or labels.is_floating_point() else labels  # measurements are no classes
 
     def _sampled(self, x: Tensor) -> LogLikelihood:
         settings = {**self.common, "samples": self.settings.samples, "memory": self.settings.memory}

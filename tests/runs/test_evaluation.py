@@ -114,11 +114,11 @@ def test_nothing_to_continue_is_said(capsys):
 
 @pytest.mark.filterwarnings("ignore:the importance weights")
 def test_the_report_shows_each_measure_once_with_its_words(capsys):
-    for flags in ([], ["--codes"], ["--codes"]):
+    for flags in ([], ["--codes"], ["--codes", "--draws"]):
         evaluated(capsys, *flags)
     html = Path("run/report.html").read_text()
     headings = re.findall("<h3>(.*?)</h3>", html)
-    assert headings == [evaluation.HEADINGS[name] for name in ("bound", "likelihood", "codes")]
+    assert headings == [evaluation.HEADINGS[name] for name in ("bound", "likelihood", "codes", "draws")]
     for name, found in kept().items():
         assert found["words"] in html.replace("&#x27;", "'"), name
         for value in found["figures"].values():
