@@ -121,7 +121,10 @@ def _experiment_of_run(arguments: argparse.Namespace) -> "Experiment":
     for path in filter(None, (getattr(arguments, flag, None) for flag in ("out", "json"))):
         check_apart(path, located(named.data))
     vae = folder.load_vae(config, best=arguments.best)
-    return Experiment(named, folder.load_data(named, named=bool(arguments.data)), vae)
+    data = folder.load_data(named, named=bool(arguments.data))
+    if arguments.data and arguments.scale is None:
+        folder.check_scale(named, data)
+    return Experiment(named, data, vae)
 
 
 def _with_named_data(config: Config, arguments: argparse.Namespace) -> Config:
@@ -286,7 +289,7 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     import torch
 
     from pyro_vae import plots
-    from pyro_vae.data import located
+    from pyro_vae.data import Data, located
     from pyro_vae.data.numpy_files import divided
     from pyro_vae.programs import seeded
     from pyro_vae.runs.completion import completions_figure, rows_of
@@ -301,6 +304,8 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     scale, transform = config.scale or 1.0, transform_of(config)
     with seeded(config.seed, torch.device(config.device)):
         x = divided(rows, scale).to(config.device)
+        if arguments.scale is None:
+            folder.check_scale(config, Data(x, x))
         x = transform(x) if transform else x
     found = completion.of(vae, x)
     missing, kind = rows.isnan(), path.suffix.lower()
@@ -324,7 +329,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from pyro_vae.runs.evaluation import Evaluation, as_json, written
     from pyro_vae.runs.facts import values_of
     from pyro_vae.runs.folder import RunFolder
-    from pyro_vae.runs.measures import TEXTS, Measures, Settings
+    from pyro_vae.runs.measures import Measures, Settings, texts_of
     from pyro_vae.runtime.memory import as_bytes
 
     for name in ("samples", "images"):
@@ -345,12 +350,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     say(f"{printable(config.data)}: {len(data.test)} test data, nats per datum; larger is better, except for the KL")
     if arguments.data:
         say(f"values: {values_of(config, data)}")
-    texts = {"samples": arguments.samples, "images": len(measures.few), "loss": config.loss, "p": measures.p}
+    texts, numbers = texts_of(experiment), {"samples": arguments.samples, "images": len(measures.few)}
     with _without_warnings_of_nan():
         for entry in evaluation.measured(names, lenient):
             figures |= entry.figures
             for name, value in entry.figures.items():
-                say(f"{TEXTS[name].format(**texts):<40}{written(value):>12}")
+                say(f"{texts[name].format(loss=config.loss, **numbers):<40}{written(value):>12}")
     for name, reason in left_out.items():
         say(printable(f"--{name} is left out: {reason}"))
     if experiment.is_grey:

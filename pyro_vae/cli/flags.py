@@ -233,5 +233,9 @@ def _config(arguments: argparse.Namespace, rest: list[str]) -> Config:
 
 def _unknown_flag(flag: str, names: Iterable[str]) -> str:
     known = [f"--{name.replace('_', '-')}" for name in names if name not in ("command", "builds_vae", "run")]
+    if flag == "--":
+        return "unknown argument --: leave it out"
+    if flag.partition("=")[0] in known:  # after --, nothing is a flag
+        return f"unknown argument {flag} after --: give flags before it, or leave -- out and write a name as ./-name"
     matches = difflib.get_close_matches(flag.partition("=")[0], known, 1, cutoff=0.6) if flag[:1] == "-" else []
     return f"unknown argument {flag}" + (f"; did you mean {matches[0]}?" if matches else "; see --help")

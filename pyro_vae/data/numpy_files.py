@@ -14,6 +14,7 @@ from pyro_vae.data.arrays import from_numpy, shape_of, warn_of_rounding
 from pyro_vae.data.conversion import as_stored
 from pyro_vae.data.parts import Data, split_into_parts, train_and_test
 from pyro_vae.data.rows import MORE, MemoryMapped
+from pyro_vae.data.scales import FIX, differ, values_of
 from pyro_vae.files import check_regular
 
 ARRAYS = {f"{name}{part}" for name in "xy" for part in ("", "_train", "_test")}  # names of arrays in a .npz file
@@ -148,33 +149,10 @@ def _array(file: IO[bytes]) -> np.ndarray:
 
 
 def _check_one_scale(path: Path, *parts: Tensor) -> None:
-    """Refuse a train and a test part of which only one has been scaled, whatever their types.
-
-    This is so if most data of one part have a value beyond 4 times the largest of the other part, or if each of them
-    has a value below 0, and the other part has none.
-    """
-    lows, highs = zip(*map(_ranges, parts), strict=True)
-    for one, other in ((0, 1), (1, 0)):
-        largest = highs[other].max().maximum(-lows[other].min())
-        beyond = highs[one].maximum(-lows[one]) > 4 * largest
-        signed = (lows[one] < 0).all() and lows[other].min() >= 0
-        if (largest > 0 and beyond.double().mean() > 0.5) or signed:
-            found = [
-                f"{name} from {low.min().item():.4g} to {high.max().item():.4g}"
-                for name, low, high in zip(("x_train", "x_test"), lows, highs, strict=True)
-            ]
-            fix = "bring both to one scale, such as x / 255 for pixels of 8 bits"
-            raise ValueError(f"{path} holds {' and '.join(found)}: {fix}")
-
-
-def _ranges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest value of each datum, 0 for a datum that is missing."""
-    rows = x.flatten(1)
-    low, high = rows.amin(1).double(), rows.amax(1).double()
-    if (missing := low.isnan()).any():
-        known = rows[missing].double().nan_to_num(0.0, torch.inf, -torch.inf)
-        low[missing], high[missing] = known.amin(1), known.amax(1)
-    return low, high
+    """Refuse a train and a test part of which only one has been scaled, whatever their types."""
+    train, test = map(values_of, parts)
+    if differ(train, test):
+        raise ValueError(f"{path} holds x_train from {train} and x_test from {test}: {FIX}")
 
 
 def divided(x: Tensor, scale: float) -> Tensor:

@@ -13,7 +13,7 @@ from pyro_vae import __version__, plots
 from pyro_vae.data import fingerprint
 from pyro_vae.files import printable, takes_files, write_whole
 from pyro_vae.runs.folder import RunFolder
-from pyro_vae.runs.measures import TEXTS, Measured, Measures
+from pyro_vae.runs.measures import Measured, Measures, texts_of
 from pyro_vae.runs.report import picture, table, with_evaluation
 
 HEADINGS = {
@@ -125,12 +125,8 @@ class Evaluation:
     def section(self) -> str:
         """Return the section of the report."""
         measures, settings = self.measures, self.measures.settings
-        names = {
-            "samples": settings.samples,
-            "images": len(measures.few),
-            "loss": measures.experiment.config.loss,
-            "p": measures.p,
-        }
+        texts, numbers = texts_of(measures.experiment), {"samples": settings.samples, "images": len(measures.few)}
+        loss = measures.experiment.config.loss
         data = printable(str(measures.experiment.config.data))
         parts = [
             f"<h2>Can these numbers be trusted?</h2><p>{len(measures.x)} test data of {escape(data)}, nats per datum;"
@@ -139,9 +135,9 @@ class Evaluation:
         for name in (each for each in HEADINGS if each in self.entries):
             entry = self.entries[name]
             rows = [
-                [f"<th>{escape(TEXTS[key].format(**names).strip())}</th>", f"<td>{written(value)}</td>"]
+                [f"<th>{escape(texts[key].format(loss=loss, **numbers).strip())}</th>", f"<td>{written(value)}</td>"]
                 for key, value in entry.figures.items()
-                if key in TEXTS
+                if key in texts
             ]
             parts += [f"<h3>{HEADINGS[name]}</h3><p>{escape(entry.words)}</p>", table(rows, "figures")]
             paths = [self.folder.path / f"{title}.png" for title in entry.pictures if title in PICTURES]

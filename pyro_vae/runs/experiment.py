@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_vae.data import Data, fingerprint
+from pyro_vae.data.scales import sizes_of
 from pyro_vae.diagnostics.evaluation import evaluate
 from pyro_vae.networks import Shape
 from pyro_vae.programs import check_programs, mode, seeded
@@ -76,6 +77,11 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """What determines the weights: flags, and a fingerprint of the data."""
         return self.config.identity() | {"data": fingerprint(self.data)}
+
+    @cached_property
+    def sizes(self) -> list[float] | None:
+        """The size of the values of the training data, as `pyro_vae.data.scales.Values`; None for too few data."""
+        return next(map(list, sizes_of(self.data.train).values()), None)
 
     @contextmanager
     def evaluating(self, seed: int | None = None) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import as_size
 from pyro_vae.data import Data, are_images, fingerprint
+from pyro_vae.data.scales import Values, differ, sizes_of
 from pyro_vae.files import check_no_link, partial_of, takes_files
 from pyro_vae.networks import Shape
 from pyro_vae.runs.config import Config, read_flags
@@ -165,9 +166,24 @@ class RunFolder:
             reason = f"{self.path} was trained on {there}, but {config.data} holds {here}"
             raise ValueError(f"{reason}: name the right file with --data FILE")
 
+    def check_scale(self, config: Config, found: Data) -> None:
+        """Refuse named data whose values are far larger or smaller than those that the run was trained on.
+
+        Raises:
+            ValueError: with both ranges, and the fix.
+        """
+        there = _sizes_in(read_tensors(self.weights)[1])
+        for here in [sizes for part in found[:2] for sizes in sizes_of(part).values()]:
+            if there and differ(there, here):
+                divided = "" if config.scale is None else f", divided by {config.scale:g} as those of the run"
+                reason = f"{config.data} has values from {here}{divided}, but {self.path} was trained on {there}"
+                other = "save its pixels as .npy, and give --scale X to divide them"
+                fix = other if are_images(config.data) else "give --scale X to divide its values by X, 1 to keep them"
+                raise ValueError(f"{reason}: {fix}")
+
     def save_weights(self, experiment: Experiment) -> None:
         """Write the current weights."""
-        about = {"shape": list(experiment.shape), "of": experiment.identity}
+        about = {"shape": list(experiment.shape), "of": experiment.identity, "values": experiment.sizes}
         save_tensors(self.weights, experiment.vae.state_dict(), about)
 
     def load_vae(self, config: Config, *, best: bool = False) -> VAE:
@@ -246,6 +262,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, An
     if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
         raise ValueError(f"{path} holds no weights of a VAE")
     return weights, sizes, about["of"] if isinstance(about.get("of"), dict) else {}
+
+
+def _sizes_in(head: Mapping[str, Any]) -> Values | None:
+    """Return the size of the values that weights were trained on, or None if their file does not say it."""
+    match head.get("about"):
+        case {"values": [float(low), float(high), float(usual), bool(signed)]}:
+            return Values(low, high, usual, signed)
+    return None
 
 
 def _best_weights(path: Path, of: dict[str, Any], names: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ TEXTS = {
     "reconstruction": "reconstruction, E log p(x|z)",
     "kl": "KL(q(z|x) || p(z))",
     "elbo_at_mean": "at the posterior mean (no bound)",
-    "log_likelihood": "{p}, {samples} samples",
+    "log_likelihood": "log p(x), {samples} samples",
     "standard_error": "  its standard error",
     "jackknife": "  less the first term of its bias",
     "pareto_k_over_0_7": "  share of data with Pareto k > 0.7",
@@ -51,7 +51,7 @@ TEXTS = {
     "recall": "  share of data that look drawn",
     "frechet": "  Frechet distance by a classifier",
     "frechet_of_real": "  the same of real data",
-    "ais_log_likelihood": "{p} by AIS, {images} data",
+    "ais_log_likelihood": "log p(x) by AIS, {images} data",
     "ais_standard_error": "  its standard error",
     "bdmc_lower": "simulated data: lower bound",
     "bdmc_upper": "  upper bound",
@@ -62,6 +62,12 @@ TEXTS = {
     "r_hat": "NUTS: largest R-hat",
     "posterior_mean_error": "  error of the means in deviations",
     "posterior_scale_ratio": "  encoder's deviations to the exact ones",
+}
+GREY = {"log_likelihood": "importance_weighted_bound", "ais_log_likelihood": "ais_bound"}  # no log p(x) there
+GREY_TEXTS = TEXTS | {
+    "reconstruction": "reconstruction, minus cross-entropy",
+    "importance_weighted_bound": "importance-weighted bound, {samples} samples",
+    "ais_bound": "bound by AIS, {images} data",
 }
 
 
@@ -123,6 +129,8 @@ class Measures:
         """Return what a measure finds, and keep its numbers of each datum for the next ones."""
         found: Measured = getattr(self, name)()
         self.each |= found.each
+        if self.experiment.is_grey:
+            found = replace(found, figures={GREY.get(name, name): value for name, value in found.figures.items()})
         return found
 
     def check(self, name: str) -> None:
@@ -307,8 +315,8 @@ class Measures:
 
     @property
     def p(self) -> str:
-        """What the likelihood is called."""
-        return p_of_x(self.experiment)
+        """What the likelihood is called in sentences."""
+        return "the log-evidence" if self.experiment.is_grey else "log p(x)"
 
     @property
     def _classes(self) -> Tensor | None:
@@ -348,9 +356,9 @@ def check_results(found: dict[str, float]) -> None:
         raise ValueError(f"the weights of this run give {wrong[0]} as NaN: take --best, or train again")
 
 
-def p_of_x(experiment: Experiment) -> str:
-    """Return what the likelihood of a run is called: log p(x), unless it is no density of the data."""
-    return "importance-weighted bound" if experiment.is_grey else "log p(x)"
+def texts_of(experiment: Experiment) -> dict[str, str]:
+    """Return what each measure of a run is called; nothing is log p(x) if the likelihood is no density of the data."""
+    return GREY_TEXTS if experiment.is_grey else TEXTS
 
 
 def _error_of_mean(errors: Tensor) -> float:

@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from pyro_vae.data import Ready
 from pyro_vae.data.arrays import check_columns
 from pyro_vae.data.batch import Count
+from pyro_vae.data.scales import check_one_scale
 from pyro_vae.objectives import Beta
 from pyro_vae.programs import Program, Transform, as_input, as_seed, mode, seeded
 from pyro_vae.runtime.checkpoints import Checkpoints
@@ -171,7 +172,7 @@ def fit(
         TypeError: if the loss is not an ELBO, or a program samples from a plain torch distribution.
         ValueError: for numbers out of range, data that are not finite or outside the support of the model, and
             programs whose sites do not fit each other or the data; for a validation frame whose columns have another
-            order than those of the data.
+            order than those of the data; for data and validation data of which only one part has been scaled.
         FloatingPointError: if a step's loss or gradient is not finite; the parameters are those before the step.
             On a GPU with a fused optimizer this is found at the end of the epoch.
         ValueError: also if engine "recorded" or "compiled" finds that steps since its last check may be wrong; the
@@ -199,6 +200,7 @@ def fit(
     x = as_input(data, programs.model, programs.guide, **given)
     check_columns(data, validation)
     test = None if validation is None else as_input(validation, programs.model, programs.guide, **given)
+    check_one_scale(x, test)
     numbers: dict[str, Any] = {"batch_size": batch_size, "clip_norm": clip_norm, "precision": precision}
     others: dict[str, Any] = {"engine": engine, "on_nan": on_nan, "beta": 1.0 if callable(beta) else beta}
     check_settings(epochs=epochs, device=x.device, **numbers, **others)
