@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import stat
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -161,6 +162,17 @@ def check_regular(path: str | Path) -> None:
 def _kind(path: str | Path) -> str:
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(os.stat(path).st_mode), "a device")
+
+
+def as_word(path: Path) -> str:
+    """Return a path as one word of a command line, which a shell and a parser of flags take for nothing else.
+
+    Example:
+        >>> as_word(Path("my run")), as_word(Path("-run"))
+        ("'my run'", './-run')
+    """
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def printable(text: str) -> str:

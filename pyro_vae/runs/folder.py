@@ -1,6 +1,5 @@
 """The folder of a run: its files, its lock, and what the files hold."""
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,7 +13,7 @@ from torch import Tensor
 from pyro_vae.arguments import as_size
 from pyro_vae.data import Data, are_images, fingerprint
 from pyro_vae.data.scales import Values, differ, sizes_of
-from pyro_vae.files import check_no_link, partial_of, takes_files
+from pyro_vae.files import as_word, check_no_link, partial_of, takes_files
 from pyro_vae.networks import Shape
 from pyro_vae.runs.config import Config, read_flags
 from pyro_vae.runs.experiment import Experiment, seeded_vae
@@ -92,7 +91,7 @@ class RunFolder:
         """Say what a run that was interrupted has saved, and how to continue it."""
         if not self.config.exists():
             return "nothing had been written"
-        return f"progress is saved; continue with: pyro-vae train --resume {shlex.quote(str(self.path))}"
+        return f"progress is saved; continue with: pyro-vae train --resume {as_word(self.path)}"
 
     # What it is resumed from
 
@@ -118,7 +117,7 @@ class RunFolder:
             return
         there, here = read_tensors(self.weights)[0], vae.state_dict()
         if there.keys() != here.keys() or not all(torch.equal(there[name], here[name].cpu()) for name in here):
-            anew = f"pyro-vae train --config {shlex.quote(str(self.config))} --out DIR"
+            anew = f"pyro-vae train --config {as_word(self.config)} --out DIR"
             reason = f"{self.path} holds trained weights, but no checkpoints/last.safetensors to resume from"
             raise ValueError(f"{reason}: copy it there, or train again by {anew}")
 
@@ -255,7 +254,7 @@ def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None)
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
     """Read weights, the shape of a datum, and the plain values that describe the run."""
-    weights, head = read_tensors(path, f"continue with pyro-vae train --resume {shlex.quote(str(path.parent))}")
+    weights, head = read_tensors(path, f"continue with pyro-vae train --resume {as_word(path.parent)}")
     about = head["about"] if isinstance(head.get("about"), dict) else {}
     shape = about.get("shape")
     sizes = shape if isinstance(shape, list) and len(shape) < MOST_DIMENSIONS else []

@@ -227,7 +227,7 @@ def build(config: Config, shape: Shape) -> VAE:
     prior = _construct("prior", config, {**given, "encoder": encoder})
     try:
         event = tuple(getattr(prior(), "event_shape", ()))  # (D,), or (D, categories) for one-hot codes
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:  # the second is of a module without forward
         raise ValueError(f"the prior {config.prior} must return a distribution when it is called: {error}") from error
     code = event if len(event) > 1 else config.latent_dim
     of_codes = {**given, "latent_dim": code, "network": decoder_network}

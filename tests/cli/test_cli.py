@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -603,6 +604,15 @@ def test_no_number_of_grey_pixels_is_called_a_likelihood(monkeypatch, capsys):
     assert "log p(" not in capsys.readouterr().out
 
 
+def test_the_command_that_continues_a_run_can_be_typed_whatever_its_name(capsys):
+    run = train("--epochs", "1", out="./-run")
+    (run / "model.safetensors").unlink()
+    capsys.readouterr()
+    fix = refused(capsys, "sample", "./-run").partition("continue with ")[2]
+    assert fix.endswith("pyro-vae train --resume ./-run")
+    assert main(shlex.split(fix)[1:]) == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -705,6 +715,7 @@ def refused(capsys, *argv):
         (["--encoder", "Dleta"], "did you mean 'Delta'?"),
         (["--decoder", "no.such.Part"], "cannot be imported"),
         (["--decoder", "pyro_vae.networks.Shape"], "must be a class of torch.nn.Module"),
+        (["--prior", "pyro.nn.PyroModule"], "PyroModule must return a distribution when it is called"),
         (["--network", "Cnov"], "did you mean 'Conv'?"),
         (["--loss", "TraceMeanfield_ELBO"], "did you mean 'TraceMeanField_ELBO'?"),
         (["--binarize", "dynamc"], "did you mean 'dynamic'?"),
