@@ -1,5 +1,6 @@
 """Whether two data sets have one scale: pixels from 0 to 255 beside pixels from 0 to 1 are found by their sizes."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ def differ(one: Values, other: Values) -> bool:
 
 def _beyond(one: Values, other: Values) -> bool:
     largest = max(other.high, -other.low)
-    return (largest > 0 and one.usual > 4 * largest) or (one.signed and other.low >= 0)
+    return (0 < 4 * largest < one.usual < math.inf) or (one.signed and other.low >= 0)
 
 
 def sizes_of(x: Any) -> dict[str, Values]:

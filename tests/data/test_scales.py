@@ -53,3 +53,9 @@ def test_validation_data_of_one_scale_and_few_data_are_measured():
     for validation in (3 * counts[:9] + 1, 50 * counts[:3] + 50, torch.zeros(9, 3), torch.full((9, 3), torch.nan)):
         check_one_scale(counts, validation)
     fit(vae.model, vae.guide, counts, validation=3 * counts[:9], epochs=0)
+
+
+def test_infinite_validation_data_are_refused_as_such():
+    vae = VAE(priors.Normal(2), encoders.Normal((3,), 2), decoders.Normal(2, (3,)))
+    with pytest.raises(ValueError, match="the data hold inf at index .0, 0. of the validation data"):
+        fit(vae.model, vae.guide, PIXELS, validation=torch.full((9, 3), torch.inf), epochs=0)
