@@ -57,5 +57,5 @@ def test_validation_data_of_one_scale_and_few_data_are_measured():
 
 def test_infinite_validation_data_are_refused_as_such():
     vae = VAE(priors.Normal(2), encoders.Normal((3,), 2), decoders.Normal(2, (3,)))
-    with pytest.raises(ValueError, match="the data hold inf at index .0, 0. of the validation data"):
+    with pytest.raises(ValueError, match=r"the data hold inf at index .0, 0. of the validation data"):
         fit(vae.model, vae.guide, PIXELS, validation=torch.full((9, 3), torch.inf), epochs=0)
