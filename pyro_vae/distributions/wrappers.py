@@ -7,7 +7,8 @@ from typing import Any, ClassVar, TypeVar
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints, kl_divergence, register_kl
 
@@ -25,6 +26,28 @@ def family(distribution: Any) -> str:
     """Return the name of a distribution's class, without wrappers that only change its shape."""
     shapes = Independent | ExpandedDistribution
     return next(type(layer).__name__ for layer in layers(distribution) if not isinstance(layer, shapes))
+
+
+def is_masked(distribution: Any) -> bool:
+    """Whether a distribution, or one that it is made of, has a mask."""
+    return any(isinstance(layer, MaskedDistribution) for layer in layers(distribution))
+
+
+def unmasked(distribution: Any) -> Any:
+    """Return a distribution without the masks of the distributions that it is made of.
+
+    Example:
+        >>> masked = dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1)
+        >>> masked.log_prob(torch.zeros(2)), unmasked(masked).log_prob(torch.zeros(2))
+        (tensor(-0.9189), tensor(-1.8379))
+    """
+    if isinstance(distribution, MaskedDistribution):
+        return unmasked(distribution.base_dist)
+    if not is_masked(distribution):
+        return distribution
+    new = copy.copy(distribution)
+    new.base_dist = unmasked(distribution.base_dist)
+    return new
 
 
 @contextmanager
@@ -181,6 +204,10 @@ class ScoreFunction(_Wrapper):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.base_dist.log_prob(value)
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        # The score is that of all draws: other sites may depend on those that a mask hides.
+        return ScoreParts(self.log_prob(value), unmasked(self.base_dist).log_prob(value), 0)
 
     def entropy(self) -> Tensor:
         return self.base_dist.entropy()

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.arguments import as_size
 from pyro_vae.data.batch import Batch, Count, arguments, count_of, tensors_of
-from pyro_vae.distributions.wrappers import family, layers, with_density
+from pyro_vae.distributions.wrappers import family, layers, unmasked, with_density
 from pyro_vae.networks._part import kept_arguments
 from pyro_vae.objectives.particles import NOISE, PARTICLES
 from pyro_vae.runtime.memory import most_within, peak_of
@@ -378,6 +378,16 @@ def log_prob(trace: Trace, names: list[str]) -> Tensor:
         with with_density(name, trace.nodes[name]["fn"]):
             trace.compute_log_prob(lambda at, _, name=name: at == name)
     return sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
+
+
+def whole_score(trace: Trace) -> Tensor:
+    """Sum the log-probabilities of a guide's sites without their masks, shape (K, B).
+
+    Its gradient is the score of the draws. A mask takes a density out of the bound, but other sites may still depend on
+    the draw, so that it belongs into the score.
+    """
+    sites = [trace.nodes[name] for name in trace.stochastic_nodes]
+    return sum((unmasked(site["fn"]).log_prob(site["value"]) for site in sites), torch.zeros(()))
 
 
 def check_dims(name: str, site: dict[str, Any], most: float) -> None:

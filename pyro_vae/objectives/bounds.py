@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.arguments import as_number, as_size
-from pyro_vae.distributions.wrappers import family, layers
+from pyro_vae.distributions.wrappers import family, is_masked, layers
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,
@@ -21,6 +21,7 @@ from pyro_vae.objectives._objective import (
     reported,
     the_latent_site,
     unscaled,
+    whole_score,
 )
 from pyro_vae.objectives.particles import FRESH, INDEPENDENT
 
@@ -104,8 +105,11 @@ class Thermodynamic(Objective):
         self.partitions, self.first = partitions, first
         self.steps = [0.0, *inner, 1.0]
 
+    def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
+        return *super().of_guide(trace), whole_score(trace)
+
     def estimate(self, draws: Draws) -> Tensor:
-        log_weights, joint = draws.log_weights, draws.likelihood + draws.prior
+        log_weights, (whole,) = draws.log_weights, draws.own
         total = torch.zeros_like(log_weights[0])
         for beta, following in zip(self.steps, self.steps[1:], strict=False):
             weights = (beta * log_weights.detach()).softmax(0)
@@ -113,7 +117,7 @@ class Thermodynamic(Objective):
             centred = weights * (log_weights.detach() - mean)
             # The sample covariance of K draws times K / (K - 1), which is unbiased at beta = 0.
             count = len(log_weights)
-            score = count / (count - 1) * (centred * (beta * joint + (1 - beta) * draws.posterior)).sum(0)
+            score = count / (count - 1) * (centred * (whole + beta * log_weights)).sum(0)
             path = (weights * log_weights).sum(0)
             total = total + (following - beta) * (path + score - score.detach())
         return total
@@ -138,8 +142,7 @@ class _Penalized(Objective):
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
         site = the_latent_site(self, trace)
-        hidden = any(isinstance(layer, MaskedDistribution) for layer in layers(site["fn"]))
-        if hidden or not (site["mask"] is None or site["mask"] is True):
+        if is_masked(site["fn"]) or not (site["mask"] is None or site["mask"] is True):
             name = f"{type(self).__name__} holds the data of a batch together"
             raise ValueError(f"{name}, and takes no mask at site {site['name']!r}: leave the masked data out")
         self._check_whole(trace)

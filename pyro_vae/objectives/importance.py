@@ -9,7 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.arguments import as_number, as_size
-from pyro_vae.distributions.wrappers import family, with_density
+from pyro_vae.distributions.wrappers import family, is_masked, with_density
 from pyro_vae.objectives._objective import (
     Draws,
     Objective,
@@ -17,6 +17,7 @@ from pyro_vae.objectives._objective import (
     masked,
     path_only,
     the_latent_site,
+    whole_score,
     without_path,
 )
 from pyro_vae.objectives.particles import FRESH, INDEPENDENT
@@ -100,10 +101,19 @@ class DReG(Objective):
                 f"DReG weighs draws by their density, which {family(site['fn'])} at site {site['name']!r} has not: take"
                 " IWAE or Trace_ELBO"
             )
-        return log_q, site["value"]
+        if is_masked(site["fn"]):
+            raise ValueError(
+                f"DReG takes no .mask() at the distribution of site {site['name']!r}: put poutine.mask around the site,"
+                " or take IWAE"
+            )
+        return log_q, site["value"], *([site["mask"]] if isinstance(site["mask"], Tensor) else [])
 
     def estimate(self, draws: Draws) -> Tensor:
-        _scale_gradient(draws.own[0], draws.log_weights.detach().softmax(0))
+        value, *masks = draws.own
+        weights = draws.log_weights.detach().softmax(0)
+        for mask in masks:  # where q has no part in the bound, there is no score to be exchanged for a second weight
+            weights = weights.where(mask, 1.0)
+        _scale_gradient(value, weights)
         return log_mean_exp(draws.log_weights)
 
 
@@ -299,12 +309,15 @@ class VIMCO(Objective):
         if num_particles < 2:
             raise ValueError(f"VIMCO takes at least 2 particles, not {num_particles!r}: each is the others' baseline")
 
+    def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
+        return *super().of_guide(trace), whole_score(trace)
+
     def estimate(self, draws: Draws) -> Tensor:
         log_weights = draws.log_weights
         bound = log_mean_exp(log_weights)
         with torch.no_grad():
             signal = bound - _leave_one_out(log_weights)
-        score = (signal * draws.posterior).sum(0)
+        score = (signal * draws.own[0]).sum(0)
         return bound + score - score.detach()
 
 

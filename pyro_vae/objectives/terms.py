@@ -18,12 +18,14 @@ from pyro.infer import (
     TraceTMC_ELBO,
 )
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.arguments import as_number, as_size
 from pyro_vae.data.batch import Batch, arguments, count_of
 from pyro_vae.distributions.kl import kl_or_none
+from pyro_vae.distributions.wrappers import ScoreFunction, is_masked
 from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, check_dims, copy_of, scale_at_1
 from pyro_vae.objectives.plates import share_of
 
@@ -324,8 +326,8 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
     traces: list[tuple[Trace, Trace]] = []
     recorder = copy_of(loss)
 
-    def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
-        for pair in type(loss)._get_traces(recorder, *args):
+    def get_traces(model: Program, guide: Program, *args: Any) -> Iterator[tuple[Trace, Trace]]:
+        for pair in type(loss)._get_traces(recorder, model, _WholeScore()(guide), *args):
             _check_counts(loss, *pair)
             if recorder.max_plate_nesting < math.inf and not isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO):
                 for name, site in [each for trace in pair for each in trace.nodes.items()]:
@@ -337,6 +339,14 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
 
     recorder._get_traces = get_traces
     return recorder, traces
+
+
+class _WholeScore(Messenger):
+    """Let the score of a guide's draws include what masks of their distributions hide: sites may depend on it."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not (msg["is_observed"] or msg["fn"].has_rsample) and is_masked(msg["fn"]):
+            msg["fn"] = ScoreFunction(msg["fn"])
 
 
 def _check_counts(loss: ELBO, model_trace: Trace, guide_trace: Trace) -> None:

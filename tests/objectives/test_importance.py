@@ -275,7 +275,7 @@ def test_vimco_weighs_each_score_by_what_its_particle_adds_to_the_bound():
     """Any baseline that leaves a particle out is without bias: this one holds it to the formula."""
     v, zeros = torch.randn(4, 3), torch.zeros(4, 3)
     log_q = torch.zeros(4, 3, requires_grad=True)
-    objectives.VIMCO(4).estimate(objectives.Draws(v, zeros, log_q, zeros)).sum().backward()
+    objectives.VIMCO(4).estimate(objectives.Draws(v, zeros, log_q, zeros, (log_q,))).sum().backward()
     without = []
     for k in range(4):
         replaced = v.numpy().copy()
