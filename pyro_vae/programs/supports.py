@@ -39,15 +39,23 @@ def check_same_support(
         return
     each = max(1, 100 // max(1, posterior.batch_shape.numel()))  # 100 draws or more, also of large batches
     draws = posterior.sample((each,)), prior.expand(posterior.batch_shape).sample((each,))
-    probes = [torch.full_like(draws[0][0], value) for value in (-1e4, -1.5, 0.0, 0.5, 1.5, 1e4)]  # what draws may miss
+    missed = (-1e4, -1.5, 0.5, 1.5, 1e4, *([0.0] if of_posterior.is_discrete else []))  # elsewhere 0 is a null set
+    probes = [torch.full_like(draws[0][0], value) for value in missed]  # what draws may miss
     beyond = any((of_posterior.check(probe) & ~of_prior.check(probe)).any() for probe in probes)
     apart = len({isinstance(without_events(support), KeptLogarithms) for support in (of_prior, of_posterior)}) == 2
-    if apart or beyond or not (of_prior.check(draws[0]).all() and of_posterior.check(draws[1]).all()):
+    wider = apart or beyond or not of_prior.check(draws[0]).all()
+    if wider or not of_posterior.check(draws[1]).all():
         if not draws[0].isfinite().all():
             bad = draws[0][~draws[0].isfinite()][0].item()
             raise ValueError(f"{prior_name} gets a draw of {bad} ({posterior_name}): start at a smaller scale")
+        fix = (
+            "take a guide for it (above 0 Gamma or LogNormal, on [0, 1] Beta or Kumaraswamy, on the real line Normal)"
+            if wider
+            else "draws from a part of the prior's support say nothing of the rest: let the guide reach all of it, as a"
+            " normal does by SigmoidTransform and AffineTransform, or narrow the prior"
+        )
         supports = f"{_support(of_prior)}, {posterior_name} {_support(of_posterior)}"
-        raise ValueError(f"{prior_name} has support {supports}; they must match")
+        raise ValueError(f"{prior_name} has support {supports}; they must match: {fix}")
 
 
 def check_values(name: str, prior: TorchDistributionMixin, value: Tensor) -> None:

@@ -224,13 +224,42 @@ def exponential():
         (
             Part(lambda: dist.Uniform(torch.zeros(D), 1.0).to_event(1)),
             Part(lambda x: dist.Gamma(torch.ones(len(x), D), 1.0).to_event(1)),
-            "they must match",
+            r"they must match: take a guide for it \(above 0 Gamma",
+        ),
+        (
+            Part(lambda: dist.Uniform(torch.zeros(D), 2.0).to_event(1)),
+            Part(lambda x: dist.Uniform(torch.zeros(len(x), D), 1.0).to_event(1)),
+            "they must match: draws from a part .* let the guide reach all of it",
+        ),
+        (
+            Part(lambda: dist.Geometric(torch.full((D,), 0.5)).to_event(1)),
+            Part(lambda x: dist.Bernoulli(torch.full((len(x), D), 0.5)).to_event(1)),
+            "they must match: draws from a part",
         ),
     ],
 )
 def test_prior_and_encoder_on_different_supports_are_refused_with_both(prior, encoder, message):
     with pytest.raises(ValueError, match=message):
         check(vae(prior, encoder))
+
+
+POSITIVE = {
+    "InverseGamma": lambda ones: dist.InverseGamma(3 * ones, ones),
+    "LogNormal": lambda ones: dist.LogNormal(0 * ones, ones),
+    "Gamma": lambda ones: dist.Gamma(ones, ones),
+    "Exponential": lambda ones: dist.Exponential(ones),
+}
+
+
+@pytest.mark.parametrize("guide", POSITIVE)
+@pytest.mark.parametrize("prior", POSITIVE)
+def test_supports_that_differ_in_the_point_0_alone_are_accepted(prior, guide):
+    check(
+        vae(
+            Part(lambda: POSITIVE[prior](torch.ones(D)).to_event(1)),
+            Part(lambda x: POSITIVE[guide](torch.ones(len(x), D)).to_event(1)),
+        )
+    )
 
 
 # Data that do not fit
