@@ -1,5 +1,6 @@
 """Checks of the parts of a VAE and of the sites of a pair of programs."""
 
+import re
 from collections.abc import Collection
 from functools import reduce
 from typing import Any
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae.data.batch import Batch
-from pyro_vae.distributions.wrappers import layers, with_density
+from pyro_vae.distributions.wrappers import family, layers, with_density
 from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.supports import check_same_support, check_values, support_of, without_events
-from pyro_vae.programs.traces import observed_in, probe
+from pyro_vae.programs.traces import OF_TYPES, observed_in, probe
 from pyro_vae.vae import VAE
 
 
@@ -101,10 +102,11 @@ def check_sites(
                 check_values(name, prior, guide_trace.nodes[name]["value"])
             else:
                 check_same_support(f"site {name!r} of the model", prior, "of the guide", posterior)
-    for site in [*observed, *(model_trace.nodes[name] for name in model_trace.stochastic_nodes)]:
+    for site in observed:
+        _check_scored(site)
+    for site in (model_trace.nodes[name] for name in model_trace.stochastic_nodes):
         if any(hasattr(layer, "transforms") for layer in layers(site["fn"])):
-            with torch.no_grad(), pyro.validation_enabled(False), with_density(site["name"], site["fn"]):
-                site["fn"].log_prob(site["value"])
+            _check_scored(site)
 
 
 def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
@@ -252,6 +254,22 @@ def _check_in_plates(site: dict[str, Any]) -> None:
                 f"site {site['name']!r} has batch shape {tuple(shape)}, but no plate for its dimension {dim}: put the"
                 f" site into a pyro.plate of {shape[dim]}, or move that dimension to the event by .to_event(1)"
             )
+
+
+def _check_scored(site: dict[str, Any]) -> None:
+    """Refuse a site whose distribution cannot score its value, as without an inverse, or in another type."""
+    kind, support, value = family(site["fn"]), support_of(site["fn"]), torch.as_tensor(site["value"])
+    try:
+        with torch.no_grad(), pyro.validation_enabled(False), with_density(site["name"], site["fn"]):
+            if support is None or support.check(value).all():  # a value outside is refused later, with its place
+                site["fn"].log_prob(site["value"])
+    except RuntimeError as error:
+        if not re.search(OF_TYPES, str(error), re.IGNORECASE):
+            raise
+        raise ValueError(
+            f"{kind} at site {site['name']!r} cannot score a value of {value.dtype} ({error}): give it the type of the"
+            " parameters, as by obs=x.float()"
+        ) from error
 
 
 def _check_observed_shape(site: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def filled(batch: Batch, but: Tensor | None = None) -> Batch:
 
 
 # Patterns of errors of Pyro and torch, and how to fix the program.
+OF_TYPES = r"dtype|scalar type|input type|can't be cast|m1 and m2|bool tensors"
 FIXES = {
     r"Shape mismatch inside plate": "let the last batch dimension be the pyro.plate over the data, and move all other"
     " dimensions to the event by .to_event(1)",
@@ -59,7 +60,7 @@ FIXES = {
     r"collide at dim": "give one of these plates another dim, such as dim=-2",
     r"as indices must be|index tensor|scalar types: Long|dtype int64 for index": "use x.long() in the programs for"
     " integers; a tensor by itself becomes floating-point numbers, but one in a tuple, (x,), keeps its type",
-    r"dtype|scalar type|input type|can't be cast|m1 and m2|bool tensors": "give x.float(), or use it in the programs,"
+    OF_TYPES: "give x.float(), or use it in the programs,"
     " where integers go into a layer; in data of several parts integers keep their type",
 }
 

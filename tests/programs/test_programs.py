@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributions import constraints
 from torch.utils.data import DataLoader
 
-from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, log_likelihood, priors
+from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, log_likelihood, objectives, priors
 from pyro_vae.networks import FillMissing, GRUEncoder
 from pyro_vae.programs import as_input, check_programs, mode, modules_of, paired_traces, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -538,6 +538,18 @@ def test_whole_numbers_in_a_tuple_are_whole_numbers_of_an_embedding():
     assert evaluate(*encoding(nn.Linear(3, 1), torch.Tensor.float), (WHOLE,)).reconstruction == pytest.approx(
         3 * math.log(4)
     )
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO(), objectives.IWAE(3)], ids=["Trace_ELBO", "IWAE"])
+def test_an_observation_of_another_type_is_refused_by_its_type(loss):
+    def pixels_in_bits(z):
+        return dist.Bernoulli(logits=z).to_event(1)
+
+    pair = observing(pixels_in_bits, lambda x: x > 0)
+    with pytest.raises(
+        ValueError, match=r"Bernoulli at site 'x' cannot score a value of torch.bool .* obs=x.float\(\)"
+    ):
+        fit(*pair, torch.zeros(10, D), loss=loss, epochs=1)
 
 
 def test_sites_of_different_shapes_are_refused_with_both():
