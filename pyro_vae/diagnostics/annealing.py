@@ -414,6 +414,7 @@ def _of_all(
             slopes = replayed(annealing.slopes, calls, calls >= MANY)
 
             def path_of(rows: Batch) -> Path:
+                annealing.check_masks(rows)
                 draws = annealing.at_start(rows, SPREAD)
                 scale = draws.std(0).clamp(min=torch.finfo(draws.dtype).eps)
                 path = Path(lambda u: Slopes(*slopes(rows, u)), scale, settings, shown.update)

@@ -201,6 +201,7 @@ def calibration(
                 particles.meet(cut(whole, 2, count_rows))
                 for rows in pieces(whole, TOGETHER, count_rows):
                     simulated, codes = particles.simulated(rows)
+                    particles.check_masks(simulated)
                     drawn = particles.draw(simulated, 2 * draws)[1:]
                     found.append((_flat(codes, 1), _flat(drawn, 2), _flat(tensors_of(simulated), 1)))
                     shown.update(count_rows(rows))

@@ -116,6 +116,7 @@ def codes(
             rows = _first(x)
             particles = _Particles(local(model), local(guide), count_rows)
             particles.meet(cut(rows, 2, count_rows))
+            particles.check_masks(rows)
             _, *drawn = particles.draw(rows, draws)
             information = _information(particles, rows, [value[0] for value in drawn])
             _, of_prior = particles.simulated(rows)

@@ -276,6 +276,7 @@ def impute(
             draw = partial(getattr(particles, f"by_{by}"), **numbers, whole=whole, slopes=slopes)
             for batch in x.split(TOGETHER):
                 for rows in pieces(batch, TOGETHER, count_rows):
+                    particles.check_masks(rows)
                     found.append(particles.completed(rows, draw(rows), draws))
                     shown.update(count_rows(rows))
     if heavy := sum(int((shape > RELIABLE).sum()) for shape in particles.shapes):

@@ -142,6 +142,7 @@ def log_likelihood(
                         first = partial(cut, whole, count=count_rows)
                         batch_size, chunk = weights.sizes(first, count_rows(whole), samples, budget)
                 for rows in pieces(whole, batch_size, count_rows):
+                    weights.check_masks(rows)
                     parts = zip(*(drawn.split(chunk) for drawn in draw(rows)), strict=True)
                     found.append(of_weights(torch.cat([weigh(rows, *part)[0].cpu() for part in parts])))
                     shown.update(count_rows(rows))

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from pyro_vae.data.batch import Batch, Count, arguments, structure_of, tensors_of, with_tensors
 from pyro_vae.diagnostics.weights import log_sums_without_one
+from pyro_vae.distributions.wrappers import is_masked
 from pyro_vae.objectives import Objective, made_for
 from pyro_vae.objectives._objective import log_prob, with_values
 from pyro_vae.objectives.particles import PARTICLES
 from pyro_vae.programs import Program
-from pyro_vae.programs.sites import moved_points, points_of
+from pyro_vae.programs.seeds import seeded
+from pyro_vae.programs.sites import mask_of, moved_points, points_of
 from pyro_vae.programs.traces import probe
 from pyro_vae.runtime.engine import WORTHWHILE
 from pyro_vae.runtime.held import Held
@@ -73,6 +75,25 @@ class Particles(Objective):
                     " take an encoder that has one, or evaluate"
                 )
         return True
+
+    def check_masks(self, rows: Batch) -> None:
+        """Refuse a site that is masked where other sites depend on it: without its prior there is no p(x)."""
+        sites = [self.drawn.nodes[name] for name in self.latents]
+        masked = [site["name"] for site in sites if site["mask"] is not None or is_masked(site["fn"])]
+        if not masked:
+            return
+        args, kwargs = arguments(rows)
+        with seeded(0, tensors_of(rows)[0].device):
+            trace = self.guide_trace(self.guide, *args, particles=5, **kwargs)
+            sites = [trace.nodes[name] for name in self.latents]
+            values = [site["value"] for site in sites]
+            others = [value.roll(1, 0).where(~mask_of(site), value) for value, site in zip(values, sites, strict=True)]
+            one, other = (torch.stack(self.log_p(rows, *each)).sum(0) for each in (values, others))
+        if not torch.allclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True):
+            raise ValueError(
+                f"{type(self).__name__} weighs draws by their densities, but site {masked[0]!r} has a mask where other"
+                " sites depend on it, so that there is no p(x): mask what depends on it, too, or leave the mask out"
+            )
 
     def draw(self, rows: Batch, count: int) -> list[Tensor]:
         """Draw particles for some data: return their log q, shape (K, B), and the sites' values, shape (K, B, ...)."""

@@ -106,6 +106,7 @@ def posterior_check(
             for whole in x.split(1):
                 particles.meet(cut(whole, 2, count_rows))
                 for rows in pieces(whole, 1, count_rows):
+                    particles.check_masks(rows)
                     starts = particles.at_start(rows, chains * samples).detach()
                     each = [chain_of(partial(slopes, rows), start, samples, warmup) for start in starts[:chains, 0]]
                     found.append((particles.codes(starts), torch.stack([particles.codes(chain) for chain in each])))

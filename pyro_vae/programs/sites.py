@@ -134,11 +134,12 @@ def _masked_alike(site: dict[str, Any], drawn: dict[str, Any]) -> bool:
     is_point = drawn["mask"] is None and _is_point(drawn["fn"]) and not _has_density(drawn["fn"])
     if is_point or any(mask is False for mask, _ in _masks(site)):
         return True
-    counted = [
-        reduce(torch.logical_and, (torch.as_tensor(mask)[(..., *[None] * dims)] for mask, dims in _masks(each)))
-        for each in (site, drawn)
-    ]
-    return torch.equal(*torch.broadcast_tensors(*counted))
+    return torch.equal(*torch.broadcast_tensors(mask_of(site), mask_of(drawn)))
+
+
+def mask_of(site: dict[str, Any]) -> Tensor:
+    """Return the mask of a site, by its program and by its distribution, of a shape that broadcasts to its value's."""
+    return reduce(torch.logical_and, (torch.as_tensor(mask)[(..., *[None] * dims)] for mask, dims in _masks(site)))
 
 
 def _masks(site: dict[str, Any]) -> list[tuple[Tensor | bool, int]]:

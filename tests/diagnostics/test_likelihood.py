@@ -1,7 +1,18 @@
+from contextlib import nullcontext
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from pyro_vae import log_likelihood
+from pyro_vae.diagnostics.annealing import ais, bdmc
+from pyro_vae.diagnostics.calibration import calibration
+from pyro_vae.diagnostics.codes import codes
+from pyro_vae.diagnostics.gaps import inference_gap
+from pyro_vae.diagnostics.posteriors import posterior_check
 from pyro_vae.diagnostics.weights import LogLikelihood
 from tests.support.linear import probabilistic_pca
 
@@ -64,3 +75,53 @@ def test_a_jackknife_that_there_is_not_is_refused(settings, message):
     exact = probabilistic_pca(latent=2, observed=3, count=2)
     with pytest.raises(ValueError, match=f"^{message}$"):
         log_likelihood(exact.vae.model, exact.vae.guide, exact.x, **settings)
+
+
+def masked_codes(all_that_depends: bool, at_the_site: bool = True):
+    """Codes of positive data that have a mask, which also holds for the data or does not."""
+
+    def mask(x, distribution):
+        return distribution if at_the_site else distribution.mask(x[:, 0] > 0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=x[:, 0] > 0) if at_the_site else nullcontext():
+                z = pyro.sample("z", mask(x, dist.Normal(torch.zeros(len(x)), 1.0)))
+            with poutine.mask(mask=x[:, 0] > 0) if all_that_depends else nullcontext():
+                pyro.sample("x", dist.Normal(z[..., None], 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x[:, 0] > 0) if at_the_site else nullcontext():
+            pyro.sample("z", mask(x, dist.Normal(0.7 * x[:, 0], 0.6)))
+
+    return model, guide
+
+
+SIGNED = torch.linspace(-1, 1, 20)[:, None]
+
+
+@pytest.mark.parametrize("at_the_site", [True, False])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        log_likelihood,
+        partial(ais, steps=2),
+        partial(bdmc, steps=2),
+        partial(inference_gap, steps=2),
+        partial(posterior_check, warmup=2, samples=4),
+        calibration,
+        codes,
+    ],
+    ids=["log_likelihood", "ais", "bdmc", "inference_gap", "posterior_check", "calibration", "codes"],
+)
+def test_a_masked_code_on_which_data_depend_has_no_likelihood(measure, at_the_site):
+    with pytest.raises(
+        ValueError, match=r"site 'z' has a mask where other sites depend on it.*mask what depends on it"
+    ):
+        measure(*masked_codes(False, at_the_site), SIGNED)
+
+
+def test_a_datum_that_is_masked_as_a_whole_has_the_likelihood_1():
+    found = log_likelihood(*masked_codes(True), SIGNED, per_datum=True).estimate
+    exact = dist.Normal(0.0, 1.25**0.5).log_prob(SIGNED[:, 0]).where(SIGNED[:, 0] > 0, 0.0)
+    torch.testing.assert_close(found, exact.double(), rtol=0, atol=0.05)
