@@ -7,14 +7,15 @@ Everything here takes the logarithms of the weights of K particles for each of B
 
 import math
 import warnings
-from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FEWEST = 25  # weights for which a tail of five is left, from which its shape can be estimated
 EQUAL = 1e-10  # log-weights that differ by less do so by rounding
+WIDEST = 600.0  # nats that a tail may span: beyond it weights underflow beside the largest, and k is far above 0.7
 RELIABLE = 0.7  # the largest Pareto k at which an estimate and its standard error can be trusted
 APART = 8  # weights, the largest, that the jackknife of order 2 treats one by one
 TERMS = 25  # of its series for the others: (2/9)^25 is below the rounding of double precision
@@ -26,8 +27,8 @@ class LogLikelihood(NamedTuple):
     ``estimate``, ``jackknife`` and ``standard_error`` are in nats. ``jackknife`` is the estimate less the first term of
     its bias; the error is that of the noise alone; both are NaN for a single sample. ``effective_sample_size`` is
     between 1 and the number of samples. ``pareto_k`` is the shape of the tail of the weights: above 0.7 neither the
-    estimate nor its error can be trusted; it is minus infinity if all weights are equal, and NaN for fewer than 25
-    samples.
+    estimate nor its error can be trusted; it is minus infinity if the largest weights are equal, and NaN, unknown, if
+    too few of them differ, or for fewer than 25 samples.
     """
 
     estimate: Tensor
@@ -226,7 +227,8 @@ def pareto_k(log_weights: Tensor) -> Tensor:
         log_weights: the logarithms of the weights, shape (K, B).
 
     Returns:
-        The shapes k, of shape (B,); minus infinity where the largest weights are equal; NaN for fewer than 25 weights.
+        The shapes k, of shape (B,); minus infinity where the largest weights are equal, infinite where they span more
+        than 600 nats; NaN where they are unknown, for fewer than 25 weights or where too few of the largest differ.
 
     Example:
         >>> uniform = torch.arange(1, 10_000, dtype=torch.double)[:, None] / 10_000
@@ -238,14 +240,22 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     """
     if len(log_weights) < FEWEST:
         return torch.full_like(log_weights[0], math.nan)
+    with np.errstate(invalid="ignore"):  # of weights that are 0
+        shapes = [_shape_of_tail(np.sort(of_datum)) for of_datum in log_weights.T.cpu().numpy()]
+    return torch.tensor(shapes, dtype=log_weights.dtype, device=log_weights.device)
+
+
+def _shape_of_tail(ordered: Any) -> float:
+    """Return Pareto k of the log-weights of one datum in ascending order, where its fit has digits."""
     from arviz_stats.base import array_stats
 
-    shapes = torch.full_like(log_weights[0], -math.inf)
-    for number, of_datum in enumerate(log_weights.T.cpu().numpy()):
-        if of_datum.max() - of_datum.min() > EQUAL:
-            with suppress(ValueError):  # by which it says that the largest weights are equal
-                shapes[number] = float(array_stats.psislw(-of_datum)[1])  # it takes the negative logarithms
-    return shapes
+    count = int(3 * math.sqrt(len(ordered))) if len(ordered) > 225 else len(ordered) // 5
+    below, quartile, largest = ordered[[-count - 1, -count + int(count / 4 + 0.5) - 1, -1]]  # the fit divides by these
+    if not largest - ordered[-count] > EQUAL:
+        return -math.inf
+    if not quartile - below > EQUAL:
+        return math.nan
+    return math.inf if largest - quartile > WIDEST else float(array_stats.psislw(-ordered)[1])  # it takes them negated
 
 
 def warn_of_tails(shapes: Tensor) -> None:

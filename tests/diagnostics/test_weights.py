@@ -81,6 +81,23 @@ def test_pareto_k_is_the_shape_of_the_tail(k):
     assert abs(found.mean().item() - k) < 4 * found.std().item() / math.sqrt(20) + 0.02
 
 
+@pytest.mark.parametrize("spread", [100.0, 1000.0, 1e5])
+def test_a_tail_that_underflows_beside_its_largest_weight_is_the_heaviest(spread):
+    """Log-weights of an untrained VAE spread by thousands of nats: k is the mean excess, of the order of the spread."""
+    log_weights = spread * torch.randn(5000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    assert (pareto_k(log_weights) > 10).all()
+    assert (pareto_k(log_weights - 1e6) > 10).all()
+
+
+def test_a_tail_of_which_too_few_weights_differ_is_unknown():
+    """As of discrete codes, or of a likelihood that is 0 at most draws."""
+    tied, zero = torch.zeros(2, 4000, dtype=torch.double)
+    tied[0] = 40.0
+    zero[:] = -math.inf
+    zero[:10] = torch.arange(10.0)
+    assert pareto_k(torch.stack([tied, zero], 1)).isnan().all()
+
+
 def test_a_heavy_tail_is_said():
     with pytest.warns(RuntimeWarning, match=r"weights of 1 of 3 data have a Pareto k over 0\.7: .* too low"):
         warn_of_tails(torch.tensor([0.71, 0.7, math.nan]))
