@@ -102,7 +102,8 @@ def _map_of(site: dict[str, Any]) -> _Map:
     inner = without_events(support)
     if inner.is_discrete or isinstance(inner, KeptLogarithms):
         raise ValueError(
-            f"annealing moves codes along gradients, which {family(fn)} at site {name!r} has not: take log_likelihood"
+            f"codes move along gradients, which {family(fn)} at site {name!r} has not: take what needs none, such as"
+            " log_likelihood or impute(by='gibbs')"
         )
     if any(isinstance(layer, CIRCULAR) for layer in layers(fn)):
         raise ValueError(

@@ -18,7 +18,7 @@ from pyro_vae.arguments import as_function, as_size
 from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments, cut, map_tensors, tensors_of, with_tensors
 from pyro_vae.diagnostics.annealing import Annealing, Settings
-from pyro_vae.diagnostics.particles import is_equal, replayed
+from pyro_vae.diagnostics.particles import Particles, is_equal, replayed
 from pyro_vae.diagnostics.posteriors import chain_of
 from pyro_vae.diagnostics.weights import RELIABLE, pareto_k
 from pyro_vae.distributions.moments import NoMeanError, mean_of
@@ -199,9 +199,11 @@ def _takes_nan(guide: Program, batch: Batch) -> bool:
     try:
         with torch.no_grad(), pyro.validation_enabled(False), seeded(0, torch.device("cpu")), mode(False, guide):
             trace = poutine.trace(LocalModules()(guide)).get_trace(*args, **kwargs)
+            trace.compute_log_prob()  # as gamma variates are finite even where their parameters are not
     except (IndexError, RuntimeError, ValueError):
         return False
-    return all(bool(trace.nodes[name]["value"].isfinite().all()) for name in trace.stochastic_nodes)
+    sites = [trace.nodes[name] for name in trace.stochastic_nodes]
+    return all(bool(site["value"].isfinite().all() and site["log_prob"].isfinite().all()) for site in sites)
 
 
 def impute(
@@ -268,7 +270,7 @@ def impute(
         with pyro.validation_enabled(False), on_particles(NAME), torch.no_grad():
             settings = Settings(draws, 1, 1, "encoder", 0.5)
             particles = _Particles(local(observed), local(completing), count_rows, settings)
-            particles.left_out, particles.shapes = left_out, []
+            particles.left_out, particles.shapes, particles.moves = left_out, [], by == "nuts"
             particles.meet(x[:2])
             whole = _Particles(local(model), local(guide), count_rows, settings)
             slopes = replayed(particles.slopes, len(x) * (5 * draws + steps) if by == "nuts" else 0, compiled=False)
@@ -296,6 +298,10 @@ class _Particles(Annealing):
 
     left_out: _LeftOut
     shapes: list[Tensor]  # of the tails of the weights
+    moves = False  # along gradients, which only some codes have
+
+    def meet(self, datum: Batch) -> bool:
+        return super().meet(datum) if self.moves else Particles.meet(self, datum)
 
     def by_encoder(self, rows: Batch, draws: int, **_: Any) -> list[Tensor]:
         """Return draws from the guide, each of shape (M, B, ...)."""
