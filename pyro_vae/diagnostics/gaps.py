@@ -75,13 +75,13 @@ class Freed(Messenger):
             event_dims += base.reinterpreted_batch_ndims if isinstance(base, Independent) else 0
             base = base.base_dist
         names = _names_of(base)
+        if not names or base.has_rsample is False:
+            raise ValueError(f"{NAME} frees the parameters of each site, which {family(fn)} at site {name!r} has not")
         if constraints.is_dependent(type(base).support) and bounds_of(base):
             raise ValueError(
                 f"{NAME} searches among distributions of one support, and that of {family(fn)} at site {name!r} moves"
                 " with its parameters, so that bounds are infinite: take a guide with a fixed support"
             )
-        if not names or base.has_rsample is False:
-            raise ValueError(f"{NAME} frees the parameters of each site, which {family(fn)} at site {name!r} has not")
         if tuple(fn.batch_shape) != (self.count,):
             raise ValueError(
                 f"{NAME} frees the parameters of each datum, but those at site {name!r} have shape"

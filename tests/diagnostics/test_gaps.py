@@ -113,6 +113,21 @@ def test_what_has_no_parameters_to_free_is_refused(encoder, message):
         inference_gap(vae.model, vae.guide, torch.randn(4, 5), samples=2, likelihood=known(torch.zeros(4)))
 
 
+def test_a_transformed_distribution_has_no_parameters_to_free():
+    """Its support is fixed, so that this is not the reason."""
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            normal = dist.Normal(x, 1.0).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(normal, [dist.transforms.ExpTransform()]))
+
+    vae = VAE(priors.Gamma(5), encoders.Gamma(5, 5), decoders.Normal(5, 5))
+    with pytest.raises(
+        ValueError, match="frees the parameters of each site, which TransformedDistribution .* has not$"
+    ):
+        inference_gap(vae.model, guide, torch.randn(4, 5), samples=2, likelihood=known(torch.zeros(4)))
+
+
 def test_sites_that_depend_on_each_other_are_refused():
     def model(x):
         with pyro.plate("data", len(x)):

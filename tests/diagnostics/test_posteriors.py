@@ -50,7 +50,7 @@ def test_chains_that_have_not_mixed_are_said():
 
 def test_discrete_codes_and_single_chains_are_refused():
     vae, x = VAE(priors.Bernoulli(2), encoders.Bernoulli(3, 2), decoders.Normal(2, 3)), torch.randn(2, 3)
-    with pytest.raises(ValueError, match="gradients, which Bernoulli at site 'z' has not: take log_likelihood"):
+    with pytest.raises(ValueError, match=r"gradients, which Bernoulli at site 'z' .* such as log_likelihood"):
         posterior_check(vae.model, vae.guide, x)
     with pytest.raises(ValueError, match=r"^chains must be at least 2, not 1$"):
         posterior_check(vae.model, vae.guide, x, chains=1)
