@@ -123,7 +123,7 @@ def test_a_transformed_distribution_has_no_parameters_to_free():
 
     vae = VAE(priors.Gamma(5), encoders.Gamma(5, 5), decoders.Normal(5, 5))
     with pytest.raises(
-        ValueError, match="frees the parameters of each site, which TransformedDistribution .* has not$"
+        ValueError, match=r"frees the parameters of each site, which TransformedDistribution .* has not$"
     ):
         inference_gap(vae.model, guide, torch.randn(4, 5), samples=2, likelihood=known(torch.zeros(4)))
 
