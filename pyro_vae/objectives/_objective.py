@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.arguments import as_size
 from pyro_vae.data.batch import Batch, Count, arguments, count_of, tensors_of
-from pyro_vae.distributions.wrappers import family, layers, unmasked, with_density
+from pyro_vae.distributions.wrappers import family, is_masked, layers, unmasked, with_density
 from pyro_vae.networks._part import kept_arguments
 from pyro_vae.objectives.particles import NOISE, PARTICLES
 from pyro_vae.runtime.memory import most_within, peak_of
@@ -381,13 +381,17 @@ def log_prob(trace: Trace, names: list[str]) -> Tensor:
 
 
 def whole_score(trace: Trace) -> Tensor:
-    """Sum the log-probabilities of a guide's sites without their masks, shape (K, B).
+    """Sum the log-probabilities of a guide's sites, computed before, without their masks, shape (K, B).
 
     Its gradient is the score of the draws. A mask takes a density out of the bound, but other sites may still depend on
     the draw, so that it belongs into the score.
     """
     sites = [trace.nodes[name] for name in trace.stochastic_nodes]
-    return sum((unmasked(site["fn"]).log_prob(site["value"]) for site in sites), torch.zeros(()))
+    each = [
+        unmasked(site["fn"]).log_prob(site["value"]) if is_masked(site["fn"]) else site["unscaled_log_prob"]
+        for site in sites
+    ]
+    return sum(each, torch.zeros(()))
 
 
 def check_dims(name: str, site: dict[str, Any], most: float) -> None:

@@ -184,9 +184,9 @@ class Measures:
         error, debiased = _error_of_mean(likelihood.standard_error), likelihood.jackknife.mean().item()
         if math.isfinite(error):  # it is unknown for a single sample, or an infinite likelihood
             figures |= {"standard_error": error, "jackknife": debiased}
-        unreliable = math.nan
-        if not likelihood.pareto_k.isnan().any():  # as of fewer than 25 samples
-            unreliable = figures["pareto_k_over_0_7"] = (likelihood.pareto_k > RELIABLE).double().mean().item()
+        known, unreliable = likelihood.pareto_k[~likelihood.pareto_k.isnan()], math.nan
+        if len(known):  # none is known of fewer than 25 samples
+            unreliable = figures["pareto_k_over_0_7"] = (known > RELIABLE).double().mean().item()
         if isinstance(self.experiment.vae.decoder, EIGHT_BIT):
             dimensions = math.prod(self.x.shape[1:])
             figures["bits_per_dimension"] = -figures["log_likelihood"] / (dimensions * math.log(2))
