@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 from pyro_vae.data.batch import Batch, Count, are_rows, count_of, in_words, map_tensors
+from pyro_vae.data.fingerprints import digest_of_batches
 
 T = TypeVar("T")
 TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # environment variables that torchrun sets
@@ -114,14 +116,34 @@ class Ranks:
         everywhere = self.gather(torch.tensor([int.from_bytes(digest) for digest in digests]))
         for number, (name, value) in enumerate(values.items()):
             if len({int(there[number]) for there in everywhere}) > 1:
-                raise ValueError(f"the processes differ in {name}, which is {value!r} here: {fix}")
+                raise ValueError(f"the processes differ in {name}, here {value!r}: {fix}")
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on some rank."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
 
+    def check_parameters(self, names: Sequence[str], parameters: Sequence[Tensor], what: str, fix: str) -> None:
+        """Refuse parameters that are not the same on all ranks, in their names, shapes and order.
+
+        Arguments:
+            names: the names that this rank's programs give them.
+            parameters: the parameters.
+            what: what they are, for the error.
+            fix: the fix, for the error.
+
+        Raises:
+            ValueError: on all ranks.
+        """
+        shapes = {normalize_param_name(name): tuple(each.shape) for name, each in zip(names, parameters, strict=True)}
+        self.check_same({what: shapes}, fix)
+
     def combine(
-        self, terms: Sequence[Tensor], gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], count: int
+        self,
+        terms: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        count: int,
+        late: Sequence[str] = (),
     ) -> tuple[Sequence[Tensor], Sequence[Tensor | None], int | Tensor]:
         """Combine the ranks' results of one step, by a single sum over a flat tensor.
 
@@ -130,18 +152,39 @@ class Ranks:
             gradients: gradients of the mean over this rank's data, one for each parameter, or None.
             parameters: the parameters, with the same shapes on all ranks.
             count: the number of this rank's data; if it is 0, the rank's terms and gradients are ignored.
+            late: names of parameters that this rank has first used in this step, which are the last ones.
 
         Returns:
             The terms summed over all data of the step, the gradients of the mean over them, and the number of data.
 
         Raises:
             ConnectionError: as `sum`.
+            ValueError: on all ranks, if the ranks have not first used the same parameters, with the same values.
         """
         if self.size == 1:
             return terms, gradients, count
+        known = len(parameters) - len(late)
+        sums, means, total, used_late = self._combine(terms, gradients[:known], parameters[:known], count, len(late))
+        if used_late > 0:  # on some rank; in all other steps the sums of all ranks have the same parts
+            what, new = "the parameters that they first use in this step", parameters[known:]
+            self.check_parameters(late, new, what, "name each parameter (pyro.param, pyro.module) in every batch")
+            hashed = {f"the first values of {what}, as their hash shows": digest_of_batches(new)}
+            self.check_same(hashed, "give them first values that are not random, or name them in every batch")
+            means += self._combine(terms, gradients[known:], new, count)[1]
+        return sums, means, total
+
+    def _combine(
+        self,
+        terms: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        count: int,
+        late: int = 0,
+    ) -> tuple[Sequence[Tensor], list[Tensor | None], Tensor, Tensor]:
+        """Combine results as `combine`; the last value is the number of late parameters on all ranks together."""
         real = [parameter.dtype.to_real() for parameter in parameters]
         dtype = reduce(torch.promote_types, real, torch.float32)  # counts and sums are not rounded to 16 bits
-        like = torch.empty(0, dtype=dtype, device=parameters[0].device)
+        like = torch.empty(0, dtype=dtype, device=terms[0].device)
         used = [gradient is not None for gradient in gradients]
         weighed = [
             like.new_zeros(parameter.numel() * (1 + parameter.is_complex()))
@@ -150,15 +193,15 @@ class Ranks:
             for parameter, gradient in zip(parameters, gradients, strict=True)
         ]
         own_terms = torch.stack([term.to(like) for term in terms]) * bool(count)
-        flat = torch.cat([own_terms, like.new_tensor([count, *used]), *weighed])
-        sizes = [len(terms), 1, len(used), *(len(piece) for piece in weighed)]
-        all_terms, total, used_by, *sums = self.sum(flat).split(sizes)
+        flat = torch.cat([own_terms, like.new_tensor([count, late, *used]), *weighed])
+        sizes = [len(terms), 1, 1, len(used), *(len(piece) for piece in weighed)]
+        all_terms, total, used_late, used_by, *sums = self.sum(flat).split(sizes)
         means = [
             # Only a rank without a gradient looks whether others have one, as this waits for the device.
             _like(value / total, parameter) if mine or theirs > 0 else None
             for value, parameter, mine, theirs in zip(sums, parameters, used, used_by, strict=True)
         ]
-        return all_terms.unbind(), means, total[0]
+        return all_terms.unbind(), means, total[0], used_late[0]
 
     @torch.no_grad()
     def broadcast(self, tensors: Sequence[Tensor]) -> None:

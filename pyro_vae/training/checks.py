@@ -202,6 +202,8 @@ def meet_parameters(programs: Programs, batches: Batches, seed: int) -> Callable
             args, kwargs = arguments(batch)
             paired_traces(programs.model, programs.guide, *args, **kwargs)
         bounded = check_points(*programs.given, first)
+    named = programs.local.names, programs.parameters, "the parameters of their programs"
+    batches.ranks.check_parameters(*named, "let each process run the same programs")
     batches.ranks.broadcast(programs.tensors)
 
     def check() -> None:

@@ -401,14 +401,16 @@ class State:
         state = {number: states[name] for number, name in enumerate(order) if name in states}
         optim.load_state_dict(checked_state(optim, {"state": state, "param_groups": groups}))
 
+    @property
+    def late(self) -> list[str]:
+        """The names of the parameters that have appeared since the step before."""
+        return self.programs.local.names[len(self._met) :]
+
     def meet_new_parameters(self) -> None:
         """Have the optimizer train parameters that have appeared since the step before."""
-        parameters, called = self.programs.parameters[len(self._met) :], self.programs.local.names[len(self._met) :]
-        if not parameters:
-            return
+        parameters, called = self.programs.parameters[len(self._met) :], self.late
         self._met = self.programs.parameters
-        self.ranks.broadcast(parameters)
-        if self.settings_by_name is None:
+        if not parameters or self.settings_by_name is None:
             return
         names = {id(value): name for name, value in reversed(self.programs.values().items())}
         held = {id(parameter) for group in self.optim.param_groups for parameter in group["params"]}

@@ -82,8 +82,8 @@ class Step:
         outputs = self.estimate(
             batch, weight, max(1, count)
         )  # the loss, its three terms, the norm of the gradients, and these
-        parts = outputs[:5], outputs[5:]
-        (loss, *terms, norm), gradients, counted = state.ranks.combine(*parts, state.programs.parameters, count)
+        parts = outputs[:5], outputs[5:], state.programs.parameters
+        (loss, *terms, norm), gradients, counted = state.ranks.combine(*parts, count, state.late)
         state.meet_new_parameters()
         self.guard.look_at(gradients)
         where = f"epoch {state.epoch}, step {state.step}"

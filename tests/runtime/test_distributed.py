@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +73,30 @@ def test_all_ranks_end_where_a_callback_of_one_ends_the_training(two_ranks, wher
 
 def test_processes_with_data_of_their_own_are_refused(two_ranks):
     for found in two_ranks:
-        assert found["of other data"].startswith("the processes differ in data, which is")
+        assert found["of other data"].startswith("the processes differ in data, here (")
         assert "as it splits each batch itself" in found["of other data"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("of one rank", r"first use in this step, here \{(\}|'late': \(3,\)\}): name each parameter"),
+        ("of another name", r"first use in this step, here \{'late[01]': \(3,\)\}: name each parameter"),
+        ("of another shape", r"first use in this step, here \{'late': \([13],\)\}: name each parameter"),
+        ("a step later", r"first use in this step, here \{(\}|'late': \(3,\)\}): name each parameter"),
+        ("of random values", "first values of the parameters .* give them first values that are not random"),
+        ("from the first step", r"parameters of their programs, here \{'a': .*'late[01]': .*run the same programs"),
+    ],
+)
+def test_parameters_that_the_ranks_do_not_share_are_refused_on_each(two_ranks, kind, words):
+    for found in two_ranks:
+        assert re.match(f"the processes differ in the .*{words}", found["late"][kind])
+
+
+def test_a_parameter_that_all_ranks_first_use_in_one_step_is_trained_as_in_one_process(two_ranks):
+    alone = ranks.with_late_parameters(None, "of all ranks")
+    for found in two_ranks:
+        torch.testing.assert_close(found["late"]["of all ranks"], alone, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])

@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pyro
@@ -12,6 +13,7 @@ from lightning_fabric import Fabric
 from pyro.infer import TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import nn
+from torch.optim import SGD
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from pyro_vae import VAE, decoders, encoders, priors
@@ -178,6 +180,41 @@ def of_other_data(fabric):
         return str(error)
 
 
+ONES = torch.ones(3)
+LATE = {  # what each of two ranks uses from its 12th call on: the name and the first value of a parameter
+    "of all ranks": (("late", ONES), ("late", ONES)),
+    "of one rank": (None, ("late", ONES)),
+    "of another name": (("late0", ONES), ("late1", ONES)),
+    "of another shape": (("late", ONES[:1]), ("late", ONES)),
+    "a step later": (("late", ONES), ("late", ONES)),
+    "of random values": (("late", lambda: torch.randn(3)), ("late", lambda: torch.randn(3))),
+    "from the first step": (("late0", ONES), ("late1", ONES)),
+}
+
+
+def with_late_parameters(fabric, kind):
+    """Return the parameters after two epochs of 10 steps, or what is said where the ranks' parameters differ."""
+    pyro.clear_param_store()
+    rank, calls = fabric.global_rank if fabric else 0, []
+    late, first = LATE[kind][rank], 0 if kind == "from the first step" else 12 + rank * (kind == "a step later")
+
+    def model(x):
+        calls.append(1)
+        loc = pyro.param("a", torch.zeros(3))
+        if len(calls) > first and late:
+            loc = loc + pyro.param(*late)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1)) + 3
+    size = 4 // (fabric.world_size if fabric else 1)
+    try:
+        fit(model, lambda _: None, x, epochs=2, batch_size=size, fabric=fabric, optimizer=partial(SGD, lr=0.1))
+    except ValueError as error:
+        return str(error)
+    return torch.cat([value.detach() for _, value in sorted(pyro.get_param_store().items())])
+
+
 class Centred(nn.Module):
     """A layer of data minus their running means, one a buffer and one a frozen parameter, both of this rank's part."""
 
@@ -235,6 +272,7 @@ def train_all(fabric, folder):
     found |= {"seen": see(fabric), "buffers": normalize(fabric)}
     found |= {f"stopped {where}": stopped_by_one(fabric, where) for where in ("on_step", "on_epoch")}
     found |= {"of other data": of_other_data(fabric)}
+    found |= {"late": {kind: with_late_parameters(fabric, kind) for kind in LATE}}
     torch.save(found, f"{folder}/rank{fabric.global_rank}.pt")
 
 
