@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from multiprocessing import active_children, parent_process
 from pathlib import Path
 from typing import Any
@@ -178,10 +179,24 @@ def _rank_code(fabric: Any, config: Config, folder: Path, debug: bool, resume: b
         lost, rank = isinstance(error, ConnectionError), fabric.global_rank
         if lost and parent_process():
             code = LOST
-        elif rank == 0 or not (lost or isinstance(error, FloatingPointError)):  # these two occur on all ranks
+        elif rank == 0 if lost else _is_first_to_fail(rank):
             text = one_line(error) + (f"; {RunFolder(folder).what_stands()}" if lost else "")
             say(f"\npyro-vae: error: rank {rank}: {text}" if rank else f"pyro-vae: error: {text}", error=True)
     return code
+
+
+def _is_first_to_fail(rank: int) -> bool:
+    """Return whether this process is to print its error: rank 0 if it fails, too, or else the first one that asks."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    try:
+        store = _get_default_store()
+        if rank:
+            with suppress(RuntimeError):  # it takes longer: it has not failed
+                store.wait(["failed"], timedelta(seconds=2))
+        return bool(store.add("failed", 1) == 1)
+    except RuntimeError:  # rank 0, which holds the store, has printed its error and ended
+        return False
 
 
 def _of_a_terminal() -> set[signal.Signals]:

@@ -153,6 +153,22 @@ def test_what_all_ranks_refuse_is_said_once():
     assert "did you mean 'Normal'?" in errors(found)[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", [["-m", "pyro_vae"], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]]
+)
+def test_an_error_of_all_ranks_in_the_first_step_is_said_once(tmp_path, how):
+    (tmp_path / "own.py").write_text(
+        "from pyro_vae import encoders\n\nclass Encoder(encoders.Normal):\n    def forward(self, x):\n"
+        "        if self.training:\n            raise ValueError('no training today')\n"
+        "        return super().forward(x)\n"
+    )
+    command, devices = ([*how, "-m", "pyro_vae"], []) if len(how) > 2 else (how, ["--devices=2"])
+    found = run(*command, extra=[*devices, "--encoder=own.Encoder"])
+    assert found.returncode != 0
+    assert [line.partition(": error: ")[2][:17] for line in errors(found)] == ["no training today"]
+
+
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1"}
 
 
