@@ -541,11 +541,11 @@ def stepped(optim: torch.optim.Optimizer) -> torch.optim.Optimizer:
     try:
         with torch.random.fork_rng(devices):
             type(trial).step(trial)  # a scheduler has put another step on the object, which is that of the optimizer
-    except AttributeError as error:  # a copy of an optimizer has its groups and its state alone
+    except (AttributeError, KeyError) as error:  # a copy of an optimizer has its groups and its state alone
         kind = type(optim).__name__
         raise ValueError(
-            f"a checkpoint cannot hold what {kind} has of its own ({error}): keep it in its groups or its state, or"
-            " train without checkpoints"
+            f"a checkpoint cannot hold what {kind} has of its own ({error}): keep it in its groups or its state, and"
+            " make this in its first step, or train without checkpoints"
         ) from error
     return trial
 

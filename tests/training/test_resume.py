@@ -18,6 +18,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, autoguide
+from pyro.optim.adagrad_rmsprop import AdagradRMSProp
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
 
 from pyro_vae import VAE, decoders, encoders, fit, networks, objectives, priors
@@ -975,14 +976,17 @@ class Counting(torch.optim.SGD):
         super().step()
 
 
-def test_an_optimizer_that_could_not_be_resumed_is_refused_before_the_first_step(tmp_path):
-    steps = []
-    with pytest.raises(
-        ValueError, match=r"a checkpoint cannot hold what Counting has of its own \(.*'count'\): keep it"
-    ):
-        fit_programs(program(), 1, checkpoints=tmp_path, optimizer=Counting, on_step=lambda *_: steps.append(1))
+@pytest.mark.parametrize(
+    ("optimizer", "own"),
+    [(Counting, "Counting has of its own (.*'count')"), (AdagradRMSProp, "AdagradRMSProp has of its own ('step')")],
+)
+def test_an_optimizer_that_could_not_be_resumed_is_refused_before_the_first_step(optimizer, own, tmp_path):
+    """Of one, an attribute counts the steps; the other makes its state before its first step."""
+    steps, own = [], own.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=f"a checkpoint cannot hold what {own}: keep it"):
+        fit_programs(program(), 1, checkpoints=tmp_path, optimizer=optimizer, on_step=lambda *_: steps.append(1))
     assert not steps
-    fit_programs(program(), 1, optimizer=Counting)
+    fit_programs(program(), 1, optimizer=optimizer)
 
 
 class Listing(torch.optim.SGD):
