@@ -123,6 +123,7 @@ def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (),
     _check_usable(made.optim)
     check_fused(made.optim)
     _check_parameters(made.optim, parameters, held)
+    _check_hooks(parameters)
     return made
 
 
@@ -173,6 +174,17 @@ def _check_parameters(optim: torch.optim.Optimizer, parameters: list[Tensor], he
             f"the {type(optim).__name__} holds {len(others)} of {len(own)} parameters that are not the programs',"
             f" such as one of shape {tuple(others[0].shape)}: name their module by pyro.module, or leave them out"
         )
+
+
+def _check_hooks(parameters: Sequence[Tensor]) -> None:
+    """Refuse hooks that torch calls only where a backward pass adds to ``grad``, as a step here computes gradients."""
+    for parameter in parameters:
+        if getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)} has a hook by register_post_accumulate_grad_hook, which"
+                " would not be called: change its gradient by register_hook, or by the optimizer's"
+                " register_step_pre_hook"
+            )
 
 
 def _of_pyro(optimizer: PyroOptim, named: Mapping[str, Tensor]) -> Made:

@@ -192,6 +192,19 @@ def test_an_optimizer_with_parameters_of_others_is_refused():
         fit(pair.model, pair.guide, X, optimizer=torch.optim.SGD([*pair.parameters(), strange]))
 
 
+def test_hooks_of_parameters_change_their_gradients_or_are_refused():
+    """By the first kind, the only step takes off a tenth of 2; the second kind is called by backward alone."""
+    pair = Linear()
+    hook = pair.decoder.bias.register_hook(lambda gradient: torch.full_like(gradient, 2.0))
+    how = {"epochs": 1, "optimizer": SGD}
+    fit(pair.model, pair.guide, X, **how)
+    torch.testing.assert_close(pair.decoder.bias.detach(), torch.full((3,), 0.1))
+    hook.remove()
+    pair.decoder.bias.register_post_accumulate_grad_hook(lambda _: None)
+    with pytest.raises(ValueError, match=r"shape \(3,\) has a hook .* would not be called: .* by register_hook"):
+        fit(pair.model, pair.guide, X, **how)
+
+
 # Schedules
 
 SCHEDULES = {
