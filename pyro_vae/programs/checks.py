@@ -16,12 +16,14 @@ from pyro_vae.data.batch import Batch, are_rows, map_tensors, tensors_of
 from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.programs.calls import Transform, check_calls, transformed
 from pyro_vae.programs.handlers import Program
-from pyro_vae.programs.indices import Indices, check_positions
+from pyro_vae.programs.indices import Indices, check_alike, check_positions
 from pyro_vae.programs.modules import modules_of, reached
 from pyro_vae.programs.sites import PyroDistributions, check_parts, check_sites
 from pyro_vae.programs.traces import filled, probe, unchanged
 from pyro_vae.programs.values import LARGEST_CHUNK, check_data, refuse_infinite, site_of_batch
 from pyro_vae.vae import VAE
+
+ALIKE = 100  # data at most in a check that all positions in a batch are treated alike
 
 
 @torch.no_grad()
@@ -111,6 +113,8 @@ def _check_batch(
         _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
         if are_rows(batch, count_rows) and count > 1:  # then the other batch is this one without its first datum
             check_positions(pair, other_pair or pair, plates, len(x))
+            few = map_tensors(lambda part: part[:ALIKE], batch)
+            check_alike(lambda each: probe(model, guide, each), few, plates, len(x))
         indices.check(plates, count, len(x))
     return pair, other_pair, plates
 

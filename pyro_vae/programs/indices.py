@@ -1,6 +1,6 @@
 """Checks of what programs look up by the indices of a plate, or by the position in the batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -9,7 +9,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pyro_vae.data.batch import Batch, map_tensors, tensors_of
 from pyro_vae.objectives import DataPlates
+from pyro_vae.programs.seeds import seeded
 
 
 class _Index(Tensor):
@@ -95,6 +97,72 @@ def check_positions(pair: tuple[Trace, Trace], later: tuple[Trace, Trace], plate
                 f"the parameter {numbered[0]!r} is of a position in the batch, not of a datum: compute it from x or"
                 f" take all data at a time (batch_size={total})"
             )
+
+
+class _Alike(Messenger):
+    """Gives all data of a batch the draws of its first datum, which are the same in each run.
+
+    Arguments:
+        names: the names of the plates over the data.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.draws: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        axes = [frame.dim for frame in msg["cond_indep_stack"] if frame.name in self.names and frame.dim is not None]
+        if msg["is_observed"] or not axes or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        value, axis = msg["value"], axes[0] - msg["fn"].event_dim
+        if value.dim() >= -axis:
+            msg["value"] = self.draws.setdefault(msg["name"], value.narrow(axis, 0, 1)).expand_as(value).clone()
+
+
+def check_alike(run: Callable[[Batch], tuple[Trace, Trace]], batch: Batch, plates: DataPlates, total: int) -> None:
+    """Refuse programs that compute something else for each position in the batch, as batches are shuffled.
+
+    Such programs take labels or other values from outside the batch. On copies of one datum, with equal draws, the
+    log-probabilities of all data must be equal, unless the programs have noise of their own.
+
+    Arguments:
+        run: returns the traces of the model and the guide on a batch.
+        batch: a batch, whose tensors all count the data in their first dimension.
+        plates: the plates over the data.
+        total: the number of all data.
+
+    Raises:
+        ValueError: with the first site whose log-probabilities depend on the position.
+    """
+    copies = map_tensors(lambda part: part[:1].expand_as(part).clone(), batch)
+    try:
+        with seeded(0, tensors_of(batch)[0].device), _Alike(plates.names):
+            here, again = (_log_probs(run(copies), plates) for _ in range(2))
+    except Exception:  # the programs take no equal data, or no other draws, such as those of a flow without an inverse
+        return
+    for key, found in here.items():
+        error = 1e-3 if torch.finfo(found.dtype).bits > 16 else 0.1  # of equal data, by the rounding of their sums
+        own_noise = key not in again or not torch.allclose(found, again[key], error, error)
+        if found.isfinite().all() and not own_noise and not torch.allclose(found, found[:1], error, error):
+            fix = f"fit(model, guide, (x, values), ...), or take all data at a time (batch_size={total})"
+            raise ValueError(
+                f"site {key[1]!r} has different log-probabilities for equal data at different positions in the batch,"
+                f" so labels or other values come from outside the batch: give them with the data, {fix}"
+            )
+
+
+def _log_probs(traces: tuple[Trace, Trace], plates: DataPlates) -> dict[tuple[int, str], Tensor]:
+    """Return the log-probabilities of the sites in plates over the data, with the dimension of the plate first."""
+    found: dict[tuple[int, str], Tensor] = {}
+    for program, trace in enumerate(traces):
+        trace.compute_log_prob()
+        for name, site in trace.nodes.items():
+            for frame in site.get("cond_indep_stack", ()) if "log_prob" in site else ():
+                value = site["log_prob"]
+                if frame.name in plates.names and frame.dim is not None and value.dim() >= -frame.dim:
+                    found[program, name] = value.movedim(frame.dim, 0)
+    return found
 
 
 def _observations(trace: Trace, plates: DataPlates) -> dict[str, Tensor]:

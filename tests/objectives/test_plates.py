@@ -561,6 +561,52 @@ def test_labels_from_outside_are_refused_where_each_batch_holds_other_data(model
     assert evaluate(model, guide, (x, LABELS), batch_size=N) == whole
 
 
+@pytest.mark.parametrize("where", ["prior", "likelihood", "encoder"])
+@pytest.mark.parametrize(
+    "taken",
+    [
+        lambda x: LABELS[: len(x)],
+        lambda x: LABELS.index_select(0, torch.arange(len(x))),
+        lambda x: torch.tensor(LABELS.tolist()[: len(x)]),
+    ],
+    ids=["a slice", "by index", "of a list"],
+)
+def test_labels_from_outside_that_programs_compute_with_are_refused_where_each_batch_holds_other_data(where, taken):
+    """They condition on y: no site observes it. Of each datum's own label, the bound is the same in all batch sizes."""
+
+    def model(x, y=None):
+        y = taken(x) if y is None else y
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(3 * y * (where == "prior"), 1.0))
+            mean = z + 3 * y * (where == "likelihood") + pyro.param("a", torch.tensor(0.0))
+            pyro.sample("x", dist.Normal(mean[:, None], 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(x, y=None):
+        y = taken(x) if y is None else y
+        with pyro.plate("data", len(x)):
+            mean = x.sum(1) / 3 + y * {"prior": 1, "likelihood": -2, "encoder": 1}[where]
+            pyro.sample("z", dist.Normal(mean, 3**-0.5))
+
+    x = torch.randn(N, 2) + 3 * LABELS[:, None]
+    for call in (fit, evaluate):
+        with pytest.raises(ValueError, match=rf"site '[xz]' has different log-probabilities .*batch_size={N}"):
+            call(model, guide, x, batch_size=8)
+    if where != "encoder":  # the guide is the exact posterior, so that the bound has no noise
+        shift = 3 * LABELS[:, None].expand(N, 2)
+        exact = torch.distributions.MultivariateNormal(shift, torch.eye(2) + 1).log_prob(x).mean()
+        for data, size in ((x, N), ((x, LABELS), 8), ((x, LABELS), N)):
+            assert evaluate(model, guide, data, batch_size=size).loss == pytest.approx(-exact.item(), rel=1e-5)
+
+
+def test_a_program_with_noise_of_its_own_is_not_taken_for_one_that_looks_labels_up():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal((z + torch.randn(len(x)))[:, None], 1.0).expand(x.shape).to_event(1), obs=x)
+
+    assert evaluate(model, guide_of(together), torch.randn(N, 2), batch_size=8).loss > 0
+
+
 def test_parameters_of_positions_in_the_batch_are_refused_under_a_sequential_plate():
     def guide(x, _):
         for i in pyro.plate("data", len(x)):
