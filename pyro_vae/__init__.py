@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics.gaps import inference_gap
     from pyro_vae.diagnostics.imputation import impute, on_observed
     from pyro_vae.diagnostics.likelihood import log_likelihood
+    from pyro_vae.diagnostics.local_test import local_test
     from pyro_vae.diagnostics.posteriors import posterior_check
     from pyro_vae.diagnostics.predictive import predictive_check
     from pyro_vae.programs import handlers, noise
@@ -68,6 +69,7 @@ __all__ = [
     "impute",
     "inference_gap",
     "laboratory",
+    "local_test",
     "log_likelihood",
     "networks",
     "noise",
@@ -96,6 +98,7 @@ _HOMES = {
     "inference_gap": "diagnostics.gaps",
     "impute": "diagnostics.imputation",
     "on_observed": "diagnostics.imputation",
+    "local_test": "diagnostics.local_test",
     "posterior_check": "diagnostics.posteriors",
     "predictive_check": "diagnostics.predictive",
     "compare": "diagnostics.comparison",

@@ -1,5 +1,6 @@
 """Whether the spread of an encoder's posteriors is right, on data that are simulated from the model."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -189,23 +190,12 @@ def calibration(
     """
     as_size(draws, "draws", 2)
     x = as_input(data, model, guide, count=count)
-    found: list[tuple[Tensor, ...]] = []
     if len(x) < FEWEST:
         raise ValueError(f"{NAME} needs at least {FEWEST} data to simulate as many, not {len(x)}: give more")
-    count_rows, local = count_in(x), LocalModules()
+    count_rows = count_in(x)
     with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(len(x), "data", shown=progress) as shown:
         check_programs(model, guide, x)
-        with pyro.validation_enabled(False), on_particles(NAME):
-            particles = _Particles(local(model), local(guide), count_rows)
-            for whole in x.split(TOGETHER):
-                particles.meet(cut(whole, 2, count_rows))
-                for rows in pieces(whole, TOGETHER, count_rows):
-                    simulated, codes = particles.simulated(rows)
-                    particles.check_masks(simulated)
-                    drawn = particles.draw(simulated, 2 * draws)[1:]
-                    found.append((_flat(codes, 1), _flat(drawn, 2), _flat(tensors_of(simulated), 1)))
-                    shown.update(count_rows(rows))
-        true, both, seen = (torch.cat(parts, -2).double().cpu() for parts in zip(*found, strict=True))
+        true, both, seen = Simulated(model, guide, count_rows, 2 * draws).of(x, shown.update)
         compared, others = both.tensor_split(2)  # the others measure each posterior, without what is compared
         ranks = _ranks(true, compared)
         center, scale = others.mean(0), others.std(0).clamp(min=1e-12)
@@ -229,22 +219,38 @@ def _ranks(true: Tensor, drawn: Tensor) -> Tensor:
     return below + (torch.rand(true.shape, dtype=torch.float64) * (equal + 1)).long()
 
 
+class Features:
+    """What a classifier sees of codes and data: standardized codes, their products, and components of the data.
+
+    Arguments:
+        seen: the data that codes belong to, shape (N, P).
+        size: the number of dimensions of a code.
+    """
+
+    def __init__(self, seen: Tensor, size: int) -> None:
+        self.center, self.scale = seen.mean(0), seen.std(0).clamp(min=1e-12)
+        about = self._standard(seen)
+        wide = about.shape[1] > COMPONENTS
+        basis = torch.pca_lowrank(about, COMPONENTS)[2] if wide else torch.eye(about.shape[1], dtype=about.dtype)
+        self.basis = basis / (about @ basis).std(0).clamp(min=1e-12) if wide else basis
+        self.row, self.column = torch.triu_indices(size, size if size <= COMPONENTS else 0)
+
+    def of(self, codes: Tensor, seen: Tensor) -> Tensor:
+        """Return the features of codes, shape (N, D), and of the data that they belong to, shape (N, P)."""
+        products = codes[:, self.row] * codes[:, self.column]
+        return torch.cat([codes, products, self._standard(seen) @ self.basis], -1)
+
+    def _standard(self, seen: Tensor) -> Tensor:
+        return ((seen - self.center) / self.scale).nan_to_num()
+
+
 def _classifier_p(true: Tensor, drawn: Tensor, seen: Tensor) -> float:
     """Return the p-value of a classifier that has learned on half of the data to tell true codes from draws.
 
     On each datum of the other half it succeeds with probability 1/2 if they cannot be told apart.
     """
-    about = ((seen - seen.mean(0)) / seen.std(0).clamp(min=1e-12)).nan_to_num()
-    if about.shape[1] > COMPONENTS:
-        about = about @ torch.pca_lowrank(about, COMPONENTS)[2]
-        about = about / about.std(0).clamp(min=1e-12)
-    size = true.shape[1]
-    row, column = torch.triu_indices(size, size if size <= COMPONENTS else 0)
-
-    def features(codes: Tensor) -> Tensor:
-        return torch.cat([codes, codes[:, row] * codes[:, column], about], -1)
-
-    of_true, of_draw, half = features(true), features(drawn), len(true) // 2
+    features = Features(seen, true.shape[1])
+    of_true, of_draw, half = features.of(true, seen), features.of(drawn, seen), len(true) // 2
     probability = learned(of_true[:half], of_draw[:half])
     high, low = probability(of_true[half:]), probability(of_draw[half:])
     return float(stats.binomtest(int((high > low).sum()), len(high), alternative="greater").pvalue)
@@ -263,8 +269,44 @@ def _verdict(ranks: Tensor, draws: int, rank_p: Tensor, coverage_p: float, class
     return f"the posteriors are wrong: {', '.join(failures)}" if failures else "no failure is seen"
 
 
-class _Particles(Particles):
-    pass
+class Simulated(Particles):
+    """Codes and data from the model, beside draws from the guide given these data.
+
+    Arguments:
+        model: the Pyro program of p(x, z).
+        guide: the Pyro program of q(z|x).
+        count: returns the number of data of a batch.
+        draws: the number of draws for each datum.
+    """
+
+    def __init__(self, model: Program, guide: Program, count: Count, draws: int) -> None:
+        local = LocalModules()
+        super().__init__(local(model), local(guide), count)
+        self.number = draws  # for each datum
+
+    def of(self, x: Any, advance: Callable[[int], Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return true codes, (N, D), draws, (K, N, D), and the simulated data, (N, P), one in place of each datum."""
+        true, drawn, seen = self._each(x, advance, simulated=True)
+        return true, drawn, seen
+
+    def given(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Return draws given the data themselves, (K, N, D), and the data, (N, P)."""
+        _, drawn, seen = self._each(x, lambda _: None, simulated=False)
+        return drawn, seen
+
+    def _each(self, x: Any, advance: Callable[[int], Any], *, simulated: bool) -> list[Tensor]:
+        found: list[tuple[Tensor, ...]] = []
+        with pyro.validation_enabled(False), on_particles(NAME):
+            for whole in x.split(TOGETHER):
+                self.meet(cut(whole, 2, self.count))
+                for rows in pieces(whole, TOGETHER, self.count):
+                    of_model, codes = self.simulated(rows)
+                    given = of_model if simulated else rows
+                    self.check_masks(given)
+                    drawn = self.draw(given, self.number)[1:]
+                    found.append((_flat(codes, 1), _flat(drawn, 2), _flat(tensors_of(given), 1)))
+                    advance(self.count(rows))
+        return [torch.cat(parts, -2).double().cpu() for parts in zip(*found, strict=True)]
 
 
-_Particles.__name__ = NAME  # the name that an objective's errors use
+Simulated.__name__ = NAME  # the name that an objective's errors use
