@@ -356,6 +356,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             figures |= entry.figures
             for name, value in entry.figures.items():
                 say(f"{texts[name].format(loss=config.loss, **numbers):<40}{written(value):>12}")
+            if entry.verdict:
+                say(f"  {printable(entry.verdict)}")
     for name, reason in left_out.items():
         say(printable(f"--{name} is left out: {reason}"))
     if experiment.is_grey:

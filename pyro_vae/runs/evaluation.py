@@ -35,6 +35,7 @@ class Entry:
 
     figures: dict[str, float]
     words: str
+    verdict: str = ""
     each: dict[str, list[float]] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
 
@@ -88,7 +89,7 @@ class Evaluation:
         self._keep(name, self.measures.measure(name))
 
     def _keep(self, name: str, found: Measured) -> None:
-        self.entries[name] = Entry(found.figures, found.words, found.each, [*found.pictures])
+        self.entries[name] = Entry(found.figures, found.words, found.verdict, found.each, [*found.pictures])
         if not self.kept:
             return
         for title, figure in found.pictures.items():
@@ -100,8 +101,10 @@ class Evaluation:
         """Return what has been measured with the same weights, data and settings."""
         fix = "leave out --resume"
         try:
-            content = json.loads(self.path.read_text()) if _is_own(self.path) else None
-            about, entries = (content["about"], _entries(content["measures"])) if content else ({}, {})
+            about, entries = {}, {}
+            if _is_own(self.path):
+                content = json.loads(self.path.read_text())
+                about, entries = dict(content["about"]), _entries(content["measures"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if required:
                 raise ValueError(f"{self.path} is no evaluation that could be continued: {fix}") from error
@@ -140,6 +143,7 @@ class Evaluation:
                 if key in texts
             ]
             parts += [f"<h3>{HEADINGS[name]}</h3><p>{escape(entry.words)}</p>", table(rows, "figures")]
+            parts += [f"<p>{escape(entry.verdict[0].upper() + entry.verdict[1:])}.</p>"] if entry.verdict else []
             paths = [self.folder.path / f"{title}.png" for title in entry.pictures if title in PICTURES]
             parts += [picture(path, heading=False) for path in paths if _is_own(path)]
         return "".join(parts)
@@ -166,7 +170,11 @@ def _entries(content: dict[str, Any]) -> dict[str, Entry]:
     entries = {name: Entry(**content[name]) for name in HEADINGS if name in content}
     for entry in entries.values():
         numbers = [*entry.figures.values(), *(value for values in entry.each.values() for value in values)]
-        if not all(type(value) in (int, float) for value in numbers) or not isinstance(entry.words, str):
+        if (
+            not all(type(value) in (int, float) for value in numbers)
+            or not isinstance(entry.words, str)
+            or not isinstance(entry.verdict, str)
+        ):
             raise TypeError("an entry has another form")
         if not all(isinstance(title, str) for title in entry.pictures):
             raise TypeError("an entry has another form")

@@ -97,12 +97,14 @@ class Measured:
     Arguments:
         figures: numbers by name, in nats per datum where they are bounds, likelihoods or gaps.
         words: what they mean, in sentences.
+        verdict: what they say of this run, in one sentence without a full stop, if anything.
         each: numbers of each datum, which other measures use.
         pictures: figures by name.
     """
 
     figures: dict[str, float]
     words: str
+    verdict: str = ""
     each: dict[str, list[float]] = field(default_factory=dict)
     pictures: dict[str, Figure] = field(default_factory=dict)
 
@@ -158,10 +160,8 @@ class Measures:
             f"Training makes the bound as large as it can. It never exceeds {self.p} in the mean; the difference is how"
             " far the encoder's posteriors are from the exact ones."
         )
-        if isinstance(experiment.vae.encoder, Flow) and (text := self._runaway()):
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-            words += f" {text[0].upper()}{text[1:]}."
-        return Measured(figures | {"elbo_at_mean": -at_mean.loss}, words)
+        runaway = self._runaway() if isinstance(experiment.vae.encoder, Flow) else ""
+        return Measured(figures | {"elbo_at_mean": -at_mean.loss}, words, runaway)
 
     @torch.no_grad()
     def _runaway(self) -> str:
@@ -205,17 +205,17 @@ class Measures:
 
     def codes(self) -> Measured:
         """What the codes have learned."""
-        experiment = self.experiment
         found = codes(*self.programs, self.x, labels=self._classes, seed=self.settings.seed)
         names = ("mutual_information", "mmd", "mmd_p", "classifier_accuracy")
         known = {"active_units": found.active} | {name: getattr(found, name) for name in names}
         accuracies = {"accuracy": found.linear_accuracy, "neighbour_accuracy": found.neighbour_accuracy}
         words = (
-            f"{found.active} of {experiment.config.latent_dim} latent dimensions change with the data. If the codes of"
-            " all data together were draws from the prior, their squared MMD would be near 0 with a large p-value, and"
-            " a classifier could not tell them from draws: it would be right in half of all cases."
+            "A dimension is active if the mean of its posterior changes with the data. If all codes together were draws"
+            " from the prior, their squared MMD would be near 0 with a large p-value, and a classifier could not tell"
+            " them from draws: it would be right in half of all cases."
         )
-        return Measured(known | {name: value for name, value in accuracies.items() if not math.isnan(value)}, words)
+        figures = known | {name: value for name, value in accuracies.items() if not math.isnan(value)}
+        return Measured(figures, words, found.verdict)
 
     @torch.no_grad()
     def draws(self) -> Measured:
@@ -259,7 +259,7 @@ class Measures:
             " and so far the estimate may be too low on data like these."
         )
         each = {"estimate": found.estimate.tolist(), "standard_error": found.standard_error.tolist()}
-        return Measured(figures, words, each)
+        return Measured(figures, words, each=each)
 
     def gaps(self) -> Measured:
         """Where the bound is lost."""
@@ -272,23 +272,26 @@ class Measures:
         fix = "a larger one, or SemiAmortized" if larger == "network" else "another one, such as a flow"
         words = (
             "The best posterior of the encoder's family is searched for each datum by itself. What it still loses is"
-            " the family's, and what the encoder loses against it is the network's. Here the"
-            f" {larger} loses more: {fix}, may gain."
+            " the family's, and what the encoder loses against it is the network's."
         )
+        verdict = f"the {larger} loses more: {fix}, may gain"
         title = f"Where the bound is lost, {len(self.few)} test data"
-        return Measured(figures, words, pictures={"gaps": plots.gaps(gap.approximation, gap.amortization, title)})
+        return Measured(
+            figures, words, verdict, pictures={"gaps": plots.gaps(gap.approximation, gap.amortization, title)}
+        )
 
     def calibration(self) -> Measured:
         """Whether the posteriors are right, on simulated data."""
         found = calibration(*self.programs, self.x[:SIMULATED], **self.common)
         words = (
             "The model draws codes and data, so that the true codes are known; if the encoder's posteriors were exact,"
-            f" they could not be told from draws of these. Three tests together: {found.verdict}."
+            " they could not be told from draws of these. The first p-value is that of three tests together."
         )
         low, high = band(len(found.ranks), found.draws, tests=found.ranks.shape[1] + 2)
         title = "Ranks of the true codes among draws from the encoder"
         pictures = {"calibration": plots.ranks(found.ranks, found.draws, low, high, title)}
-        return Measured({"calibration_p": found.p, "tarp": found.coverage_p}, words, pictures=pictures)
+        figures = {"calibration_p": found.p, "tarp": found.coverage_p}
+        return Measured(figures, words, found.verdict, pictures=pictures)
 
     def nuts(self) -> Measured:
         """The posteriors beside those of the no-U-turn sampler."""
