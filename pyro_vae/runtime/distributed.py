@@ -116,7 +116,12 @@ class Ranks:
         everywhere = self.gather(torch.tensor([int.from_bytes(digest) for digest in digests]))
         for number, (name, value) in enumerate(values.items()):
             if len({int(there[number]) for there in everywhere}) > 1:
-                raise ValueError(f"the processes differ in {name}, here {value!r}: {fix}")
+                texts = [""] * self.size
+                with _all_there():
+                    torch.distributed.all_gather_object(texts, repr(value))
+                other = next(rank for rank, text in enumerate(texts) if text != texts[0])
+                shown = f"{texts[0]} in process 0 but {texts[other]} in process {other}"
+                raise ValueError(f"the processes differ in {name}, {shown}: {fix}")
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set on some rank."""
