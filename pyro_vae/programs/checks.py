@@ -17,7 +17,7 @@ from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.programs.calls import Transform, check_calls, transformed
 from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.indices import Indices, check_alike, check_positions
-from pyro_vae.programs.modules import modules_of, reached
+from pyro_vae.programs.modules import hold_longer, modules_of, reached
 from pyro_vae.programs.sites import PyroDistributions, check_parts, check_sites
 from pyro_vae.programs.traces import filled, probe, unchanged
 from pyro_vae.programs.values import LARGEST_CHUNK, check_data, refuse_infinite, site_of_batch
@@ -111,11 +111,11 @@ def _check_batch(
     if count < len(x):
         named_by_data = plates.size == count or plates.names <= indices.given
         _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
-        if are_rows(batch, count_rows) and count > 1:  # then the other batch is this one without its first datum
-            check_positions(pair, other_pair or pair, plates, len(x))
-            few = map_tensors(lambda part: part[:ALIKE], batch)
-            check_alike(lambda each: probe(model, guide, each), few, plates, len(x))
-        indices.check(plates, count, len(x))
+    if are_rows(batch, count_rows) and count > 1 and (count < len(x) or hold_longer(count, model, guide)):
+        check_positions(pair, other_pair or pair, plates, count, len(x))  # the other one has no first datum
+        few = map_tensors(lambda part: part[:ALIKE], batch)
+        check_alike(lambda each: probe(model, guide, each), few, plates, count, len(x))
+    indices.check(plates, count, len(x))
     return pair, other_pair, plates
 
 

@@ -57,31 +57,39 @@ class Indices(Messenger):
 
     def check(self, plates: DataPlates, count: int, total: int) -> None:
         """Refuse programs that look up something by indices that are not those of the data: it would be of others."""
+        as_many = {(), (count,)} if count == total else {()}
         for name in plates.names & self.read.keys():
-            if plates.size > count or self.read[name] - {()}:
+            if plates.size > count or self.read[name] - as_many:
                 raise ValueError(
                     f"the programs read the indices of the plate {name!r}, but these are not the indices of the data in"
                     f" a batch: give what they look up as a part of the data, fit(model, guide, (x, values), ...), or"
-                    f" take all data at a time (batch_size={total})"
+                    f" {_or_else(count, total)}"
                 )
 
 
-def check_positions(pair: tuple[Trace, Trace], later: tuple[Trace, Trace], plates: DataPlates, total: int) -> None:
+def _or_else(count: int, total: int) -> str:
+    if count < total:
+        return f"take all data at a time (batch_size={total})"
+    return f"let the programs, and their plates, have one for each of these {total} data"
+
+
+def check_positions(
+    pair: tuple[Trace, Trace], later: tuple[Trace, Trace], plates: DataPlates, count: int, total: int
+) -> None:
     """Refuse programs that look up observations or parameters by the position in the batch, as batches are shuffled.
 
     Arguments:
         pair: traces of the model and the guide on a batch.
         later: their traces on the same batch without its first datum.
         plates: the plates over the data.
+        count: the number of data of the batch.
         total: the number of all data.
 
     Raises:
         ValueError: for observed values that did not move with the data, and for parameters that a sequential plate
             numbers.
     """
-    fix = (
-        f"give them with the data, fit(model, guide, (x, values), ...), or take all data at a time (batch_size={total})"
-    )
+    fix = f"give them with the data, fit(model, guide, (x, values), ...), or {_or_else(count, total)}"
     here, there = (_observations(traces[0], plates) for traces in (pair, later))
     for name in here.keys() & there.keys():
         before, after = here[name], there[name]
@@ -89,7 +97,7 @@ def check_positions(pair: tuple[Trace, Trace], later: tuple[Trace, Trace], plate
             raise ValueError(
                 f"site {name!r} observes the same values for different data, so they do not come from the batch: {fix}"
             )
-    for trace, other in zip(pair, later, strict=True):
+    for trace, other in zip(pair, later, strict=True) if count < total else ():
         frames = {frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())}
         numbered = sorted({*trace.param_nodes} - {*other.param_nodes})
         if numbered and any(frame.dim is None and frame.name in plates.names for frame in frames):
@@ -120,7 +128,9 @@ class _Alike(Messenger):
             msg["value"] = self.draws.setdefault(msg["name"], value.narrow(axis, 0, 1)).expand_as(value).clone()
 
 
-def check_alike(run: Callable[[Batch], tuple[Trace, Trace]], batch: Batch, plates: DataPlates, total: int) -> None:
+def check_alike(
+    run: Callable[[Batch], tuple[Trace, Trace]], batch: Batch, plates: DataPlates, count: int, total: int
+) -> None:
     """Refuse programs that compute something else for each position in the batch, as batches are shuffled.
 
     Such programs take labels or other values from outside the batch. On copies of one datum, with equal draws, the
@@ -128,8 +138,9 @@ def check_alike(run: Callable[[Batch], tuple[Trace, Trace]], batch: Batch, plate
 
     Arguments:
         run: returns the traces of the model and the guide on a batch.
-        batch: a batch, whose tensors all count the data in their first dimension.
+        batch: some data of a batch, whose tensors all count the data in their first dimension.
         plates: the plates over the data.
+        count: the number of data of the batch.
         total: the number of all data.
 
     Raises:
@@ -145,7 +156,7 @@ def check_alike(run: Callable[[Batch], tuple[Trace, Trace]], batch: Batch, plate
         error = 1e-3 if torch.finfo(found.dtype).bits > 16 else 0.1  # of equal data, by the rounding of their sums
         own_noise = key not in again or not torch.allclose(found, again[key], error, error)
         if found.isfinite().all() and not own_noise and not torch.allclose(found, found[:1], error, error):
-            fix = f"fit(model, guide, (x, values), ...), or take all data at a time (batch_size={total})"
+            fix = f"fit(model, guide, (x, values), ...), or {_or_else(count, total)}"
             raise ValueError(
                 f"site {key[1]!r} has different log-probabilities for equal data at different positions in the batch,"
                 f" so labels or other values come from outside the batch: give them with the data, {fix}"

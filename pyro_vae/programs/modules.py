@@ -16,7 +16,7 @@ from pyro_vae.networks._part import in_mode
 from pyro_vae.programs.handlers import Program
 from pyro_vae.runtime.held import of_library, slots_of
 
-PLAIN = int | float | complex | str | bytes | Tensor | np.ndarray | None  # cannot hold a module
+PLAIN = int | float | complex | str | bytes | None  # cannot hold a module or a tensor
 
 
 def modules_of(*programs: Program) -> list[nn.Module]:
@@ -35,18 +35,35 @@ def modules_of(*programs: Program) -> list[nn.Module]:
         >>> modules_of(partial(nn.Linear(2, 3), bias=None))
         [Linear(in_features=2, out_features=3, bias=True)]
     """
-    found: dict[int, nn.Module] = {}
+    found = {id(value): value for value in _reachable(*programs) if isinstance(value, nn.Module)}
+    within = {id(module) for owner in found.values() for module in owner.modules() if module is not owner}
+    return [module for key, module in found.items() if key not in within]
+
+
+def hold_longer(count: int, *programs: Program) -> bool:
+    """Whether programs hold a tensor, an array or a list, apart from parameters, with more entries than ``count``.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.zeros(60)
+        >>> hold_longer(50, lambda x: labels[: len(x)]), hold_longer(60, lambda x: labels)
+        (True, False)
+    """
+    tables = [each for each in _reachable(*programs) if isinstance(each, Tensor | np.ndarray | list | tuple)]
+    sized = [each for each in tables if not isinstance(each, nn.Parameter) and getattr(each, "shape", None) != ()]
+    return any(len(each) > count for each in sized)
+
+
+def _reachable(*programs: Program) -> list[Any]:
+    """Return all objects that programs can reach, in the order in which they are found."""
     seen: dict[int, Any] = {}  # keeps temporary objects alive, so that ids stay unique
     waiting = [poutine.unwrap(program) for program in reversed(programs)]
     while waiting:
         value = waiting.pop()
         if id(value) not in seen:
             seen[id(value)] = value
-            if isinstance(value, nn.Module):
-                found[id(value)] = value
             waiting.extend(reversed(_held(value)))
-    within = {id(module) for owner in found.values() for module in owner.modules() if module is not owner}
-    return [module for key, module in found.items() if key not in within]
+    return list(seen.values())
 
 
 def _held(value: Any) -> list[Any]:

@@ -598,6 +598,58 @@ def test_labels_from_outside_that_programs_compute_with_are_refused_where_each_b
             assert evaluate(model, guide, data, batch_size=size).loss == pytest.approx(-exact.item(), rel=1e-5)
 
 
+def scaled_up_or_not(x, taken, size, y=None):
+    """Data around 3y + z, where y is that of each datum's position or of its index."""
+    with plate(size, x) as index:
+        shift = 3 * (taken(x, index) if y is None else y)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal((z + shift)[:, None], 1.0).expand(x.shape).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("call", [evaluate, partial(fit, epochs=1, batch_size=N)])
+@pytest.mark.parametrize(
+    ("taken", "size"),
+    [
+        (lambda x, _: LABELS[: len(x)], None),
+        (lambda _, index: LABELS[index], None),
+        (lambda _, index: LABELS[index], N),
+    ],
+    ids=["a slice", "by index", "by the indices of a part"],
+)
+def test_labels_from_outside_are_refused_where_there_are_more_of_them_than_data(taken, size, call):
+    """All data are one batch, but not those that the labels are of."""
+    x = torch.randn(N, 2) + 3 * LABELS[:, None]
+
+    def guide(x):
+        with plate(size, x):
+            pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0))
+
+    pair = partial(scaled_up_or_not, taken=taken, size=size), guide
+    with pytest.raises(ValueError, match=r"\(x, values\), .* or let the programs.* have one for each of these 50 data"):
+        call(*pair, x[10:])
+    with pytest.raises(ValueError, match="have one for each of these 10 data"):
+        fit(*pair, x, validation=x[:10], batch_size=N)
+    assert evaluate(*pair, x) == evaluate(lambda x, y: pair[0](x, y=y), lambda x, _: guide(x), (x, LABELS))
+
+
+def test_a_random_walk_over_the_data_is_not_taken_for_labels_from_outside():
+    """Its positions differ, and the programs hold more numbers than there are data, but all data are one batch."""
+    held = nn.Parameter(torch.zeros(N))
+
+    def model(x):
+        pyro.sample("start", dist.Normal(held.sum(), 1.0))
+        with pyro.plate("data", len(x)):
+            step = pyro.sample("step", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(step.cumsum(0), 1.0), obs=x[:, 0])
+
+    def guide(x):
+        pyro.sample("start", dist.Normal(pyro.param("a", torch.tensor(0.0)), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("step", dist.Normal(0.0, 1.0))
+
+    assert evaluate(model, guide, torch.randn(20, 1)).loss > 0
+
+
 def test_a_program_with_noise_of_its_own_is_not_taken_for_one_that_looks_labels_up():
     def model(x):
         with pyro.plate("data", len(x)):
