@@ -56,6 +56,8 @@ FIXES = {
     " dimensions to the event by .to_event(1)",
     r"to satisfy the constraint": "compute it so that it does, as by .exp() or softplus for a scale, .sigmoid() for a"
     " probability",
+    r"to be within the support": "let the programs observe and draw values that are in the support, whatever the number"
+    " of data",
     r"Multiple sample sites": "give each site and each plate a name of its own, such as f'x{number}'",
     r"collide at dim": "give one of these plates another dim, such as dim=-2",
     r"as indices must be|index tensor|scalar types: Long|dtype int64 for index": "use x.long() in the programs for"
@@ -71,7 +73,7 @@ def in_one_line(batch: Batch) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
-        reason, _, more = str(error).partition("\n")
+        reason, more = reason_of(error), "\n" in str(error)
         as_it_is = isinstance(error, torch.OutOfMemoryError | NotImplementedError)
         if as_it_is or (isinstance(error, ValueError) and not more):
             raise
@@ -81,9 +83,17 @@ def in_one_line(batch: Batch) -> Iterator[None]:
         known = (fix for words, fix in FIXES.items() if re.search(words, reason, re.IGNORECASE))
         fix = next(known, "" if isinstance(error, ValueError) else f"give {fits}")
         if fix:
-            reason = reason.removesuffix(":") + _invalid_value(error)
             reason = f"the programs fail on {in_words(batch)} ({reason}): {fix}"
         raise ValueError(reason) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error in one line: its first line, and that of the error behind it, with the first invalid value."""
+    lines = [(str(error).splitlines() or [type(error).__name__])[0].removesuffix(":")]
+    while lines[0].startswith("Error while computing log_prob") and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+        lines.append((str(error).splitlines() or [type(error).__name__])[0].removesuffix(":"))
+    return ": ".join(dict.fromkeys(lines)) + _invalid_value(error)
 
 
 def _invalid_value(error: Exception) -> str:

@@ -8,7 +8,6 @@ import pyro
 import torch
 from pyro.infer import ELBO, RenyiELBO, TraceTMC_ELBO
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.arguments import above, as_function, as_number, as_size
 from pyro_vae.data import Ready
@@ -26,6 +25,7 @@ from pyro_vae.objectives import (
 )
 from pyro_vae.objectives._objective import copy_of
 from pyro_vae.programs import check_points, check_programs, mode, paired_traces, seeded
+from pyro_vae.programs.traces import filled, probe, reason_of
 from pyro_vae.runtime.changes import Changes
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import ENGINES
@@ -221,7 +221,9 @@ def _evaluating(programs: Programs, batches: Batches, seed: int) -> Iterator[Non
 
 
 def check_last_batch(programs: Programs, batches: Batches) -> None:
-    """Refuse a batch size whose last batch has a single datum, if batch normalization would need its variance.
+    """Refuse a batch size whose last batch has a single datum, if the programs do not take one.
+
+    They may need its variance, as batch normalization does, or lose a dimension, as by ``squeeze()``.
 
     Arguments:
         programs: the model and the guide.
@@ -232,18 +234,17 @@ def check_last_batch(programs: Programs, batches: Batches) -> None:
     """
     x, whole = batches.x, batches.size * batches.ranks.size
     last = min(x.counts) if isinstance(x, Ready) else (len(x) - 1) % whole + 1
-    modules = [module for owner in programs.modules for module in owner.modules()]
-    if last // batches.ranks.size > 1 or not any(isinstance(module, _BatchNorm) for module in modules):
+    if last // batches.ranks.size > 1:
         return
     with seeded(0, x.device), torch.no_grad(), Changes() as changes:
         try:
-            args, kwargs = arguments(batches.transformed(x[:1]))
-            paired_traces(programs.model, programs.guide, *args, **kwargs)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
+            for trace in probe(*programs.given, batches.transformed(filled(x[:1]))):
+                trace.compute_log_prob()
+        except (IndexError, RuntimeError, ValueError) as error:
             fix = f"{len(x)} data in batches of {whole} leave a last batch of {last}: take another batch_size"
-            raise ValueError(f"a batch of one datum cannot be normalized (BatchNorm in training); {fix}") from error
+            needs_more = "more than 1 value per channel" in str(error)
+            reason = "cannot be normalized (BatchNorm in training)" if needs_more else f"fails: {reason_of(error)}"
+            raise ValueError(f"a batch of one datum {reason}; {fix}") from error
         finally:
             changes.undo()
 

@@ -1043,6 +1043,35 @@ class Normalized(torch.nn.Module):
         return self.layer(self.norm(x)).unflatten(-1, self.out_shape)
 
 
+@pytest.mark.filterwarnings("ignore:std")
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda x: x / x.std(0), r"site 'x'.* such as nan"),
+        (lambda x: x.squeeze()[:, :2], "too many indices"),
+    ],
+    ids=["divided by a deviation", "squeezed"],
+)
+def test_programs_that_fail_on_a_last_batch_of_one_are_refused_before_the_first_step(use, words):
+    def model(x):
+        x = use(x)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None], 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0))
+
+    x = torch.randn(11, 2)
+    one_line = rf"^[^\n]*{words}[^\n]*"
+    with pytest.raises(ValueError, match=f"{one_line}; 11 data in batches of 5 leave a last batch of 1.*batch_size$"):
+        fit(model, guide, x, batch_size=5)
+    with pytest.raises(ValueError, match=rf"the programs fail on tensor of shape \(1, 2\) {one_line[1:]}$"):
+        evaluate(model, guide, x, batch_size=5)
+    assert len(fit(model, guide, x, batch_size=6, epochs=1)) == 2
+
+
 def test_a_last_batch_of_one_datum_is_refused_before_training_where_it_is_normalized():
     vae = VAE(priors.Normal(2), encoders.Normal(6, 2, Normalized), decoders.Normal(2, 6))
     rows = []
