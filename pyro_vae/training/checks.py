@@ -196,7 +196,7 @@ def meet_parameters(programs: Programs, batches: Batches, seed: int) -> Callable
         A function to call after each epoch. It checks that points which the guide draws, such as those of
         ``AutoDelta``, are still in the model's support.
     """
-    with _evaluating(programs, batches, seed), torch.no_grad():
+    with _evaluating(programs, batches, seed), programs.watched(), torch.no_grad():
         first = batches.first()
         for batch in batches.structures():
             args, kwargs = arguments(batch)

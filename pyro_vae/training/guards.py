@@ -38,6 +38,7 @@ class Guard:
     def __init__(self, programs: Programs, optim: torch.optim.Optimizer, *, resumed: bool = False) -> None:
         self.programs, self.optim = programs, optim
         self._trains = resumed  # whether a step has had a gradient
+        self._untrained: set[int] | None = set() if resumed else None  # numbers of parameters that never had one
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
@@ -48,8 +49,10 @@ class Guard:
         """Keep what is needed to leave the step out."""
 
     def look_at(self, gradients: Sequence[Tensor | None]) -> None:
-        """Note whether any parameter has a gradient; not every batch needs to give one."""
-        self._trains |= any(gradient is not None for gradient in gradients)
+        """Note which parameters have a gradient; not every batch needs to give one to each of them, or to any."""
+        without = {number for number, gradient in enumerate(gradients) if gradient is None}
+        self._trains |= len(without) < len(gradients)
+        self._untrained = without if self._untrained is None else self._untrained & without
 
     def allows(
         self, loss: Tensor, norm: Tensor, count: int | Tensor, batch: Batch, grads: Sequence[Any], where: str
@@ -103,6 +106,16 @@ class Guard:
             raise ValueError(
                 "the loss does not depend on any parameter, in any batch: compute it from parameters of the programs"
             )
+        if names := self.programs.in_use(self._untrained or ()):
+            shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+            text = (
+                f"{shown} had no gradient in the first epoch and may never be trained, although the programs use them"
+            )
+            fix = (
+                "compute with them outside torch.no_grad() and without detach(), or freeze them, requires_grad_(False)"
+            )
+            warnings.warn(f"{text}: {fix}", RuntimeWarning, stacklevel=5)
+        self._untrained = set()  # once
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
         if abs(loss) > self._limit:

@@ -1,10 +1,13 @@
 """The pair of programs that a training is of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.arguments import as_function
 from pyro_vae.programs import modules_of
@@ -28,12 +31,14 @@ class Programs:
         guide: the guide, likewise.
         local: that handler, with the parameters collected so far.
         modules: the modules that the programs hold.
+        called: ids of the parameters of the modules that the programs have been seen to call.
     """
 
     def __init__(self, model: Program, guide: Program, *others: Any) -> None:
         self.given, self.others, self.local = (model, guide), [*others], LocalModules()
         self.model, self.guide = self.local(as_function(model, "model")), self.local(as_function(guide, "guide"))
         self.modules: Sequence[nn.Module] = modules_of(model, guide)
+        self.called: set[int] = set()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -96,6 +101,30 @@ class Programs:
         """Return the names of the parameters that are not trained."""
         values = self.values().items()
         return [name for name, value in values if not (name.startswith("buffer/") or value.requires_grad)]
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note the parameters of the modules that the programs call."""
+
+        def note(module: nn.Module, _: Any) -> None:
+            self.called.update(id(each) for each in module.parameters(recurse=False))
+
+        hook = register_module_forward_pre_hook(note)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def in_use(self, numbers: Collection[int]) -> list[str]:
+        """Return the names of those parameters that are to be trained and that the programs compute with.
+
+        A program may name a module by ``pyro.module`` of which it calls only some layers.
+        """
+        found = []
+        for number, (name, each) in enumerate(zip(self.local.names, self.parameters, strict=True)):
+            if number in numbers and each.requires_grad and ("$$$" not in name or id(each) in self.called):
+                found.append(normalize_param_name(name))
+        return found
 
     def described(self) -> list[str]:
         """Return a digest of each program and of what else a step calls, with what they hold but the trained values."""

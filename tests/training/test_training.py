@@ -1034,6 +1034,39 @@ def test_a_training_without_any_parameter_left_is_refused():
         fit(vae.model, vae.guide, torch.rand(20, 6), batch_size=10, on_step=lambda *_: vae.requires_grad_(False))
 
 
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+def test_parameters_that_are_used_but_never_have_a_gradient_are_named(engine):
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
+
+    def guide(x):
+        pyro.module("guide", vae.encoder)
+        with pyro.plate("data", len(x)):
+            with torch.no_grad():
+                q = vae.encoder(x)
+            pyro.sample("z", q)
+
+    before, x = copy.deepcopy(vae.encoder.state_dict()), torch.rand(20, 6)
+    with pytest.warns(
+        RuntimeWarning, match=r"^guide.network.*weight, .* and \d more had no gradient .*no_grad"
+    ) as found:
+        fit(vae.model, guide, x, batch_size=10, epochs=3, engine=engine)
+    assert sum("had no gradient" in str(each.message) for each in found) == 1
+    assert all(torch.equal(value, before[name]) for name, value in vae.encoder.state_dict().items())
+
+
+@pytest.mark.filterwarnings("error:.*had no gradient", "ignore:.*requires_grad=False")
+@pytest.mark.parametrize(
+    "loss", [Trace_ELBO(), objectives.StickingTheLanding(), objectives.DReG(3)], ids=lambda loss: type(loss).__name__
+)
+def test_parameters_that_are_frozen_or_not_used_may_have_no_gradient(loss):
+    """A layer that is never called, and a gradient that the objective itself leaves out."""
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
+    vae.spare = nn.Linear(6, 6)
+    fit(vae.model, vae.guide, torch.rand(20, 6), batch_size=10, epochs=1, loss=loss)
+    vae.decoder.requires_grad_(False)
+    fit(vae.model, vae.guide, torch.rand(20, 6), batch_size=10, epochs=1, loss=loss)
+
+
 class Normalized(torch.nn.Module):
     def __init__(self, _, out_shape):
         super().__init__()
