@@ -4,14 +4,16 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.data.batch import Batch, arguments, in_words, map_tensors, tensors_of
 from pyro_vae.programs.handlers import LocalModules, Program
@@ -48,6 +50,8 @@ def filled(batch: Batch, but: Tensor | None = None) -> Batch:
         lambda part: part.nan_to_num(0.5) if part.is_floating_point() and part is not but else part, batch
     )
 
+
+CHANGED = "{} the batch in place, and so the data: begin with x = x.clone(), and do not use layers with inplace=True"
 
 # Patterns of errors of Pyro and torch, and how to fix the program.
 OF_TYPES = r"dtype|scalar type|input type|can't be cast|m1 and m2|bool tensors"
@@ -121,8 +125,59 @@ def probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
         if not isinstance(value, nn.Parameter) or id(value) in own
     }
     args, kwargs = arguments(batch)
-    with unchanged(batch, "the programs change"), store.scope(state), in_one_line(batch):
+    with unchanged(batch, "the programs change"), store.scope(state), in_one_line(batch), _InPlace(batch):
         return paired_traces(local(model), local(guide), *args, **kwargs)
+
+
+class _InPlace(Messenger):
+    """Refuses programs that change a site's value, or a tensor of its distribution, after the site.
+
+    Pyro computes densities when a program has ended, and so at the changed values.
+
+    Arguments:
+        batch: what the programs are called with; a layer of dropout must not change it in place, either.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        self.kept: list[tuple[str, Tensor, int]] = []
+        self.parts = tensors_of(batch)
+
+    def __enter__(self) -> Self:
+        self.hook = register_module_forward_pre_hook(self._look)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.hook.remove()
+        super().__exit__(*error)
+        if error[0] is None:
+            for name, tensor, version in self.kept:
+                self._check(name, changed=tensor._version != version)
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        fn, found = msg["fn"], [msg["value"]]
+        while fn is not None:
+            found += vars(fn).values()
+            fn = getattr(fn, "base_dist", None)
+        tensors = [each for each in found if isinstance(each, Tensor) and not each.is_inference()]
+        self.kept += [(msg["name"], each, each._version) for each in tensors]
+
+    def _look(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Look for dropout in place, which changes nothing in evaluation mode."""
+        if getattr(module, "inplace", False) and args and isinstance(args[0], Tensor):
+            memory = args[0].data_ptr()
+            if any(part.data_ptr() == memory for part in self.parts):
+                raise ValueError(CHANGED.format("the programs change"))
+            for name, tensor, _ in self.kept:
+                self._check(name, changed=tensor.data_ptr() == memory)
+
+    @staticmethod
+    def _check(name: str, *, changed: bool) -> None:
+        if changed:
+            raise ValueError(
+                f"the programs change site {name!r} in place, its value or its distribution, so that its density would"
+                " be that of another value: take a copy, z.clone(), and no layer with inplace=True for it"
+            )
 
 
 @contextmanager
@@ -132,10 +187,7 @@ def unchanged(batch: Batch, words: str) -> Iterator[None]:
     before = [part._version for part in parts]
     yield
     if [part._version for part in parts] != before:
-        raise ValueError(
-            f"{words} the batch in place, and so the data: begin with x = x.clone(), and do not use layers with"
-            " inplace=True"
-        )
+        raise ValueError(CHANGED.format(words))
 
 
 def observed_in(model_trace: Trace) -> list[dict[str, Any]]:

@@ -1240,3 +1240,49 @@ def test_a_site_that_the_guide_draws_where_the_model_observes_it_is_refused():
     for given in ((x, x), DataLoader([(x, None), (x, x)], batch_size=None)):
         with pytest.raises(ValueError, match=r"draws site 'y', but the model observes it, .* where it is observed"):
             evaluate(model, guide, given)
+
+
+def adding_one(z):
+    z += 1
+    return z
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.ReLU(inplace=True), nn.Sequential(nn.Flatten(), nn.Dropout(0.5, inplace=True)), adding_one],
+    ids=["a layer", "dropout", "an operator"],
+)
+def test_programs_that_change_a_draw_in_place_are_refused(layer):
+    """Pyro would take log p(z) and log q(z) at the changed value, so that such a bound is not below the evidence."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(layer(z) if changing else layer(z.clone()), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+    x = torch.rand(1000, 1, generator=torch.Generator().manual_seed(0))
+    for call in (evaluate, fit):
+        changing = True
+        with pytest.raises(ValueError, match=r"the programs change site 'z' in place, .* z.clone\(\)"):
+            call(model, guide, x)
+        changing = False
+        if layer is adding_one:  # E q(z) of (z + 1 - x)^2 / 2, and the KL between normals
+            reconstruction = ((1 - x / 2) ** 2 / 2 + 0.125 + math.log(2 * math.pi) / 2).mean().item()
+            kl = torch.distributions.kl_divergence(dist.Normal(x / 2, 0.5), dist.Normal(0.0, 1.0)).mean().item()
+            assert evaluate(model, guide, x).loss == pytest.approx(reconstruction + kl, abs=0.1)
+
+
+def test_dropout_in_place_of_the_batch_is_refused():
+    """It would change what the model observes, in training alone."""
+
+    def network(_, out):
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5, inplace=True), nn.Linear(6, 4), nn.Unflatten(-1, out))
+
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2, network), decoders.Normal(2, 6))
+    with pytest.raises(ValueError, match="the programs change the batch in place"):
+        fit(vae.model, vae.guide, torch.rand(20, 6))
