@@ -19,7 +19,7 @@ from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.indices import Indices, check_alike, check_positions
 from pyro_vae.programs.modules import hold_longer, modules_of, reached
 from pyro_vae.programs.sites import PyroDistributions, check_parts, check_sites
-from pyro_vae.programs.traces import filled, probe, unchanged
+from pyro_vae.programs.traces import filled, in_one_line, probe, unchanged
 from pyro_vae.programs.values import LARGEST_CHUNK, check_data, refuse_infinite, site_of_batch
 from pyro_vae.vae import VAE
 
@@ -66,8 +66,13 @@ def check_programs(
     first = filled(first)  # without missing entries, which some networks cannot take; they are checked below
     if transform is not None:
         as_function(transform, "transform")
-    with unchanged(first, "the transform changes"):
+    with unchanged(first, "the transform changes"), torch.enable_grad():
         batch = transformed(first, transform, count_rows)
+    if any(part.grad_fn is not None for part in tensors_of(batch)):
+        raise ValueError(
+            "the transform computes with parameters, which would not be trained: use them in the programs, or compute"
+            " with them under torch.no_grad()"
+        )
     check_calls(batch, model, guide)
     for module in modules_of(model, guide):
         if isinstance(module, VAE) and isinstance(batch, Tensor):
@@ -104,7 +109,8 @@ def _check_batch(
     with Indices(tensors_of(batch)) as indices:
         pair = _first_traces(model, guide, batch, count)
     _check_names(model, guide)  # also of parameters that have just been made
-    check_sites(*pair, guide, batch, observing=observing)
+    with in_one_line(batch):  # a prior that draws from the type of the batch
+        check_sites(*pair, guide, batch, observing=observing)
     other, other_count = _of_another_size(x, rows, batch, transform)
     other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, len(x))
     plates = data_plates(pair, count, other_pair, other_count, len(x))

@@ -54,7 +54,7 @@ def filled(batch: Batch, but: Tensor | None = None) -> Batch:
 CHANGED = "{} the batch in place, and so the data: begin with x = x.clone(), and do not use layers with inplace=True"
 
 # Patterns of errors of Pyro and torch, and how to fix the program.
-OF_TYPES = r"dtype|scalar type|input type|can't be cast|m1 and m2|bool tensors"
+OF_TYPES = r"dtype|scalar type|input type|can't be cast|m1 and m2|bool tensors|not implemented for '"
 FIXES = {
     r"Shape mismatch inside plate": "let the last batch dimension be the pyro.plate over the data, and move all other"
     " dimensions to the event by .to_event(1)",
@@ -78,7 +78,8 @@ def in_one_line(batch: Batch) -> Iterator[None]:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
         reason, more = reason_of(error), "\n" in str(error)
-        as_it_is = isinstance(error, torch.OutOfMemoryError | NotImplementedError)
+        by_type = re.search(OF_TYPES, reason)
+        as_it_is = isinstance(error, torch.OutOfMemoryError) or (isinstance(error, NotImplementedError) and not by_type)
         if as_it_is or (isinstance(error, ValueError) and not more):
             raise
         fits = (
@@ -155,6 +156,8 @@ class _InPlace(Messenger):
                 self._check(name, changed=tensor._version != version)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if type(msg["fn"]).__name__ == "_Subsample":  # the indices of a plate
+            return
         fn, found = msg["fn"], [msg["value"]]
         while fn is not None:
             found += vars(fn).values()

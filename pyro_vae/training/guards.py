@@ -74,7 +74,8 @@ class Guard:
         if math.isfinite(value + float(norm)):
             self._look_for_explosion(value / float(count), where)
             return True
-        where = f"{where}: {first_not_finite(self.programs.model, self.programs.guide, batch, grads)}"
+        with torch.random.fork_rng([loss.device] if loss.is_cuda else []):  # so that later steps draw the same noise
+            where = f"{where}: {first_not_finite(self.programs.model, self.programs.guide, batch, grads)}"
         self.refuse(f"the loss is {value / float(count):.4g}, the norm of its gradient {float(norm):.4g}, in {where}")
         return False
 

@@ -1242,6 +1242,38 @@ def test_a_site_that_the_guide_draws_where_the_model_observes_it_is_refused():
             evaluate(model, guide, given)
 
 
+@pytest.mark.parametrize(
+    ("transform", "words"),
+    [
+        (
+            lambda x: x * nn.Parameter(torch.ones(())),
+            "the transform computes with parameters, which would not be trained",
+        ),
+        (lambda x: x.long(), "normal_kernel.* not implemented for 'Long'.*: give x.float()"),
+    ],
+    ids=["with parameters", "of integers"],
+)
+def test_transforms_that_the_programs_cannot_use_are_refused_with_the_fix(transform, words):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x * pyro.param("slope", torch.tensor(0.5)), 1.0).to_event(1))
+
+    for call in (evaluate, fit):
+        with pytest.raises(ValueError, match=words):
+            call(model, guide, torch.rand(20, 2), transform=transform)
+
+    def frozen(x):
+        with torch.no_grad():
+            return x * nn.Parameter(torch.ones(()))
+
+    assert len(fit(model, guide, torch.rand(20, 2), transform=frozen, epochs=1)) == 2
+
+
 def adding_one(z):
     z += 1
     return z
