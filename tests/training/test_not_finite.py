@@ -105,6 +105,26 @@ def test_a_skipped_batch_leaves_no_trace_in_running_means():
     assert norm.num_batches_tracked == 14
 
 
+@pytest.mark.parametrize("on_nan", ["skip", "rollback"])
+def test_a_skipped_batch_does_not_change_the_noise_of_later_steps(on_nan):
+    """The programs run once more to find the cause, with noise of their own."""
+    states = []
+    for value in (0.5, math.nan):
+        seen = []
+
+        def transform(batch, value=value, seen=seen):
+            if torch.is_grad_enabled():
+                seen.append(torch.get_rng_state())
+            return torch.where(torch.tensor(len(seen) == 3 and torch.is_grad_enabled()), value, batch)
+
+        vae = normal()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit(vae.model, vae.guide, torch.rand(COUNT, *SHAPE), batch_size=BATCH, transform=transform, on_nan=on_nan)
+        states.append(seen)
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
 def test_a_rollback_goes_to_the_start_of_the_epoch_and_on():
     vae = normal()
     with pytest.warns(
