@@ -105,11 +105,12 @@ class Dirichlet(dist.Dirichlet):
 
 
 class Weibull(dist.Weibull):
-    r"""Weibull distribution whose variance is accurate, and whose mode is right, for every concentration.
+    r"""Weibull distribution whose density and variance are accurate, and whose mode is right, at every concentration.
 
     .. math:: \mathrm{Var}[z] = \lambda^2 \left(\Gamma(1 + 2 / k) - \Gamma(1 + 1 / k)^2\right)
 
-    In float32 torch's difference is off by 2 % at a concentration of 1,000. At concentrations below 1 the density grows
+    In float32 torch's difference is off by 2 % at a concentration of 1,000, and its log-density is -inf where a power
+    of a value underflows, as at the draws of another posterior. At concentrations below 1 the density grows
     towards 0, and the mode is 0. Small probabilities (``cdf``) and their quantiles (``icdf``) are accurate as well.
 
     Arguments:
@@ -126,6 +127,14 @@ class Weibull(dist.Weibull):
     Reference:
         Weibull, 1951, A Statistical Distribution Function of Wide Applicability.
     """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        k, log_scale = wide(self.concentration), wide(self.scale).log()
+        log_ratio = wide(value).log() - log_scale
+        log_prob = k.log() - log_scale + (k - 1) * log_ratio - (k * log_ratio).exp()
+        return log_prob.to(self.scale.dtype)
 
     @property
     def variance(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_vae import VAE, decoders, encoders
-from pyro_vae.distributions import Beta, Dirichlet, Kumaraswamy
+from pyro_vae.distributions import Beta, Dirichlet, Kumaraswamy, Weibull
 
 CONTINUOUS = [
     encoders.Exponential,
@@ -313,3 +314,16 @@ def test_draws_of_small_concentrations_have_the_right_probabilities(concentratio
     for low, high in ((0.1, 0.9), (0.9, 1.0)):
         p = exact.cdf(high) - exact.cdf(low)
         assert abs(((z > low) & (z <= high)).mean() - p) < 4 * math.sqrt(p * (1 - p) / len(z)) + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [1e-30, 3e-7, 1e-6, 1.1e-6, 1e-5])
+def test_the_weibull_density_is_right_where_powers_of_a_value_underflow(value, dtype):
+    """As at the draws of another posterior, which mixtures of posteriors (VampPrior) are scored at."""
+    scale, k, x = (torch.tensor(each, dtype=dtype) for each in (1e-6, 30.0, value))
+    log_prob = Weibull(scale, k).log_prob(x.requires_grad_())
+    right = stats.weibull_min(k.item(), scale=scale.item())
+    assert log_prob.item() == pytest.approx(right.logpdf(x.item()), rel=2e-6 if dtype == torch.float32 else 1e-12)
+    (slope,) = torch.autograd.grad(log_prob, x)
+    ratio = mpmath.mpf(x.item()) / mpmath.mpf(scale.item())
+    assert slope.item() == pytest.approx(float((29 - 30 * ratio**30) / x.item()), rel=1e-5)
