@@ -11,6 +11,8 @@ from pyro_vae.distributions._gammas import HALF_LOG_2PI, stirling_remainder, wid
 from pyro_vae.distributions.unit import OpenBeta
 from pyro_vae.distributions.wrappers import expanded
 
+FAR = 1e10  # value from which log(1 + y^2) is 2 log y to all digits
+
 
 class BetaProportion(OpenBeta):
     r"""Beta distribution, parameterized by the logit of its mean and the logarithm of its concentration.
@@ -72,7 +74,9 @@ class StudentT(dist.StudentT):
               t = \frac{\nu}{2}, \quad y = \frac{x - \mu}{\sigma},
 
     where r is the remainder of Stirling's formula (Abramowitz and Stegun, 1964, equation 6.1.41). Torch subtracts
-    logarithms of gamma functions, which is off by a nat at a million degrees of freedom in 32 bits.
+    logarithms of gamma functions, which is off by a nat at a million degrees of freedom in 32 bits. Values of y whose
+    squares overflow are scored, too. A KL that is estimated from draws is accurate in float32 for 0.3 degrees of
+    freedom and above.
 
     Example:
         >>> StudentT(torch.tensor(1e8)).log_prob(torch.tensor(0.0))  # all but the normal distribution
@@ -99,8 +103,10 @@ class StudentT(dist.StudentT):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        y = (value - self.loc) / self.scale
-        return self._log_normalizer() - self.scale.log() - (self.df + 1) / 2 * (y**2 / self.df).log1p()
+        y = (wide(value) - wide(self.loc)) / (wide(self.scale) * (2 * self._half).sqrt())
+        far = 2 * y.abs().clamp(min=FAR).log()
+        tail = (self._half + 0.5) * torch.where(y.abs() < FAR, y.clamp(-FAR, FAR).square().log1p(), far)
+        return self._log_normalizer() - (wide(self.scale).log() + tail).to(self.df.dtype)
 
     def entropy(self) -> Tensor:
         t = self._half
