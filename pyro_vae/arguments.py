@@ -59,6 +59,30 @@ def as_function(value: Any, name: str) -> Any:
     return value
 
 
+def as_flag(value: bool, name: str) -> bool:
+    """Return a flag, or refuse a value that is neither True nor False, such as the text "false", which is true.
+
+    Arguments:
+        value: True or False.
+        name: its name in the error.
+
+    Returns:
+        The flag.
+
+    Raises:
+        TypeError: with the value received.
+
+    Example:
+        >>> as_flag("false", "learned")
+        Traceback (most recent call last):
+        ...
+        TypeError: learned must be True or False, not 'false'
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
 def as_number(value: float, name: str) -> float:
     """Return a number as a float, or refuse a value that is not one. NaN and the infinities are numbers.
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from part_cases import SHAPE, D, public_parts
 
-from pyro_vae import decoders, encoders, priors
+from pyro_vae import decoders, encoders, networks, priors
 from pyro_vae.networks import held
+
+NETWORKS = [networks.MLP, networks.ConvEncoder, networks.ConvDecoder, networks.FillMissing]
 
 # For each number of a constructor: the values to try, and where the distribution has it.
 SMALL_TO_LARGE = [1e-30, 1e-6, 0.01, 0.3, 1.0, 12.5, 1e3, 1e5, 1e8]
@@ -159,3 +161,23 @@ def test_an_inverse_dispersion_of_a_million_is_trained_towards_that_of_the_data(
         optimizer.step()
     assert (decoder.log_inverse_dispersion < before - 0.3).all()
     assert decoder(torch.zeros(64, D)).log_prob(x).isfinite().all()
+
+
+def flags_of(families):
+    return [
+        pytest.param(family, name, id=f"{family.__module__}.{family.__name__}-{name}")
+        for family in sorted(families, key=lambda family: (family.__module__, family.__name__))
+        for name, parameter in inspect.signature(family).parameters.items()
+        if parameter.annotation in (bool, "bool")
+    ]
+
+
+@pytest.mark.parametrize(("family", "name"), flags_of([*public_parts(), *NETWORKS]))
+@pytest.mark.parametrize("value", ["false", math.nan, 1])
+def test_flags_are_true_or_false(family, name, value):
+    """The text "false", which a config may hold, is true to Python."""
+    kind = family.__module__.split(".")[1]
+    first = {"priors": [D], "encoders": [SHAPE, D], "decoders": [D, SHAPE], "networks": [(1, 8, 8), (1, 8, 8)]}[kind]
+    first = [encoders.Normal(SHAPE, D)] if family is priors.VampPrior else first
+    with pytest.raises(TypeError, match=f"{name} must be True or False, not {value!r}"):
+        family(*first, **{name: value})

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import as_function, held
+from pyro_vae.arguments import as_flag, as_function, held
 from pyro_vae.networks import MLP, Network, Sizes, as_shape, check_event_shape
 from pyro_vae.networks._part import Part
 
@@ -49,9 +49,9 @@ class _ScaleDecoder(_Decoder):
         super().__init__(latent_dim, shape, network)
         name = f"decoders.{type(self).__name__}"
         start = held(scale, 0, f"the scale of {name}", 1e-18, 1e18)  # so that float32 can hold its square too
+        self.learned, self.per_dimension = as_flag(learned, "learned"), as_flag(per_dimension, "per_dimension")
         if per_dimension and not learned:
             raise ValueError(f"{name} has a scale per dimension only where it is learned: give learned=True as well")
-        self.learned, self.per_dimension = learned, per_dimension
         if learned:
             size = self.shape if per_dimension else ()
             self.log_scale = nn.Parameter(torch.full(size, math.log(start)))

@@ -4,6 +4,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae import distributions
+from pyro_vae.arguments import as_flag
 from pyro_vae.decoders._decoder import _Decoder
 from pyro_vae.networks import MLP, Network, Sizes, soft_clip
 
@@ -38,7 +39,7 @@ class Bernoulli(_Decoder):
 
     def __init__(self, latent_dim: Sizes, shape: Sizes, network: Network = MLP, grey: bool = False) -> None:
         super().__init__(latent_dim, shape, network)
-        self.grey = grey
+        self.grey = as_flag(grey, "grey")
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         family = distributions.GreyBernoulli if self.grey else distributions.Bernoulli

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributions
-from pyro_vae.arguments import as_size
+from pyro_vae.arguments import as_flag, as_size
 from pyro_vae.distributions.relaxed import as_temperature
 from pyro_vae.encoders._concentration import concentration
 from pyro_vae.encoders._encoder import _Encoder
@@ -109,7 +109,7 @@ class RelaxedOneHotCategorical(_Encoder):
         self.categories = sizes[1]
         _check_temperatures(temperature, final_temperature, anneal_steps)
         self.temperature, self.final_temperature = temperature, final_temperature
-        self.anneal_steps, self.straight_through = anneal_steps, straight_through
+        self.anneal_steps, self.straight_through = anneal_steps, as_flag(straight_through, "straight_through")
         if final_temperature is not None:
             self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 

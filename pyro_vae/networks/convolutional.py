@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from pyro_vae.arguments import as_function
+from pyro_vae.arguments import as_flag, as_function
 from pyro_vae.networks._network import _Network
 from pyro_vae.networks.shapes import Shape, Sizes, as_image_shape, as_shape
 
@@ -46,7 +46,7 @@ class ConvEncoder(_Network):
     ) -> None:
         super().__init__(as_image_shape(in_shape, "ConvEncoder"), out_shape)
         self.inner = math.prod(self.in_shape[:-2]), *self.in_shape[-2:]
-        as_function(activation, "activation")
+        as_function(activation, "activation"), as_flag(residual, "residual")
         maps = (self.inner[0], *as_shape(channels, "channels"))
         height, width = halved_sizes(self.inner[1:], len(maps) - 1)[-1]
         layers: list[nn.Module] = []
@@ -91,7 +91,7 @@ class ConvDecoder(_Network):
         residual: bool = False,
     ) -> None:
         super().__init__(in_shape, as_image_shape(out_shape, "ConvDecoder"))
-        as_function(activation, "activation")
+        as_function(activation, "activation"), as_flag(residual, "residual")
         maps = (*as_shape(channels, "channels"), math.prod(self.out_shape[:-2]))
         sizes = halved_sizes(self.out_shape[-2:], len(maps) - 1)[::-1]
         start = (maps[0], *sizes[0])

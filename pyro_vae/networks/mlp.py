@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from pyro_vae.arguments import as_function
+from pyro_vae.arguments import as_flag, as_function
 from pyro_vae.networks._network import _Network
 from pyro_vae.networks.shapes import Sizes, as_shape
 
@@ -50,7 +50,7 @@ class MLP(_Network):
         super().__init__(in_shape, out_shape)
         self.hidden = () if hidden in ((), []) else as_shape(hidden, "hidden")
         widths = (math.prod(self.in_shape), *self.hidden)
-        as_function(activation, "activation")
+        as_function(activation, "activation"), as_flag(gated, "gated")
         layers: list[nn.Module] = []
         for width, next_width in pairwise(widths):
             layers += (

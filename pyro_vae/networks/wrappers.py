@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import as_function
+from pyro_vae.arguments import as_flag, as_function
 from pyro_vae.networks._part import Part
 from pyro_vae.networks.mlp import MLP
 from pyro_vae.networks.shapes import Network, Sizes, as_shape
@@ -33,7 +33,7 @@ class FillMissing(Part):
 
     def __init__(self, in_shape: Sizes, out_shape: Sizes, network: Network = MLP, mask: bool = False) -> None:
         super().__init__()
-        self.in_shape, self.mask = as_shape(in_shape, "in_shape"), mask
+        self.in_shape, self.mask = as_shape(in_shape, "in_shape"), as_flag(mask, "mask")
         self.network = as_function(network, "network")(
             (*([2] if mask else []), *self.in_shape), as_shape(out_shape, "out_shape")
         )

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import as_size
+from pyro_vae.arguments import as_flag, as_size
 from pyro_vae.networks._part import Part
 
 
@@ -16,7 +16,7 @@ class _Prior(Part):
 
     def __init__(self, latent_dim: int, learned: bool = False) -> None:
         super().__init__()
-        self.latent_dim, self.learned = as_size(latent_dim, "latent_dim"), learned
+        self.latent_dim, self.learned = as_size(latent_dim, "latent_dim"), as_flag(learned, "learned")
         for name in self.zeros:
             self.hold(name, torch.zeros(latent_dim))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import distributions
-from pyro_vae.arguments import as_size
+from pyro_vae.arguments import as_flag, as_size
 from pyro_vae.networks._part import Part
 
 
@@ -98,7 +98,7 @@ class VampPrior(Part):
         if not isinstance(encoder, nn.Module) or shape is None:
             raise TypeError(f"the encoder of priors.VampPrior must be a module that has a shape, not {encoder!r}")
         # A tuple hides a module from torch, so that it is in neither parameters() nor state_dict().
-        self._encoder, self.unit_interval = (encoder,), unit_interval
+        self._encoder, self.unit_interval = (encoder,), as_flag(unit_interval, "unit_interval")
         self.components = as_size(components, "components")
         shape = (components, *shape)
         start = torch.rand(shape) if data is None else first_rows(data, shape, unit_interval)
