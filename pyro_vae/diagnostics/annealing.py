@@ -23,6 +23,7 @@ from pyro_vae.data import Ready, count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments, cut
 from pyro_vae.diagnostics.coordinates import Coordinates
 from pyro_vae.diagnostics.particles import MANY, Particles, replayed
+from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.diagnostics.weights import LogLikelihood, check_estimates, summary
 from pyro_vae.objectives.particles import PARTICLES, on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
@@ -287,7 +288,7 @@ def ais(
 
     Raises:
         TypeError, ValueError: as for `log_likelihood`; for numbers out of range, an unknown start, and sites that have
-            no gradient, such as discrete ones.
+            no gradient, such as discrete ones; for a loader that shuffles.
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -306,6 +307,7 @@ def ais(
     def run(annealing: Annealing, path_of: Callable[[Batch], Path], rows: Batch) -> LogLikelihood:
         return summary(path_of(rows).up(annealing.at_start(rows, chains)).cpu())
 
+    check_in_order(data, "the estimates of data")
     settings = Settings(chains, steps, leapfrog, start, acceptance)
     found = _of_all(model, guide, data, run, settings, 2, memory, seed, count, progress)
     estimates = LogLikelihood(*map(torch.cat, zip(*found, strict=True)))

@@ -19,6 +19,7 @@ from pyro_vae.arguments import as_size
 from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments
 from pyro_vae.diagnostics.likelihood import log_likelihood
+from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.diagnostics.weights import LogLikelihood
 from pyro_vae.distributions.sphere import directions
 from pyro_vae.distributions.wrappers import family
@@ -157,7 +158,7 @@ def inference_gap(
 
     Raises:
         TypeError, ValueError: as for `log_likelihood`; for a guide whose sites have no parameters to free, such as a
-            flow, or depend on each other.
+            flow, or depend on each other; for a loader that shuffles.
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -171,6 +172,7 @@ def inference_gap(
     """
     for name, value, least in (("samples", samples, 2), ("steps", steps, 1), ("starts", starts, 1)):
         as_size(value, name, least)
+    check_in_order(data, "the gaps of data")
     if likelihood is None:
         likelihood = log_likelihood(model, guide, data, per_datum=True, seed=seed, count=count)
     x, found = as_input(data, model, guide, count=count), []

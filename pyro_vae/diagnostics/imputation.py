@@ -117,6 +117,7 @@ def on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Pro
         Both programs.
 
     Raises:
+        TypeError: for data that are not tensors.
         ValueError: for a part of the data that has no observed entry; when it is run, for a site whose entries are not
             independent.
 
@@ -138,6 +139,11 @@ def _on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Pr
     """Return what `on_observed` does, and the handler of the model."""
     as_function(model, "model"), as_function(guide, "guide")
     parts = tensors_of(data if isinstance(data, dict | tuple) else (data,))
+    if not parts:
+        raise TypeError(
+            f"data with missing entries must be tensors, alone or in a tuple or a dict, not {type(data).__name__}: put"
+            " all of them into one tensor, in order"
+        )
     seen, others, means = zip(*map(_fill_of, parts), strict=True)
     some = map_tensors(lambda x: x[:2], data if isinstance(data, dict | tuple) else (data,))
     incomplete = map_tensors(lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x, some)

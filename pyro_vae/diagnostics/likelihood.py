@@ -12,6 +12,7 @@ from pyro_vae.arguments import as_size
 from pyro_vae.data import Ready, count_in, pieces
 from pyro_vae.data.batch import Count, cut
 from pyro_vae.diagnostics.particles import MANY, Particles, replayed
+from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.diagnostics.weights import LogLikelihood, check_estimates, check_order, jackknifed, summary, warn_of_tails
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
@@ -98,7 +99,8 @@ def log_likelihood(
     Raises:
         TypeError, ValueError: as for `evaluate`; for fewer than one sample; for a memory that is not an amount, or is
             too small for the samples of one datum; for sites that are not in one plate over the data, that are scaled,
-            that only one program draws, or whose distribution in the guide is a ``Delta``.
+            that only one program draws, or whose distribution in the guide is a ``Delta``; with ``per_datum``, for a
+            loader that shuffles.
 
     Example:
         >>> from pyro_vae import VAE, data, decoders, encoders, evaluate, priors
@@ -122,6 +124,8 @@ def log_likelihood(
     """
     samples, budget = as_size(samples, "samples"), as_bytes(memory)
     check_order(jackknife, samples)
+    if per_datum:
+        check_in_order(data, "the estimates of data")
     x = as_input(data, model, guide, count=count)
     of_weights: Any = partial(summary if per_datum else jackknifed, order=jackknife)
     count_rows, local, found = count_in(x), LocalModules(), []

@@ -16,6 +16,7 @@ from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Count, cut
 from pyro_vae.diagnostics.annealing import Annealing, Settings, Slopes
 from pyro_vae.diagnostics.particles import replayed
+from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -80,7 +81,8 @@ def posterior_check(
         Draws of both posteriors, their moments, and how well the chains have mixed, on the CPU.
 
     Raises:
-        TypeError, ValueError: as for `log_likelihood`; for numbers out of range, and sites that have no gradient.
+        TypeError, ValueError: as for `log_likelihood`; for numbers out of range, and sites that have no gradient; for a
+            loader that shuffles.
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -95,6 +97,7 @@ def posterior_check(
     """
     for name, value, least in (("samples", samples, 4), ("warmup", warmup, 1), ("chains", chains, 2)):
         as_size(value, name, least)
+    check_in_order(data, "the posteriors")
     x = as_input(data, model, guide, count=count)
     found: list[tuple[Tensor, Tensor]] = []
     count_rows, local, steps = count_in(x), LocalModules(), len(x) * chains * (samples + warmup)

@@ -6,12 +6,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import log_likelihood
 from pyro_vae.diagnostics.annealing import ais, bdmc
 from pyro_vae.diagnostics.calibration import calibration
 from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.gaps import inference_gap
+from pyro_vae.diagnostics.imputation import impute
 from pyro_vae.diagnostics.posteriors import posterior_check
 from pyro_vae.diagnostics.weights import LogLikelihood
 from tests.support.linear import probabilistic_pca
@@ -150,3 +152,36 @@ def test_a_datum_that_is_masked_as_a_whole_has_the_likelihood_1():
     found = log_likelihood(*masked_codes(True), SIGNED, per_datum=True).estimate
     exact = dist.Normal(0.0, 1.25**0.5).log_prob(SIGNED[:, 0]).where(SIGNED[:, 0] > 0, 0.0)
     torch.testing.assert_close(found, exact.double(), rtol=0, atol=0.05)
+
+
+OF_EACH_DATUM = {
+    "likelihood": partial(log_likelihood, per_datum=True, samples=10),
+    "ais": partial(ais, steps=5),
+    "gap": partial(inference_gap, samples=10, steps=2),
+    "posteriors": partial(posterior_check, samples=4, warmup=1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the chains of")
+@pytest.mark.parametrize("of_each", OF_EACH_DATUM.values(), ids=OF_EACH_DATUM)
+def test_estimates_of_each_datum_follow_the_order_of_the_data(of_each):
+    """A loader that shuffles would give those of others, and pair likelihoods with the bounds of others."""
+    exact = probabilistic_pca(latent=2, observed=2, count=8)
+    programs, rows = (exact.vae.model, exact.vae.guide), TensorDataset(exact.x)
+    with pytest.raises(ValueError, match=r"follow the order of the data, which this DataLoader changes: give its data"):
+        of_each(*programs, DataLoader(rows, batch_size=4, shuffle=True))
+    assert of_each(*programs, DataLoader(rows, batch_size=8))[0].shape == of_each(*programs, exact.x)[0].shape
+
+
+def test_a_mean_does_not_follow_the_order_of_the_data():
+    exact = probabilistic_pca(latent=2, observed=2, count=8)
+    shuffled = DataLoader(TensorDataset(exact.x), batch_size=4, shuffle=True)
+    found = log_likelihood(exact.vae.model, exact.vae.guide, shuffled, samples=2000)
+    assert found == pytest.approx(exact.log_p.mean().item(), abs=0.2)
+
+
+def test_data_with_missing_entries_are_tensors():
+    exact = probabilistic_pca(latent=2, observed=2, count=8)
+    for data in (DataLoader(exact.x, batch_size=4), exact.x.numpy()):
+        with pytest.raises(TypeError, match="data with missing entries must be tensors, alone or in a tuple or a dict"):
+            impute(exact.vae.model, exact.vae.guide, data)
