@@ -104,18 +104,21 @@ def precision_and_recall(real: Tensor, drawn: Tensor, neighbours: int = NEIGHBOU
 
 def _covered(values: Tensor, centers: Tensor, neighbours: int) -> float:
     """Return the share of values that are in the ball of a center, up to its k-th nearest other center."""
-    origin = centers.mean(0)
+    origin = centers.median(0).values  # which a center that is far from all others does not move
     values, centers = values - origin, centers - origin
-    rounding = 1e-12 * max(each.square().sum(1).max().item() for each in (values, centers))
-    nearest = [_squares(part, centers).topk(neighbours + 1, largest=False).values for part in centers.split(AT_A_TIME)]
-    edges = torch.cat(nearest)[:, -1] + rounding  # the first one was the center itself
-    inside = [(_squares(part, centers) <= edges).any(1) for part in values.split(AT_A_TIME)]
+    nearest = [
+        _squares(part, centers)[0].topk(neighbours + 1, largest=False).values for part in centers.split(AT_A_TIME)
+    ]
+    edges = torch.cat(nearest)[:, -1]  # the first one was the center itself
+    pairs = (_squares(part, centers) for part in values.split(AT_A_TIME))
+    inside = [(squares - rounding <= edges).any(1) for squares, rounding in pairs]
     return torch.cat(inside).double().mean().item()
 
 
-def _squares(ones: Tensor, others: Tensor) -> Tensor:
-    """Return squared distances by products, which are faster than differences."""
-    return ones.square().sum(1, keepdim=True) + others.square().sum(1) - 2 * ones @ others.T
+def _squares(ones: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return squared distances by products, which are faster than differences, and how far they may be rounded."""
+    total = ones.square().sum(1, keepdim=True) + others.square().sum(1)
+    return total - 2 * ones @ others.T, 1e-14 * total
 
 
 def frechet(ones: Tensor, others: Tensor) -> float:

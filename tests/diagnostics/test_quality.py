@@ -96,6 +96,17 @@ def test_draws_of_one_of_two_clusters_are_precise_and_recall_half():
     assert recall == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("far", [1e4, 1e8])
+def test_an_outlier_among_others_does_not_make_draws_precise(far):
+    """It is in one ball at most, and has one of its own, which holds all or none."""
+    real, drawn = normal(500, 5), normal(400, 5, 1) @ normal(5, 5, 2)
+    clean = precision_and_recall(real[1:], drawn)
+    real[0] = far
+    balls = torch.cdist(real, real).topk(4, largest=False).values[:, -1]
+    expected = (torch.cdist(drawn, real) <= balls).any(1).double().mean().item()
+    assert precision_and_recall(real, drawn) == pytest.approx((expected, clean[1] * 499 / 500), abs=1e-6)
+
+
 def test_the_frechet_distance_of_normals_is_that_of_scipys_root():
     """Of the samples' moments; a dimension may be constant, as of a unit that is never active."""
     x, y = normal(50, 4) @ normal(4, 4, 1), normal(70, 4, 2) @ normal(4, 4, 3) + 1
