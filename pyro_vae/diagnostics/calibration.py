@@ -279,6 +279,8 @@ class Simulated(Particles):
         draws: the number of draws for each datum.
     """
 
+    about_codes = True
+
     def __init__(self, model: Program, guide: Program, count: Count, draws: int) -> None:
         local = LocalModules()
         super().__init__(local(model), local(guide), count)

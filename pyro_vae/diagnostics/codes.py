@@ -212,7 +212,7 @@ def _verdict(active: int, count: int) -> str:
 
 
 class _Particles(Particles):
-    pass
+    about_codes = True
 
 
 _Particles.__name__ = NAME  # the name that an objective's errors use

@@ -47,6 +47,7 @@ class Particles(Objective):
 
     pathwise = False
     weighs = True  # draws by their density, which a point has not
+    about_codes = False  # which data that are masked as a whole, such as padding, have not
 
     def __init__(self, model: Program, guide: Program, count: Count) -> None:
         super().__init__(2)  # particles, as a model may accept one of a single datum, but not several
@@ -77,7 +78,10 @@ class Particles(Objective):
         return True
 
     def check_masks(self, rows: Batch) -> None:
-        """Refuse a site that is masked where other sites depend on it: without its prior there is no p(x)."""
+        """Refuse a site that is masked where other sites depend on it, or where its codes are looked at.
+
+        Without its prior there is no p(x) in the first case, and nothing to compare the code with in the second.
+        """
         sites = [self.drawn.nodes[name] for name in self.latents]
         masked = [site["name"] for site in sites if site["mask"] is not None or is_masked(site["fn"])]
         if not masked:
@@ -93,6 +97,11 @@ class Particles(Objective):
             raise ValueError(
                 f"{type(self).__name__} weighs draws by their densities, but site {masked[0]!r} has a mask where other"
                 " sites depend on it, so that there is no p(x): mask what depends on it, too, or leave the mask out"
+            )
+        if self.about_codes and (without := [site["name"] for site in sites if not mask_of(site).all()]):
+            raise ValueError(
+                f"{type(self).__name__} looks at the codes of all data, but site {without[0]!r} is masked for some,"
+                " so that the model gives them no code: leave these data out"
             )
 
     def draw(self, rows: Batch, count: int) -> list[Tensor]:

@@ -151,6 +151,8 @@ def chain_of(slopes: Callable[[Tensor], Sequence[Tensor]], start: Tensor, sample
 
 
 class _Particles(Annealing):
+    about_codes = True
+
     def codes(self, u: Tensor) -> Tensor:
         """Return the values of all sites at some coordinates, as one vector for each particle and datum."""
         values, _ = self.coordinates.values(u)

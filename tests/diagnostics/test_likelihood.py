@@ -148,6 +148,19 @@ def test_a_masked_code_on_which_data_depend_has_no_likelihood(measure, at_the_si
         measure(*masked_codes(False, at_the_site), SIGNED)
 
 
+@pytest.mark.parametrize("at_the_site", [True, False])
+@pytest.mark.parametrize("measure", [calibration, partial(posterior_check, warmup=2, samples=4), codes])
+def test_data_that_are_masked_as_a_whole_have_no_codes(measure, at_the_site):
+    """Half of 1,000 data are padding, with codes that the guide draws anywhere: an information of -0.11 for 0.33.
+
+    The sampler would follow a density that is the same everywhere, and not come back.
+    """
+    with pytest.raises(
+        ValueError, match=r"looks at the codes of all data, but site 'z' is masked for some.*leave these"
+    ):
+        measure(*masked_codes(True, at_the_site), SIGNED)
+
+
 def test_a_datum_that_is_masked_as_a_whole_has_the_likelihood_1():
     found = log_likelihood(*masked_codes(True), SIGNED, per_datum=True).estimate
     exact = dist.Normal(0.0, 1.25**0.5).log_prob(SIGNED[:, 0]).where(SIGNED[:, 0] > 0, 0.0)
