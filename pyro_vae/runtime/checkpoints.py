@@ -232,7 +232,7 @@ class Checkpoints:
 
     Raises:
         TypeError: if the folder is not a path.
-        ValueError: if ``minutes`` is not a number above 0.
+        ValueError: if the folder has no name, or ``minutes`` is not a number above 0.
 
     Example:
         >>> Checkpoints("here", minutes=0)
@@ -250,6 +250,10 @@ class Checkpoints:
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"the folder of checkpoints must be a path, not {folder!r}")
+        if folder == "" or "\0" in str(folder):  # the first would be the current folder
+            raise ValueError(
+                f"no folder of checkpoints can be named {folder!r}: give another one, such as 'checkpoints'"
+            )
         if not (isinstance(minutes, int | float) and minutes > 0):
             raise ValueError(f"minutes must be above 0, not {minutes!r}")
         self.folder, self.minutes, self.on_save, self.identity = Path(folder), minutes, on_save, identity or {}
@@ -272,9 +276,15 @@ class Checkpoints:
         """Lock the folder against other trainings; the system releases the lock when this process ends.
 
         Raises:
-            ValueError: if another training holds the lock.
+            ValueError: if another training holds the lock, or the folder cannot be made.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = "it is no folder" if self.folder.exists() else f"it cannot be made: {error.strerror}"
+            raise ValueError(
+                f"no checkpoints can be written to {self.folder}, as {reason}; give another folder"
+            ) from error
         self._made, self._best = True, math.inf  # this training has not written a best checkpoint yet
         check_no_link(self.folder / LOCK)
         lock = FileLock(self.folder / LOCK)

@@ -364,6 +364,23 @@ def test_checkpoints_take_no_more_than_their_share_of_the_time(tmp_path, monkeyp
     assert keeper.due(at_end_of_epoch=False)
 
 
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("file", "no checkpoints can be written to file, as it is no folder; give another"),
+        ("", "no folder of checkpoints can be named '': give another one"),
+        ("a\0b", r"no folder of checkpoints can be named 'a\\x00b': give another one"),
+        ("file/folder", "no checkpoints can be written to file/folder, as it cannot be made: Not a directory; give"),
+    ],
+)
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_in_one_line(folder, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("kept")
+    with pytest.raises(ValueError, match=words):
+        fit_small(epochs=1, checkpoints=folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_the_best_is_kept_beside_the_last(tmp_path):
     keeper = Checkpoints(tmp_path)
     for loss, value in ((2.0, 0.0), (1.0, 1.0), (3.0, 2.0)):
