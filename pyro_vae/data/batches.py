@@ -11,7 +11,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from pyro_vae.data.arrays import is_array, is_image, length_of
 from pyro_vae.data.batch import Batch, Count, count_of, in_words
-from pyro_vae.data.conversion import as_stored, collated, has_parts, only_first
+from pyro_vae.data.conversion import as_stored, collated, has_parts, item_at, only_first
 from pyro_vae.data.parts import Data
 from pyro_vae.data.rows import Columns, EightBit, LazyRows, MemoryMapped, rows_at
 from pyro_vae.data.streams import Ready, Stream
@@ -57,10 +57,10 @@ def as_rows(data: Any, fits: Callable[[Batch], bool], count: Count | None = None
         return Columns(data)
     if isinstance(data, IterableDataset):
         return _as_stream(data, fits)
-    if _is_data_set(data) and has_parts(data[0]) and not only_first(data[0], fits):
+    if _is_data_set(data) and has_parts(first := item_at(data, 0)) and not only_first(first, fits):
         if type(data) is TensorDataset:
             return Columns(data.tensors)
-        return Columns(collated([data[index] for index in range(len(data))]))
+        return Columns(collated([item_at(data, index) for index in range(len(data))]))
     if isinstance(data, Rows) and not isinstance(data, Tensor):
         if len(data.shape) < 2 and not isinstance(data, Columns):
             raise ValueError(f"data must have shape (N, ...) with one dimension more, not {tuple(data.shape)}")

@@ -152,7 +152,7 @@ def _items(data: Any) -> Iterable[Any]:
     """Return the items of a data set, which may have only a length and an index."""
     iterated = isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not isinstance(data, Dataset))
     if not iterated and hasattr(data, "__getitem__") and length_of(data) is not None:
-        return (data[index] for index in range(len(data)))
+        return (item_at(data, index) for index in range(len(data)))
     check_no_loader(data)
     if isinstance(data, tuple | dict):
         raise TypeError(
@@ -165,6 +165,15 @@ def _items(data: Any) -> Iterable[Any]:
     if not isinstance(data, Iterable):
         raise TypeError(f"data must be a tensor, an array or a data set, not {type(data).__name__}")
     return data if length_of(data) is None else _as_many_as_it_says(data)
+
+
+def item_at(data: Any, index: int) -> Any:
+    """Return the datum of a data set at an index, which its length promises."""
+    try:
+        return data[index]
+    except LookupError as error:
+        reason = f"the {type(data).__name__} has a length of {len(data)}, but no datum {index} ({error!r})"
+        raise ValueError(f"{reason}: correct its __len__ or __getitem__, or give an array") from error
 
 
 def check_no_loader(data: Any) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import ChainDataset, DataLoader, TensorDataset
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
 from pyro_vae.data import Columns, Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
 from pyro_vae.data.arrays import check_counts
+from pyro_vae.data.batches import as_rows
 from pyro_vae.networks import FillMissing
 
 MNIST_FILES = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
@@ -597,6 +598,38 @@ X = torch.arange(24.0).reshape(3, 2, 2, 2) / 24
 @pytest.mark.filterwarnings("ignore:only the first of the 2 parts")
 def test_as_tensor_reads_every_kind_of_data(source):
     assert torch.equal(as_tensor(source), X)
+
+
+class TooLong(torch.utils.data.Dataset):
+    """Data whose length is one too many, of single tensors or of two parts."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __len__(self):
+        return len(X) + 1
+
+    def __getitem__(self, index):
+        return (X[index], X[index]) if self.parts else X[index]
+
+
+class Groups:
+    """Groups of rows by name, as pandas has them: a length, an iterator, and an index of names, not of numbers."""
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return iter([("a", X), ("b", X)])
+
+    def __getitem__(self, name):
+        raise KeyError(f"Column not found: {name}")
+
+
+@pytest.mark.parametrize(("source", "index"), [(TooLong(parts=False), 3), (TooLong(parts=True), 3), (Groups(), 0)])
+def test_a_datum_that_a_length_promises_and_an_index_does_not_give_is_named(source, index):
+    with pytest.raises(ValueError, match=rf"has a length of \d, but no datum {index} \(.*correct its __len__"):
+        as_rows(source, lambda _: True)
 
 
 @pytest.mark.parametrize("kind", [Items, Stream, list, lambda items: (item for item in items)])
