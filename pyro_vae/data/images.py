@@ -15,6 +15,7 @@ from pyro_vae.files import check_regular
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # some other formats of Pillow start other programs
 COLOURS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "F")  # and greys of 16 bits
+MOST = (281, 341)  # tags of a TIFF file: MaxSampleValue and SMaxSampleValue, such as 4095 of a camera of 12 bits
 
 
 @contextmanager
@@ -80,6 +81,9 @@ def _check_colours(image: Any) -> None:
     if mode == "F" or mode.startswith("I"):
         if tags.get(262) == 0 or (mode != "F" and tags.get(258, (16,)) != (16,)):  # which Pillow leaves as they are
             raise ValueError("its greys are inverted, or not of 16 bits: save it as greys of 8 or 16 bits, 0 for black")
+        if most := [tags[tag] for tag in MOST if mode != "F" and max(tags.get(tag, (65535,))) < 65535]:
+            reason = f"its tag says that its largest value is {max(most[0]):.6g}, so that it is not known what white is"
+            raise ValueError(f"{reason}: save it with white as 65535, or save the arrays as .npy and give --scale")
         transparent = "transparency" in image.info and (np.asarray(image) == image.info["transparency"]).any()
     else:
         has_alpha = mode[-1:] in "Aa" or "transparency" in image.info

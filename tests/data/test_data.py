@@ -838,6 +838,7 @@ def of_each_kind():
         "integers.tif": (Image.fromarray(grey.astype(np.int32)), {}, "32-bit integers"),
         "signed.tif": (Image.fromarray(grey), {"tiffinfo": {339: 2}}, "its whole numbers have a sign"),
         "inverted.tif": (Image.fromarray(grey.astype(np.uint16)), {"tiffinfo": {262: 0}}, "inverted"),
+        "12-bits.tif": (Image.fromarray(grey.astype(np.uint16)), {"tiffinfo": {281: 4095}}, "largest value is 4095"),
         "wide.tif": (Image.fromarray(grey.astype(np.float32)), {}, "its values go from"),
         "negative.tif": (Image.fromarray(grey.astype(np.float32) / 255 - 0.5), {}, "its values go from -"),
         "nan.tif": (Image.fromarray(np.full((6, 4), np.nan, np.float32)), {}, "all its values are NaN"),
