@@ -11,6 +11,7 @@ from pyro_vae.data import count_in
 from pyro_vae.data.batch import Count
 from pyro_vae.diagnostics.calibration import FEWEST, Features, Simulated
 from pyro_vae.diagnostics.classifier import learned
+from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.seeds import noise_seed
 from pyro_vae.runtime.progress import bar
@@ -77,6 +78,7 @@ def local_test(
         Simulation-Based Inference, algorithms 1 and 2.
     """
     as_size(draws, "draws", 2), as_size(permutations, "permutations")
+    check_in_order(at, "the tests of data")
     x, tested = (as_input(each, model, guide, count=count) for each in (data, at))
     if len(x) < FEWEST:
         raise ValueError(f"a local test needs at least {FEWEST} data to simulate as many, not {len(x)}: give more")

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pyro_vae.diagnostics.calibration import calibration
 from pyro_vae.diagnostics.local_test import local_test
@@ -75,6 +76,7 @@ def test_codes_of_several_sites_and_data_of_several_parts():
         ({"permutations": 0}, "permutations must be at least 1, not 0"),
         ({"data": X[:19]}, "a local test needs at least 20 data to simulate as many, not 19: give more"),
         ({"at": torch.zeros(1, 2)}, "shape"),
+        ({"at": DataLoader(AT, shuffle=True)}, "the tests of data"),
     ],
 )
 def test_what_cannot_be_tested_is_refused(arguments, words):
