@@ -18,7 +18,7 @@ from pyro_vae.arguments import as_function, as_size
 from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments, cut, map_tensors, tensors_of, with_tensors
 from pyro_vae.diagnostics.annealing import Annealing, Settings
-from pyro_vae.diagnostics.particles import Particles, is_equal, replayed
+from pyro_vae.diagnostics.particles import Particles, parts_in, replayed
 from pyro_vae.diagnostics.posteriors import chain_of
 from pyro_vae.diagnostics.weights import RELIABLE, pareto_k
 from pyro_vae.distributions.moments import NoMeanError, mean_of
@@ -73,8 +73,8 @@ class _LeftOut(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"] or msg["infer"].get("_deterministic"):
             return
-        for number, (part, mask) in enumerate(zip(self.parts, self.masks, strict=True)):
-            if mask is not None and is_equal(part, msg["value"]):
+        for number in parts_in(msg["value"], self.parts):
+            if (mask := self.masks[number]) is not None:
                 self.numbers[msg["name"]] = number
                 base, dims = msg["fn"], 0
                 while isinstance(base, Independent | ExpandedDistribution):

@@ -154,7 +154,7 @@ class Particles(Objective):
             observed = site["infer"].get("obs") if site["type"] == "sample" else None
             if observed is None or site["infer"].get("_deterministic"):
                 continue
-            same = [number for number, tensor in enumerate(tensors) if is_equal(tensor, observed)]
+            same = parts_in(observed, tensors)
             if not same:
                 raise ValueError(
                     f"the model observes something at site {name!r} that the data do not hold as it is, so that no"
@@ -227,8 +227,19 @@ def _scores_alike(one: Any, other: Any, value: Tensor) -> bool:
     return torch.allclose(one.log_prob(value), other.log_prob(value), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-def is_equal(tensor: Tensor, observed: Any) -> bool:
-    """Whether a program observes a part of the data as it is; missing entries are equal."""
+def parts_in(observed: Any, parts: list[Tensor]) -> list[int]:
+    """Return the numbers of the parts of the data that a program observes as they are: a part and its copies.
+
+    Other parts may have the same values by chance where these are constant, such as labels and counts of 0.
+    """
+    equal = [number for number, part in enumerate(parts) if _is_equal(part, observed)]
+    if any(parts[number] is observed for number in equal) and (observed == observed.flatten()[0]).all():
+        return [number for number in equal if parts[number] is observed]
+    return equal
+
+
+def _is_equal(tensor: Tensor, observed: Any) -> bool:
+    """Whether two tensors have the same values; missing entries are equal."""
     if not isinstance(observed, Tensor) or observed.shape != tensor.shape:
         return False
     return bool(((tensor == observed) | (tensor.isnan() & observed.isnan())).all())

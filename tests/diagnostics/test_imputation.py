@@ -210,3 +210,22 @@ def test_a_model_that_uses_incomplete_data_otherwise_is_refused():
     for model in (scaled, autoregressive):
         with pytest.raises(ValueError, match=r"^the model must observe incomplete data as they are \(obs=x\), and use"):
             on_observed(model, guide, x)
+
+
+def test_parts_that_are_equal_by_chance_are_imputed_each_by_its_own_site():
+    """Each is 0 in the datum where the other one is missing: a is near z, and b near z + 5."""
+
+    def model(a, b):
+        with pyro.plate("data", len(a)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(a)), 1.0))
+            pyro.sample("a", dist.Normal(z, 0.1), obs=a)
+            pyro.sample("b", dist.Normal(z + 5, 0.1), obs=b)
+
+    def guide(a, _):
+        with pyro.plate("data", len(a)):
+            pyro.sample("z", dist.Normal(a.nan_to_num(), torch.where(a.isnan(), 1.0, 0.1)))
+
+    a, b = torch.tensor([0.0, torch.nan]), torch.tensor([torch.nan, 0.0])
+    found = impute(model, guide, (a, b), by="nuts", draws=5, steps=50)
+    assert found.mean[1][0].item() == pytest.approx(5.0, abs=0.3)
+    assert found.mean[0][1].item() == pytest.approx(-5.0, abs=0.5)

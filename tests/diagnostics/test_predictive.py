@@ -83,3 +83,21 @@ def test_what_cannot_be_checked_is_refused():
 
     with pytest.raises(ValueError, match="observes something at site 'x' that the data do not hold as it is"):
         predictive_check(twice, exact.vae.guide, exact.x, lambda x: x.mean())
+
+
+def test_labels_that_equal_the_data_by_chance_stay_as_they_are():
+    """All counts and all labels are 0; the model draws other counts."""
+
+    def model(x, label):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=z + 10 * label), obs=x)
+
+    def guide(x, _):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    zeros = torch.zeros(40), torch.zeros(40)
+    found = predictive_check(model, guide, zeros, lambda x, label: torch.stack([x.mean(), label.mean()]), draws=10)
+    assert found.simulated[:, 0].mean().item() == pytest.approx(0.5, abs=0.1)
+    assert (found.simulated[:, 1] == 0).all()
