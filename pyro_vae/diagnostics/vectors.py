@@ -11,6 +11,7 @@ from pyro_vae.data import as_tensor
 from pyro_vae.programs.seeds import as_seed
 
 LARGEST = 1e100  # number whose square, and sums of squares, are not infinite
+SMALLEST = 1e-100  # difference whose square is not 0
 
 
 def as_vectors(values: Any, name: str) -> Tensor:
@@ -122,10 +123,10 @@ def halves(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def varies(table: Tensor) -> Tensor:
-    """Whether a column has different values, shape (D,).
+    """Whether a column has different values, by more than 1e-100, shape (D,).
 
     Example:
         >>> varies(torch.tensor([[0.1, 0.1], [0.1, 0.2]]))
         tensor([False,  True])
     """
-    return (table != table[0]).any(0)
+    return ((table - table[0]).abs() > SMALLEST).any(0)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, priors
 from pyro_vae.diagnostics.consistency import consistency
+from pyro_vae.diagnostics.disentanglement import disentanglement
 from pyro_vae.diagnostics.encoding import code_means
 from tests.support.linear import probabilistic_pca
 
@@ -160,3 +161,12 @@ def test_programs_whose_codes_are_not_the_models_are_refused():
     vae = VAE(priors.Normal(2), encoders.Normal(5, 2), decoders.Normal(2, 5))
     with pytest.raises(ValueError, match=r"^draws must be at least 1, not 0"):
         code_means(vae.model, vae.guide, torch.zeros(30, 5), draws=0)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-310])
+def test_codes_whose_differences_have_no_square_are_as_good_as_constant(scale):
+    codes = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^no dimension of the codes differs"):
+        consistency(scale * codes, codes)
+    with pytest.raises(ValueError, match=r"^all data have the same code"):
+        disentanglement(scale * codes, torch.arange(200).reshape(100, 2) % 3)
