@@ -89,9 +89,11 @@ class VAE(nn.Module):
             The means, shape (n, \\*shape). For draws of x itself, call ``vae.decoder(z).sample()``.
 
         Raises:
-            TypeError, ValueError: if n is not an integer, or is below 1; if p(x|z) has no finite mean.
+            TypeError, ValueError: if n is not an integer, or is below 1; if p(x|z) has no finite mean; in a subclass
+                with its own ``model``.
         """
         as_size(n, "the number of samples")
+        self._check_inherits("sample", "model")
         with in_mode(False, self.modules()):
             return shown_of(self.decoder(self.prior().sample((n,))))
 
@@ -107,9 +109,11 @@ class VAE(nn.Module):
             The means of p(x|z), shape (B, \\*shape).
 
         Raises:
-            TypeError: if a mean is not finite, such as that of a Cauchy distribution.
+            TypeError: if a mean is not finite, such as that of a Cauchy distribution; in a subclass with its own
+                ``model`` or ``guide``.
             ValueError: if x does not have the shape that the encoder was built for.
         """
+        self._check_inherits("reconstruct", "model", "guide")
         with in_mode(False, self.modules()):
             posterior = self.encoder(x)
             return shown_of(self.decoder(centre_of(posterior) if mean else posterior.sample()))
@@ -127,10 +131,11 @@ class VAE(nn.Module):
             The means of p(x|z) along the line, shape (steps, B, \\*shape).
 
         Raises:
-            TypeError: if a mean is not finite.
+            TypeError: if a mean is not finite; in a subclass with its own ``model`` or ``guide``.
             ValueError: for fewer than 2 steps, or if a and b differ in shape.
         """
         as_size(steps, "the number of steps", least=2)
+        self._check_inherits("interpolate", "model", "guide")
         with in_mode(False, self.modules()):
             origin, posterior = self.encoder(a), self.encoder(b)
             if a.shape != b.shape:
@@ -139,3 +144,10 @@ class VAE(nn.Module):
             weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
             between = torch.lerp(start, end, weight.reshape(-1, *[1] * start.dim()))
             return shown_of(self.decoder(on_sphere(posterior, between)))
+
+    def _check_inherits(self, method: str, *programs: str) -> None:
+        """Refuse a method that computes from the parts in a subclass whose programs may use them in another way."""
+        for name in programs:
+            if getattr(type(self), name) is not getattr(VAE, name):
+                kind, fix = type(self).__name__, f"write a {method} for it, too, or run its programs"
+                raise TypeError(f"{kind} has its own {name}, but {method} takes the parts as VAE.{name} does: {fix}")

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 from torch.nn.functional import normalize
 
-from pyro_vae import VAE, decoders, distributions, encoders, priors
+from pyro_vae import VAE, decoders, distributions, encoders, fit, priors
 
 
 def _with_plain_partners():
@@ -273,3 +273,27 @@ def test_a_mean_on_several_spheres_has_the_length_1_on_each():
     posterior = distributions.PowerSpherical(normalize(torch.randn(4, 3, 2), dim=-1), torch.ones(4, 3)).to_event(1)
     lengths = distributions.centre_of(posterior).norm(dim=-1)
     assert torch.allclose(lengths, torch.ones(4, 3))
+
+
+class OfSquares(VAE):
+    """Its encoder sees x and its square, its decoder twice the code."""
+
+    def model(self, x):
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.decoder(2 * z), obs=x)
+
+    def guide(self, x):
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoder(torch.cat([x, x**2], -1)))
+
+
+def test_programs_of_a_subclass_are_trained_and_what_would_not_run_them_is_refused():
+    vae = OfSquares(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 3))
+    assert len(fit(vae.model, vae.guide, torch.rand(20, 3), epochs=1)) == 2
+    x = torch.rand(20, 3)
+    for call, arguments in ((vae.sample, (2,)), (vae.reconstruct, (x,)), (vae.interpolate, (x, x))):
+        with pytest.raises(TypeError, match=r"OfSquares has its own model, but .* write a \w+ for it, too"):
+            call(*arguments)
