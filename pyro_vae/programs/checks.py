@@ -66,13 +66,8 @@ def check_programs(
     first = filled(first)  # without missing entries, which some networks cannot take; they are checked below
     if transform is not None:
         as_function(transform, "transform")
-    with unchanged(first, "the transform changes"), torch.enable_grad():
+    with unchanged(first, "the transform changes"):
         batch = transformed(first, transform, count_rows)
-    if any(part.grad_fn is not None for part in tensors_of(batch)):
-        raise ValueError(
-            "the transform computes with parameters, which would not be trained: use them in the programs, or compute"
-            " with them under torch.no_grad()"
-        )
     check_calls(batch, model, guide)
     called = {getattr(poutine.unwrap(program), "__func__", None) for program in (model, guide)}
     for module in (

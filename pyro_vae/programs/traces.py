@@ -126,11 +126,11 @@ def probe(model: Program, guide: Program, batch: Batch) -> tuple[Trace, Trace]:
         if not isinstance(value, nn.Parameter) or id(value) in own
     }
     args, kwargs = arguments(batch)
-    with unchanged(batch, "the programs change"), store.scope(state), in_one_line(batch), _InPlace(batch):
+    with unchanged(batch, "the programs change"), store.scope(state), in_one_line(batch), InPlace(batch):
         return paired_traces(local(model), local(guide), *args, **kwargs)
 
 
-class _InPlace(Messenger):
+class InPlace(Messenger):
     """Refuses programs that change a site's value, or a tensor of its distribution, after the site.
 
     Pyro computes densities when a program has ended, and so at the changed values.

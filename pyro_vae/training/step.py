@@ -1,6 +1,7 @@
 """One step of stochastic variational inference."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +9,10 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.data import Rows
-from pyro_vae.data.batch import Batch
+from pyro_vae.data.batch import Batch, tensors_of
 from pyro_vae.objectives import Beta, Objective, check_beta, terms_and_gradients, trained_by
 from pyro_vae.programs.handlers import weigh_kl
+from pyro_vae.programs.traces import InPlace, unchanged
 from pyro_vae.runtime.precision import layers_in
 from pyro_vae.runtime.recording import Recorded
 from pyro_vae.runtime.steps import Outputs
@@ -68,20 +70,28 @@ class Step:
         state: the state of the training.
         guard: decides what to do when a loss or a gradient is not finite.
         clip_norm: the largest norm of the gradient, or None.
+        first: whether the next step is the first one, in which changes in place are looked for.
     """
 
     estimate: Callable[..., Outputs]
     state: State
     guard: Guard
     clip_norm: float | None = None
+    first: bool = True
 
     def __call__(self, batch: Batch, weight: Tensor | float, count: int) -> Tensor:
         """Take the step, and return its loss in nats per datum."""
         state = self.state
         self.guard.start_step()
-        outputs = self.estimate(
-            batch, weight, max(1, count)
-        )  # the loss, its three terms, the norm of the gradients, and these
+        first, self.first = self.first, False  # in which functions see that the programs are trained
+        if first and any(part.grad_fn is not None for part in tensors_of(batch)):
+            raise ValueError(
+                "the transform computes with parameters, which would not be trained: use them in the programs, or"
+                " compute with them under torch.no_grad()"
+            )
+        with unchanged(batch, "the programs change"), InPlace(batch) if first else nullcontext():
+            # The loss, its three terms, the norm of the gradients, and these.
+            outputs = self.estimate(batch, weight, max(1, count))
         parts = outputs[:5], outputs[5:], state.programs.parameters
         (loss, *terms, norm), gradients, counted = state.ranks.combine(*parts, count, state.late)
         state.meet_new_parameters()

@@ -1263,9 +1263,8 @@ def test_transforms_that_the_programs_cannot_use_are_refused_with_the_fix(transf
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x * pyro.param("slope", torch.tensor(0.5)), 1.0).to_event(1))
 
-    for call in (evaluate, fit):
-        with pytest.raises(ValueError, match=words):
-            call(model, guide, torch.rand(20, 2), transform=transform)
+    with pytest.raises(ValueError, match=words):
+        fit(model, guide, torch.rand(20, 2), transform=transform)
 
     def frozen(x):
         with torch.no_grad():
@@ -1318,3 +1317,34 @@ def test_dropout_in_place_of_the_batch_is_refused():
     vae = VAE(priors.Normal(2), encoders.Normal(6, 2, network), decoders.Normal(2, 6))
     with pytest.raises(ValueError, match="the programs change the batch in place"):
         fit(vae.model, vae.guide, torch.rand(20, 6))
+
+
+class DropsInPlace(nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        self.layer = nn.Linear(*sizes)
+
+    def forward(self, value):
+        return self.layer(nn.functional.dropout(value, 0.5, self.training, inplace=True))
+
+
+@pytest.mark.parametrize(("where", "words"), [("encoder", "change the batch in place"), ("decoder", "change site 'z'")])
+def test_dropout_in_place_by_a_function_is_refused_in_the_first_step(where, words):
+    """In evaluation mode it changes nothing."""
+    encode = (DropsInPlace if where == "encoder" else lambda sizes: nn.Linear(*sizes))((6, 2))
+    decode = (DropsInPlace if where == "decoder" else lambda sizes: nn.Linear(*sizes))((2, 6))
+
+    def model(x):
+        pyro.module("decode", decode)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decode(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encode", encode)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encode(x), 1.0).to_event(1))
+
+    x = torch.rand(20, 6)
+    with pytest.raises(ValueError, match=words):
+        fit(model, guide, x, batch_size=5)
