@@ -39,6 +39,7 @@ class Guard:
         self.programs, self.optim = programs, optim
         self._trains = resumed  # whether a step has had a gradient
         self._untrained: set[int] | None = set() if resumed else None  # numbers of parameters that never had one
+        self._versions = [each._version for each in programs.parameters]
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
@@ -107,7 +108,9 @@ class Guard:
             raise ValueError(
                 "the loss does not depend on any parameter, in any batch: compute it from parameters of the programs"
             )
-        if names := self.programs.in_use(self._untrained or ()):
+        pairs = enumerate(zip(self.programs.parameters, self._versions, strict=False))
+        unchanged = {number for number, (each, version) in pairs if each._version == version}  # nor by the programs
+        if names := self.programs.in_use(unchanged & (self._untrained or set())):
             shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
             text = (
                 f"{shown} had no gradient in the first epoch and may never be trained, although the programs use them"
