@@ -1,8 +1,8 @@
 """An evaluation that is kept in the folder of its run, measure by measure, and shown in the run's report."""
 
-import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae import __version__, plots
-from pyro_vae.data import fingerprint
+from pyro_vae.data import digest_of, fingerprint
 from pyro_vae.files import printable, takes_files, write_whole
 from pyro_vae.runs.folder import RunFolder
-from pyro_vae.runs.measures import Measured, Measures, texts_of
+from pyro_vae.runs.measures import GREY_TEXTS, TEXTS, Measured, Measures, texts_of
 from pyro_vae.runs.report import picture, table, with_evaluation
+from pyro_vae.training.descriptions import described
 
 HEADINGS = {
     "bound": "The bound",
@@ -26,6 +27,7 @@ HEADINGS = {
     "calibration": "Whether the posteriors are right",
     "nuts": "Posteriors beside the exact ones",
 }
+MOST = 2**53  # of a count
 PICTURES = ("gaps", "calibration", "posteriors")
 
 
@@ -56,11 +58,12 @@ class Evaluation:
     def __init__(self, folder: RunFolder, measures: Measures, *, best: bool = False, resume: bool = False) -> None:
         self.folder, self.measures, self.path = folder, measures, folder.path / "evaluation.json"
         self.kept = takes_files(folder.path)
-        settings = asdict(measures.settings)
+        settings, data = asdict(measures.settings), measures.experiment.data
+        self.best = best
         self.about = {
             "version": __version__,
-            "weights": hashlib.sha256(folder.weights.read_bytes()).hexdigest() + " best" * best,
-            "data": fingerprint(measures.experiment.data),
+            "weights": described(measures.experiment.vae) + " best" * best,
+            "data": f"{fingerprint(data)}, as seen {digest_of(measures.x, data.test_labels)}",
             **{name: settings[name] for name in ("samples", "memory", "seed", "images")},
         }
         self.entries = self._read(required=resume)
@@ -94,21 +97,20 @@ class Evaluation:
             return
         for title, figure in found.pictures.items():
             write_whole(self.folder.path / f"{title}.png", plots.png(figure))
+        self.entries = self._read(required=False) | self.entries  # with what another process has measured meanwhile
         content = {"about": self.about, "measures": {each: asdict(entry) for each, entry in self.entries.items()}}
         write_whole(self.path, (json.dumps(content, indent=1) + "\n").encode())
 
     def _read(self, *, required: bool) -> dict[str, Entry]:
         """Return what has been measured with the same weights, data and settings."""
-        fix = "leave out --resume"
+        about, entries, fix = {}, {}, "leave out --resume"
         try:
-            about, entries = {}, {}
-            if _is_own(self.path):
-                content = json.loads(self.path.read_text())
+            if os.path.lexists(self.path):
+                content = json.loads(self.path.read_text() if _is_own(self.path) else "")
                 about, entries = dict(content["about"]), _entries(content["measures"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if required:
                 raise ValueError(f"{self.path} is no evaluation that could be continued: {fix}") from error
-            about, entries = {}, {}
         if about == self.about:
             return entries
         if required:
@@ -132,8 +134,9 @@ class Evaluation:
         loss = measures.experiment.config.loss
         data = printable(str(measures.experiment.config.data))
         parts = [
-            f"<h2>Can these numbers be trusted?</h2><p>{len(measures.x)} test data of {escape(data)}, nats per datum;"
-            " larger is better, except for the KL.</p>"
+            f"<h2>Can these numbers be trusted?</h2><p>{len(measures.x)} test data of {escape(data)}"
+            f"{', with the weights of the lowest test loss' * self.best}; nats per datum; larger is better, except for"
+            " the KL.</p>"
         ]
         for name in (each for each in HEADINGS if each in self.entries):
             entry = self.entries[name]
@@ -142,8 +145,8 @@ class Evaluation:
                 for key, value in entry.figures.items()
                 if key in texts
             ]
-            parts += [f"<h3>{HEADINGS[name]}</h3><p>{escape(entry.words)}</p>", table(rows, "figures")]
-            parts += [f"<p>{escape(entry.verdict[0].upper() + entry.verdict[1:])}.</p>"] if entry.verdict else []
+            parts += [f"<h3>{HEADINGS[name]}</h3><p>{escape(printable(entry.words))}</p>", table(rows, "figures")]
+            parts += [f"<p>{_sentence(entry.verdict)}</p>"] if entry.verdict else []
             paths = [self.folder.path / f"{title}.png" for title in entry.pictures if title in PICTURES]
             parts += [picture(path, heading=False) for path in paths if _is_own(path)]
         return "".join(parts)
@@ -161,6 +164,10 @@ def _fits(measure: Callable[[str], None], name: str, left_out: dict[str, str] | 
     return True
 
 
+def _sentence(verdict: str) -> str:
+    return escape(printable(f"{verdict[0].upper()}{verdict[1:]}."))
+
+
 def _is_own(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
@@ -170,13 +177,9 @@ def _entries(content: dict[str, Any]) -> dict[str, Entry]:
     entries = {name: Entry(**content[name]) for name in HEADINGS if name in content}
     for entry in entries.values():
         numbers = [*entry.figures.values(), *(value for values in entry.each.values() for value in values)]
-        if (
-            not all(type(value) in (int, float) for value in numbers)
-            or not isinstance(entry.words, str)
-            or not isinstance(entry.verdict, str)
-        ):
-            raise TypeError("an entry has another form")
-        if not all(isinstance(title, str) for title in entry.pictures):
+        known = all(type(value) is float or (type(value) is int and abs(value) < MOST) for value in numbers)
+        texts = all(isinstance(text, str) for text in (entry.words, entry.verdict, *entry.pictures))
+        if not (known and texts and entry.figures and {*entry.figures} <= {*TEXTS, *GREY_TEXTS}):
             raise TypeError("an entry has another form")
     return entries
 

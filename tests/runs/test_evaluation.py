@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from pyro_vae.cli import main
+from pyro_vae.diagnostics.likelihood import log_likelihood
 from pyro_vae.runs import evaluation, measures
 from pyro_vae.runs.report import PLACE
+from pyro_vae.runtime.checkpoints import read_tensors, save_tensors
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 TRAIN = ["train", "--epochs", "2", "--latent-dim", "3", "--hidden", "16", "--binarize", "dynamic", "--out", "run"]
@@ -48,7 +50,7 @@ def stop(*_, **__):
 @pytest.mark.parametrize("flags", [["--codes"], ["--codes", "--ais", "--gaps", "--calibration", "--nuts"]])
 def test_an_interrupted_evaluation_continues_to_the_same_numbers(flags, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(measures, "inference_gap" if "--gaps" in flags else "codes", stop)
+        patch.setattr(measures.Measures, "gaps" if "--gaps" in flags else "codes", stop)
         assert main([*EVALUATE, *flags]) == 130
     begun = ["bound", "likelihood", "codes", "ais"] if "--gaps" in flags else ["bound", "likelihood"]
     assert [*kept()] == begun
@@ -79,6 +81,52 @@ def entry(**other):
     return {"about": {}, "measures": {"bound": good | other}}
 
 
+def save_labelled(name, labels):
+    x = np.random.default_rng(0).integers(0, 256, (100, 2)).astype("u1")
+    np.savez(name, x=x, y=labels(x))
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_an_evaluation_of_other_labels_or_another_scale_is_not_continued(capsys):
+    """Bytes are divided by the scale when a batch is made, and only codes are compared with labels."""
+    save_labelled("first.npz", lambda x: x[:, 0] > 127)
+    save_labelled("second.npz", lambda x: x[:, 1] > 127)
+    train = ["--latent-dim", "1", "--hidden", "8", "--decoder", "Normal", "--epochs", "1", "--out", "labelled"]
+    assert main(["train", "--data", "first.npz", "--scale", "255", *train]) == 0
+    flags = ["evaluate", "labelled", "--samples", "30", "--data", "first.npz", "--scale", "255"]
+    assert main(flags) == 0
+    for other in (["--data", "second.npz"], ["--scale", "250"]):
+        capsys.readouterr()
+        assert main([*flags, *other, "--resume"]) == 2
+        assert "is of other data, so that there is nothing to continue: leave out --resume" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_an_evaluation_of_other_best_weights_is_not_continued(capsys):
+    """They may change while the last ones do not."""
+    evaluated(capsys, "--best")
+    path = Path("run/checkpoints/best.safetensors")
+    tensors, head = read_tensors(path)
+    save_tensors(path, {name: tensor + 0.01 for name, tensor in tensors.items()}, head["about"])
+    assert "is of other weights, so that" in refused(capsys, "--best", "--resume")
+    assert "with the weights of the lowest test loss" in Path("run/report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_what_another_process_measures_meanwhile_is_kept(capsys, monkeypatch):
+    evaluated(capsys, "--codes")
+    other = Path("run/evaluation.json").read_text()
+    evaluated(capsys, "--seed", "1")
+
+    def after_the_other(*arguments, **settings):
+        Path("run/evaluation.json").write_text(other)
+        return log_likelihood(*arguments, **settings)
+
+    monkeypatch.setattr(measures, "log_likelihood", after_the_other)
+    evaluated(capsys)
+    assert [*kept()] == ["bound", "likelihood", "codes"]
+
+
 @pytest.mark.filterwarnings("ignore:the importance weights")
 @pytest.mark.parametrize(
     "content",
@@ -97,6 +145,11 @@ def entry(**other):
                 entry(each={"estimate": 3}),
                 entry(each={"estimate": ["x"]}),
                 entry(more=3),
+                entry(figures={"unknown": 1.0}),
+                entry(figures={"elbo": 10**400}),
+                entry(figures={}),
+                entry() | {"about": None},
+                entry() | {"about": [1]},
             ],
         ),
     ],
