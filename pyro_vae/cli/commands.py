@@ -203,7 +203,8 @@ def _numbers(x: "Tensor", suffix: str) -> bytes:
     if suffix == ".npy":
         np.save(buffer, array)
     else:
-        np.savetxt(buffer, array.reshape(len(array), -1), "%.9g", ",")
+        digits = 17 if array.dtype == np.float64 else 9  # from which the same number is read again
+        np.savetxt(buffer, array.reshape(len(array), -1), f"%.{digits}g", ",")
     return buffer.getvalue()
 
 
@@ -297,10 +298,11 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     from pyro_vae.runs.parts import transform_of
 
     folder = RunFolder(arguments.run)
-    config = _with_named_data(config_of_run(arguments.run, arguments.allow, *local_flags(arguments)), arguments)
+    own = config_of_run(arguments.run, arguments.allow, *local_flags(arguments))
+    config = _with_named_data(own, arguments)
     path = arguments.out or Path(arguments.data).with_name(f"{Path(arguments.data).stem}-completed.npy")
     check_apart(path, located(arguments.data))
-    vae, rows = folder.load_vae(config, best=arguments.best), rows_of(arguments.data, read_weights(folder.weights)[1])
+    vae, rows = folder.load_vae(own, best=arguments.best), rows_of(arguments.data, read_weights(folder.weights)[1])
     scale, transform = config.scale or 1.0, transform_of(config)
     with seeded(config.seed, torch.device(config.device)):
         x = divided(rows, scale).to(config.device)

@@ -158,3 +158,18 @@ def test_completions_are_drawn_in_columns():
     np.testing.assert_allclose(shown, expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"must have one shape \(n, \*shape\)"):
         plots.completions(x, x[:2], [x])
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_a_file_of_another_scale_and_of_double_precision_keeps_its_observed_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    np.save("train.npy", 100 * x)
+    np.save("other.npy", np.where(np.arange(200).reshape(100, 2) % 7 == 0, np.nan, 10 * x))
+    flags = ["--decoder", "Normal", "--latent-dim", "1", "--hidden", "8", "--epochs", "1", "--out", "run"]
+    assert main(["train", "--data", "train.npy", "--scale", "100", *flags]) == 0
+    flags = ["--data", "other.npy", "--scale", "10", "--samples", "30", "--draws", "2", "--out", "completed.csv"]
+    assert main(["impute", "run", *flags]) == 0
+    incomplete, completed = np.load("other.npy"), np.loadtxt("completed.csv", delimiter=",")
+    assert np.isfinite(completed).all()
+    assert (completed == incomplete)[~np.isnan(incomplete)].all()
