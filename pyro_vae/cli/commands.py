@@ -291,6 +291,7 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
 
     from pyro_vae import plots
     from pyro_vae.data import Data, located
+    from pyro_vae.data.arrays import as_scale
     from pyro_vae.data.numpy_files import divided
     from pyro_vae.programs import seeded
     from pyro_vae.runs.completion import completions_figure, rows_of
@@ -303,7 +304,7 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     path = arguments.out or Path(arguments.data).with_name(f"{Path(arguments.data).stem}-completed.npy")
     check_apart(path, located(arguments.data))
     vae, rows = folder.load_vae(own, best=arguments.best), rows_of(arguments.data, read_weights(folder.weights)[1])
-    scale, transform = config.scale or 1.0, transform_of(config)
+    scale, transform = 1.0 if config.scale is None else as_scale(config.scale), transform_of(config)
     with seeded(config.seed, torch.device(config.device)):
         x = divided(rows, scale).to(config.device)
         if arguments.scale is None:

@@ -170,6 +170,7 @@ def test_a_file_of_another_scale_and_of_double_precision_keeps_its_observed_valu
     assert main(["train", "--data", "train.npy", "--scale", "100", *flags]) == 0
     flags = ["--data", "other.npy", "--scale", "10", "--samples", "30", "--draws", "2", "--out", "completed.csv"]
     assert main(["impute", "run", *flags]) == 0
+    assert main(["impute", "run", *flags, "--scale", "0"]) == 2
     incomplete, completed = np.load("other.npy"), np.loadtxt("completed.csv", delimiter=",")
     assert np.isfinite(completed).all()
     assert (completed == incomplete)[~np.isnan(incomplete)].all()
