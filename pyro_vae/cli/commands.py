@@ -350,12 +350,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     names = [*Measures.ALWAYS, *(name for name in Measures.SLOW if arguments.all or getattr(arguments, name))]
     lenient = left_out if arguments.all else None
     names = evaluation.fitting(names, lenient)
-    say(f"{printable(config.data)}: {len(data.test)} test data, nats per datum; larger is better, except for the KL")
-    if arguments.data:
-        say(f"values: {values_of(config, data)}")
     texts, numbers = texts_of(experiment), {"samples": arguments.samples, "images": len(measures.few)}
     with _without_warnings_of_nan():
         for entry in evaluation.measured(names, lenient):
+            if not figures:  # the bound is a number
+                units = "nats per datum; larger is better, except for the KL"
+                say(f"{printable(config.data)}: {len(data.test)} test data, {units}")
+                if arguments.data:
+                    say(f"values: {values_of(config, data)}")
             figures |= entry.figures
             for name, value in entry.figures.items():
                 say(f"{texts[name].format(loss=config.loss, **numbers):<40}{written(value):>12}")

@@ -46,7 +46,7 @@ def hold_longer(count: int, *programs: Program) -> bool:
     Example:
         >>> import torch
         >>> labels = torch.zeros(60)
-        >>> hold_longer(50, lambda x: labels[: len(x)]), hold_longer(60, lambda x: labels)
+        >>> hold_longer(50, partial(print, labels)), hold_longer(60, partial(print, labels))
         (True, False)
     """
     tables = [each for each in _reachable(*programs) if isinstance(each, Tensor | np.ndarray | list | tuple)]

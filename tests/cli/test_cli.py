@@ -425,9 +425,10 @@ def test_a_run_knows_its_file_from_every_folder(capsys, monkeypatch):
     monkeypatch.chdir("elsewhere")
     assert main(["evaluate", "../run", "--samples", "2"]) == 0
     assert capsys.readouterr().out == expected
-    assert main(["evaluate", "../run", "--samples", "2", "--data", "rows.npy", "--json", "found.json"]) == 0
+    named = ["--data", "rows.npy", "--scale", "1"]  # whose values are larger
+    assert main(["evaluate", "../run", "--samples", "2", *named, "--json", "found.json"]) == 0
     assert json.loads(Path("found.json").read_text())["elbo"] < -100
-    assert main(["reconstruct", "../run", "--data", "rows.npy"]) == 0
+    assert main(["reconstruct", "../run", *named]) == 0
 
 
 @pytest.mark.parametrize("change", CHANGED)
