@@ -252,10 +252,11 @@ class Measures:
             "bdmc_lower": lower.mean().item(),
             "bdmc_upper": upper.mean().item(),
         }
+        width = max(0.0, figures["bdmc_upper"] - figures["bdmc_lower"])  # the bounds hold in the mean
         words = (
             "Annealed importance sampling moves chains from the encoder's posterior to the exact one, so that it also"
             " finds what the encoder misses. On data that the model itself draws, bidirectional Monte Carlo encloses"
-            f" {self.p} from both sides: the bracket is {figures['bdmc_upper'] - figures['bdmc_lower']:.2f} nats wide,"
+            f" {self.p} from both sides: the bracket is {width:.2f} nats wide,"
             " and so far the estimate may be too low on data like these."
         )
         each = {"estimate": found.estimate.tolist(), "standard_error": found.standard_error.tolist()}
