@@ -307,7 +307,7 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     scale, transform = 1.0 if config.scale is None else as_scale(config.scale), transform_of(config)
     with seeded(config.seed, torch.device(config.device)):
         x = divided(rows, scale).to(config.device)
-        if arguments.scale is None:
+        if arguments.scale is None and not x.isnan().all():
             folder.check_scale(config, Data(x, x))
         x = transform(x) if transform else x
     found = completion.of(vae, x)
