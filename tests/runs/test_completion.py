@@ -59,7 +59,7 @@ def with_gaps(x):
 def test_a_file_is_filled_in_its_own_units_and_order(scale, capsys):
     """The mean of column 0 given column 1 is 0.9 (column 1 - 1)."""
     x = table() * scale
-    train(x, "--epochs", "100", "--lr", "0.01", "--scale", str(scale))
+    train(x, "--epochs", "60", "--lr", "0.01", "--scale", str(scale))
     gaps = with_gaps(table(60, seed=1) * scale)
     np.save("gaps.npy", gaps)
     capsys.readouterr()
@@ -86,18 +86,18 @@ def test_a_file_is_filled_in_its_own_units_and_order(scale, capsys):
 
 
 def test_hidden_entries_are_measured_against_what_they_were(capsys):
-    train(table(), "--epochs", "100", "--lr", "0.01")
+    train(table(), "--epochs", "60", "--lr", "0.01")
     capsys.readouterr()
-    assert main(["impute", "run", "--hide", "0.4", "--n", "80", "--out", "shown.png"]) == 0
+    assert main(["impute", "run", "--hide", "0.4", "--n", "40", "--out", "shown.png"]) == 0
     output = capsys.readouterr().out
     found = {name: float(value) for name, value in re.findall(r"^ *(.*?) +(-?[0-9.]+)$", output, re.MULTILINE)}
     error, plain = (found[name] for name in ("mean squared error of the means", "of the mean of the training data"))
     assert error < plain
     assert 0.3 < plain < 1.2  # the mean variance is 0.75
     vae, x = loaded(), torch.tensor(np.load("table.npy")).float()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:80]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:40]
     gone = hidden(x[order], "0.4", 0).isnan()
-    decoded = vae.decoder(vae.prior().sample((200_000,))).base_dist  # a brute-force estimate, from the prior
+    decoded = vae.decoder(vae.prior().sample((100_000,))).base_dist  # a brute-force estimate, from the prior
     each = torch.stack([decoded.log_prob(row) for row in x[order]])
     whole, seen = (terms.sum(-1).double().logsumexp(-1) for terms in (each, each.masked_fill(gone[:, None], 0.0)))
     difference = (whole - seen).mean().item()
