@@ -53,6 +53,7 @@ TEXTS = {
     "frechet_of_real": "  the same of real data",
     "ais_log_likelihood": "log p(x) by AIS, {images} data",
     "ais_standard_error": "  its standard error",
+    "sampled_log_likelihood": "  by importance sampling, same data",
     "bdmc_lower": "simulated data: lower bound",
     "bdmc_upper": "  upper bound",
     "approximation_gap": "lost by the family of q, {images} data",
@@ -63,11 +64,16 @@ TEXTS = {
     "posterior_mean_error": "  error of the means in deviations",
     "posterior_scale_ratio": "  encoder's deviations to the exact ones",
 }
-GREY = {"log_likelihood": "importance_weighted_bound", "ais_log_likelihood": "ais_bound"}  # no log p(x) there
+GREY = {  # where the likelihood is no density of the data, so that nothing is log p(x)
+    "log_likelihood": "importance_weighted_bound",
+    "ais_log_likelihood": "ais_bound",
+    "sampled_log_likelihood": "sampled_bound",
+}
 GREY_TEXTS = TEXTS | {
     "reconstruction": "reconstruction, minus cross-entropy",
     "importance_weighted_bound": "importance-weighted bound, {samples} samples",
     "ais_bound": "bound by AIS, {images} data",
+    "sampled_bound": "  by importance sampling, same data",
 }
 
 
@@ -249,6 +255,7 @@ class Measures:
         figures = {
             "ais_log_likelihood": found.estimate.mean().item(),
             "ais_standard_error": _error_of_mean(found.standard_error),
+            "sampled_log_likelihood": self._few_sampled().estimate.mean().item(),
             "bdmc_lower": lower.mean().item(),
             "bdmc_upper": upper.mean().item(),
         }
@@ -331,12 +338,15 @@ class Measures:
         settings = {**self.common, "samples": self.settings.samples, "memory": self.settings.memory}
         return log_likelihood(*self.programs, x, per_datum=True, **settings)
 
+    def _few_sampled(self) -> LogLikelihood:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `likelihood` has given them for all data
+            return self._sampled(self.few)
+
     def _few_likely(self) -> LogLikelihood:
         """Return the likelihood of the first data: by annealed importance sampling, if it has been measured."""
         if "estimate" not in self.each:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # `likelihood` has given them for all data
-                return self._sampled(self.few)
+            return self._few_sampled()
         estimate, error = (
             torch.tensor(self.each[name], dtype=torch.float64) for name in ("estimate", "standard_error")
         )
