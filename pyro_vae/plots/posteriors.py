@@ -128,5 +128,7 @@ def posterior_pairs(pairs: Sequence[tuple[ArrayLike, ArrayLike]], dimensions: Se
         axes.set_title(f"test datum {number}", fontsize="medium")
         axes.set(xlabel=f"dimension {dimensions[0]}", ylabel=f"dimension {dimensions[1]}")
         axes.set_aspect("equal", adjustable="datalim")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, markerscale=3
+    )
     return figure

@@ -236,17 +236,26 @@ def check_last_batch(programs: Programs, batches: Batches) -> None:
     last = min(x.counts) if isinstance(x, Ready) else (len(x) - 1) % whole + 1
     if last // batches.ranks.size > 1:
         return
+    error = _failure(programs, batches, 1)
+    if error and not _failure(programs, batches, 2):  # otherwise one datum is not the reason
+        fix = f"{len(x)} data in batches of {whole} leave a last batch of {last}: take another batch_size"
+        needs_more = "more than 1 value per channel" in str(error)
+        reason = "cannot be normalized (BatchNorm in training)" if needs_more else f"fails: {reason_of(error)}"
+        raise ValueError(f"a batch of one datum {reason}; {fix}") from error
+
+
+def _failure(programs: Programs, batches: Batches, count: int) -> Exception | None:
+    """Return the error in which the programs end on the first data, if any, and leave no change."""
+    x = batches.x
     with seeded(0, x.device), torch.no_grad(), Changes() as changes:
         try:
-            for trace in probe(*programs.given, batches.transformed(filled(x[:1]))):
+            for trace in probe(*programs.given, batches.transformed(filled(x[:count]))):
                 trace.compute_log_prob()
         except (IndexError, RuntimeError, ValueError) as error:
-            fix = f"{len(x)} data in batches of {whole} leave a last batch of {last}: take another batch_size"
-            needs_more = "more than 1 value per channel" in str(error)
-            reason = "cannot be normalized (BatchNorm in training)" if needs_more else f"fails: {reason_of(error)}"
-            raise ValueError(f"a batch of one datum {reason}; {fix}") from error
+            return error
         finally:
             changes.undo()
+    return None
 
 
 def check_settings(
