@@ -145,6 +145,7 @@ class Measures:
         """Refuse a measure that does not fit the run, by a small one of its kind, before the others are measured."""
         two, few = (*self.programs, self.x[:2]), (*self.programs, self.x[:FEWEST])
         small: dict[str, Callable[[], Any]] = {
+            "likelihood": lambda: self._sampled(self.x[:2]),
             "ais": lambda: [each(*two, chains=2, steps=1, leapfrog=1) for each in (ais, bdmc)],
             "gaps": lambda: inference_gap(*two, samples=2, steps=1, starts=1),
             "calibration": lambda: calibration(*few, draws=2),

@@ -444,7 +444,7 @@ def test_other_data_in_the_place_of_those_of_a_run_are_refused(change, capsys):
         assert re.search(
             r"run was trained on 48 .*sha256 \w+, but /.*/rows.npy holds .* sha256 \w+: name .*--data", line
         )
-    for argv in (["reconstruct", "run", "--data", "rows.npy"], ["sample", "run"]):
+    for argv in (["reconstruct", "run", "--data", "rows.npy", "--scale", "1"], ["sample", "run"]):
         assert main(argv) == 0
     capsys.readouterr()
     np.save("moved.npy", ROWS)

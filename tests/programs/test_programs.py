@@ -518,7 +518,7 @@ MISTAKES = {
     "an embedding": (encoding(nn.Embedding(4, 1)), WHOLE, r"'indices'.*: use x\.long\(\) .* a tuple, \(x,\)"),
     "one-hot codes": (encoding(nn.Identity(), partial(nn.functional.one_hot, num_classes=4)), WHOLE, r"x\.long\(\)"),
     "an index": (encoding(nn.Identity(), lambda x: torch.zeros(4)[x]), WHOLE, r"x\.long\(\)"),
-    "true and false": (of_truth(), torch.zeros(2, 1), r"two bool tensors.*: give x\.float\(\)"),
+    "true and false": (of_truth(), torch.zeros(2, 1), r"two bool tensors.*obs=x\.float\(\)"),
     "a layer of another size": (encoding(nn.Linear(2, 1)), torch.ones(2, 3), r"cannot be multiplied.*: give data that"),
 }
 
