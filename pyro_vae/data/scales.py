@@ -65,7 +65,7 @@ def differ(one: Values, other: Values) -> bool:
 
 def _beyond(one: Values, other: Values) -> bool:
     largest = max(other.high, -other.low)
-    return (0 < 4 * largest < one.usual < math.inf) or (one.signed and other.low >= 0)
+    return (0 < 4 * largest < one.usual < math.inf) or (one.signed and other.low >= 0 and other.high > 0)
 
 
 def sizes_of(x: Any) -> dict[str, Values]:

@@ -39,7 +39,7 @@ class Guard:
         self.programs, self.optim = programs, optim
         self._trains = resumed  # whether a step has had a gradient
         self._untrained: set[int] | None = set() if resumed else None  # numbers of parameters that never had one
-        self._versions = [each._version for each in programs.parameters]
+        self._versions = [None if each.is_inference() else each._version for each in programs.parameters]
         self._recent: deque[float] = deque(maxlen=25)
         self._limit = math.inf
 
