@@ -302,6 +302,7 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     own = config_of_run(arguments.run, arguments.allow, *local_flags(arguments))
     config = _with_named_data(own, arguments)
     path = arguments.out or Path(arguments.data).with_name(f"{Path(arguments.data).stem}-completed.npy")
+    _check_file(path, "--out")
     check_apart(path, located(arguments.data))
     vae, rows = folder.load_vae(own, best=arguments.best), rows_of(arguments.data, read_weights(folder.weights)[1])
     scale, transform = 1.0 if config.scale is None else as_scale(config.scale), transform_of(config)

@@ -13,18 +13,18 @@ from pyro_vae.arguments import as_size
 from pyro_vae.data import Rows, count_in
 from pyro_vae.data.batch import Batch, Count, are_rows, cut, map_tensors, structure_of, tensors_of, with_tensors
 from pyro_vae.diagnostics.classifier import learned
+from pyro_vae.diagnostics.distances import discrepancy
 from pyro_vae.diagnostics.particles import Particles
 from pyro_vae.diagnostics.vectors import as_classes, check_in_order, halves
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
-from pyro_vae.programs.seeds import noise_seed
+from pyro_vae.programs.seeds import as_seed, noise_seed
 
 NAME = "codes"
 FEWEST = 20  # data
 ACTIVE = 0.01  # variance of the posterior means above which a dimension is active
 MOST = 2000  # data that are compared with each other
-PERMUTATIONS = 500  # of the maximum mean discrepancy
 PAIRS = 2**20  # densities that are computed at a time
 
 
@@ -124,10 +124,10 @@ def codes(
         prior = torch.cat([value.reshape(len(value), -1).double().cpu() for value in of_prior], -1)
         means = each.mean(0)
         variances = (means.var(0) - each.var(0).mean(0) / draws).clamp(min=0)  # less that of the noise of the means
-        discrepancy = _discrepancy(each[0], prior)
+        compared = discrepancy(each[0], prior, torch.Generator().manual_seed(as_seed(seed)))
     accuracies = (math.nan, math.nan) if named is None else _accuracies(means, named[: len(means)], seed)
-    active, compared = int((variances > ACTIVE).sum()), (*discrepancy, *_classified(each[0], prior, seed))
-    return Codes(variances, active, information, *compared, *accuracies, _verdict(active, len(variances)))
+    active, classified = int((variances > ACTIVE).sum()), _classified(each[0], prior, seed)
+    return Codes(variances, active, information, *compared, *classified, *accuracies, _verdict(active, len(variances)))
 
 
 def _first(x: Rows) -> Batch:
@@ -158,26 +158,6 @@ def _information(particles: Particles, rows: Any, values: list[Tensor]) -> float
         own = log_q.diagonal(start)
         total += (own - log_q.logsumexp(1) + math.log(size)).sum().item()
     return total / size
-
-
-def _discrepancy(codes: Tensor, prior: Tensor) -> tuple[float, float]:
-    """Return the squared maximum mean discrepancy of two samples of one size, and its p-value by permutation."""
-    together = torch.cat([codes, prior])
-    squares = torch.cdist(together, together, compute_mode="donot_use_mm_for_euclid_dist").square()
-    kernel = (-squares / (2 * squares[squares > 0].median().clamp(min=1e-12))).exp()
-    kernel.fill_diagonal_(0)
-    size = len(codes)
-
-    def estimate(signs: Tensor) -> Tensor:
-        # Of each pair within a sample the weight is 1 / (n (n - 1)), of each between them -1 / n^2.
-        same, total = signs @ kernel * signs, kernel.sum()
-        within = (total + same.sum(-1)) / 2
-        return within / (size * (size - 1)) - (total - within) / size**2
-
-    signs = torch.cat([torch.ones(size), -torch.ones(size)]).double()
-    permuted = torch.stack([signs[torch.randperm(2 * size)] for _ in range(PERMUTATIONS)])
-    found = estimate(signs[None]).item()
-    return found, (1 + int((estimate(permuted) >= found).sum())) / (1 + PERMUTATIONS)
 
 
 def _classified(codes: Tensor, prior: Tensor, seed: int) -> tuple[float, float]:

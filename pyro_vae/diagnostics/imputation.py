@@ -149,7 +149,7 @@ def _on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Pr
     incomplete = map_tensors(lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x, some)
     left_out = _LeftOut(seen)
     observed, completing = left_out.around(model), guide
-    if not _takes_nan(guide, incomplete):
+    if not takes_nan(guide, incomplete):
         completing = _LeftOut(means).around(guide)
     _check_used_once(observed, _LeftOut(others).around(model), completing, left_out, data)
     return observed, completing, left_out
@@ -200,7 +200,8 @@ def _fill_of(x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     return least, most, mean
 
 
-def _takes_nan(guide: Program, batch: Batch) -> bool:
+def takes_nan(guide: Program, batch: Batch) -> bool:
+    """Whether a guide takes a batch with missing entries (NaN), and draws finite values."""
     args, kwargs = arguments(batch)
     try:
         with torch.no_grad(), pyro.validation_enabled(False), seeded(0, torch.device("cpu")), mode(False, guide):

@@ -70,11 +70,9 @@ def check_programs(
         batch = transformed(first, transform, count_rows)
     check_calls(batch, model, guide)
     called = {getattr(poutine.unwrap(program), "__func__", None) for program in (model, guide)}
-    for module in (
-        modules_of(model, guide) if called == {VAE.model, VAE.guide} else ()
-    ):  # others may use parts otherwise
-        if isinstance(module, VAE) and isinstance(batch, Tensor):
-            check_parts(module, batch[:2])
+    if called == {VAE.model, VAE.guide} and isinstance(batch, Tensor):  # others may use the parts in another way
+        for vae in (module for module in modules_of(model, guide) if isinstance(module, VAE)):
+            check_parts(vae, batch[:2])
     _check_names(model, guide)
     with pyro.validation_enabled(), PyroDistributions(), reached(model, guide):
         pair, other_pair, plates = _check_batch(model, guide, first, batch, x, transform)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.arguments import as_number
 from pyro_vae.data.numpy_files import SUFFIXES, read_rows
-from pyro_vae.diagnostics.imputation import Imputation, impute, on_observed
+from pyro_vae.diagnostics.imputation import Imputation, impute, on_observed, takes_nan
 from pyro_vae.diagnostics.likelihood import log_likelihood
 from pyro_vae.plots import Figure
 from pyro_vae.programs import Program, seeded
@@ -36,9 +36,14 @@ class Completion:
     progress: bool = False
 
     def of(self, vae: VAE, x: Tensor, mean: Tensor | None = None) -> Imputation:
-        """Return incomplete data completed; the encoder gets a mean in the place of missing entries, if it is given."""
-        guide = vae.guide if mean is None else partial(_filled, vae.guide, mean)
-        return impute(vae.model, guide, x, **vars(self))
+        """Return incomplete data completed; see `guide_of` for the mean."""
+        return impute(vae.model, guide_of(vae, x, mean), x, **vars(self))
+
+
+def guide_of(vae: VAE, x: Tensor, mean: Tensor | None = None) -> Program:
+    """Return a guide that has a mean in the place of missing entries, if there is one and the encoder takes no NaN."""
+    incomplete = torch.full_like(x[:2], math.nan)
+    return vae.guide if mean is None or takes_nan(vae.guide, (incomplete,)) else partial(_filled, vae.guide, mean)
 
 
 def _filled(guide: Program, mean: Tensor, x: Tensor) -> Any:
@@ -117,7 +122,10 @@ def measured(
         The mean squared errors of the means and of the training data's mean, and the spread of the draws; unless pixels
         are grey, the log-likelihood of the hidden entries given the others in nats per datum, and its standard error.
     """
-    gone, truth = incomplete.isnan().cpu(), x.cpu()
+    truth = x.cpu()
+    gone = incomplete.isnan().cpu() & ~truth.isnan()  # of the others nobody knows what is right
+    if not gone.any():
+        raise ValueError(f"no known entry of these {len(x)} data is hidden: hide a larger share, or of more data")
     plain = mean.cpu().expand_as(truth)
 
     def error(completed: Tensor) -> float:
@@ -131,7 +139,7 @@ def measured(
     if not experiment.is_grey:
         vae = experiment.vae
         whole = log_likelihood(vae.model, vae.guide, x, seed=seed, per_datum=True)
-        programs = on_observed(vae.model, partial(_filled, vae.guide, mean), incomplete)
+        programs = on_observed(vae.model, guide_of(vae, x, mean), incomplete)
         seen = log_likelihood(*programs, incomplete, seed=seed, per_datum=True)
         errors = whole.standard_error.square() + seen.standard_error.square()
         figures["log_likelihood_of_hidden"] = (whole.estimate - seen.estimate).mean().item()

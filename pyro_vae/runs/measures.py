@@ -14,7 +14,7 @@ from pyro_vae.decoders import Categorical, DiscretizedLogistic
 from pyro_vae.diagnostics.annealing import ais, bdmc
 from pyro_vae.diagnostics.calibration import FEWEST, band, calibration
 from pyro_vae.diagnostics.codes import codes
-from pyro_vae.diagnostics.evaluation import evaluate
+from pyro_vae.diagnostics.evaluation import Bound, evaluate
 from pyro_vae.diagnostics.gaps import inference_gap
 from pyro_vae.diagnostics.likelihood import log_likelihood
 from pyro_vae.diagnostics.posteriors import posterior_check
@@ -145,6 +145,7 @@ class Measures:
         """Refuse a measure that does not fit the run, by a small one of its kind, before the others are measured."""
         two, few = (*self.programs, self.x[:2]), (*self.programs, self.x[:FEWEST])
         small: dict[str, Callable[[], Any]] = {
+            "bound": lambda: self._bounds(self.x[:2]),
             "likelihood": lambda: self._sampled(self.x[:2]),
             "ais": lambda: [each(*two, chains=2, steps=1, leapfrog=1) for each in (ais, bdmc)],
             "gaps": lambda: inference_gap(*two, samples=2, steps=1, starts=1),
@@ -158,17 +159,21 @@ class Measures:
 
     def bound(self) -> Measured:
         """The bound at a sample of the encoder, and the loss at its mean."""
-        experiment, seed = self.experiment, self.settings.seed
-        own = experiment.vae.model, experiment.guide, self.x
-        bound, at_mean = (evaluate(*own, loss=experiment.loss, at=at, seed=seed) for at in ("sample", "mean"))
-        check_results({"the bound": bound.loss, "the KL": bound.kl, "the bound at the mean": at_mean.loss})
+        bound, at_mean = self._bounds(self.x)
         figures = {"elbo": -bound.loss, "reconstruction": -bound.reconstruction, "kl": bound.kl}
         words = (
             f"Training makes the bound as large as it can. It never exceeds {self.p} in the mean; the difference is how"
             " far the encoder's posteriors are from the exact ones."
         )
-        runaway = self._runaway() if isinstance(experiment.vae.encoder, Flow) else ""
+        runaway = self._runaway() if isinstance(self.experiment.vae.encoder, Flow) else ""
         return Measured(figures | {"elbo_at_mean": -at_mean.loss}, words, runaway)
+
+    def _bounds(self, x: Tensor) -> tuple[Bound, Bound]:
+        own = self.experiment.vae.model, self.experiment.guide, x
+        how = {"loss": self.experiment.loss, "seed": self.settings.seed}
+        bound, at_mean = (evaluate(*own, at=at, **how) for at in ("sample", "mean"))
+        check_results({"the bound": bound.loss, "the KL": bound.kl, "the bound at the mean": at_mean.loss})
+        return bound, at_mean
 
     @torch.no_grad()
     def _runaway(self) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, priors
-from pyro_vae.diagnostics.codes import _discrepancy, codes
+from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.encoding import code_means
 from tests.support.linear import probabilistic_pca
 
@@ -30,19 +30,6 @@ def test_codes_that_are_not_distributed_like_the_prior_are_seen(offset, factor):
     found = codes(exact.vae.model, exact.vae.guide, exact.x)
     assert found.mmd_p < 0.01
     assert found.classifier_p < 0.01
-
-
-def test_the_discrepancy_is_that_of_two_normals():
-    """Unit normals whose means differ by m, with the kernel of the median distance: by its definition, pair by pair."""
-    generator = torch.Generator().manual_seed(0)
-    ones, others = (torch.randn(50, 2, generator=generator, dtype=torch.double) + shift for shift in (0.0, 0.5))
-    together = torch.cat([ones, others])
-    squares = torch.tensor([[((a - b) ** 2).sum() for b in together] for a in together])
-    width = squares[squares > 0].median()
-    kernel = torch.exp(-squares / (2 * width))
-    within = sum((part.sum() - part.trace()) / (50 * 49) for part in (kernel[:50, :50], kernel[50:, 50:]))
-    expected = within - 2 * kernel[:50, 50:].mean()
-    assert _discrepancy(ones, others)[0] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_collapsed_posterior_is_named_with_what_to_try():

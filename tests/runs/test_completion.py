@@ -1,24 +1,37 @@
 """`pyro-vae impute`: files are filled in, in their own units and order, and hidden entries compared with the truth."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_vae import impute, plots
+from pyro_vae import VAE, decoders, encoders, impute, plots, priors
 from pyro_vae.cli import main
 from pyro_vae.cli.flags import config_of_run
-from pyro_vae.runs.completion import hidden
+from pyro_vae.networks import MLP, FillMissing
+from pyro_vae.runs.completion import Completion, hidden
 from pyro_vae.runs.folder import RunFolder
 
 pytestmark = [
     pytest.mark.usefixtures("blank_pictures"),
     pytest.mark.filterwarnings("ignore:the importance weights"),
 ]
+FILLING = ["--encoder", "tests.runs.test_completion.FillingNormal"]
 COVARIANCE = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 0.25]])
 MEAN = np.array([0.0, 1.0, 2.0])
+
+
+class MaskedNormal(decoders.Masked):
+    def __init__(self, latent_dim, shape, network=MLP):
+        super().__init__(decoders.Normal(latent_dim, shape, network))
+
+
+class FillingNormal(encoders.Normal):
+    def __init__(self, shape, latent_dim, network=MLP):
+        super().__init__(shape, latent_dim, partial(FillMissing, network=network))
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +116,25 @@ def test_hidden_entries_are_measured_against_what_they_were(capsys):
     difference = (whole - seen).mean().item()
     assert found["log p(hidden | observed), nats per datum"] == pytest.approx(difference, abs=0.03)
     assert Path("shown.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_an_encoder_that_fills_in_missing_entries_itself_gets_them_as_they_are():
+    torch.manual_seed(0)
+    for network, itself in ((MLP, False), (FillMissing, True)):
+        vae = VAE(priors.Normal(2), encoders.Normal(3, 2, network), decoders.Normal(2, 3))
+        x = torch.tensor(with_gaps(table(30))).float()
+        with_mean = Completion(by="encoder").of(vae, x, torch.full((3,), 5.0)).mean[0]
+        assert torch.equal(with_mean, impute(vae.model, vae.guide, x, by="encoder").mean[0]) == itself
+
+
+def test_entries_that_are_missing_in_the_test_data_are_not_measured(capsys):
+    """A third of column 0 and of column 1 is missing in the run's own data."""
+    train(with_gaps(table(60)), "--epochs", "1", "--decoder", "tests.runs.test_completion.MaskedNormal", *FILLING)
+    capsys.readouterr()
+    assert main(["impute", "run", "--hide", "0.5", "--n", "12", "--allow", "tests.runs.test_completion"]) == 0
+    output = capsys.readouterr().out
+    assert "nan" not in output
+    assert "mean squared error of the means" in output
 
 
 def test_halves_of_pictures_are_hidden():
