@@ -202,8 +202,8 @@ def calibration(
         true, compared = (true - center) / scale, (compared - center) / scale
         reference = torch.randn(true.shape[1:], dtype=torch.float64)
         coverage_ranks = _ranks((true - reference).norm(dim=-1), (compared - reference).norm(dim=-1))
-    coverage_p = uniform_p(coverage_ranks[:, None], draws).item()
-    rank_p, classifier_p = uniform_p(ranks, draws), _classifier_p(true, compared[0], seen)
+        classifier_p = _classifier_p(true, compared[0], seen)
+    rank_p, coverage_p = uniform_p(ranks, draws), uniform_p(coverage_ranks[:, None], draws).item()
     verdict = _verdict(ranks, draws, rank_p, coverage_p, classifier_p)
     return Calibration(ranks, rank_p, coverage_ranks, coverage_p, classifier_p, draws, verdict)
 

@@ -558,8 +558,10 @@ KEYS = (
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the importance weights of")
-def test_evaluate_all_measures_everything(capsys):
+@pytest.mark.filterwarnings("ignore:the importance weights of", "ignore:the chains of")
+def test_evaluate_all_measures_everything(monkeypatch, capsys):
+    few = partial(measures.posterior_check, samples=50, warmup=30)
+    monkeypatch.setattr(measures, "posterior_check", few)
     train("--binarize", "dynamic", "--latent-dim", "2")
     capsys.readouterr()
     assert main(["evaluate", "run", "--all", "--samples", "200", "--images", "5", "--json", "found.json"]) == 0

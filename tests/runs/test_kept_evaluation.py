@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,22 @@ def kept():
     return json.loads(Path("run/evaluation.json").read_text())["measures"]
 
 
+FEWER = {
+    **{key: {"chains": 2, "steps": 5} for key in ("ais", "bdmc")},
+    "inference_gap": {"samples": 30, "steps": 5},
+    "posterior_check": {"samples": 20, "warmup": 10},
+}
+
+
 def stop(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.filterwarnings("ignore:the importance weights")
+@pytest.mark.filterwarnings("ignore:the importance weights", "ignore:the chains of")
 @pytest.mark.parametrize("flags", [["--codes"], ["--codes", "--ais", "--gaps", "--calibration", "--nuts"]])
 def test_an_interrupted_evaluation_continues_to_the_same_numbers(flags, capsys, monkeypatch):
+    for name, fewer in FEWER.items():
+        monkeypatch.setattr(measures, name, partial(getattr(measures, name), **fewer))
     with monkeypatch.context() as patch:
         patch.setattr(measures.Measures, "gaps" if "--gaps" in flags else "codes", stop)
         assert main([*EVALUATE, *flags]) == 130
