@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import machine
 from pyro_vae import VAE, data, decoders, encoders, log_likelihood, priors
-from pyro_vae.diagnostics import evaluation
+from pyro_vae.diagnostics import likelihood, particles
 
 SHAPE, HIDDEN, LATENT_DIM, FEW, ALL = (1, 28, 28), 400, 20, 10, 10_000
 
@@ -69,7 +69,7 @@ def main():
     vae = VAE(priors.Normal(LATENT_DIM), encoders.Normal(SHAPE, LATENT_DIM), decoders.Bernoulli(LATENT_DIM, SHAPE))
     x = data.threshold(data.load("mnist", arguments.data_root).test)[: arguments.images]
     settings = {"samples": arguments.samples, "memory": arguments.memory}
-    evaluation.MANY = evaluation.WORTHWHILE = 1  # compile, as for all images
+    likelihood.MANY = particles.WORTHWHILE = 1  # compile, as for all images
     seen = []
     hook = vae.decoder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][..., 0].numel()))
     once = seconds_of(vae, x[:FEW], settings)

@@ -344,11 +344,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     experiment.check("test")
     config, data = experiment.config, experiment.data
     settings = {name: getattr(arguments, name) for name in ("samples", "memory", "seed", "images")}
-    measures = Measures(experiment, Settings(**settings, progress=sys.stderr.isatty()))
+    other = arguments.beside and _experiment_of_run(argparse.Namespace(**{**vars(arguments), "run": arguments.beside}))
+    measures = Measures(experiment, Settings(**settings, progress=sys.stderr.isatty()), other=other)
     evaluation = Evaluation(RunFolder(arguments.run), measures, best=arguments.best, resume=arguments.resumed)
     figures: dict[str, float] = {}
     left_out: dict[str, str] = {}
     names = [*Measures.ALWAYS, *(name for name in Measures.SLOW if arguments.all or getattr(arguments, name))]
+    names += ["beside"] * bool(other)
     lenient = left_out if arguments.all else None
     names = evaluation.fitting(names, lenient)
     texts, numbers = texts_of(experiment), {"samples": arguments.samples, "images": len(measures.few)}

@@ -166,7 +166,8 @@ def _add_uses_of_runs(subparsers: Any) -> None:
     add("--calibration", action="store_true", help="whether the posteriors are right, on simulated data")
     add("--codes", action="store_true", help="active dimensions, mutual information, and codes beside the prior")
     add("--draws", action="store_true", help="how far draws from the model are from the test data")
-    add("--all", action="store_true", help="all of these, but for those that do not fit the run")
+    add("--beside", type=as_path, metavar="OTHER_RUN", help="how well the codes agree with another run's")
+    add("--all", action="store_true", help="all of these, except --beside and those that do not fit the run")
     add(
         "--resume",
         dest="resumed",

@@ -21,6 +21,7 @@ HEADINGS = {
     "bound": "The bound",
     "likelihood": "The likelihood, by importance sampling",
     "codes": "What the codes have learned",
+    "beside": "Whether another run has found the same codes",
     "draws": "Draws from the model",
     "ais": "The likelihood, by annealed importance sampling",
     "gaps": "Where the bound is lost",
@@ -67,7 +68,7 @@ class Evaluation:
             **{name: settings[name] for name in ("samples", "memory", "seed", "images")},
         }
         self.entries = self._read(required=resume)
-        self.known = {*self.entries} if resume else set()
+        self.known = {*self.entries} - {"beside"} if resume else set()  # which may be of another run now
         for name in self.known:
             measures.each |= self.entries[name].each
 

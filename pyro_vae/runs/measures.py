@@ -13,7 +13,9 @@ from pyro_vae import plots
 from pyro_vae.decoders import Categorical, DiscretizedLogistic
 from pyro_vae.diagnostics.annealing import ais, bdmc
 from pyro_vae.diagnostics.calibration import FEWEST, band, calibration
-from pyro_vae.diagnostics.codes import codes
+from pyro_vae.diagnostics.codes import ACTIVE, codes
+from pyro_vae.diagnostics.consistency import consistency
+from pyro_vae.diagnostics.encoding import code_means
 from pyro_vae.diagnostics.evaluation import Bound, evaluate
 from pyro_vae.diagnostics.gaps import inference_gap
 from pyro_vae.diagnostics.likelihood import log_likelihood
@@ -45,6 +47,8 @@ TEXTS = {
     "classifier_accuracy": "  accuracy of telling them apart",
     "accuracy": "labels by a linear map of the codes",
     "neighbour_accuracy": "  by the nearest neighbour",
+    "r_squared": "codes of both runs: R^2 by a linear map",
+    "mcc": "  correlation of single dimensions",
     "sample_mmd": "draws and data: squared MMD",
     "sample_mmd_p": "  its p-value",
     "precision": "  share of draws that look real",
@@ -122,12 +126,20 @@ class Measures:
         experiment: the run's experiment, with its trained weights.
         settings: how it is measured.
         each: the numbers of each datum that earlier measures have found.
+        other: the experiment of another run, whose codes `beside` compares; else the same.
     """
 
     ALWAYS, SLOW = ("bound", "likelihood"), ("codes", "draws", "ais", "gaps", "calibration", "nuts")
 
-    def __init__(self, experiment: Experiment, settings: Settings, each: dict[str, list[float]] | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: Settings,
+        each: dict[str, list[float]] | None = None,
+        other: Experiment | None = None,
+    ) -> None:
         self.experiment, self.settings, self.each = experiment, settings, {} if each is None else each
+        self.other = experiment if other is None else other
         self.x = experiment.as_seen(experiment.data.test[:])
         self.few = self.x[: settings.images]
         self.programs = experiment.vae.model, experiment.vae.guide
@@ -152,6 +164,7 @@ class Measures:
             "calibration": lambda: calibration(*few, draws=2),
             "nuts": lambda: posterior_check(*two, samples=4, warmup=1),
             "draws": lambda: sample_quality(few[-1], few[-1]),
+            "beside": self._check_same_data,
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers that are not used
@@ -228,6 +241,32 @@ class Measures:
         )
         figures = known | {name: value for name, value in accuracies.items() if not math.isnan(value)}
         return Measured(figures, words, found.verdict)
+
+    def beside(self) -> Measured:
+        """Whether another run has found the same codes."""
+        found = consistency(*map(self._active_means, (self.experiment, self.other)))
+        words = (
+            "The codes of another run on the same data are predicted from those of this run by a linear map, on data"
+            " that the map was not fitted to. Prior and likelihood may leave codes free to rotate: then the share of"
+            " variance that is predicted, R^2, is near 1, and single dimensions still differ. Only active dimensions"
+            " are compared."
+        )
+        return Measured({"r_squared": found.mean_r_squared, "mcc": found.mcc}, words)
+
+    def _check_same_data(self) -> None:
+        own, others = (each.data.test[:] for each in (self.experiment, self.other))
+        if own.shape != others.shape or not torch.equal(own, others):
+            raise ValueError("--beside takes a run on the same test data, and this one has others: give --data")
+
+    def _active_means(self, experiment: Experiment) -> Tensor:
+        binarized_alike = experiment.config.binarize == self.experiment.config.binarize
+        x = self.x if binarized_alike else experiment.as_seen(experiment.data.test[:])
+        own = experiment.vae.model, experiment.vae.guide, x
+        active = codes(*own, seed=self.settings.seed).variances > ACTIVE
+        if not active.any():
+            which = "this run" if experiment is self.experiment else "the other run"
+            raise ValueError(f"--beside compares active dimensions of the codes, and {which} has none: train it longer")
+        return code_means(*own, seed=self.settings.seed)[:, active]
 
     @torch.no_grad()
     def draws(self) -> Measured:

@@ -1,12 +1,15 @@
 """Evaluations that are kept in the folder of their run: interrupted, continued, and shown in its report."""
 
 import json
+import math
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pyro_vae.cli import main
 from pyro_vae.diagnostics.likelihood import log_likelihood
@@ -226,3 +229,35 @@ def test_a_datum_that_a_flow_sends_far_away_is_named(capsys):
         assert main(["evaluate", name, "--samples", "5"]) == 0
         assert ("the flow sends test datum 7 to codes as far as" in capsys.readouterr().out) == (name == "strange")
     assert "The flow sends test datum 7" in Path("strange/report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_codes_are_compared_with_those_of_another_run(capsys):
+    """The means of the other run are turned, which a linear map finds, and single dimensions do not show."""
+    train = [*TRAIN[:1], "--epochs", "20", "--latent-dim", "2", "--hidden", "32", "--lr", "0.003"]
+    assert main([*train, "--out", "plain"]) == 0
+    shutil.copytree("plain", "turned")
+    path, angle = Path("turned/model.safetensors"), math.pi / 4
+    tensors, head = read_tensors(path)
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    for name in ("encoder.network.layers.2.weight", "encoder.network.layers.2.bias"):
+        tensors[name][:2] = turn @ tensors[name][:2]
+    save_tensors(path, tensors, head["about"])
+    flags, found = ["evaluate", "plain", "--samples", "2", "--json", "found.json"], {}
+    for other in ("plain", "turned"):
+        assert main([*flags, "--beside", other]) == 0
+        found[other] = json.loads(Path("found.json").read_text())
+    assert found["plain"]["r_squared"] == pytest.approx(1, abs=1e-12)
+    assert found["plain"]["mcc"] == pytest.approx(1, abs=1e-12)
+    assert found["turned"]["r_squared"] > 0.98  # the means of 50 draws are noisy
+    assert found["turned"]["mcc"] < 0.9
+    assert "another run has found the same codes" in Path("plain/report.html").read_text()
+    assert main([*train, "--beta", "100", "--out", "collapsed"]) == 0
+    capsys.readouterr()
+    assert main([*flags, "--beside", "collapsed"]) == 2
+    assert "the other run has none" in capsys.readouterr().err
+    np.save("other.npy", np.zeros((50, 1, 8, 8), "f4"))
+    assert main([*TRAIN[:1], "--data", "other.npy", "--epochs", "1", "--out", "other"]) == 0
+    capsys.readouterr()
+    assert main([*flags, "--beside", "other"]) == 2
+    assert "--beside takes a run on the same test data" in capsys.readouterr().err
