@@ -219,7 +219,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     from pyro_vae.runs.parts import check_choice
     from pyro_vae.runs.pictures import EVALUATE, reconstruction_figure
 
-    check_choice("evaluate", arguments.evaluate, EVALUATE)
+    check_choice("--evaluate", arguments.evaluate, EVALUATE)
     as_size(arguments.n, "--n")
     _check_file(arguments.out, "--out", plots.KINDS)
     experiment = _experiment_of_run(arguments)
@@ -252,7 +252,7 @@ def impute(arguments: argparse.Namespace) -> None:
     from pyro_vae.runs.completion import Completion
     from pyro_vae.runs.parts import check_choice
 
-    check_choice("by", arguments.by, WAYS)
+    check_choice("--by", arguments.by, WAYS)
     for name, least in (("n", 1), ("draws", 2), ("samples", arguments.draws), ("steps", 1)):
         as_size(getattr(arguments, name), f"--{name}", least)
     if not (arguments.hide or arguments.data):
