@@ -24,7 +24,7 @@ from pyro_vae.data.batch import Batch, Count, arguments, cut
 from pyro_vae.diagnostics.coordinates import Coordinates
 from pyro_vae.diagnostics.particles import MANY, Particles, replayed
 from pyro_vae.diagnostics.vectors import check_in_order
-from pyro_vae.diagnostics.weights import LogLikelihood, check_estimates, summary
+from pyro_vae.diagnostics.weights import LogLikelihood, summary
 from pyro_vae.objectives.particles import PARTICLES, on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -305,14 +305,14 @@ def ais(
     """
 
     def run(annealing: Annealing, path_of: Callable[[Batch], Path], rows: Batch) -> LogLikelihood:
-        return summary(path_of(rows).up(annealing.at_start(rows, chains)).cpu())
+        found = summary(path_of(rows).up(annealing.at_start(rows, chains)).cpu())
+        annealing.check_finite(found.estimate.isnan(), rows, "the log-likelihood")
+        return found
 
     check_in_order(data, "the estimates of data")
     settings = Settings(chains, steps, leapfrog, start, acceptance)
     found = _of_all(model, guide, data, run, settings, 2, memory, seed, count, progress)
-    estimates = LogLikelihood(*map(torch.cat, zip(*found, strict=True)))
-    check_estimates(estimates.estimate)
-    return estimates
+    return LogLikelihood(*map(torch.cat, zip(*found, strict=True)))
 
 
 def bdmc(
@@ -379,13 +379,12 @@ def bdmc(
         path = path_of(rows)
         lower = summary(path.up(annealing.at_start(rows, chains)).cpu())
         upper = summary(path.down(posterior).cpu())
+        annealing.check_finite((lower.estimate + upper.estimate).isnan(), rows, "the log-likelihood")
         return Bracket(lower.estimate, -upper.estimate, lower.standard_error, upper.standard_error)
 
     settings = Settings(chains, steps, leapfrog, start, acceptance)
     found = _of_all(model, guide, data, run, settings, 3, memory, seed, count, progress)
-    bracket = Bracket(*map(torch.cat, zip(*found, strict=True)))
-    check_estimates(bracket.lower + bracket.upper)
-    return bracket
+    return Bracket(*map(torch.cat, zip(*found, strict=True)))
 
 
 @torch.no_grad()

@@ -307,6 +307,7 @@ class Simulated(Particles):
                     self.check_masks(given)
                     drawn = self.draw(given, self.number)[1:]
                     found.append((_flat(codes, 1), _flat(drawn, 2), _flat(tensors_of(given), 1)))
+                    self.check_finite(~found[-1][1].isfinite().all(-1).all(0), given, "the code")
                     advance(self.count(rows))
         return [torch.cat(parts, -2).double().cpu() for parts in zip(*found, strict=True)]
 

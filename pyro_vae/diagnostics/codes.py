@@ -118,6 +118,8 @@ def codes(
             particles.meet(cut(rows, 2, count_rows))
             particles.check_masks(rows)
             _, *drawn = particles.draw(rows, draws)
+            finite = [value.reshape(*value.shape[:2], -1).isfinite().all(-1).all(0) for value in drawn]
+            particles.check_finite(~torch.stack(finite).all(0), rows, "the code")
             information = _information(particles, rows, [value[0] for value in drawn])
             _, of_prior = particles.simulated(rows)
         each = torch.cat([value.reshape(*value.shape[:2], -1).double().cpu() for value in drawn], -1)

@@ -74,6 +74,7 @@ def code_means(
                 for rows in pieces(whole, TOGETHER, count_rows):
                     drawn = [value.mean(0).double() for value in particles.draw(rows, draws)[1:]]
                     found.append(torch.cat([value.reshape(len(value), -1) for value in drawn], -1).cpu())
+                    particles.check_finite(~found[-1].isfinite().all(-1), rows, "the code")
     return torch.cat(found)
 
 

@@ -13,7 +13,7 @@ from pyro_vae.data import Ready, count_in, pieces
 from pyro_vae.data.batch import Count, cut
 from pyro_vae.diagnostics.particles import MANY, Particles, replayed
 from pyro_vae.diagnostics.vectors import check_in_order
-from pyro_vae.diagnostics.weights import LogLikelihood, check_estimates, check_order, jackknifed, summary, warn_of_tails
+from pyro_vae.diagnostics.weights import LogLikelihood, check_order, jackknifed, summary, warn_of_tails
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -149,14 +149,14 @@ def log_likelihood(
                     weights.check_masks(rows)
                     parts = zip(*(drawn.split(chunk) for drawn in draw(rows)), strict=True)
                     found.append(of_weights(torch.cat([weigh(rows, *part)[0].cpu() for part in parts])))
+                    estimates = found[-1].estimate if per_datum else found[-1]
+                    weights.check_finite(estimates.isnan(), rows, "the log-likelihood")
                     shown.update(count_rows(rows))
     if not per_datum:
-        check_estimates(torch.cat(found))
         return torch.cat(found).mean().item()
-    estimates = LogLikelihood(*map(torch.cat, zip(*found, strict=True)))
-    check_estimates(estimates.estimate)
-    warn_of_tails(estimates.pareto_k)
-    return estimates
+    each = LogLikelihood(*map(torch.cat, zip(*found, strict=True)))
+    warn_of_tails(each.pareto_k)
+    return each
 
 
 class _Particles(Particles):

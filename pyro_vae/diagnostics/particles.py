@@ -1,6 +1,6 @@
 """Particles of a pair of programs, and their densities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -24,6 +24,7 @@ from pyro_vae.runtime.held import Held
 from pyro_vae.runtime.memory import KEPT, most_within, peak_of
 from pyro_vae.runtime.recording import Recorded
 
+LOOKED_AT = 10  # particles among which a site that is NaN is looked for
 MANY = 10_000  # calls; compiling takes the time that it saves on about 4,000 of them
 
 
@@ -53,6 +54,7 @@ class Particles(Objective):
         super().__init__(2)  # particles, as a model may accept one of a single datum, but not several
         self.model, self.guide, self.count, self.count_data = model, guide, count, count
         self.structure: Any = ()
+        self.checked = 0  # data whose results have been checked
 
     def meet(self, datum: Batch) -> bool:
         """Find the sites of a datum, and return whether its structure differs from that of the one before."""
@@ -103,6 +105,34 @@ class Particles(Objective):
                 f"{type(self).__name__} looks at the codes of all data, but site {without[0]!r} is masked for some,"
                 " so that the model gives them no code: leave these data out"
             )
+
+    def check_finite(self, wrong: Tensor, rows: Batch, what: str) -> None:
+        """Refuse results that are not finite, and name the datum and the site that they come from.
+
+        Arguments:
+            wrong: for each datum whether its result is wrong, shape (B,).
+            rows: these data, which follow those that have been checked before.
+            what: the result.
+        """
+        first, self.checked = self.checked, self.checked + len(wrong)
+        if wrong.any():
+            datum = int(wrong.nonzero()[0])
+            sites = [name for name, densities in self._densities(rows) if densities[..., datum].isnan().any()]
+            where = f" at site {sites[0]!r}" if sites else ""
+            fix = "correct the parameters of the programs, or the datum"
+            raise ValueError(f"{what} of datum {first + datum} is nan{where}: {fix}")
+
+    def _densities(self, rows: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Return the log-density of each site for some new particles, shape (K, B)."""
+        args, kwargs = arguments(rows)
+        guide = self.guide_trace(self.guide, *args, particles=1 if self.one_by_one else LOOKED_AT, **kwargs)
+        values = [guide.nodes[name]["value"] for name in self.latents]
+        drawn = with_values(guide, [value[0] for value in values] if self.one_by_one else values)
+        particles = None if self.one_by_one else LOOKED_AT
+        for trace in (guide, self.model_trace(self.model, drawn, *args, particles=particles, **kwargs)):
+            for name in [*trace.stochastic_nodes, *trace.observation_nodes]:
+                densities = log_prob(trace, [name])
+                yield name, densities.expand(*densities.shape[:-1], self.count(rows))
 
     def draw(self, rows: Batch, count: int) -> list[Tensor]:
         """Draw particles for some data: return their log q, shape (K, B), and the sites' values, shape (K, B, ...)."""

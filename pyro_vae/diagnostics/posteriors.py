@@ -111,6 +111,8 @@ def posterior_check(
                 for rows in pieces(whole, 1, count_rows):
                     particles.check_masks(rows)
                     starts = particles.at_start(rows, chains * samples).detach()
+                    wrong = slopes(rows, starts[:1])[1][0].isnan()  # the joint density
+                    particles.check_finite(wrong, rows, "the density")
                     each = [chain_of(partial(slopes, rows), start, samples, warmup) for start in starts[:chains, 0]]
                     found.append((particles.codes(starts), torch.stack([particles.codes(chain) for chain in each])))
                     shown.update(chains * (samples + warmup))

@@ -55,23 +55,6 @@ def summary(log_weights: Tensor, order: int = 0) -> LogLikelihood:
     return LogLikelihood(estimate, first, *spread)
 
 
-def check_estimates(estimates: Tensor) -> None:
-    """Refuse log-likelihoods that are NaN, as of weights that are.
-
-    Raises:
-        ValueError: with the first datum that has such an estimate.
-
-    Example:
-        >>> check_estimates(torch.tensor([-3.5, math.nan]))
-        Traceback (most recent call last):
-        ...
-        ValueError: the log-likelihood of datum 1 is nan: correct the parameters of the programs, or the datum
-    """
-    if estimates.isnan().any():
-        datum, fix = int(estimates.isnan().nonzero()[0]), "correct the parameters of the programs, or the datum"
-        raise ValueError(f"the log-likelihood of datum {datum} is nan: {fix}")
-
-
 def jackknifed(log_weights: Tensor, order: int) -> Tensor:
     r"""Estimate the logarithm of the mean weight; the jackknife of order m removes the first m terms of its bias.
 
