@@ -160,7 +160,7 @@ class Particles(Objective):
         """Return log q(z|x) of particles, shape (K, B)."""
         args, kwargs = arguments(rows)
         plated = pyro.plate(PARTICLES, len(values[0]), dim=-2)(self.guide)
-        trace = poutine.trace(poutine.replay(plated, trace=with_values(self.drawn, values))).get_trace(*args, **kwargs)
+        trace = self._checked(poutine.replay(plated, trace=with_values(self.drawn, values)), *args, **kwargs)
         return log_prob(trace, self.latents)
 
     def weigh(self, rows: Batch, log_q: Tensor, *values: Tensor) -> tuple[Tensor]:

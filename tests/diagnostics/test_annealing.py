@@ -64,6 +64,23 @@ def test_annealing_finds_what_importance_sampling_misses():
     assert (annealed - exact.log_p).abs().mean() < 0.5 * (sampled - exact.log_p).abs().mean()
 
 
+def test_a_plate_of_more_data_than_the_batch_changes_no_likelihood():
+    """By hand, the same VAE under a plate of 1,000 data, which Pyro scales up: within 0.1 nats of the exact value."""
+    exact = probabilistic_pca(latent=2, observed=3, count=10, **WIDE)
+
+    def model(x):
+        with pyro.plate("data", 1000, subsample_size=len(x)):
+            z = pyro.sample("z", exact.vae.prior())
+            pyro.sample("x", exact.vae.decoder(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 1000, subsample_size=len(x)):
+            pyro.sample("z", exact.vae.encoder(x))
+
+    found = ais(model, guide, exact.x, chains=8, steps=40, leapfrog=5)
+    assert abs((found.estimate - exact.log_p).mean().item()) < 0.1
+
+
 def program(prior, likelihood, posterior):
     """Return a model and a guide of one site each, and of data that are counts or vectors."""
 

@@ -24,6 +24,23 @@ def test_variances_and_mutual_information_of_the_exact_posterior_are_those_in_cl
     assert found.active == 2
 
 
+def test_a_plate_of_more_data_than_the_batch_changes_no_information():
+    """By hand, the VAE of the closed form above under a plate of 10,000 data, which Pyro scales up."""
+    exact = probabilistic_pca(latent=2, observed=3, count=1000)
+
+    def model(x):
+        with pyro.plate("data", 10_000, subsample_size=len(x)):
+            z = pyro.sample("z", exact.vae.prior())
+            pyro.sample("x", exact.vae.decoder(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 10_000, subsample_size=len(x)):
+            pyro.sample("z", exact.vae.encoder(x))
+
+    found = codes(model, guide, exact.x).mutual_information
+    assert found == pytest.approx(-exact.covariance.logdet().item() / 2, abs=0.1)
+
+
 @pytest.mark.parametrize(("offset", "factor"), [(0.3, 1.0), (0.0, 0.3), (0.0, 2.0)])
 def test_codes_that_are_not_distributed_like_the_prior_are_seen(offset, factor):
     exact = probabilistic_pca(latent=2, observed=3, count=1000, scale=2.0, offset=offset, factor=factor)
