@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.arguments import as_function, as_size
-from pyro_vae.data import count_in, pieces
+from pyro_vae.data import Columns, count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments, cut, map_tensors, tensors_of, with_tensors
 from pyro_vae.diagnostics.annealing import Annealing, Settings
 from pyro_vae.diagnostics.particles import Particles, parts_in, replayed
@@ -23,6 +23,7 @@ from pyro_vae.diagnostics.posteriors import chain_of
 from pyro_vae.diagnostics.weights import RELIABLE, pareto_k
 from pyro_vae.distributions.moments import NoMeanError, mean_of
 from pyro_vae.distributions.wrappers import family
+from pyro_vae.objectives import DataPlates
 from pyro_vae.objectives._objective import with_values
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
@@ -33,6 +34,7 @@ from pyro_vae.runtime.progress import bar
 NAME = "impute"
 WAYS = ("importance", "encoder", "gibbs", "nuts")
 TOGETHER = 100  # data that are imputed together
+CHECKED = 2  # data that the programs are first run on
 
 
 class Imputation(NamedTuple):
@@ -111,7 +113,7 @@ def on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Pro
         model: a Pyro program whose observed sites are parts of the data as they are, with independent entries.
         guide: its guide. If its draws are finite where x has NaN (`pyro_vae.networks.FillMissing`), it gets x as it is,
             otherwise with the means of the observed entries.
-        data: tensors, alone or in a tuple or a dict; NaN marks what is missing.
+        data: tensors or arrays, alone or in a tuple or a dict; NaN marks what is missing.
 
     Returns:
         Both programs.
@@ -138,35 +140,34 @@ def on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Pro
 def _on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Program, _LeftOut]:
     """Return what `on_observed` does, and the handler of the model."""
     as_function(model, "model"), as_function(guide, "guide")
-    parts = tensors_of(data if isinstance(data, dict | tuple) else (data,))
-    if not parts:
+    x = as_input(data, model, guide)
+    if not isinstance(x, Tensor | Columns):
         raise TypeError(
             f"data with missing entries must be tensors, alone or in a tuple or a dict, not {type(data).__name__}: put"
             " all of them into one tensor, in order"
         )
-    seen, others, means = zip(*map(_fill_of, parts), strict=True)
-    some = map_tensors(lambda x: x[:2], data if isinstance(data, dict | tuple) else (data,))
-    incomplete = map_tensors(lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x, some)
+    whole = x[:]  # in the precision of the programs
+    batch = whole if isinstance(whole, dict | tuple) else (whole,)
+    seen, others, means = zip(*map(_fill_of, tensors_of(batch)), strict=True)
     left_out = _LeftOut(seen)
     observed, completing = left_out.around(model), guide
-    if not takes_nan(guide, incomplete):
+    if not takes_nan(guide, map_tensors(with_gaps, batch)):
         completing = _LeftOut(means).around(guide)
-    _check_used_once(observed, _LeftOut(others).around(model), completing, left_out, data)
+    _check_used_once(observed, _LeftOut(others).around(model), completing, left_out, batch)
     return observed, completing, left_out
 
 
-def _check_used_once(observed: Program, other: Program, guide: Program, left_out: _LeftOut, data: Any) -> None:
+def _check_used_once(observed: Program, other: Program, guide: Program, left_out: _LeftOut, batch: Batch) -> None:
     """Refuse a model that does not observe incomplete data as they are, or that also uses them elsewhere.
 
     What stands in the place of missing entries would then count: two different values must give the same densities.
     """
-    batch: Any = data if isinstance(data, dict | tuple) else (data,)
     gone = [x.isnan().flatten(1).any(1) for x in tensors_of(batch) if x.is_floating_point() and x.dim() > 1]
     gone += [x.isnan() for x in tensors_of(batch) if x.is_floating_point() and x.dim() == 1]
     some = torch.stack(gone).any(0).nonzero()[:10, 0] if gone else torch.arange(0)
     if not len(some):
         return
-    args, kwargs = arguments(map_tensors(lambda x: x[some], batch))
+    args, kwargs = arguments(map_tensors(partial(with_gaps, rows=some), batch))
     local = LocalModules()
     with torch.no_grad(), pyro.validation_enabled(False), seeded(0, some.device), mode(False, observed, guide):
         drawn = poutine.trace(local(guide)).get_trace(*args, **kwargs)
@@ -198,6 +199,11 @@ def _fill_of(x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     pairs = (least, all_values.min()), (most, all_values.max()), (x.nanmean(0), all_values.mean())
     least, most, mean = (value.where(known.any(0), otherwise) for value, otherwise in pairs)
     return least, most, mean
+
+
+def with_gaps(x: Tensor, rows: slice | Tensor = slice(2)) -> Tensor:
+    """Return some rows of data without each entry that is missing from any row, as another batch may miss it."""
+    return x[rows].masked_fill(x.isnan().any(0), torch.nan) if x.is_floating_point() else x[rows]
 
 
 def takes_nan(guide: Program, batch: Batch) -> bool:
@@ -233,7 +239,7 @@ def impute(
     Arguments:
         model: the Pyro program of p(x, z), which observes independent entries of the data as they are.
         guide: the Pyro program of q(z|x), trained on complete data or on incomplete ones.
-        data: tensors, alone or in a tuple or a dict; NaN marks what is missing.
+        data: tensors or arrays, alone or in a tuple or a dict; NaN marks what is missing.
         by: how the codes are drawn. "importance": from the guide, weighed by :math:`p(x_o, z) / q(z|x_o)` and drawn
             again (Rubin's sampling importance resampling). "encoder": from the guide alone, which is fast, but as wrong
             as the guide is on incomplete data. "gibbs": codes and missing entries in turn, where the guide, given the
@@ -273,18 +279,19 @@ def impute(
     x = as_input(data, observed, completing, count=count)
     count_rows, local, found = count_in(x), LocalModules(), []
     with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(len(x), "data", shown=progress) as shown:
-        check_programs(observed, completing, x)
+        together = _together(check_programs(observed, completing, x), draws)
         with pyro.validation_enabled(False), on_particles(NAME), torch.no_grad():
             settings = Settings(draws, 1, 1, "encoder", 0.5)
             particles = _Particles(local(observed), local(completing), count_rows, settings)
             particles.left_out, particles.shapes, particles.moves = left_out, [], by == "nuts"
+            particles.whole = x[:]
             particles.meet(x[:2])
             whole = _Particles(local(model), local(guide), count_rows, settings)
             slopes = replayed(particles.slopes, len(x) * (5 * draws + steps) if by == "nuts" else 0, compiled=False)
             numbers = {"draws": draws, "samples": samples, "steps": steps}
             draw = partial(getattr(particles, f"by_{by}"), **numbers, whole=whole, slopes=slopes)
-            for batch in x.split(TOGETHER):
-                for rows in pieces(batch, TOGETHER, count_rows):
+            for batch in x.split(together):
+                for rows in pieces(batch, together, count_rows):
                     particles.check_masks(rows)
                     found.append(particles.completed(rows, draw(rows), draws))
                     shown.update(count_rows(rows))
@@ -300,11 +307,25 @@ def impute(
     return Imputation(means, each, [part.double().std(0) for part in each])
 
 
+def _together(plates: DataPlates, draws: int) -> int:
+    """Return how many data are imputed at a time, each of them M times in the plate over the data."""
+    if plates.size <= CHECKED:  # the plate of a batch, whatever its size
+        return TOGETHER
+    if plates.size < draws:
+        raise ValueError(
+            f"the plate over the data has size {plates.size}, and each datum is drawn {draws} times in it: take at most"
+            f" {plates.size} draws, or pyro.plate('data', len(x))"
+        )
+    return min(TOGETHER, plates.size // draws)
+
+
 class _Particles(Annealing):
     """Codes of data with missing entries, drawn in several ways, and the data completed by them."""
 
     left_out: _LeftOut
     shapes: list[Tensor]  # of the tails of the weights
+    whole: Batch  # all data
+    done = 0  # of them are completed
     moves = False  # along gradients, which only some codes have
 
     def meet(self, datum: Batch) -> bool:
@@ -318,14 +339,16 @@ class _Particles(Annealing):
         """Return draws from the guide that are drawn again by their weights."""
         log_q, *values = self.draw(rows, samples)
         (log_weights,) = self.weigh(rows, log_q, *values)
+        self._check_possible(log_weights)
         self.shapes.append(pareto_k(log_weights))
         chosen = torch.multinomial((log_weights - log_weights.max(0).values).exp().T, draws, replacement=True).T
         return [value[chosen, torch.arange(chosen.shape[1], device=chosen.device)] for value in values]
 
     def by_nuts(self, rows: Batch, draws: int, steps: int, slopes: Any, **_: Any) -> list[Tensor]:
         """Return draws of the no-U-turn sampler, every fifth of a chain."""
-        drawn = []
+        drawn: list[list[Tensor]] = []
         for row, start in zip(pieces(rows, 1, self.count), self.at_start(rows, 1)[0], strict=True):
+            self._check_possible(self.slopes(row, start[None, None]).log_joint, len(drawn))
             with torch.enable_grad():
                 u = chain_of(partial(slopes, row), start, 5 * draws, steps)[::5]
             drawn.append(self.coordinates.values(u)[0])
@@ -334,7 +357,9 @@ class _Particles(Annealing):
     def by_gibbs(self, rows: Batch, draws: int, steps: int, whole: "_Particles", **_: Any) -> list[Tensor]:
         """Return the codes of M chains that draw codes and missing entries in turn."""
         many = _repeated(rows, draws)
-        values = [value.flatten(0, 1)[None] for value in self.by_encoder(rows, draws)]
+        log_q, *drawn = self.draw(rows, draws)
+        self._check_possible(*self.weigh(rows, log_q, *drawn))
+        values = [value.flatten(0, 1)[None] for value in drawn]
         for _step in range(steps):
             full = with_tensors(many, self._drawn(many, values)[0])
             whole.meet(cut(full, 2, self.count))
@@ -345,9 +370,21 @@ class _Particles(Annealing):
             values = [new.where(accepted.reshape(1, -1, *[1] * (new.dim() - 2)), old) for new, old in pairs]
         return [value.reshape(draws, -1, *value.shape[2:]) for value in values]
 
+    def _check_possible(self, log_densities: Tensor, start: int = 0) -> None:
+        """Refuse a datum that no draw of its code can explain, so that none is better than another."""
+        best = log_densities.max(0).values
+        for number in (~best.isfinite()).nonzero()[:1, 0].tolist():
+            largest = max(part.nan_to_num(0.0).abs().max().item() for part in tensors_of(self.whole))
+            raise ValueError(
+                f"none of {len(log_densities)} draws of its code gives datum {self.done + start + number} a finite"
+                f" density; the data hold values up to {largest:.4g}, and the guide may get their mean for what is"
+                " missing: correct those that are far off, or leave them out"
+            )
+
     def completed(self, rows: Batch, values: list[Tensor], draws: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return the data completed by means, and by draws, given M codes of each."""
         drawn, means = self._drawn(_repeated(rows, draws), [value.flatten(0, 1)[None] for value in values])
+        self.done += self.count(rows)
         each = [part.reshape(draws, -1, *part.shape[1:]) for part in drawn]
         averages = [part.reshape(draws, -1, *part.shape[1:]).to(part.dtype) for part in means]
         kept = zip(tensors_of(rows), averages, strict=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.arguments import as_number
 from pyro_vae.data.numpy_files import SUFFIXES, read_rows
-from pyro_vae.diagnostics.imputation import Imputation, impute, on_observed, takes_nan
+from pyro_vae.diagnostics.imputation import Imputation, impute, on_observed, takes_nan, with_gaps
 from pyro_vae.diagnostics.likelihood import log_likelihood
 from pyro_vae.plots import Figure
 from pyro_vae.programs import Program, seeded
@@ -42,8 +42,7 @@ class Completion:
 
 def guide_of(vae: VAE, x: Tensor, mean: Tensor | None = None) -> Program:
     """Return a guide that has a mean in the place of missing entries, if there is one and the encoder takes no NaN."""
-    incomplete = torch.full_like(x[:2], math.nan)
-    return vae.guide if mean is None or takes_nan(vae.guide, (incomplete,)) else partial(_filled, vae.guide, mean)
+    return vae.guide if mean is None or takes_nan(vae.guide, (with_gaps(x),)) else partial(_filled, vae.guide, mean)
 
 
 def _filled(guide: Program, mean: Tensor, x: Tensor) -> Any:

@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from pyro_vae import VAE, data, decoders, encoders, log_likelihood, priors
 from pyro_vae.diagnostics.imputation import impute, on_observed
-from pyro_vae.networks import FillMissing
+from pyro_vae.networks import MLP, FillMissing
 from tests.support.linear import probabilistic_pca
 
 HIDDEN = [0, 2]  # the entries that are missing from each datum
@@ -229,3 +229,88 @@ def test_parts_that_are_equal_by_chance_are_imputed_each_by_its_own_site():
     found = impute(model, guide, (a, b), by="nuts", draws=5, steps=50)
     assert found.mean[1][0].item() == pytest.approx(5.0, abs=0.3)
     assert found.mean[0][1].item() == pytest.approx(-5.0, abs=0.5)
+
+
+def test_a_guide_that_fills_in_missing_entries_gets_them_beside_a_complete_covariate():
+    """The exact posterior: x - 5 - y has mean z, of variance 0.09, in each observed entry; 500 draws."""
+    y = torch.linspace(-2, 2, 30)
+    x = (torch.linspace(-1, 1, 30) + 5 + y)[:, None] + torch.tensor([0.1, -0.2])
+    x[:10, 0] = torch.nan
+
+    def posterior(x, y):
+        known = ~x.isnan()
+        precision = 1 + known.sum(-1) / 0.09
+        return (x - 5 - y[:, None]).nansum(-1) / 0.09 / precision, precision**-0.5
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal((z + 5 + y)[..., None].expand(*z.shape, 2), 0.3).to_event(1), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(*posterior(x, y)))
+
+    found = impute(model, guide, (x, y), by="encoder", draws=500).mean[0][:10, 0]
+    assert torch.allclose(found, (posterior(x, y)[0] + 5 + y)[:10], atol=5 * 0.29 / 500**0.5)
+
+
+def test_an_entry_that_a_later_datum_misses_is_no_covariate_either():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    x[:15, 0] = x[35, 2] = torch.nan
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            loc = torch.stack([z, z + 3 * x[:, 2], torch.zeros_like(z)], -1)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    with pytest.raises(ValueError, match=r"^the model must observe incomplete data as they are \(obs=x\), and use"):
+        on_observed(model, guide, x)
+
+
+@pytest.mark.parametrize("network", [FillMissing, MLP])
+def test_data_of_another_precision_are_imputed_in_that_of_the_programs(network):
+    torch.manual_seed(0)
+    vae = VAE(priors.Normal(2), encoders.Normal(3, 2, network), decoders.Normal(2, 3))
+    x = some_missing()
+    single = impute(vae.model, vae.guide, x, by="encoder").mean[0]
+    for same in (x.double(), x.double().numpy()):
+        assert torch.equal(impute(vae.model, vae.guide, same, by="encoder").mean[0], single)
+    assert math.isfinite(log_likelihood(*on_observed(vae.model, vae.guide, x.double()), x.double(), samples=5))
+
+
+@pytest.mark.parametrize("by", ["importance", "encoder", "gibbs", "nuts"])
+def test_data_are_imputed_in_a_plate_of_all_of_them(by):
+    """As many at a time as fit into the plate, whose scale weighs nothing; 20 imputations of each datum."""
+    vae, x, mean, covariance, _ = incomplete(count=2, factor=3.0)
+
+    def under(part):
+        def program(x):
+            with pyro.plate("data", 30, subsample_size=len(x)):
+                part(x)
+
+        return program
+
+    model = under(lambda x: pyro.sample("x", vae.decoder(pyro.sample("z", vae.prior())), obs=x))
+    guide = under(lambda x: pyro.sample("z", vae.encoder(x)))
+    found = impute(model, guide, x, by=by, samples=2000, steps=30).mean[0][:, HIDDEN]
+    assert by == "encoder" or ((found - mean).abs() < 0.8 * covariance.diagonal().sqrt()).all()
+    with pytest.raises(ValueError, match=r"^the plate over the data has size 30, .* take at most 30 draws, or"):
+        impute(model, guide, x, by=by, draws=31)
+
+
+@pytest.mark.parametrize("entry", [1, 0])
+@pytest.mark.parametrize("by", ["importance", "gibbs", "nuts"])
+def test_a_datum_that_no_code_explains_is_named(by, entry):
+    """The first datum misses entry 0, and gets the mean of the others there, which may be far off."""
+    vae, *_ = incomplete(count=5)
+    x = torch.zeros(5, 5).double()
+    x[0, 0], x[3, entry] = torch.nan, -1e200
+    which = 3 if entry else 0
+    with pytest.raises(ValueError, match=rf"gives datum {which} a finite density; the data hold values up to 1e\+200"):
+        impute(vae.model, vae.guide, x, by=by, draws=3, samples=10, steps=2)

@@ -195,6 +195,5 @@ def test_a_mean_does_not_follow_the_order_of_the_data():
 
 def test_data_with_missing_entries_are_tensors():
     exact = probabilistic_pca(latent=2, observed=2, count=8)
-    for data in (DataLoader(exact.x, batch_size=4), exact.x.numpy()):
-        with pytest.raises(TypeError, match="data with missing entries must be tensors, alone or in a tuple or a dict"):
-            impute(exact.vae.model, exact.vae.guide, data)
+    with pytest.raises(TypeError, match="data with missing entries must be tensors, alone or in a tuple or a dict"):
+        impute(exact.vae.model, exact.vae.guide, DataLoader(exact.x, batch_size=4))
