@@ -40,9 +40,10 @@ def write_whole(path: Path, content: bytes) -> None:
         if temporary.read_bytes() != content:
             raise OSError(f"{temporary} does not hold what was written to it")
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # also a signal
         temporary.unlink(missing_ok=True)
-        _name(error, path)
+        if isinstance(error, OSError):
+            _name(error, path)
         raise
     if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

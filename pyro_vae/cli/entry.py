@@ -10,7 +10,7 @@ from typing import Any
 
 from pyro_vae.cli import commands
 from pyro_vae.cli.flags import TRAIN_ONLY, Parser, add_allow, add_command, add_config_flags, as_path, parse
-from pyro_vae.cli.launch import lasting_streams, one_line, say
+from pyro_vae.cli.launch import interrupted_by_signals, lasting_streams, one_line, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the program's name; by default those of the process.
 
     Returns:
-        0, or 2 after an error, which is printed in one line on standard error.
+        0; 2 after an error, which is printed in one line on standard error; 128 and its number after a signal.
 
     Example:
         >>> main(["sample", "no-such-run"])
@@ -44,12 +44,14 @@ def _run(argv: list[str]) -> int:
     if sys.flags.optimize > 1:
         say("pyro-vae: error: Pyro needs docstrings: run Python without -OO and PYTHONOPTIMIZE=2", error=True)
         return 2
+    received: list[int] = []
     try:
         arguments = parsed(argv)
-        arguments.command(arguments)
+        with interrupted_by_signals(received):
+            arguments.command(arguments)
     except KeyboardInterrupt:
-        say("pyro-vae: stopped", error=True)  # no training has begun, or the command saves nothing
-        return 130
+        say("pyro-vae: stopped", error=True)  # no training has begun, or what the command saves is complete
+        return 128 + (received or [2])[0]
     except Exception as error:
         if "--debug" in argv:
             raise

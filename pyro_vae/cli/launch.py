@@ -12,10 +12,11 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from multiprocessing import active_children, parent_process
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from pyro_vae.files import printable
@@ -220,6 +221,23 @@ def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
+
+
+@contextmanager
+def interrupted_by_signals(received: list[int]) -> Iterator[None]:
+    """Have a signal interrupt a command as Ctrl-C does, so that it leaves nothing half-written, and keep its number.
+
+    A second signal ends the process at once.
+    """
+
+    def on_signal(number: int, _: Any) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    with _handling_signals(on_signal) if current_thread() is main_thread() else nullcontext():
+        yield
 
 
 @contextmanager

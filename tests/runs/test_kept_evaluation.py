@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -55,6 +58,20 @@ FEWER = {
 
 def stop(*_, **__):
     raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_stops_an_evaluation_in_one_line_and_what_is_measured_is_kept(number, code, capsys, monkeypatch):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(measures.Measures, "codes", lambda _: os.kill(os.getpid(), number))
+    assert main([*EVALUATE, "--codes"]) == code
+    assert capsys.readouterr().err == "pyro-vae: stopped\n"
+    assert [*kept()] == ["bound", "likelihood"]
+    assert signal.getsignal(number) == before
+    main_in_thread = Thread(target=main, args=(["sample", "run"],))  # where signals cannot be handled
+    main_in_thread.start(), main_in_thread.join()
+    assert Path("run/sample-seed0.png").exists()
 
 
 @pytest.mark.filterwarnings("ignore:the importance weights", "ignore:the chains of")

@@ -238,6 +238,17 @@ def test_a_disk_that_brings_no_folder_to_itself_takes_files_all_the_same(number,
     assert path.read_bytes() == b"new"
 
 
+def test_a_file_whose_writing_is_interrupted_leaves_no_part_behind(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "kept").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "kept", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("kept", b"old")]
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EIO])
 def test_a_disk_that_keeps_no_locks_takes_a_training_with_a_warning(number, tmp_path, monkeypatch):
     def flock(*_):
