@@ -196,16 +196,24 @@ def calibration(
     with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(len(x), "data", shown=progress) as shown:
         check_programs(model, guide, x)
         true, both, seen = Simulated(model, guide, count_rows, 2 * draws).of(x, shown.update)
-        compared, others = both.tensor_split(2)  # the others measure each posterior, without what is compared
-        ranks = _ranks(true, compared)
-        center, scale = others.mean(0), others.std(0).clamp(min=1e-12)
-        true, compared = (true - center) / scale, (compared - center) / scale
+        ranks = _ranks(true, both[:draws])
+        true, compared = in_units(true, both)
         reference = torch.randn(true.shape[1:], dtype=torch.float64)
         coverage_ranks = _ranks((true - reference).norm(dim=-1), (compared - reference).norm(dim=-1))
         classifier_p = _classifier_p(true, compared[0], seen)
     rank_p, coverage_p = uniform_p(ranks, draws), uniform_p(coverage_ranks[:, None], draws).item()
     verdict = _verdict(ranks, draws, rank_p, coverage_p, classifier_p)
     return Calibration(ranks, rank_p, coverage_ranks, coverage_p, classifier_p, draws, verdict)
+
+
+def in_units(true: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+    """Return true codes and half of the draws in units of each posterior, which the other half of the draws measures.
+
+    If a draw were measured by itself, it would lie nearer to the center than a true code.
+    """
+    compared, others = both.tensor_split(2)
+    center, scale = others.mean(0), others.std(0).clamp(min=1e-12)
+    return (true - center) / scale, (compared - center) / scale
 
 
 def _flat(tensors: list[Tensor], batch_dims: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.arguments import as_size
 from pyro_vae.data import count_in
 from pyro_vae.data.batch import Count
-from pyro_vae.diagnostics.calibration import FEWEST, Features, Simulated
+from pyro_vae.diagnostics.calibration import FEWEST, Features, Simulated, in_units
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
@@ -86,14 +86,13 @@ def local_test(
         for each in (x, tested):
             check_programs(model, guide, each)
         with bar(1 + permutations, "classifier", shown=progress) as shown:
-            particles = Simulated(model, guide, count_in(x), draws)
-            true, drawn, seen = particles.of(x, lambda _: None)
+            particles = Simulated(model, guide, count_in(x), 2 * draws)
+            true, both, seen = particles.of(x, lambda _: None)
             features = Features(seen, true.shape[1])
-            center, scale = drawn.mean(0), drawn.std(0).clamp(min=1e-12)
-            ones, others = (features.of((codes - center) / scale, seen) for codes in (true, drawn[0]))
+            true, drawn = in_units(true, both)
+            ones, others = (features.of(codes, seen) for codes in (true, drawn[0]))
             given, of_given = particles.given(tested)
-            given = (given - given.mean(0)) / given.std(0).clamp(min=1e-12)
-            rows = torch.cat([features.of(codes, of_given) for codes in given])
+            rows = torch.cat([features.of(codes, of_given) for codes in in_units(given[0], given)[1]])
 
             def statistic(first: Tensor, second: Tensor) -> np.ndarray:
                 probability = learned(first, second)(rows).reshape(draws, -1)

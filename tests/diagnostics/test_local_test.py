@@ -51,6 +51,16 @@ def test_p_values_of_exact_posteriors_are_uniform():
     assert p.unique().numel() > 3
 
 
+@pytest.mark.parametrize("draws", [2, 5])
+def test_a_few_draws_do_not_make_exact_posteriors_wrong(draws):
+    """Ten p-values of 0.1, ..., 1 have a mean of 0.55; draws that were measured by themselves gave 0.1 each."""
+    found = [
+        local_test(model, guide_of(1.0), X[:200], AT[:1], draws=draws, permutations=9, seed=seed).p
+        for seed in range(10)
+    ]
+    assert torch.cat(found).mean() > 0.55 - 4 * (0.0825 / 10) ** 0.5 + 0.1
+
+
 def test_codes_of_several_sites_and_data_of_several_parts():
     def of_two(x, y):
         with pyro.plate("data", len(x)):
