@@ -69,8 +69,8 @@ def predictive_check(
         The statistic of the data, those of the simulated data sets, and the share of these above it.
 
     Raises:
-        TypeError, ValueError: as for `log_likelihood`; for a statistic that returns no tensor, an unknown kind of
-            codes, and a model that observes something that the data do not hold as it is.
+        TypeError, ValueError: as for `log_likelihood`; for a statistic that returns no tensor, or NaN; for an
+            unknown kind of codes, and a model that observes something that the data do not hold as it is.
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -109,6 +109,8 @@ def _of(statistic: Callable[..., Tensor], batches: list[Batch]) -> Tensor:
     found = statistic(*args, **kwargs)
     if not isinstance(found, Tensor) or found.is_complex():
         raise TypeError(f"statistic must return a tensor, such as x.mean(), not {type(found).__name__}")
+    if found.isnan().any():
+        raise ValueError("the statistic is NaN, which nothing is above: leave out missing entries, as by x.nanmean()")
     return found.cpu()
 
 
