@@ -179,6 +179,19 @@ def from_numpy(array: np.ndarray) -> Tensor:
         return floats.masked_fill(torch.from_numpy(np.ma.getmaskarray(array).copy()), torch.nan)
     if array.dtype.kind == "u" and array.size and array.max() >= 2**63:
         raise ValueError(f"data hold {array.max()}, beyond whole numbers of 64 bits with a sign: scale them")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8 and array.ndim > 1:
+        _check_rounding(array)
     wide = {"u2": "i8", "u4": "i8", "u8": "i8", "f16": "f8"}
     kind = f"{array.dtype.kind}{array.dtype.itemsize}"
     return torch.from_numpy(np.array(array, dtype=wide.get(kind, kind.replace("b1", "?")), order="C"))
+
+
+def _check_rounding(array: np.ndarray) -> None:
+    """Refuse numbers of more than 64 bits which 64 bits would round by much of what they vary by, or cannot hold."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.fmax.reduce(np.abs(array.astype(np.float64) - array), 0)
+        spread = np.fmax.reduce(array, 0) - np.fmin.reduce(array, 0)
+        if (lost := (spread > 0) & (error > 1e-4 * spread)).any():
+            varies, rounded = (np.format_float_scientific(each[lost][0], 2) for each in (spread, error))
+            fix = "subtract its mean, and divide it by its size"
+            raise ValueError(f"an entry of the data varies by {varies}, and 64 bits round it by up to {rounded}: {fix}")

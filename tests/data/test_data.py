@@ -665,6 +665,23 @@ def test_as_tensor_reads_arrays_of_any_layout(view):
     assert as_tensor(array).tolist() == array.tolist()
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).eps == np.finfo(float).eps, reason="long doubles have 64 bits here")
+@pytest.mark.parametrize(
+    ("times", "plus", "words"),
+    [
+        ("1", "1e15", "varies by 1.*, and 64 bits round it by up to"),
+        ("1e400", "0", "varies by 1.00e.400, and 64 bits round it by up to inf"),
+        ("1e-400", "0", "varies by 1.00e-400, and 64 bits round it by up to .*e-40"),
+    ],
+)
+def test_numbers_of_more_than_64_bits_which_these_would_round_are_refused(times, plus, words):
+    numbers = np.longdouble([[0.3], [0.7], [1.3]])
+    with pytest.raises(ValueError, match=f"an entry of the data {words}.*: subtract its mean"):
+        as_tensor(numbers * np.longdouble(times) + np.longdouble(plus))
+    with_missing = np.where(numbers > 1, np.longdouble("nan"), numbers)  # which is known to 64 bits
+    torch.testing.assert_close(as_tensor(with_missing)[:2], torch.tensor([[0.3], [0.7]]).double())
+
+
 @pytest.mark.parametrize("dtype", ["u2", "u4", "u8", ">i2", ">u4", ">f8", "f2", "?", np.longdouble])
 def test_as_tensor_reads_numbers_of_every_width(dtype):
     array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
