@@ -1,5 +1,6 @@
 """Checks of single arguments, whose errors name the value received."""
 
+import inspect
 import math
 from numbers import Real
 from typing import Any
@@ -35,12 +36,13 @@ def as_size(size: int, name: str = "size", least: float = 1) -> int:
     return size
 
 
-def as_function(value: Any, name: str) -> Any:
+def as_function(value: Any, name: str, *taken: str) -> Any:
     """Return a function, or refuse a value that cannot be called.
 
     Arguments:
         value: a function, a class or any other callable.
         name: its name in the error.
+        taken: what it will be called with, if that is known, in words.
 
     Returns:
         The value.
@@ -56,6 +58,15 @@ def as_function(value: Any, name: str) -> Any:
     """
     if not callable(value):
         raise TypeError(f"{name} must be a function or a class, not {value!r}")
+    try:
+        signature = inspect.signature(value) if taken else None
+    except (TypeError, ValueError):  # of a function that is compiled
+        return value
+    try:
+        if signature:
+            signature.bind(*taken)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a function of {' and '.join(taken)} alone: {error}") from error
     return value
 
 

@@ -65,7 +65,7 @@ def check_programs(
     refuse_infinite(first, 0, where)
     first = filled(first)  # without missing entries, which some networks cannot take; they are checked below
     if transform is not None:
-        as_function(transform, "transform")
+        as_function(transform, "transform", "a batch")
     with unchanged(first, "the transform changes"):
         batch = transformed(first, transform, count_rows)
     check_calls(batch, model, guide)

@@ -79,6 +79,8 @@ def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:
             f"loss must be an ELBO such as Trace_ELBO(), objectives.IWAE(5) or objectives.Renyi(0.5), not {loss!r}"
         )
     check_per_datum(loss)
+    if callable(beta):
+        as_function(beta, "beta", "the step")
     # TraceTMC_ELBO would sum weights to the power of beta, which is another bound.
     weighs_kl = loss.weighs_kl if isinstance(loss, Objective) else not isinstance(loss, TraceTMC_ELBO)
     if not weighs_kl and (callable(beta) or beta != 1):
@@ -90,8 +92,17 @@ def check_loss(loss: ELBO, beta: Beta, memory: int | str | None = None) -> None:
         as_bytes(memory)
 
 
+TAKEN = {
+    "schedule": ["the optimizer"],
+    "transform": ["a batch"],
+    "count": ["a batch"],
+    "on_step": ["the step", "its loss"],
+    "on_epoch": ["the row of an epoch"],
+}
+
+
 def check_functions(**functions: Any) -> None:
-    """Refuse an optional argument that is not a function.
+    """Refuse an optional argument that is not a function, or not one of what it is called with.
 
     Raises:
         TypeError: with the value received.
@@ -104,7 +115,7 @@ def check_functions(**functions: Any) -> None:
     """
     for name, function in functions.items():
         if function is not None:
-            as_function(function, name)
+            as_function(function, name, *TAKEN.get(name, ()))
 
 
 def check_patience(patience: int | None, validation: Any) -> None:

@@ -82,7 +82,7 @@ def check_factory(optimizer: Any) -> None:
         TypeError: with the fix.
     """
     if not isinstance(optimizer, PyroOptim | torch.optim.Optimizer | LRScheduler | Groups):
-        as_function(optimizer, "optimizer")
+        as_function(optimizer, "optimizer", "the parameters")
 
 
 def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (), held: Iterable[Tensor] = ()) -> Made:
