@@ -179,6 +179,7 @@ def _entries(content: dict[str, Any]) -> dict[str, Entry]:
     for entry in entries.values():
         numbers = [*entry.figures.values(), *(value for values in entry.each.values() for value in values)]
         known = all(type(value) is float or (type(value) is int and abs(value) < MOST) for value in numbers)
+        known = known and not any(map(math.isnan, entry.figures.values()))
         texts = all(isinstance(text, str) for text in (entry.words, entry.verdict, *entry.pictures))
         if not (known and texts and entry.figures and {*entry.figures} <= {*TEXTS, *GREY_TEXTS}):
             raise TypeError("an entry has another form")

@@ -105,7 +105,7 @@ class Measured:
     """What a measure has found.
 
     Arguments:
-        figures: numbers by name, in nats per datum where they are bounds, likelihoods or gaps.
+        figures: numbers by name, in nats per datum where they are bounds, likelihoods or gaps; NaN if unknown.
         words: what they mean, in sentences.
         verdict: what they say of this run, in one sentence without a full stop, if anything.
         each: numbers of each datum, which other measures use.
@@ -149,9 +149,9 @@ class Measures:
         """Return what a measure finds, and keep its numbers of each datum for the next ones."""
         found: Measured = getattr(self, name)()
         self.each |= found.each
-        if self.experiment.is_grey:
-            found = replace(found, figures={GREY.get(name, name): value for name, value in found.figures.items()})
-        return found
+        names = GREY if self.experiment.is_grey else {}
+        known = {names.get(name, name): value for name, value in found.figures.items() if not math.isnan(value)}
+        return replace(found, figures=known)
 
     def check(self, name: str) -> None:
         """Refuse a measure that does not fit the run, by a small one of its kind, before the others are measured."""
@@ -165,6 +165,7 @@ class Measures:
             "nuts": lambda: posterior_check(*two, samples=4, warmup=1),
             "draws": lambda: sample_quality(few[-1], few[-1]),
             "beside": self._check_same_data,
+            "codes": lambda: codes(*few, draws=2),
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers that are not used
@@ -239,8 +240,7 @@ class Measures:
             " from the prior, their squared MMD would be near 0 with a large p-value, and a classifier could not tell"
             " them from draws: it would be right in half of all cases."
         )
-        figures = known | {name: value for name, value in accuracies.items() if not math.isnan(value)}
-        return Measured(figures, words, found.verdict)
+        return Measured(known | accuracies, words, found.verdict)
 
     def beside(self) -> Measured:
         """Whether another run has found the same codes."""
@@ -290,7 +290,7 @@ class Measures:
                 " The Frechet distance compares what a small classifier, which has learned the labels, sees in both;"
                 " that of real data is what this many real data would give."
             )
-        return Measured({name: value for name, value in figures.items() if not math.isnan(value)}, words)
+        return Measured(figures, words)
 
     def ais(self) -> Measured:
         """The likelihood by annealed importance sampling, and a bracket of how far it can be off."""

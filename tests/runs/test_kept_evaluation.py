@@ -178,6 +178,7 @@ def test_what_another_process_measures_meanwhile_is_kept(capsys, monkeypatch):
                 entry(figures={"unknown": 1.0}),
                 entry(figures={"elbo": 10**400}),
                 entry(figures={}),
+                entry(figures={"elbo": math.nan}),
                 entry() | {"about": None},
                 entry() | {"about": [1]},
             ],
@@ -190,6 +191,13 @@ def test_a_file_of_another_form_is_refused_or_replaced(content, capsys):
     assert "is no evaluation that could be continued: leave out --resume" in refused(capsys, "--resume")
     evaluated(capsys)
     assert [*kept()] == ["bound", "likelihood"]
+
+
+@pytest.mark.parametrize("flag", ["codes", "draws", "calibration"])
+def test_too_few_data_for_a_measure_are_refused_before_any_is_made(flag, capsys):
+    np.save("few.npy", np.zeros((7, 1, 8, 8), np.float32))
+    assert "at least 20" in refused(capsys, "--data", "few.npy", f"--{flag}")
+    assert not Path("run/evaluation.json").exists()
 
 
 def test_nothing_to_continue_is_said(capsys):
