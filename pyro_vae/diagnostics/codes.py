@@ -15,7 +15,7 @@ from pyro_vae.data.batch import Batch, Count, are_rows, cut, map_tensors, struct
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.distances import discrepancy
 from pyro_vae.diagnostics.particles import Particles
-from pyro_vae.diagnostics.vectors import as_classes, check_in_order, halves
+from pyro_vae.diagnostics.vectors import as_classes, can_be_learned, check_in_order, halves
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -39,8 +39,9 @@ class Codes(NamedTuple):
         mmd_p: its p-value.
         classifier_accuracy: that of a classifier that tells codes from draws of the prior, 1/2 if they are alike.
         classifier_p: its p-value.
-        neighbour_accuracy: that of labels which are predicted by the nearest neighbour's; NaN without labels.
-        linear_accuracy: that of labels which are predicted by a linear map of the codes; NaN without labels.
+        neighbour_accuracy: that of labels which are predicted by the nearest neighbour's; NaN without labels, with
+            a single class, and with a class for nearly each datum.
+        linear_accuracy: that of labels which are predicted by a linear map of the codes; NaN like the one before.
         verdict: a sentence that says whether the posterior has collapsed, and what to try.
     """
 
@@ -177,7 +178,7 @@ def _accuracies(means: Tensor, named: np.ndarray, seed: int) -> tuple[float, flo
     from sklearn.neighbors import KNeighborsClassifier
 
     (learn, measure), scaled = halves(len(means), seed), (means / means.std(0).clamp(min=1e-12)).numpy()
-    if len(set(named[learn].tolist())) < 2:  # nothing to tell apart
+    if not can_be_learned(named[learn]):
         return math.nan, math.nan
     kinds = KNeighborsClassifier(1), LogisticRegression(max_iter=1000)
     nearest, linear = (kind.fit(scaled[learn], named[learn]).score(scaled[measure], named[measure]) for kind in kinds)

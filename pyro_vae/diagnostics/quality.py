@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.diagnostics.classifier import Features
 from pyro_vae.diagnostics.distances import discrepancy, frechet, precision_and_recall
-from pyro_vae.diagnostics.vectors import as_classes, as_vectors, halves
+from pyro_vae.diagnostics.vectors import as_classes, as_vectors, can_be_learned, halves, varies
 from pyro_vae.programs.seeds import as_seed
 
 FEWEST = 20  # data
@@ -64,7 +64,7 @@ def sample_quality(real: Any, drawn: Any, *, labels: Any = None, seed: int = 0) 
 
     Raises:
         TypeError, ValueError: for values that are not finite numbers, data of different shapes, fewer data, and labels
-            of another number, or of one class, or of a class for each datum.
+            of another number, or of one class, or of a class for each datum, or of data that are all the same.
 
     Example:
         >>> from pyro_vae import data
@@ -86,11 +86,10 @@ def sample_quality(real: Any, drawn: Any, *, labels: Any = None, seed: int = 0) 
         return Quality(*compared, *precision_and_recall(x, y), *[math.nan] * 3)
     classes, (learn, measure) = as_classes(labels, len(x)), halves(len(x), seed)
     learn = learn[:LEARNED]
-    kinds = len(set(classes[learn].tolist()))
-    if len(x) < 2 * FEWEST or not 2 <= kinds <= len(learn) // 2:
+    if len(x) < 2 * FEWEST or not can_be_learned(classes[learn]) or not varies(x[learn]).any():
         raise ValueError(
-            f"a classifier needs at least {2 * FEWEST} real data, and several data of each of several classes: leave"
-            " out the labels"
+            f"a classifier needs at least {2 * FEWEST} real data that differ, and several data of each of several"
+            " classes: leave out the labels"
         )
     features = Features(x[learn], classes[learn])
     of_real, of_drawn = features(x[measure]), features(y)

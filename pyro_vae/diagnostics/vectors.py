@@ -47,14 +47,14 @@ def as_vectors(values: Any, name: str) -> Tensor:
 
 
 def as_classes(labels: Any, count: int) -> np.ndarray:
-    """Return the class of each datum, or refuse what are no classes.
+    """Return the number of each datum's class, from 0, or refuse what are no classes.
 
     Arguments:
         labels: integers or texts, one for each datum.
         count: the number of data.
 
     Raises:
-        ValueError: for another number of labels, and for measurements.
+        ValueError: for another number of labels, for measurements, and for data without a label.
 
     Example:
         >>> as_classes([0.5, 1.5], 2)
@@ -62,12 +62,29 @@ def as_classes(labels: Any, count: int) -> np.ndarray:
         ...
         ValueError: labels must be classes, such as whole numbers or texts, not measurements: leave them out
     """
+    if isinstance(labels, Tensor):
+        labels = (labels.double() if labels.is_floating_point() else labels).detach().cpu()
     named = np.asarray(labels)
     if named.shape != (count,):
         raise ValueError(f"labels must be one number for each of {count} data, not of shape {named.shape}")
-    if named.dtype.kind == "f" and not (named % 1 == 0).all():
+    each = named.tolist()
+    if missing := [number for number, label in enumerate(each) if label is None or label != label]:
+        raise ValueError(f"the label of datum {missing[0]} is {each[missing[0]]}: leave out such data, or the labels")
+    kinds = {type(label) for label in each}
+    alike = len(kinds) == 1 and not kinds & {float, complex}
+    if not (alike or (kinds <= {int, bool, float} and all(float(label).is_integer() for label in each))):
         raise ValueError("labels must be classes, such as whole numbers or texts, not measurements: leave them out")
-    return named
+    return np.unique(named, return_inverse=True)[1]
+
+
+def can_be_learned(classes: np.ndarray) -> bool:
+    """Whether a classifier can learn these: there are several, and in the mean several data of each.
+
+    Example:
+        >>> can_be_learned(np.array([0, 1, 0, 1])), can_be_learned(np.arange(4))
+        (True, False)
+    """
+    return 2 <= len(set(classes.tolist())) <= len(classes) // 2
 
 
 def check_in_order(data: Any, what: str) -> None:

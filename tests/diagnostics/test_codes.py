@@ -1,5 +1,7 @@
 import math
+import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_vae import VAE, data, decoders, encoders, priors
 from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.encoding import code_means
+from pyro_vae.diagnostics.estimators import linear_gaussian
+from pyro_vae.diagnostics.vectors import as_classes
 from tests.support.linear import probabilistic_pca
 
 
@@ -60,6 +64,39 @@ def test_a_collapsed_posterior_is_named_with_what_to_try():
     assert abs(found.mutual_information) < 1e-4
     assert found.verdict.startswith("the posterior has collapsed: no dimension of the codes depends on the data; try")
     assert found.mmd_p > 0.01
+
+
+KINDS = {
+    "texts": (["a", "b"], 1.0),
+    "bytes": ([b"a", b"b"], 1.0),
+    "texts of pandas": (np.array(["a", "b"], dtype=object), 1.0),
+    "bfloat16": (torch.tensor([3, 5]).bfloat16().requires_grad_(), 1.0),
+    "negative": (torch.tensor([-1.0, 2.0]), 1.0),
+    "missing": (["a", None], "the label of datum 1 is None: leave out such data, or the labels"),
+    "NaN": ([0.0, math.nan], "the label of datum 1 is nan: leave out such data, or the labels"),
+    "measurements": (np.array([1, 2.5], dtype=object), "labels must be classes, such as whole numbers or texts, not"),
+}
+
+
+@pytest.mark.parametrize(("kind", "found"), KINDS.values(), ids=KINDS)
+def test_labels_of_every_kind_are_classes_or_refused(kind, found):
+    labels = [kind[number % 2] for number in range(60)]
+    labels = torch.stack(labels) if isinstance(kind, torch.Tensor) else np.array(labels, getattr(kind, "dtype", None))
+    if isinstance(found, str):
+        with pytest.raises(ValueError, match=found):
+            as_classes(labels, 60)
+    else:
+        assert as_classes(labels, 60).tolist() == [0, 1] * 30
+
+
+def test_a_class_for_each_datum_has_no_accuracy():
+    """No class of the data that are measured has been learned, so that an accuracy of 0 would be that of any codes."""
+    vae, x = linear_gaussian(count=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = codes(vae.model, vae.guide, x, labels=range(40))
+    assert math.isnan(found.neighbour_accuracy)
+    assert math.isnan(found.linear_accuracy)
 
 
 def test_labels_are_predicted_from_codes_that_hold_them():

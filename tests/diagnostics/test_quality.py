@@ -165,7 +165,7 @@ def test_without_labels_the_data_are_compared_as_they_are():
     assert sample_quality(x.reshape(100, 3, 1).numpy(), y.reshape(80, 3, 1).numpy())[:4] == found[:4]
 
 
-X = torch.zeros(50, 4)
+X, SAME = torch.arange(200.0).reshape(50, 4), torch.ones(50, 4)
 
 
 @pytest.mark.parametrize(
@@ -174,16 +174,22 @@ X = torch.zeros(50, 4)
         (X, X[:, :3], None, r"real data and draws must have one shape, not \(4,\) and \(3,\)"),
         (X, X.reshape(50, 2, 2), None, r"real data and draws must have one shape, not \(4,\) and \(2, 2\)"),
         (X, X[:5], None, "at least 20 real data and draws are needed, not 50 and 5: give more"),
-        (X, X.log() * 0, None, "the draws must be finite, and below 1e100, but those of datum 0 are not: leave it out"),
+        (
+            X,
+            X / 0 - X / 0,
+            None,
+            "the draws must be finite, and below 1e100, but those of datum 0 are not: leave it out",
+        ),
         (X, X, [1, 2], r"labels must be one number for each of 50 data, not of shape \(2,\)"),
         (
             X,
             X,
             [1] * 50,
-            "a classifier needs at least 40 real data, and several data of each of several classes: leave",
+            "a classifier needs at least 40 real data that differ, and several data of each of several classes: leave",
         ),
-        (X, X, range(50), "a classifier needs at least 40 real data, and several data of each of several classes"),
-        (X[:30], X, [1, 2] * 15, "a classifier needs at least 40 real data, and several data of each of several"),
+        (X, X, range(50), "a classifier needs at least 40 real data that differ, and several data of each"),
+        (X[:30], X, [1, 2] * 15, "a classifier needs at least 40 real data that differ, and several data of each"),
+        (SAME, X, [1, 2] * 25, "a classifier needs at least 40 real data that differ, and several data of each"),
     ],
 )
 def test_samples_that_cannot_be_compared_are_refused(real, drawn, labels, message):
