@@ -27,6 +27,7 @@ from pyro_vae.runtime.steps import (
     get_random_state,
     import_tracers,
     reason_of,
+    restorer,
     set_random_state,
 )
 
@@ -162,10 +163,11 @@ class Recorded:
         """
         for own in self._recordings.values():
             if own.unchecked and own.graph is not None and self._is_current():
-                random_state = get_random_state()
+                random_state, restore = get_random_state(), restorer(constants_of(own.graph))
                 with Changes() as changes:
                     self._check(own, own.unchecked)
                 changes.undo()
+                restore()  # what compiled kernels have changed, which `Changes` does not see
                 set_random_state(random_state)
 
     def _is_current(self) -> bool:

@@ -101,7 +101,7 @@ class Trial:
         parameters: Sequence[Tensor] = (),
         noise: bool = True,
     ) -> None:
-        before, random_state = [(value, value.clone()) for value in state()], get_random_state()
+        restore, random_state = restorer(state()), get_random_state()
 
         def run(*moved: Tensor) -> tuple[Outputs, Outputs, list[Tensor]]:
             """Return the replacement's outputs, the state and the random state that it leaves, and restore both."""
@@ -109,10 +109,7 @@ class Trial:
                 _move(moved)
                 return copies(stand_in()), copies(state()), get_random_state()
             finally:
-                with torch.no_grad():
-                    for value, value_before in before:
-                        if not same([value], [value_before]):
-                            value.copy_(value_before)
+                restore()
                 set_random_state(random_state)
 
         self.failure = ""
@@ -143,6 +140,19 @@ def _move(parameters: Sequence[Tensor]) -> None:
     for parameter in parameters:
         signs = 2 * torch.randint(2, parameter.shape, generator=generator) - 1
         parameter.mul_(1 + torch.finfo(parameter.dtype).eps * signs.to(parameter))
+
+
+def restorer(values: Sequence[Tensor]) -> Callable[[], None]:
+    """Return a function that gives tensors the values that they have now."""
+    pairs = [(value, value.clone()) for value in values]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for value, before in pairs:
+            if not same([value], [before]):
+                value.copy_(before)
+
+    return restore
 
 
 def copies(values: Outputs) -> Outputs:

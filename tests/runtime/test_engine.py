@@ -722,6 +722,21 @@ def test_a_compiled_training_draws_the_same_noise_and_agrees_with_the_eager_one(
 
 @pytest.mark.slow
 @needs_a_compiler
+def test_the_check_before_a_checkpoint_moves_no_running_mean_of_a_compiled_step():
+    norm, weight = torch.nn.BatchNorm1d(2), torch.ones(2, requires_grad=True)
+    step = Recorded(lambda x: torch.autograd.grad((norm(x) * weight).sin().sum(), weight), compiled=True)
+    inputs = torch.randn(4, 5, 2)
+    for x in inputs:
+        step(x)
+    assert str(step) == "compiled: 1 of 4 steps were replayed"
+    step.verify()
+    assert norm.num_batches_tracked == 4
+    expected = sum(0.1 * 0.9 ** (3 - k) * x.mean(0) for k, x in enumerate(inputs))
+    assert torch.allclose(norm.running_mean, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@needs_a_compiler
 def test_weights_of_particles_are_compiled_though_they_magnify_rounding():
     """Log-weights of some 500 nats are rounded by 3e-5: so much are the weights, in the eager steps as well."""
     torch.manual_seed(0)
