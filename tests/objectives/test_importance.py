@@ -433,6 +433,12 @@ def test_the_discrepancy_of_one_distribution_is_0_in_the_mean_and_of_two_is_not(
     assert maximum_mean_discrepancy(torch.randn(200, 2), 1 + torch.randn(200, 2)) > 0.1
 
 
+def test_a_discrepancy_loses_few_digits_though_its_terms_nearly_cancel():
+    for pair in torch.randn(20, 2, 512, 2, dtype=torch.float32):
+        exact = maximum_mean_discrepancy(*pair.double())
+        assert (maximum_mean_discrepancy(*pair) - exact).abs() < 2e-7  # of terms of 10
+
+
 # Particles in chunks
 
 
