@@ -121,7 +121,7 @@ def made_by(optimizer: Any, parameters: list[Tensor], names: Sequence[str] = (),
     else:
         made = _as_made(optimizer(parameters))
     _check_usable(made.optim)
-    check_fused(made.optim)
+    check_flags(made.optim)
     _check_parameters(made.optim, parameters, held)
     _check_hooks(parameters)
     return made
@@ -145,20 +145,27 @@ def _check_usable(optim: torch.optim.Optimizer) -> None:
         )
 
 
-def check_fused(optim: torch.optim.Optimizer) -> None:
-    """Refuse a fused optimizer of complex parameters, which torch does not have.
+def check_flags(optim: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer with flags that torch does not have for its parameters.
 
     Raises:
         ValueError: with the fix.
 
     Example:
-        >>> check_fused(torch.optim.Adam([torch.zeros(1, dtype=torch.complex64)], fused=None))
+        >>> check_flags(torch.optim.Adam([torch.zeros(1, dtype=torch.complex64)], fused=None))
     """
+    kind = type(optim).__name__
     for group in optim.param_groups:
         if group.get("fused") and any(parameter.is_complex() for parameter in group["params"]):
-            kind = type(optim).__name__
-            fix = f"give another one, such as optimizer=partial(torch.optim.{kind}, lr={float(group['lr'])})"
-            raise ValueError(f"a fused {kind} takes no complex parameters, which the programs have: {fix}")
+            reason = f"a fused {kind} takes no complex parameters, which the programs have"
+        elif group.get("differentiable"):
+            reason = f"{kind}(differentiable=True) cannot change parameters that are trained"
+        elif group.get("capturable") and any(parameter.device.type == "cpu" for parameter in group["params"]):
+            reason = f"{kind}(capturable=True) takes no parameters on a CPU"
+        else:
+            continue
+        fix = f"give another one, such as optimizer=partial(torch.optim.{kind}, lr={float(group['lr'])})"
+        raise ValueError(f"{reason}: {fix}")
 
 
 def _check_parameters(optim: torch.optim.Optimizer, parameters: list[Tensor], held: Iterable[Tensor]) -> None:

@@ -37,7 +37,7 @@ from pyro_vae.training.optimizers import (
     Settings,
     as_in,
     as_plain,
-    check_fused,
+    check_flags,
     check_resumable,
     check_state,
     held_by,
@@ -420,7 +420,7 @@ class State:
             settings, state = self._late.pop(names[id(parameter)], (self.settings_by_name(name), {}))
             group = self._group_for(name, settings)
             group["params"].append(parameter)
-            check_fused(self.optim)
+            check_flags(self.optim)
             if state:
                 alone = copy.copy(self.optim)  # an optimizer of this parameter
                 alone.param_groups = [{**group, "params": [parameter]}]

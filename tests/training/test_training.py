@@ -984,6 +984,16 @@ OPTIMIZERS = {
     "a pair": (lambda ps: (torch.optim.SGD(ps), 1), TypeError, "not a tuple"),
     "LBFGS": (torch.optim.LBFGS, ValueError, "LBFGS needs several evaluations of a loss, .*: take torch.optim.Adam"),
     "SparseAdam": (torch.optim.SparseAdam, ValueError, "SparseAdam needs sparse gradients, .*: take torch.optim.Adam"),
+    "differentiable": (
+        partial(torch.optim.SGD, differentiable=True),
+        ValueError,
+        r"SGD\(differentiable=True\) cannot change parameters that are trained: give .*SGD, lr=0.001\)$",
+    ),
+    "capturable": (
+        partial(torch.optim.NAdam, capturable=True),
+        ValueError,
+        r"NAdam\(capturable=True\) takes no parameters on a CPU: give another one, .*NAdam, lr=0.002\)$",
+    ),
     "other parameters": (
         lambda _: torch.optim.SGD([torch.zeros(1, requires_grad=True)]),
         ValueError,
