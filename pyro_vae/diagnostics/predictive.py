@@ -69,8 +69,9 @@ def predictive_check(
         The statistic of the data, those of the simulated data sets, and the share of these above it.
 
     Raises:
-        TypeError, ValueError: as for `log_likelihood`; for a statistic that returns no tensor, or NaN; for an
-            unknown kind of codes, and a model that observes something that the data do not hold as it is.
+        TypeError, ValueError: as for `log_likelihood`; for a statistic that returns no tensor, nan, or another number
+            of values for simulated data; for an unknown kind of codes, and a model that observes something that the
+            data do not hold as it is.
 
     Example:
         >>> from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -96,21 +97,25 @@ def predictive_check(
             particles.meet(cut(batches[0], 2, count_rows))
             for _ in range(draws):
                 drawn = [particles.simulated(rows, given=codes == "posterior")[0] for rows in batches]
-                simulated.append(_of(statistic, drawn))
+                simulated.append(_of(statistic, drawn, observed.shape))
                 shown.update(1)
     all_draws = torch.stack(simulated)
     above = (all_draws > observed).double() + (all_draws == observed).double() / 2
     return PredictiveCheck(observed, all_draws, above.mean(0))
 
 
-def _of(statistic: Callable[..., Tensor], batches: list[Batch]) -> Tensor:
+def _of(statistic: Callable[..., Tensor], batches: list[Batch], shape: torch.Size | None = None) -> Tensor:
     parts = [torch.cat(each) for each in zip(*map(tensors_of, batches), strict=True)]
     args, kwargs = arguments(with_tensors(batches[0], parts))
-    found = statistic(*args, **kwargs)
+    found, of = statistic(*args, **kwargs), "the data" if shape is None else "simulated data"
     if not isinstance(found, Tensor) or found.is_complex():
         raise TypeError(f"statistic must return a tensor, such as x.mean(), not {type(found).__name__}")
     if found.isnan().any():
-        raise ValueError("the statistic is NaN, which nothing is above: leave out missing entries, as by x.nanmean()")
+        fix = "let it leave out what is missing (x.nanmean()), and what it is not defined for"
+        raise ValueError(f"the statistic of {of} is nan, which is neither above nor below another: {fix}")
+    if shape not in (None, found.shape):
+        reason = f"shape {tuple(found.shape)}, and that of the data {tuple(shape or ())}"
+        raise ValueError(f"the statistic of {of} has {reason}: let it return as many numbers for any data")
     return found.cpu()
 
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_vae import predictive_check
+from pyro_vae import VAE, decoders, encoders, predictive_check, priors
+from pyro_vae.networks import FillMissing
 from tests.support.linear import probabilistic_pca
 
 DRAWS = 400
+SOME = torch.linspace(0.5, 1.5, 80).reshape(40, 2)
+SOME[3, 1] = torch.nan
 
 
 @pytest.mark.parametrize("codes", ["posterior", "prior"])
@@ -83,6 +86,23 @@ def test_what_cannot_be_checked_is_refused():
 
     with pytest.raises(ValueError, match="observes something at site 'x' that the data do not hold as it is"):
         predictive_check(twice, exact.vae.guide, exact.x, lambda x: x.mean())
+
+
+@pytest.mark.parametrize(
+    ("statistic", "message"),
+    [
+        (lambda x: x.mean(), r"^the statistic of the data is nan, .* leave out what is missing \(x.nanmean\(\)\)"),
+        (lambda x: x[x > 0], r"^the statistic of simulated data has shape \(\d+,\), and that of the data \(\d+,\)"),
+        (lambda x: x.nan_to_num(1.0).amin().log(), r"^the statistic of simulated data is nan"),
+    ],
+)
+def test_a_statistic_that_cannot_be_compared_is_refused(statistic, message):
+    """With p = 0 for nan, a missing entry would say that the model never draws such data."""
+    x = SOME.clone()
+    vae = VAE(priors.Normal(2), encoders.Normal(2, 2, FillMissing), decoders.Masked(decoders.Normal(2, 2)))
+    with pytest.raises(ValueError, match=message):
+        predictive_check(vae.model, vae.guide, x, statistic, draws=5)
+    assert predictive_check(vae.model, vae.guide, x, lambda x: x.nanmean(), draws=5).observed == x.nanmean()
 
 
 def test_labels_that_equal_the_data_by_chance_stay_as_they_are():
