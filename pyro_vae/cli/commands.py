@@ -112,14 +112,13 @@ def list_parts(arguments: argparse.Namespace) -> None:
 
 
 def _experiment_of_run(arguments: argparse.Namespace) -> "Experiment":
-    from pyro_vae.data import located
     from pyro_vae.runs.experiment import Experiment
     from pyro_vae.runs.folder import RunFolder
 
     config = config_of_run(arguments.run, arguments.allow, *local_flags(arguments))
     folder, named = RunFolder(arguments.run), _with_named_data(config, arguments)
     for path in filter(None, (getattr(arguments, flag, None) for flag in ("out", "json"))):
-        check_apart(path, located(named.data))
+        folder.check_result(path, config.data, named.data)
     vae = folder.load_vae(config, best=arguments.best)
     data = folder.load_data(named, named=bool(arguments.data))
     if arguments.data and arguments.scale is None:
@@ -169,7 +168,6 @@ def sample(arguments: argparse.Namespace) -> None:
 
     from pyro_vae import plots
     from pyro_vae.arguments import as_size
-    from pyro_vae.data import located
     from pyro_vae.programs import seeded
     from pyro_vae.runs.folder import RunFolder
     from pyro_vae.runs.measures import check_results
@@ -178,8 +176,9 @@ def sample(arguments: argparse.Namespace) -> None:
     path = arguments.out or arguments.run / f"sample-seed{arguments.seed}.png"
     _check_file(arguments.out, "--out", (*plots.KINDS, ".npy", ".csv"))
     config = config_of_run(arguments.run, arguments.allow, "--data-root=", "--download")  # no data are read
-    check_apart(path, located(config.data))
-    vae = RunFolder(arguments.run).load_vae(config, best=arguments.best)
+    folder = RunFolder(arguments.run)
+    folder.check_result(path, config.data)
+    vae = folder.load_vae(config, best=arguments.best)
     with seeded(arguments.seed, torch.device(config.device)):
         x = vae.sample(arguments.n)
     check_results({"a sample": x.sum().item()})
@@ -290,7 +289,7 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     import torch
 
     from pyro_vae import plots
-    from pyro_vae.data import Data, located
+    from pyro_vae.data import Data
     from pyro_vae.data.arrays import as_scale
     from pyro_vae.data.numpy_files import divided
     from pyro_vae.programs import seeded
@@ -303,7 +302,7 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     config = _with_named_data(own, arguments)
     path = arguments.out or Path(arguments.data).with_name(f"{Path(arguments.data).stem}-completed.npy")
     _check_file(path, "--out")
-    check_apart(path, located(arguments.data))
+    folder.check_result(path, own.data, config.data)
     vae, rows = folder.load_vae(own, best=arguments.best), rows_of(arguments.data, read_weights(folder.weights)[1])
     scale, transform = 1.0 if config.scale is None else as_scale(config.scale), transform_of(config)
     with seeded(config.seed, torch.device(config.device)):

@@ -57,7 +57,7 @@ class Evaluation:
     """
 
     def __init__(self, folder: RunFolder, measures: Measures, *, best: bool = False, resume: bool = False) -> None:
-        self.folder, self.measures, self.path = folder, measures, folder.path / "evaluation.json"
+        self.folder, self.measures, self.path = folder, measures, folder.evaluation
         self.kept = takes_files(folder.path)
         settings, data = asdict(measures.settings), measures.experiment.data
         self.best = best

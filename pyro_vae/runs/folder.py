@@ -11,9 +11,9 @@ from filelock import FileLock
 from torch import Tensor
 
 from pyro_vae.arguments import as_size
-from pyro_vae.data import Data, are_images, fingerprint
+from pyro_vae.data import Data, are_images, fingerprint, located
 from pyro_vae.data.scales import Values, differ, sizes_of
-from pyro_vae.files import as_word, check_no_link, partial_of, takes_files
+from pyro_vae.files import as_word, check_apart, check_no_link, partial_of, takes_files
 from pyro_vae.networks import Shape
 from pyro_vae.runs.config import Config, read_flags
 from pyro_vae.runs.experiment import Experiment, seeded_vae
@@ -42,6 +42,7 @@ class RunFolder:
         self.path = path
         self.config, self.weights = path / "config.yaml", path / "model.safetensors"
         self.metrics, self.checkpoints = path / "metrics.csv", path / "checkpoints"
+        self.evaluation = path / "evaluation.json"
         self._lock = FileLock(path / LOCK)
 
     # Who may write
@@ -67,6 +68,17 @@ class RunFolder:
             raise ValueError(
                 f"{folder} cannot be written: {parent} is not a folder that you can write to; give --out another one"
             )
+
+    def check_result(self, path: Path, *data: str) -> None:
+        """Refuse to write a result over the numbers that the run's folder holds, or among the data.
+
+        Raises:
+            ValueError: with the fix.
+        """
+        for source in data:
+            check_apart(path, located(source))
+        if path.resolve() in {own.resolve() for own in (self.metrics, self.evaluation)}:
+            raise ValueError(f"{path} holds numbers of the run, which would be lost: give another place")
 
     def hold(self) -> None:
         """Create the folder if needed, and lock it against other processes; the lock ends with this process.

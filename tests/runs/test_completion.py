@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pyro_vae import VAE, decoders, encoders, impute, plots, priors
 from pyro_vae.cli import main
@@ -206,3 +207,37 @@ def test_a_file_of_another_scale_and_of_double_precision_keeps_its_observed_valu
     incomplete, completed = np.load("other.npy"), np.loadtxt("completed.csv", delimiter=",")
     assert np.isfinite(completed).all()
     assert (completed == incomplete)[~np.isnan(incomplete)].all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "lost"),
+    [
+        (["impute", "run", "--data", "gaps.npy", "--out", "table.npy"], "table.npy"),
+        (["impute", "run", "--data", "gaps.npy", "--out", "run/metrics.csv"], "run/metrics.csv"),
+        (["sample", "run", "--out", "run/metrics.csv"], "run/metrics.csv"),
+        (["evaluate", "run", "--json", "run/evaluation.json"], "run/evaluation.json"),
+    ],
+)
+def test_no_result_is_written_over_the_data_and_the_numbers_of_the_run(flags, lost, capsys):
+    """Although `impute` reads other data, and the run's own are not read."""
+    train(table(40), "--epochs", "1")
+    np.save("gaps.npy", with_gaps(table(5)))
+    Path("run/evaluation.json").write_text("{}")
+    before = Path(lost).read_bytes()
+    capsys.readouterr()
+    assert main(flags) == 2
+    assert "give another place" in capsys.readouterr().err
+    assert Path(lost).read_bytes() == before
+
+
+def test_no_picture_of_named_data_is_written_among_the_images_of_the_run(capsys):
+    for folder in ("own", "named"):
+        Path(folder).mkdir()
+        for number in range(10):
+            pixels = np.random.default_rng(number).integers(0, 256, (4, 4), np.uint8)
+            Image.fromarray(pixels).save(Path(folder, f"{number}.png"))
+    flags = ["--binarize", "none", "--latent-dim", "1", "--hidden", "4", "--epochs", "1", "--out", "run"]
+    assert main(["train", "--data", "own", *flags]) == 0
+    assert main(["reconstruct", "run", "--data", "named", "--out", "own/picture.png"]) == 2
+    assert "lies in the data" in capsys.readouterr().err
+    assert len(list(Path("own").iterdir())) == 10
