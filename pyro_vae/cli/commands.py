@@ -168,6 +168,8 @@ def sample(arguments: argparse.Namespace) -> None:
 
     from pyro_vae import plots
     from pyro_vae.arguments import as_size
+    from pyro_vae.data.arrays import as_scale
+    from pyro_vae.data.numpy_files import multiplied
     from pyro_vae.programs import seeded
     from pyro_vae.runs.folder import RunFolder
     from pyro_vae.runs.measures import check_results
@@ -183,8 +185,10 @@ def sample(arguments: argparse.Namespace) -> None:
         x = vae.sample(arguments.n)
     check_results({"a sample": x.sum().item()})
     kind = path.suffix.lower()
-    title = "Samples from the prior, decoded"
-    write_whole(path, plots.as_file(plots.samples(x, title), kind) if kind in plots.KINDS else _numbers(x, kind))
+    if kind in plots.KINDS:
+        _write_figure(path, plots.samples(x, "Samples from the prior, decoded"))
+    else:
+        write_whole(path, _numbers(x if config.scale is None else multiplied(x, as_scale(config.scale)), kind))
     say(printable(str(path)))
 
 
@@ -291,7 +295,7 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     from pyro_vae import plots
     from pyro_vae.data import Data
     from pyro_vae.data.arrays import as_scale
-    from pyro_vae.data.numpy_files import divided
+    from pyro_vae.data.numpy_files import divided, multiplied
     from pyro_vae.programs import seeded
     from pyro_vae.runs.completion import completions_figure, rows_of
     from pyro_vae.runs.folder import RunFolder, read_weights
@@ -312,12 +316,14 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
         x = transform(x) if transform else x
     found = completion.of(vae, x)
     missing, kind = rows.isnan(), path.suffix.lower()
-    mean, *draws = (torch.where(missing, each.to(rows) * scale, rows) for each in (found.mean[0], *found.draws[0]))
+    mean, *draws = (
+        torch.where(missing, multiplied(each, scale).to(rows), rows) for each in (found.mean[0], *found.draws[0])
+    )
     if kind in plots.KINDS:
         title = f"{Path(arguments.data).name}, completed by {completion.by}"
         _write_figure(path, completions_figure(x, found, title))
     elif kind == ".npz":
-        buffer, deviation = io.BytesIO(), found.deviation[0].to(rows) * scale
+        buffer, deviation = io.BytesIO(), multiplied(found.deviation[0], scale).to(rows)
         np.savez(buffer, mean=mean.numpy(), draws=torch.stack(draws).numpy(), deviation=deviation.numpy())
         write_whole(path, buffer.getvalue())
     else:

@@ -149,7 +149,9 @@ def _add_uses_of_runs(subparsers: Any) -> None:
         command.add_argument("run", type=as_path, metavar="RUN", help="the run's folder")
         command.add_argument("--n", type=int, default=count, metavar="N", help=f"number of data (default {count})")
         command.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
-        text = "file, .png, .jpg, .pdf or .svg" + ("; .npy or .csv for the numbers" if command is sample else "")
+        text = "file, .png, .jpg, .pdf or .svg" + (
+            "; .npy or .csv for the numbers, in the units of the data" if command is sample else ""
+        )
         command.add_argument(
             "--out", type=as_path, metavar="FILE", help=f"{text} (default: a .png in the run's folder)"
         )

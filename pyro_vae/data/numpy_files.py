@@ -166,6 +166,21 @@ def divided(x: Tensor, scale: float) -> Tensor:
     return quotient.to(default)
 
 
+def multiplied(x: Tensor, scale: float) -> Tensor:
+    """Return values that were divided by a scale in the units of their file, in double precision.
+
+    They are rounded to the digits of 32 bits, so that whole numbers come back whole.
+
+    Example:
+        >>> divided(torch.tensor([41.0]), 255).double().mul(255), multiplied(divided(torch.tensor([41.0]), 255), 255)
+        (tensor([41.0000], dtype=torch.float64), tensor([41.], dtype=torch.float64))
+    """
+    if scale == 1:
+        return x
+    mantissa, exponent = (x.double() * scale).frexp()  # the exponents of 32 bits may be too small
+    return mantissa.float().double() * 2.0 ** exponent.double()
+
+
 def _tensor(array: np.ndarray, name: str) -> Tensor:
     try:
         return from_numpy(array)

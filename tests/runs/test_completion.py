@@ -12,6 +12,7 @@ from PIL import Image
 from pyro_vae import VAE, decoders, encoders, impute, plots, priors
 from pyro_vae.cli import main
 from pyro_vae.cli.flags import config_of_run
+from pyro_vae.data.numpy_files import multiplied
 from pyro_vae.networks import MLP, FillMissing
 from pyro_vae.runs.completion import Completion, hidden
 from pyro_vae.runs.folder import RunFolder
@@ -207,6 +208,33 @@ def test_a_file_of_another_scale_and_of_double_precision_keeps_its_observed_valu
     incomplete, completed = np.load("other.npy"), np.loadtxt("completed.csv", delimiter=",")
     assert np.isfinite(completed).all()
     assert (completed == incomplete)[~np.isnan(incomplete)].all()
+
+
+def test_samples_have_the_units_of_the_data(capsys):
+    """And are data of the run, which `evaluate --data` divides by its scale."""
+    train(table() * 1000, "--epochs", "60", "--lr", "0.01", "--scale", "1000")
+    for name in ("drawn.npy", "drawn.csv"):
+        assert main(["sample", "run", "--n", "2000", "--out", name]) == 0
+    drawn = np.load("drawn.npy")
+    np.testing.assert_allclose(drawn.mean(0), 1000 * MEAN, atol=150)
+    np.testing.assert_array_equal(np.loadtxt("drawn.csv", delimiter=","), drawn)
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--data", "drawn.npy", "--samples", "30"]) == 0
+    assert float(re.findall(r"bound .* (-[0-9.]+)$", capsys.readouterr().out, re.MULTILINE)[0]) > -4
+
+
+def test_imputed_whole_numbers_are_whole_in_the_units_of_the_file():
+    """Multiplied in double precision, 41/255 in single precision gives 41.0000006."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 20)).astype(float)
+    np.save("gaps.npy", np.where(np.arange(20) % 2 == 0, np.nan, pixels))
+    train(pixels, "--epochs", "1", "--decoder", "DiscretizedLogistic", "--scale", "255")
+    assert main(["impute", "run", "--data", "gaps.npy", "--out", "filled.npz", "--by", "encoder"]) == 0
+    draws = np.load("filled.npz")["draws"]
+    np.testing.assert_array_equal(draws, draws.round())
+    every = torch.arange(256) / torch.tensor(255.0)
+    assert torch.equal(multiplied(every, 255), torch.arange(256).double())
+    np.testing.assert_allclose(multiplied(torch.tensor([0.5, -2.0]), 1e300), [0.5e300, -2e300], rtol=1e-7)
+    np.testing.assert_allclose(multiplied(torch.tensor([0.5, -2.0]), 1e-300), [0.5e-300, -2e-300], rtol=1e-7)
 
 
 @pytest.mark.parametrize(
