@@ -72,7 +72,7 @@ def code_means(
                 args, kwargs = arguments(whole)
                 particles.values_in(poutine.trace(particles.model).get_trace(*args, **kwargs))  # refuses other sites
                 for rows in pieces(whole, TOGETHER, count_rows):
-                    drawn = [value.mean(0).double() for value in particles.draw(rows, draws)[1:]]
+                    drawn = [value.double().mean(0) for value in particles.draw(rows, draws)[1:]]
                     found.append(torch.cat([value.reshape(len(value), -1) for value in drawn], -1).cpu())
                     particles.check_finite(~found[-1].isfinite().all(-1), rows, "the code")
     return torch.cat(found)

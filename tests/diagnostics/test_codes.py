@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vae import VAE, data, decoders, encoders, priors
+from pyro_vae import VAE, ais, data, decoders, encoders, priors
 from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.encoding import code_means
 from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -192,3 +192,49 @@ def test_vaes_on_digits_and_few_data():
     assert codes(vae.model, vae.guide, digits.test).variances.shape == (2,)
     with pytest.raises(ValueError, match=r"^codes compares data with each other, at least 20 of them, not 3"):
         codes(vae.model, vae.guide, digits.test[:3])
+
+
+def of_plate(size):
+    """Programs for 400 data in all, or for those that they are given."""
+
+    def plate(x):
+        return pyro.plate("data", size or len(x), subsample_size=len(x))
+
+    def model(x):
+        with plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with plate(x):
+            pyro.sample("z", dist.Normal(0.4 * x[:, 0], 0.8))
+
+    return model, guide
+
+
+def test_a_plate_that_takes_a_part_of_its_data_counts_each_datum_once():
+    """log p(x) is that of N(0, 2); the mutual information is that of the same programs without a size."""
+    x = 1.4 * torch.randn(40, 1, generator=torch.Generator().manual_seed(0))
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x[:, 0]).mean()
+    assert abs(ais(*of_plate(400), x, steps=40).estimate.mean() - exact) < 0.02
+    whole, part = (codes(*of_plate(size), x).mutual_information for size in (None, 400))
+    q = dist.Normal(0.4 * x[:, 0], 0.8)
+    z = torch.linspace(-8, 8, 4001)[:, None]
+    density = q.log_prob(z).exp()
+    information = (density * (q.log_prob(z) - density.mean(1, keepdim=True).log())).sum(0).mean() * 16 / 4000
+    assert abs(whole - information) < 0.3
+    assert abs(part - information) < 0.3
+
+
+def test_means_of_whole_numbers():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+            pyro.sample("x", dist.Normal(torch.zeros(1), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(torch.tensor([0.1, 0.2, 0.7]).expand(len(x), 3)))
+
+    found = code_means(model, guide, torch.zeros(20, 1), draws=500).mean()
+    assert abs(found - 1.6) < 4 * (0.44 / 10_000) ** 0.5
