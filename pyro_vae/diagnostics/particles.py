@@ -177,12 +177,13 @@ class Particles(Objective):
         """
         args, kwargs = arguments(rows)
         drawn = poutine.trace(self.guide).get_trace(*args, **kwargs) if given else Trace()
-        model = poutine.uncondition(poutine.replay(self.model, trace=drawn))
+        known = poutine.block(self.model, hide_fn=lambda site: site["infer"].get("_deterministic", False))
+        model = poutine.uncondition(poutine.replay(known, trace=drawn))
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         tensors = tensors_of(rows)
         for name, site in trace.nodes.items():
             observed = site["infer"].get("obs") if site["type"] == "sample" else None
-            if observed is None or site["infer"].get("_deterministic"):
+            if observed is None:
                 continue
             same = parts_in(observed, tensors)
             if not same:
@@ -202,8 +203,8 @@ class Particles(Objective):
         with_codes = poutine.replay(self.model, trace=drawn.copy())
         again = poutine.trace(with_codes).get_trace(*args, **kwargs)
         for name in again.observation_nodes:
-            site, before = again.nodes[name], drawn.nodes[name]["fn"]
-            if not site["infer"].get("_deterministic") and not _scores_alike(before, site["fn"], site["value"]):
+            site, before = again.nodes[name], drawn.nodes.get(name)  # a value that is computed is in one of them
+            if before and not _scores_alike(before["fn"], site["fn"], site["value"]):
                 raise ValueError(
                     f"the model observes data at site {name!r} that it also uses elsewhere, so that it cannot simulate"
                     " them: let it use them where they are observed alone"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_vae import VAE, decoders, encoders, predictive_check, priors
+from pyro_vae import VAE, bdmc, decoders, encoders, predictive_check, priors
+from pyro_vae.diagnostics.calibration import calibration
 from pyro_vae.networks import FillMissing
 from tests.support.linear import probabilistic_pca
 
@@ -129,3 +130,25 @@ def test_a_statistic_that_is_nan_is_refused(statistic):
     exact = probabilistic_pca(latent=1, observed=2, count=10)
     with pytest.raises(ValueError, match="the statistic is NaN, which nothing is above: leave out missing entries"):
         predictive_check(exact.vae.model, exact.vae.guide, exact.x, statistic, draws=2)
+
+
+def test_a_value_that_is_computed_is_that_of_the_simulated_codes():
+    """x is N(2 z, 1) with a computed 2 z, so that its mean over 40 data is N(0, 5 / 40) with new codes."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            twice = pyro.deterministic("twice", 2 * z)
+            pyro.sample("x", dist.Normal(twice.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.4 * x[:, 0], 0.2**0.5))
+
+    x = torch.linspace(-4, 4, 40)[:, None]
+    found = predictive_check(model, guide, x, lambda x: x, codes="prior", draws=DRAWS)
+    assert found.simulated.shape == (DRAWS, 40, 1)
+    assert 1e-4 < stats.chi2.cdf(40 * found.simulated.mean((1, 2)).square().sum().item() / 5, DRAWS) < 1 - 1e-4
+    lower, upper, *_ = bdmc(model, guide, x, steps=10)
+    assert abs(upper.mean() - lower.mean()) < 0.05  # the guide is exact
+    assert calibration(model, guide, x).verdict == "no failure is seen"
