@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pyro_vae.arguments import as_size
 from pyro_vae.data import Rows, count_in
-from pyro_vae.data.batch import Batch, Count, are_rows, cut, map_tensors, structure_of, tensors_of, with_tensors
+from pyro_vae.data.batch import Batch, Count, cut
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.distances import discrepancy
 from pyro_vae.diagnostics.particles import Particles
-from pyro_vae.diagnostics.vectors import as_classes, can_be_learned, check_in_order, halves
+from pyro_vae.diagnostics.vectors import as_classes, can_be_learned, check_in_order, halves, joined
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -141,14 +141,7 @@ def _first(x: Rows) -> Batch:
         parts.append(part)
         if sum(map(count, parts)) >= MOST:
             break
-    if len(parts) == 1:
-        return cut(parts[0], MOST, count)
-    fits = all(are_rows(part, count) for part in parts)
-    kinds = {structure_of(map_tensors(lambda each: each[:0].contiguous(), part)) for part in parts} if fits else {None}
-    if len(kinds) > 1 or None in kinds:
-        raise ValueError(f"{NAME} compares data with each other: give batches of one structure and shape, or one batch")
-    joined = [torch.cat(each) for each in zip(*map(tensors_of, parts), strict=True)]
-    return cut(with_tensors(parts[0], joined), MOST, count)
+    return cut(joined(parts, count, f"{NAME} compares data with each other"), MOST, count)
 
 
 def _information(particles: Particles, rows: Any, values: list[Tensor]) -> float:

@@ -75,6 +75,9 @@ def code_means(
                     drawn = [value.double().mean(0) for value in particles.draw(rows, draws)[1:]]
                     found.append(torch.cat([value.reshape(len(value), -1) for value in drawn], -1).cpu())
                     particles.check_finite(~found[-1].isfinite().all(-1), rows, "the code")
+    if len(sizes := {each.shape[1] for each in found}) > 1:
+        few, many = min(sizes), max(sizes)
+        raise ValueError(f"some data have {few} numbers as their code, others {many}: give those of one size at a time")
     return torch.cat(found)
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pyro_vae.arguments import as_function, as_size
 from pyro_vae.data import count_in, pieces
-from pyro_vae.data.batch import Batch, Count, arguments, cut, tensors_of, with_tensors
+from pyro_vae.data.batch import Batch, Count, arguments, cut
 from pyro_vae.diagnostics.particles import Particles
+from pyro_vae.diagnostics.vectors import joined
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -91,22 +92,23 @@ def predictive_check(
     with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(draws, "draw", shown=progress) as shown:
         check_programs(model, guide, x)
         batches = [rows for whole in x.split(TOGETHER) for rows in pieces(whole, TOGETHER, count_rows)]
-        observed = _of(statistic, batches)
+        observed = _of(statistic, batches, count_rows)
         with pyro.validation_enabled(False), on_particles(NAME):
             particles = _Particles(local(model), local(guide), count_rows)
             particles.meet(cut(batches[0], 2, count_rows))
             for _ in range(draws):
                 drawn = [particles.simulated(rows, given=codes == "posterior")[0] for rows in batches]
-                simulated.append(_of(statistic, drawn, observed.shape))
+                simulated.append(_of(statistic, drawn, count_rows, observed.shape))
                 shown.update(1)
     all_draws = torch.stack(simulated)
     above = (all_draws > observed).double() + (all_draws == observed).double() / 2
     return PredictiveCheck(observed, all_draws, above.mean(0))
 
 
-def _of(statistic: Callable[..., Tensor], batches: list[Batch], shape: torch.Size | None = None) -> Tensor:
-    parts = [torch.cat(each) for each in zip(*map(tensors_of, batches), strict=True)]
-    args, kwargs = arguments(with_tensors(batches[0], parts))
+def _of(
+    statistic: Callable[..., Tensor], batches: list[Batch], count: Count, shape: torch.Size | None = None
+) -> Tensor:
+    args, kwargs = arguments(joined(batches, count, "the statistic is that of all data"))
     found, of = statistic(*args, **kwargs), "the data" if shape is None else "simulated data"
     if not isinstance(found, Tensor) or found.is_complex():
         raise TypeError(f"statistic must return a tensor, such as x.mean(), not {type(found).__name__}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from pyro_vae.data import as_tensor
+from pyro_vae.data.batch import Batch, Count, are_rows, map_tensors, structure_of, tensors_of, with_tensors
 from pyro_vae.programs.seeds import as_seed
 
 LARGEST = 1e100  # number whose square, and sums of squares, are not infinite
@@ -126,6 +127,22 @@ def check_together(ones: Tensor, others: Tensor, names: tuple[str, str], fewest:
         )
     if len(ones) < fewest:
         raise ValueError(f"at least {fewest} data are needed, not {len(ones)}: give more")
+
+
+def joined(parts: list[Batch], count: Count, why: str) -> Batch:
+    """Return batches as one, or refuse batches that differ in structure; ``why`` says in the error what joins them.
+
+    Example:
+        >>> joined([torch.zeros(2, 1), torch.ones(1, 1)], len, "this joins batches").shape
+        torch.Size([3, 1])
+    """
+    if len(parts) == 1:
+        return parts[0]
+    fits = all(are_rows(part, count) for part in parts)
+    kinds = {structure_of(map_tensors(lambda each: each[:0].contiguous(), part)) for part in parts} if fits else {None}
+    if len(kinds) > 1 or None in kinds:
+        raise ValueError(f"{why}: give batches of one structure and shape, or one batch")
+    return with_tensors(parts[0], [torch.cat(each) for each in zip(*map(tensors_of, parts), strict=True)])
 
 
 def halves(size: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vae import VAE, ais, data, decoders, encoders, priors
+from pyro_vae import VAE, ais, data, decoders, encoders, predictive_check, priors
 from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.encoding import code_means
 from pyro_vae.diagnostics.estimators import linear_gaussian
@@ -224,6 +224,27 @@ def test_a_plate_that_takes_a_part_of_its_data_counts_each_datum_once():
     information = (density * (q.log_prob(z) - density.mean(1, keepdim=True).log())).sum(0).mean() * 16 / 4000
     assert abs(whole - information) < 0.3
     assert abs(part - information) < 0.3
+
+
+def test_codes_of_different_sizes_are_refused():
+    """Series of one and of two steps have a code for each step."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            for step in range(x.shape[1]):
+                pyro.sample(f"z{step}", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            for step in range(x.shape[1]):
+                pyro.sample(f"z{step}", dist.Normal(x[:, step], 1.0))
+
+    series = DataLoader([torch.zeros(3, 1), torch.zeros(4, 2)], batch_size=None)
+    with pytest.raises(ValueError, match="some data have 1 numbers as their code, others 2: give those of one size at"):
+        code_means(model, guide, series)
+    with pytest.raises(ValueError, match="the statistic is that of all data: give batches of one structure and shape"):
+        predictive_check(model, guide, series, lambda x: x.mean())
 
 
 def test_means_of_whole_numbers():
