@@ -596,6 +596,15 @@ def test_evaluate_says_that_grey_pixels_have_no_log_probability(capsys):
     assert "log p(" not in output
 
 
+def test_the_json_says_how_many_data_the_slow_measures_took(capsys):
+    train("--epochs", "0")
+    np.save("few.npy", np.zeros((7, 1, 8, 8), np.float32))
+    assert main(["evaluate", "run", "--samples", "2", "--data", "few.npy", "--json", "found.json"]) == 0
+    found = json.loads(Path("found.json").read_text())
+    assert (found["test_data"], found["images"]) == (1, 1)  # one of seven is tested, and not 100
+    capsys.readouterr()
+
+
 def test_no_number_of_grey_pixels_is_called_a_likelihood(monkeypatch, capsys):
     for name in ("ais", "bdmc"):
         monkeypatch.setattr(measures, name, partial(getattr(measures, name), chains=2, steps=2, leapfrog=1))
