@@ -352,7 +352,7 @@ def gradients(model: str = "linear-gaussian", draws: int = 10_000, seed: int = 0
 
     Arguments:
         model: "linear-gaussian" or "discrete".
-        draws: number of draws of each gradient, at least 1,000.
+        draws: number of draws of each gradient, at least 1,000, made in groups of 50.
         seed: random seed of the noise.
         settings: arguments of the model, such as ``offset=0.0, factor=1.0``, which make the linear encoder exact.
 
@@ -376,7 +376,7 @@ def gradients(model: str = "linear-gaussian", draws: int = 10_000, seed: int = 0
     exact = {k: exact_gradient(vae, x, k) for k in {estimator.particles for estimator in estimators}}
     with seeded(seed, x.device):
         rows = [row for e in estimators for row in _measure(e, vae, x, exact[e.particles], draws)]
-    return Gradients(model, draws, rows)
+    return Gradients(model, TOGETHER * math.ceil(draws / TOGETHER), rows)
 
 
 def _measure(estimator: Estimator, vae: VAE, x: Tensor, exact: Tensor, draws: int) -> list[Row]:

@@ -100,6 +100,15 @@ def test_at_a_far_encoder_unbiased_estimators_are_not_accused():
             assert row.bias_z < 4.5
 
 
+def test_draws_are_counted_as_they_are_made(monkeypatch):
+    """They are made in groups of 50, so that 1,001 take 21 groups."""
+    first = laboratory.discrete_estimators()[0]
+    monkeypatch.setattr(laboratory, "discrete_estimators", lambda: [first])
+    found = laboratory.gradients("discrete", draws=1001)
+    assert found.draws == 1050
+    assert "discrete: 1050 draws of each gradient" in found.table()
+
+
 def test_weights_too_steep_for_an_exact_bound_are_refused():
     with pytest.raises(ValueError, match=r"too steep .* take a smaller offset"):
         laboratory.exact_bound(*laboratory.linear_gaussian(offset=100.0), 2)
