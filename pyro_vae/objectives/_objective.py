@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_vae.arguments import as_size
 from pyro_vae.data.batch import Batch, Count, arguments, count_of, tensors_of
-from pyro_vae.distributions.wrappers import family, is_masked, layers, unmasked, with_density
+from pyro_vae.distributions.wrappers import ScoreFunction, family, is_masked, layers, unmasked, with_density
 from pyro_vae.networks._part import kept_arguments
 from pyro_vae.objectives.particles import NOISE, PARTICLES
 from pyro_vae.runtime.memory import most_within, peak_of
@@ -380,13 +380,18 @@ def log_prob(trace: Trace, names: list[str]) -> Tensor:
     return sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
 
 
-def whole_score(trace: Trace) -> Tensor:
+def whole_score(objective: Objective, trace: Trace) -> Tensor:
     """Sum the log-probabilities of a guide's sites, computed before, without their masks, shape (K, B).
 
     Its gradient is the score of the draws. A mask takes a density out of the bound, but other sites may still depend on
     the draw, so that it belongs into the score.
+
+    Raises:
+        ValueError: for a site whose support moves.
     """
     sites = [trace.nodes[name] for name in trace.stochastic_nodes]
+    for site in sites:
+        check_score(objective, site, "take IWAE or Trace_ELBO")
     each = [
         unmasked(site["fn"]).log_prob(site["value"]) if is_masked(site["fn"]) else site["unscaled_log_prob"]
         for site in sites
@@ -492,9 +497,18 @@ def check_support(objective: Objective, site: dict[str, Any]) -> None:
         )
 
 
+def check_score(loss: ELBO, site: dict[str, Any], fix: str) -> None:
+    """Refuse the score function at a site whose support moves with parameters: it does not see the bounds move."""
+    if _moves(site["fn"]):
+        raise ValueError(
+            f"{type(loss).__name__} takes the score function at site {site['name']!r}, which is right on a fixed"
+            f" support alone, and that of {family(site['fn'])} moves with parameters: {fix}"
+        )
+
+
 def _moves(distribution: Any) -> bool:
     """Whether parameters move the bounds of a support; after transforms, torch takes these bounds to be fixed."""
-    wrapped = Independent | ExpandedDistribution | MaskedDistribution
+    wrapped = Independent | ExpandedDistribution | MaskedDistribution | ScoreFunction
     inner = next(layer for layer in layers(distribution) if not isinstance(layer, wrapped))
     if type(inner).support is not TransformedDistribution.support:
         return any(end.requires_grad for end in _bounds(_support(inner)))

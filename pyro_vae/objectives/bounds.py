@@ -106,7 +106,7 @@ class Thermodynamic(Objective):
         self.steps = [0.0, *inner, 1.0]
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
-        return *super().of_guide(trace), whole_score(trace)
+        return *super().of_guide(trace), whole_score(self, trace)
 
     def estimate(self, draws: Draws) -> Tensor:
         log_weights, (whole,) = draws.log_weights, draws.own

@@ -310,7 +310,7 @@ class VIMCO(Objective):
             raise ValueError(f"VIMCO takes at least 2 particles, not {num_particles!r}: each is the others' baseline")
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
-        return *super().of_guide(trace), whole_score(trace)
+        return *super().of_guide(trace), whole_score(self, trace)
 
     def estimate(self, draws: Draws) -> Tensor:
         log_weights = draws.log_weights

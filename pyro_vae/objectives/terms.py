@@ -26,7 +26,16 @@ from pyro_vae.arguments import as_number, as_size
 from pyro_vae.data.batch import Batch, arguments, count_of
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.distributions.wrappers import ScoreFunction, is_masked
-from pyro_vae.objectives._objective import Objective, Program, Terms, at_weight_1, check_dims, copy_of, scale_at_1
+from pyro_vae.objectives._objective import (
+    Objective,
+    Program,
+    Terms,
+    at_weight_1,
+    check_dims,
+    check_score,
+    copy_of,
+    scale_at_1,
+)
 from pyro_vae.objectives.plates import share_of
 
 Beta = float | Callable[[int], float]
@@ -144,11 +153,13 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
             return _with_gradients(loss.terms(model, guide, *args, **kwargs), count, parameters())
         if not by_hand:
             value = torch.as_tensor(_weighed(recorder.differentiable_loss, model, guide, *args, **kwargs))
+            _check_scores(loss, traces)
             share = share_of(traces, count, plates)
             return _with_gradients(_terms(recorder, traces, beta, value, share), count, parameters())
         for parameter in parameters():
             parameter.grad = None
         value = _as_loss(recorder.loss_and_grads(_with_owner(model), _with_owner(guide), *args, **kwargs), loss)
+        _check_scores(loss, traces)
         share = share_of(traces, count, plates)
         gradients = [None if p.grad is None else p.grad * (share / count) for p in parameters()]
         return _terms(recorder, traces, beta, value, share), gradients
@@ -259,6 +270,14 @@ def _weighed(loss: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tenso
             "a site that the model sums out stands in the likelihood, so that the KL has no weight of its own: leave"
             " beta at 1, or sum the site out by hand (dist.MixtureSameFamily)"
         ) from error
+
+
+def _check_scores(loss: ELBO, traces: list[tuple[Trace, Trace]]) -> None:
+    """Refuse draws without a pathwise gradient from a support that moves with parameters."""
+    for _, guide_trace in traces:
+        for site in (guide_trace.nodes[name] for name in guide_trace.stochastic_nodes):
+            if not site["fn"].has_rsample:
+                check_score(loss, site, "let its draws have a gradient (has_rsample), or keep the support fixed")
 
 
 def _terms(loss: ELBO, traces: list[tuple[Trace, Trace]], beta: Tensor | float, value: Tensor, share: float) -> Terms:

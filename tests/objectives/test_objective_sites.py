@@ -17,7 +17,8 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer import Trace_ELBO
 
 from pyro_vae import VAE, decoders, encoders, evaluate, fit, log_likelihood, objectives, priors
-from pyro_vae.distributions.wrappers import _Wrapper
+from pyro_vae.distributions.wrappers import ScoreFunction, _Wrapper
+from pyro_vae.objectives import terms_and_gradients
 
 pytestmark = pytest.mark.usefixtures("float64")
 K = 4
@@ -293,6 +294,25 @@ def test_a_support_that_moves_with_parameters_is_refused_where_the_score_is_left
             getattr(objectives, name)().differentiable_loss(*seen(torch.ones(3), fn, len(fn().event_shape)))
     fixed = seen(torch.ones(3), lambda: dist.Pareto(1.5, 2 * width))
     assert getattr(objectives, name)().differentiable_loss(*fixed).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrapper"),
+    [(objectives.VIMCO(4), None), (objectives.Thermodynamic(4), ScoreFunction), (Trace_ELBO(), ScoreFunction)],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_support_that_moves_with_parameters_is_refused_where_the_score_function_is_taken(loss, wrapper):
+    """With log p(x|z) = -8 z^2 and a width w of 0.9, the bound's slope is 1 / w - 16 w / 3 = -3.69.
+
+    The score is -1 / w everywhere: times the bound, -3.18, it has the mean 3.54.
+    """
+    width, wrapped = torch.tensor(0.9, requires_grad=True), wrapper or (lambda distribution: distribution)
+    model, guide, x = seen(torch.ones(3), lambda: wrapped(dist.Uniform(0.0, width)))
+    compute = terms_and_gradients(loss)
+    with pytest.raises(ValueError, match=f"^{type(loss).__name__} takes the score function at site 'z', .* moves"):
+        compute(model, guide, x, 1.0, lambda: [width])
+    fixed = seen(torch.ones(3), lambda: wrapped(dist.Beta(width, 1.0)))
+    assert compute(*fixed, 1.0, lambda: [width])[1][0].isfinite()
 
 
 class Together(_Wrapper):
