@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_vae.data.arrays import shape_of
 from pyro_vae.data.batch import Batch, named, tensors_of
@@ -43,8 +44,22 @@ def digest_of(*parts: Any) -> str:
         count = min(len(part), max(2, HASHED // size))
         index = torch.linspace(0, len(part) - 1, count, dtype=torch.float64).round().long()
         for chunk in index.split(max(1, 2**20 // size)):
-            digest.update(rows[chunk].cpu().contiguous().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+            digest.update(bytes_of(rows[chunk]))
     return digest.hexdigest()[:16]
+
+
+def bytes_of(tensor: Tensor) -> memoryview | bytes:
+    """Return the bytes of a tensor's numbers, row by row.
+
+    Example:
+        >>> bytes(bytes_of(torch.tensor(1.0).expand(1)))
+        b'\\x00\\x00\\x80?'
+    """
+    values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if not values.numel():
+        return b""
+    # A single number that was expanded counts as contiguous with a stride of 0. Numpy has no bfloat16.
+    return values.as_strided((values.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def digest_of_batches(batches: Iterable[Batch]) -> str:
@@ -58,8 +73,7 @@ def digest_of_batches(batches: Iterable[Batch]) -> str:
     for batch in batches:
         for tensor in tensors_of(batch) if left > 0 else ():
             if tensor.layout is torch.strided and not tensor.is_nested:
-                values = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
-                digest.update(values.view(torch.uint8).numpy().tobytes())
+                digest.update(bytes_of(tensor))
                 left -= tensor.nbytes
     return digest.hexdigest()[:16]
 

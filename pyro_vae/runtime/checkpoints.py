@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from pyro_vae.data.fingerprints import bytes_of
 from pyro_vae.files import check_no_link, check_regular, write_whole
 
 FORMAT = 2  # of the files; a file of another format is refused
@@ -189,9 +190,9 @@ def check_same(path: Path, there: Any, here: Mapping[str, Any]) -> None:
 def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 

@@ -26,6 +26,7 @@ from torch.fx import GraphModule
 
 from pyro_vae.data import Columns, EightBit, Ready, Rows, Stream, digest_of
 from pyro_vae.data.batch import in_words
+from pyro_vae.data.fingerprints import bytes_of
 from pyro_vae.objectives import Objective
 from pyro_vae.runtime.checkpoints import Tensors
 from pyro_vae.runtime.held import PLAIN, TRUSTED, held_in, read_globals, root_of, slots_of
@@ -149,7 +150,7 @@ class _Digest:
         elif value.is_meta:  # it has no values
             return
         elif value.layout is torch.strided:
-            self._add(value.detach().cpu().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            self._add(bytes(bytes_of(value)))
         else:  # sparse
             entries = value.detach().to_sparse_coo().coalesce()
             self._feed([entries.indices(), entries.values()])

@@ -1139,6 +1139,39 @@ def test_buffers_that_no_file_holds_or_that_cannot_be_set_are_constants(kind, tm
             trained(made(times=2), epochs=3, resume=tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["prior", "buffer", "parameter", "param"])
+def test_single_numbers_that_are_expanded_are_kept(kind, tmp_path):
+    """As in ``PyroSample(dist.Normal(0.0, 1.0).expand([1]))``; their stride is 0."""
+
+    def made():
+        one = torch.tensor(1.0).expand(1)
+        prior = dist.Normal(0.0, 1.0).expand([1]) if kind == "prior" else dist.Normal(torch.zeros(1), 1.0)
+        layer = torch.nn.Linear(1, 3)
+        if kind == "buffer":
+            layer.register_buffer("shift", one)
+        elif kind == "parameter":
+            layer.shift = torch.nn.Parameter(torch.tensor(1.0).expand(1))
+
+        def model(x):
+            pyro.module("layer", layer)
+            scale = pyro.param("scale", one, constraint=dist.constraints.positive) if kind == "param" else one
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", prior.expand([len(x), 1]).to_event(1))
+                pyro.sample("x", dist.Normal(layer(z) + getattr(layer, "shift", 0.0), scale).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x[:, :1] * pyro.param("b", torch.ones(1)), 0.5).to_event(1))
+
+        torch.nn.init.ones_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+        return model, guide
+
+    whole = fit_programs(made(), 3)
+    fit_programs(made(), 2, checkpoints=tmp_path)
+    assert fit_programs(made(), 3, resume=tmp_path)[-1]["train_loss"] == whole[-1]["train_loss"]
+
+
 @pytest.mark.parametrize("counts", [True, False])
 def test_what_a_hook_of_an_optimizer_counts_in_python_is_said_to_be_lost(counts, tmp_path):
     def optimizer(parameters):
