@@ -29,6 +29,7 @@ from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
 from pyro_vae.programs.seeds import noise_seed
+from pyro_vae.programs.traces import in_one_line
 from pyro_vae.runtime.progress import bar
 
 NAME = "impute"
@@ -75,7 +76,8 @@ class _LeftOut(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"] or msg["infer"].get("_deterministic"):
             return
-        for number in parts_in(msg["value"], self.parts):
+        equal = parts_in(msg["value"], self.parts)
+        for number in [number for number in equal if self.parts[number] is msg["value"]] or equal:
             if (mask := self.masks[number]) is not None:
                 self.numbers[msg["name"]] = number
                 base, dims = msg["fn"], 0
@@ -169,7 +171,8 @@ def _check_used_once(observed: Program, other: Program, guide: Program, left_out
         return
     args, kwargs = arguments(map_tensors(partial(with_gaps, rows=some), batch))
     local = LocalModules()
-    with torch.no_grad(), pyro.validation_enabled(False), seeded(0, some.device), mode(False, observed, guide):
+    unchecked = pyro.validation_enabled(False)
+    with in_one_line(batch), torch.no_grad(), unchecked, seeded(0, some.device), mode(False, observed, guide):
         drawn = poutine.trace(local(guide)).get_trace(*args, **kwargs)
         traces = [
             poutine.trace(poutine.replay(local(program), trace=drawn)).get_trace(*args, **kwargs)

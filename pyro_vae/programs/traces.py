@@ -45,10 +45,15 @@ def paired_traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
 
 
 def filled(batch: Batch, but: Tensor | None = None) -> Batch:
-    """Fill in missing entries, except in the part ``but``."""
-    return map_tensors(
-        lambda part: part.nan_to_num(0.5) if part.is_floating_point() and part is not but else part, batch
-    )
+    """Fill in missing entries by a value of the same part, which its support has, except in the part ``but``."""
+
+    def fill(part: Tensor) -> Tensor:
+        if part is but or not part.is_floating_point():
+            return part
+        known = part[~part.isnan()]
+        return part.nan_to_num(known[0].item() if len(known) else 0.5)
+
+    return map_tensors(fill, batch)
 
 
 CHANGED = "{} the batch in place, and so the data: begin with x = x.clone(), and do not use layers with inplace=True"
