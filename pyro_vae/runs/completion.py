@@ -16,6 +16,7 @@ from pyro_vae.diagnostics.imputation import Imputation, impute, on_observed, tak
 from pyro_vae.diagnostics.likelihood import log_likelihood
 from pyro_vae.plots import Figure
 from pyro_vae.programs import Program, seeded
+from pyro_vae.programs.seeds import noise_seed
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.vae import VAE
 
@@ -79,7 +80,7 @@ def hidden(x: Tensor, what: str, seed: int) -> Tensor:
             columns = slice(width) if what == "left" else slice(width, None)
         gone[..., rows, columns] = True
     else:
-        with seeded(seed, x.device):
+        with seeded(noise_seed(noise_seed(seed)), x.device):  # not the noise that made the data, or imputes them
             gone = torch.rand_like(x) < _share(what)
     return x.masked_fill(gone, math.nan)
 

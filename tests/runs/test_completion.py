@@ -12,8 +12,11 @@ from PIL import Image
 from pyro_vae import VAE, decoders, encoders, impute, plots, priors
 from pyro_vae.cli import main
 from pyro_vae.cli.flags import config_of_run
+from pyro_vae.data import dynamic
 from pyro_vae.data.numpy_files import multiplied
 from pyro_vae.networks import MLP, FillMissing
+from pyro_vae.programs import seeded
+from pyro_vae.programs.seeds import noise_seed
 from pyro_vae.runs.completion import Completion, hidden
 from pyro_vae.runs.folder import RunFolder
 
@@ -152,6 +155,18 @@ def test_halves_of_pictures_are_hidden():
         assert gone.sum() == 24
     share = hidden(torch.zeros(1000, 10), "0.3", seed=1).isnan().double().mean().item()
     assert abs(share - 0.3) < 4 * (0.21 / 10_000) ** 0.5
+
+
+def test_what_is_hidden_does_not_depend_on_the_values():
+    """Fair pixels, made with the seed by which entries are hidden: half of the hidden ones are 1, as of the others."""
+    grey = torch.full((100, 200), 0.5)
+    with seeded(0, grey.device):
+        made = [dynamic(grey), torch.rand_like(grey).round()]
+    with seeded(noise_seed(0), grey.device):
+        made += [dynamic(grey)]
+    for x in made:
+        gone = hidden(x, "0.5", seed=0).isnan()
+        assert abs(x[gone].mean() - x[~gone].mean()).item() < 4 * (2 * 0.25 / 10_000) ** 0.5
 
 
 def test_what_cannot_be_imputed_is_refused_in_one_line(capsys):
