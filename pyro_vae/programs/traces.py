@@ -95,6 +95,11 @@ def in_one_line(batch: Batch) -> Iterator[None]:
         if fix:
             reason = f"the programs fail on {in_words(batch)} ({reason}): {fix}"
         raise ValueError(reason) from error
+    except (AttributeError, TypeError) as error:
+        if not re.search(r"\bNone\b", in_words(batch)):
+            raise
+        fix = "give this part, or let the programs do without it"
+        raise TypeError(f"the programs fail on {in_words(batch)} ({reason_of(error)}): {fix}") from error
 
 
 def reason_of(error: Exception) -> str:

@@ -686,6 +686,24 @@ def test_arguments_of_another_kind_are_refused_before_any_work(kwargs, message):
         fit(vae.model, vae.guide, points(), **kwargs)
 
 
+def test_a_part_that_programs_need_and_that_is_none_is_named():
+    """Validation data without the labels that the programs add."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal((z + y).unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x, _):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)).expand(len(x)), 1.0))
+
+    x = torch.zeros(8, 1)
+    words = r"the programs fail on \(tensor of shape \(8, 1\), None\) \(unsupported .*\): give this part, or let"
+    with pytest.raises(TypeError, match=words):
+        fit(model, guide, (x, x[:, 0]), validation=(x, None), epochs=1)
+
+
 def test_a_program_that_is_no_function_is_refused():
     with pytest.raises(TypeError, match="guide must be a function or a class, not None"):
         fit(small_vae().model, None, points())
