@@ -39,6 +39,7 @@ class Programs:
         self.model, self.guide = self.local(as_function(model, "model")), self.local(as_function(guide, "guide"))
         self.modules: Sequence[nn.Module] = modules_of(model, guide)
         self.called: set[int] = set()
+        self._names: dict[int, str] = {}  # of the parameters that have been seen in a module, by identity
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -65,13 +66,22 @@ class Programs:
             values |= {f"parameter/{prefix}{name}": parameter for name, parameter in module.named_parameters()}
             buffers = {name: buffer for name, buffer in module.named_buffers() if _can_be_set(buffer)}
             values |= {f"buffer/{prefix}{name}": buffer for name, buffer in buffers.items()}
-        known = set(map(id, values.values()))
+        known = {id(value): name for name, value in reversed(values.items())}
+        self._names |= {id(each): known[id(each)] for each in self.parameters if id(each) in known}
         for name, parameter in zip(self.local.names, self.parameters, strict=True):
-            if id(parameter) not in known:
+            if id(parameter) not in self._names:
                 if strict and f"param/{name}" in values:
                     raise ValueError(f"two parameters of the programs are called {name!r}: give each a name of its own")
                 values[f"param/{name}"] = parameter
         return values
+
+    def replaced(self) -> dict[int, str]:
+        """Return the names of parameters that are no longer in their module, as after ``load_state_dict(assign=True)``.
+
+        They are given by identity. The parameter that has taken its place may have the same name.
+        """
+        here = set(map(id, self.values().values()))
+        return {number: name for number, name in self._names.items() if number not in here}
 
     def places(self) -> dict[str, tuple[nn.Module, str]]:
         """Return the modules of the buffers by the buffers' names, and their names there; a buffer may be None."""

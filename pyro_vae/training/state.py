@@ -246,7 +246,8 @@ class State:
         tensors = values | late | _baselines() | {"order": self.order_state, "totals": self.totals}
         for rank, source in enumerate(self.ranks.gather(_random_state(self.device))):
             tensors[f"random/{rank}"] = source
-        states = {_name(parameter, names): state for parameter, state in optim.state.items()}
+        left = self._left_out(values)
+        states = {_name(each, names): state for each, state in optim.state.items() if id(each) not in left}
         states |= {name: state for name, (_, state) in self._late.items()}
         plain: dict[str, dict[str, Any]] = {}
         for name, state in states.items():
@@ -255,7 +256,11 @@ class State:
                     tensors[f"optimizer/{name}/{key}"] = value
                 else:
                     plain.setdefault(name, {})[key] = as_plain(value, f"state {key!r}")
-        groups = [settings_of(group, params=[_name(p, names) for p in group["params"]]) for group in optim.param_groups]
+        names |= {number: name for number, name in left.items() if name}
+        groups = []
+        for group in optim.param_groups:  # a parameter may have been replaced more than once
+            trained = dict.fromkeys(_name(p, names) for p in group["params"] if left.get(id(p), True))
+            groups.append(settings_of(group, params=list(trained)))
         groups += [group | {"params": [name]} for name, (group, _) in self._late.items()]
         about = {
             **{name: getattr(self, name) for name in ("epoch", "step", "batches", "seconds", "settings")},
@@ -269,6 +274,15 @@ class State:
             "parts": self.parts,
         }
         return tensors, about
+
+    def _left_out(self, values: Tensors) -> dict[int, str]:
+        """Return the parameters that others have replaced, with the names of those that the optimizer has yet to get.
+
+        The name is "" if it has the other one, or if there is none. The new one begins without a state.
+        """
+        trained = {id(each) for group in self.optim.param_groups for each in group["params"]}
+        yet = {name for name, value in values.items() if id(value) not in trained}
+        return {number: name if name in yet else "" for number, name in self.programs.replaced().items()}
 
     def load(self, tensors: Tensors, about: dict[str, Any]) -> None:
         """Load a checkpoint: programs, optimizer, schedule, random states, position and history.

@@ -1172,6 +1172,40 @@ def test_single_numbers_that_are_expanded_are_kept(kind, tmp_path):
     assert fit_programs(made(), 3, resume=tmp_path)[-1]["train_loss"] == whole[-1]["train_loss"]
 
 
+@pytest.mark.parametrize("when", ["within an epoch", "after an epoch"])
+@pytest.mark.parametrize("how", ["load_state_dict", "set"])
+def test_parameters_that_others_replace_in_their_module_are_resumed_as_the_others(how, when, tmp_path):
+    x = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
+
+    def trained(epochs, replacing=True, **settings):
+        torch.manual_seed(0)
+        vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
+        weight = vae.decoder.network.layers[-1].weight
+
+        def replace(reached, _=None):
+            if reached not in ((0, 2) if when == "within an epoch" else ({"epoch": 1}, {"epoch": 2})):
+                return
+            if how == "set":
+                vae.decoder.network.layers[-1].weight = torch.nn.Parameter(torch.zeros_like(weight))
+            else:
+                zeros = {name: torch.zeros_like(value) for name, value in vae.state_dict().items()}
+                vae.load_state_dict(zeros, assign=True)
+
+        if replacing and when == "within an epoch":
+            settings["on_step"] = replace
+        elif replacing:
+            settings["on_epoch"] = lambda row: replace({"epoch": row["epoch"]})
+        optimizer = partial(torch.optim.Adam, lr=0.1)
+        history = fit(vae.model, vae.guide, x, epochs=epochs, batch_size=10, optimizer=optimizer, **settings)
+        return history[-1]["train_loss"], vae.state_dict()
+
+    loss, state = trained(4)
+    trained(2, checkpoints=tmp_path)
+    resumed_loss, resumed = trained(4, replacing=False, resume=tmp_path)
+    assert resumed_loss == loss
+    assert all(torch.equal(value, resumed[name]) for name, value in state.items())
+
+
 @pytest.mark.parametrize("counts", [True, False])
 def test_what_a_hook_of_an_optimizer_counts_in_python_is_said_to_be_lost(counts, tmp_path):
     def optimizer(parameters):
