@@ -29,7 +29,7 @@ class Gamma(dist.Gamma):
         return self.wide().log_prob(wide(value)).to(self.concentration.dtype)
 
     def cdf(self, value: Tensor) -> Tensor:
-        return self.wide().cdf(wide(value)).to(self.concentration.dtype)
+        return self.wide().cdf(wide(value).clamp(min=0)).to(self.concentration.dtype)
 
     def entropy(self) -> Tensor:
         return self.wide().entropy().to(self.concentration.dtype)
@@ -151,7 +151,7 @@ class Weibull(dist.Weibull):
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return -(-((value / self.scale) ** self.concentration)).expm1()
+        return -(-((value.clamp(min=0) / self.scale) ** self.concentration)).expm1()
 
     def icdf(self, value: Tensor) -> Tensor:
         return self.scale * (-(-value).log1p()) ** self.concentration_reciprocal

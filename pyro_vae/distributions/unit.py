@@ -132,7 +132,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        logits, x = broadcast_all(self.logits, value)
+        logits, x = broadcast_all(self.logits, value.clamp(0, 1))
         small, size = self._small_and_size(0.001)
         both = x * (1 - x)
         near = x - small * both / 2 * (1 - small * (1 - 2 * x) / 6)
@@ -337,7 +337,7 @@ class Kumaraswamy(dist.Kumaraswamy):
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        log_above = _log_1_minus_exp(-self.concentration1 * value.log())
+        log_above = _log_1_minus_exp(-self.concentration1 * value.clamp(min=0).log())
         return (-(self.concentration0 * log_above).expm1()).where(value < 1, 1.0)
 
     @property

@@ -397,6 +397,16 @@ def test_distribution_functions_and_quantiles_are_right_or_refused(name, values,
                     assert_close(getattr(distribution, what)(point), expected, 1, (what, point.item()))
 
 
+@pytest.mark.parametrize("name", ["ContinuousBernoulli", "Weibull", "Gamma", "Kumaraswamy"])
+def test_beyond_the_support_a_distribution_function_is_0_or_1_where_values_are_not_checked(name):
+    one, other = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([3.0, 1.0, 0.5])
+    parameters = {"logits": torch.tensor([-50.0, 0.0, 0.5])} if name == "ContinuousBernoulli" else {}
+    q = getattr(D, name)(*(() if parameters else (one, other)), **parameters, validate_args=False)
+    below, above = q.cdf(torch.tensor(-1.0)), q.cdf(torch.tensor(1e6))
+    assert torch.equal(below, torch.zeros(3))
+    assert torch.equal(above, torch.ones(3))
+
+
 def test_every_class_has_a_case():
     classes = [getattr(D, name) for name in D.__all__ if inspect.isclass(getattr(D, name))]
     ours = {cls.__name__ for cls in classes if issubclass(cls, torch.distributions.Distribution)}
