@@ -124,14 +124,6 @@ def test_labels_that_equal_the_data_by_chance_stay_as_they_are():
     assert (found.simulated[:, 1] == 0).all()
 
 
-@pytest.mark.parametrize("statistic", [lambda x: x.log().mean(), lambda x: x.mean(0) / torch.tensor([1.0, 0.0]) * 0])
-def test_a_statistic_that_is_nan_is_refused(statistic):
-    """Nothing is above NaN, so that its p-value would be 0."""
-    exact = probabilistic_pca(latent=1, observed=2, count=10)
-    with pytest.raises(ValueError, match="the statistic is NaN, which nothing is above: leave out missing entries"):
-        predictive_check(exact.vae.model, exact.vae.guide, exact.x, statistic, draws=2)
-
-
 def test_a_value_that_is_computed_is_that_of_the_simulated_codes():
     """x is N(2 z, 1) with a computed 2 z, so that its mean over 40 data is N(0, 5 / 40) with new codes."""
 
