@@ -67,7 +67,8 @@ class Programs:
             buffers = {name: buffer for name, buffer in module.named_buffers() if _can_be_set(buffer)}
             values |= {f"buffer/{prefix}{name}": buffer for name, buffer in buffers.items()}
         known = {id(value): name for name, value in reversed(values.items())}
-        self._names |= {id(each): known[id(each)] for each in self.parameters if id(each) in known}
+        new = [each for each in self.parameters if id(each) in known.keys() - self._names.keys()]
+        self._names |= {id(each): known[id(each)] for each in new}  # the others stay as they are, for recordings
         for name, parameter in zip(self.local.names, self.parameters, strict=True):
             if id(parameter) not in self._names:
                 if strict and f"param/{name}" in values:
