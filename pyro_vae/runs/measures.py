@@ -61,7 +61,9 @@ TEXTS = {
     "bdmc_lower": "simulated data: lower bound",
     "bdmc_upper": "  upper bound",
     "approximation_gap": "lost by the family of q, {images} data",
+    "approximation_gap_error": "  its standard error",
     "amortization_gap": "lost by the encoder's network",
+    "amortization_gap_error": "  its standard error",
     "calibration_p": "calibration: p-value of all tests",
     "tarp": "  of TARP alone",
     "r_hat": "NUTS: largest R-hat",
@@ -319,19 +321,17 @@ class Measures:
         gap = inference_gap(*self.programs, self.few, likelihood=self._few_likely(), **self.common)
         figures = {
             "approximation_gap": gap.approximation.mean().item(),
+            "approximation_gap_error": _error_of_mean(gap.approximation_error),
             "amortization_gap": gap.amortization.mean().item(),
+            "amortization_gap_error": _error_of_mean(gap.amortization_error),
         }
-        larger = "network" if figures["amortization_gap"] > figures["approximation_gap"] else "family"
-        fix = "a larger one, or SemiAmortized" if larger == "network" else "another one, such as a flow"
         words = (
             "The best posterior of the encoder's family is searched for each datum by itself. What it still loses is"
             " the family's, and what the encoder loses against it is the network's."
         )
-        verdict = f"the {larger} loses more: {fix}, may gain"
         title = f"Where the bound is lost, {len(self.few)} test data"
-        return Measured(
-            figures, words, verdict, pictures={"gaps": plots.gaps(gap.approximation, gap.amortization, title)}
-        )
+        pictures = {"gaps": plots.gaps(gap.approximation, gap.amortization, title)}
+        return Measured(figures, words, _larger_gap(gap.amortization - gap.approximation), pictures=pictures)
 
     def calibration(self) -> Measured:
         """Whether the posteriors are right, on simulated data."""
@@ -418,6 +418,20 @@ def check_results(found: dict[str, float]) -> None:
 def texts_of(experiment: Experiment) -> dict[str, str]:
     """Return what each measure of a run is called; nothing is log p(x) if the likelihood is no density of the data."""
     return GREY_TEXTS if experiment.is_grey else TEXTS
+
+
+def _larger_gap(more: Tensor) -> str:
+    """Say whether the encoder's network or the family of q loses more, if the data tell.
+
+    Arguments:
+        more: how much more the network loses than the family, for each datum.
+    """
+    error = more.std().item() / math.sqrt(len(more)) if len(more) > 1 else math.inf
+    if more.mean().abs() <= 2 * error:
+        return f"whether the family or the network loses more cannot be told from {len(more)} data"
+    network = more.mean() > 0
+    what, fix = ("network", "a larger one, or SemiAmortized") if network else ("family", "another one, such as a flow")
+    return f"the {what} loses more: {fix}, may gain"
 
 
 def _error_of_mean(errors: Tensor) -> float:

@@ -286,3 +286,11 @@ def test_codes_are_compared_with_those_of_another_run(capsys):
     capsys.readouterr()
     assert main([*flags, "--beside", "other"]) == 2
     assert "--beside takes a run on the same test data" in capsys.readouterr().err
+
+
+def test_which_gap_is_larger_is_said_only_if_the_data_tell():
+    """The mean of 0.5 to 1.5 is 3.5 standard errors from 0, that of -1 to 3 only 1.7."""
+    assert measures._larger_gap(torch.linspace(0.5, 1.5, 3)).startswith("the network loses more: a larger one")
+    assert measures._larger_gap(-torch.linspace(0.5, 1.5, 3)).startswith("the family loses more: another one")
+    for unclear in (torch.linspace(-1, 3, 3), torch.ones(1)):
+        assert "cannot be told from" in measures._larger_gap(unclear)
