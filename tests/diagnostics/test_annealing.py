@@ -268,7 +268,7 @@ def test_a_likelihood_that_is_no_number_is_refused_with_the_datum(measure):
 
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).clamp(max=4)
     x[3] = 6.0
-    with pytest.raises(ValueError, match=r"^the log-likelihood of datum 3 is nan at site .x.: correct"):
+    with pytest.raises(ValueError, match=r"^the log-likelihood of datum 3 is nan at site '[xz]': correct"):
         measure(model, guide, x)
 
 

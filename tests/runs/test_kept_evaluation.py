@@ -60,15 +60,27 @@ def stop(*_, **__):
     raise KeyboardInterrupt
 
 
+SIGNALS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
+
+
+@pytest.fixture
+def default_signals():
+    """Handle signals as a new process does; under nohup, SIGHUP would be ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.filterwarnings("ignore:the importance weights")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize(("number", "code"), SIGNALS.items())
 def test_a_signal_stops_an_evaluation_in_one_line_and_what_is_measured_is_kept(number, code, capsys, monkeypatch):
-    before = signal.getsignal(number)
     monkeypatch.setattr(measures.Measures, "codes", lambda _: os.kill(os.getpid(), number))
     assert main([*EVALUATE, "--codes"]) == code
     assert capsys.readouterr().err == "pyro-vae: stopped\n"
     assert [*kept()] == ["bound", "likelihood"]
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.SIG_DFL
     main_in_thread = Thread(target=main, args=(["sample", "run"],))  # where signals cannot be handled
     main_in_thread.start(), main_in_thread.join()
     assert Path("run/sample-seed0.png").exists()
