@@ -395,8 +395,8 @@ class Measures:
         estimate, error = (
             torch.tensor(self.each[name], dtype=torch.float64) for name in ("estimate", "standard_error")
         )
-        unknown = torch.full_like(estimate, math.nan)
-        return LogLikelihood(estimate, error, *[unknown] * (len(LogLikelihood._fields) - 2))
+        unknown = dict.fromkeys(LogLikelihood._fields, torch.full_like(estimate, math.nan))
+        return LogLikelihood(**unknown | {"estimate": estimate, "standard_error": error})
 
 
 def check_results(found: dict[str, float]) -> None:

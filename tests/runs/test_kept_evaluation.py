@@ -103,6 +103,9 @@ def test_an_interrupted_evaluation_continues_to_the_same_numbers(flags, capsys, 
         continued = evaluated(capsys, *flags, "--resume", "--json", "continued.json")
     assert continued == evaluated(capsys, *flags, "--json", "anew.json")
     assert Path("continued.json").read_text() == Path("anew.json").read_text()
+    if "--gaps" in flags:
+        found = json.loads(Path("anew.json").read_text())
+        assert found["approximation_gap_error"] > found["ais_standard_error"] > 0  # it contains that of AIS
 
 
 @pytest.mark.filterwarnings("ignore:the importance weights")
