@@ -12,3 +12,10 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def print_row(heads, row):
+    """Print the values of a row as a table with these heads."""
+    print(f"| {' | '.join(heads)} |")
+    print(f"|{' --- |' * len(heads)}")
+    print(f"| {' | '.join(f'{value:.2f}' if isinstance(value, float) else f'{value}' for value in row.values())} |")

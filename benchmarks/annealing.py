@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, print_row
 from benchmarks.memory import peak
 from pyro_vae import VAE, ais, data, decoders, encoders, priors
 
@@ -41,9 +41,7 @@ def main():
         "peak_gib": peak() / 2**30,
     }
     print(f"784-400-20; {machine()}\n")
-    print("| images | chains | steps | seconds | peak, GiB |")
-    print(f"|{' --- |' * 5}")
-    print(f"| {' | '.join(f'{value:.2f}' if isinstance(value, float) else f'{value}' for value in row.values())} |")
+    print_row(["images", "chains", "steps", "seconds", "peak, GiB"], row)
     if arguments.json:
         arguments.json.write_text(json.dumps(row | {"machine": machine()}, indent=2) + "\n")
 

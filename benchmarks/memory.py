@@ -21,10 +21,11 @@ from statistics import median
 
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, print_row
 from pyro_vae import VAE, data, decoders, encoders, log_likelihood, priors
 from pyro_vae.diagnostics import likelihood, particles
 
+HEADS = ["samples", "rows", "products, ms/image", "ours, ms/image", "once, s", "10,000 images, s", "ratio", "peak, GiB"]
 SHAPE, HIDDEN, LATENT_DIM, FEW, ALL = (1, 28, 28), 400, 20, 10, 10_000
 
 
@@ -93,9 +94,7 @@ def main():
         "peak_gib": peak() / 2**30,
     }
     print(f"784-400-20, {len(x)} images, {arguments.rounds} alternating rounds; {machine()}\n")
-    print("| samples | rows | products, ms/image | ours, ms/image | once, s | 10,000 images, s | ratio | peak, GiB |")
-    print(f"|{' --- |' * 8}")
-    print(f"| {' | '.join(f'{value:.2f}' if isinstance(value, float) else f'{value}' for value in row.values())} |")
+    print_row(HEADS, row)
     if arguments.json:
         arguments.json.write_text(json.dumps(row | {"machine": machine()}, indent=2) + "\n")
 

@@ -59,11 +59,12 @@ def as_function(value: Any, name: str, *taken: str) -> Any:
     if not callable(value):
         raise TypeError(f"{name} must be a function or a class, not {value!r}")
     try:
-        signature = inspect.signature(value) if taken else None
+        # A decorator may give what it wraps other arguments than it takes itself.
+        signature = inspect.signature(value, follow_wrapped=False)
     except (TypeError, ValueError):  # of a function that is compiled
         return value
     try:
-        if signature:
+        if taken:
             signature.bind(*taken)
     except TypeError as error:
         raise TypeError(f"{name} must be a function of {' and '.join(taken)} alone: {error}") from error

@@ -14,7 +14,7 @@ from pyro_vae.arguments import as_size
 from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Count, cut, tensors_of
 from pyro_vae.diagnostics.classifier import learned
-from pyro_vae.diagnostics.particles import Particles
+from pyro_vae.diagnostics.particles import NOT_FINITE, Particles
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -313,9 +313,10 @@ class Simulated(Particles):
                     of_model, codes = self.simulated(rows)
                     given = of_model if simulated else rows
                     self.check_masks(given)
-                    drawn = self.draw(given, self.number)[1:]
-                    found.append((_flat(codes, 1), _flat(drawn, 2), _flat(tensors_of(given), 1)))
-                    self.check_finite(~found[-1][1].isfinite().all(-1).all(0), given, "the code")
+                    true, drawn = _flat(codes, 1), _flat(self.draw(given, self.number)[1:], 2)
+                    finite = true.isfinite().all(-1) & drawn.isfinite().all(-1).all(0)
+                    self.check_finite(~finite, given, "the code", NOT_FINITE)
+                    found.append((true, drawn, _flat(tensors_of(given), 1)))
                     advance(self.count(rows))
         return [torch.cat(parts, -2).double().cpu() for parts in zip(*found, strict=True)]
 

@@ -14,7 +14,7 @@ from pyro_vae.data import Rows, count_in
 from pyro_vae.data.batch import Batch, Count, cut
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.distances import discrepancy
-from pyro_vae.diagnostics.particles import Particles
+from pyro_vae.diagnostics.particles import NOT_FINITE, Particles
 from pyro_vae.diagnostics.vectors import as_classes, can_be_learned, check_in_order, halves, joined
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
@@ -120,7 +120,7 @@ def codes(
             particles.check_masks(rows)
             _, *drawn = particles.draw(rows, draws)
             finite = [value.reshape(*value.shape[:2], -1).isfinite().all(-1).all(0) for value in drawn]
-            particles.check_finite(~torch.stack(finite).all(0), rows, "the code")
+            particles.check_finite(~torch.stack(finite).all(0), rows, "the code", NOT_FINITE)
             information = _information(particles, rows, [value[0] for value in drawn])
             _, of_prior = particles.simulated(rows)
         each = torch.cat([value.reshape(*value.shape[:2], -1).double().cpu() for value in drawn], -1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.arguments import as_size
 from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Count, arguments, cut
-from pyro_vae.diagnostics.particles import Particles
+from pyro_vae.diagnostics.particles import NOT_FINITE, Particles
 from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
@@ -74,7 +74,7 @@ def code_means(
                 for rows in pieces(whole, TOGETHER, count_rows):
                     drawn = [value.double().mean(0) for value in particles.draw(rows, draws)[1:]]
                     found.append(torch.cat([value.reshape(len(value), -1) for value in drawn], -1).cpu())
-                    particles.check_finite(~found[-1].isfinite().all(-1), rows, "the code")
+                    particles.check_finite(~found[-1].isfinite().all(-1), rows, "the code", NOT_FINITE)
     if len(sizes := {each.shape[1] for each in found}) > 1:
         few, many = min(sizes), max(sizes)
         raise ValueError(f"some data have {few} numbers as their code, others {many}: give those of one size at a time")

@@ -25,6 +25,7 @@ from pyro_vae.runtime.memory import KEPT, most_within, peak_of
 from pyro_vae.runtime.recording import Recorded
 
 LOOKED_AT = 10  # particles among which a site that is NaN is looked for
+NOT_FINITE = "nan or infinite"
 MANY = 10_000  # calls; compiling takes the time that it saves on about 4,000 of them
 
 
@@ -106,13 +107,14 @@ class Particles(Objective):
                 " so that the model gives them no code: leave these data out"
             )
 
-    def check_finite(self, wrong: Tensor, rows: Batch, what: str) -> None:
-        """Refuse results that are not finite, and name the datum and the site that they come from.
+    def check_finite(self, wrong: Tensor, rows: Batch, what: str, how: str = "nan") -> None:
+        """Refuse results that are NaN, or not finite, and name the datum and the site that they come from.
 
         Arguments:
             wrong: for each datum whether its result is wrong, shape (B,).
             rows: these data, which follow those that have been checked before.
             what: the result.
+            how: what is wrong with it.
         """
         first, self.checked = self.checked, self.checked + len(wrong)
         if wrong.any():
@@ -120,7 +122,7 @@ class Particles(Objective):
             sites = [name for name, densities in self._densities(rows) if densities[..., datum].isnan().any()]
             where = f" at site {sites[0]!r}" if sites else ""
             fix = "correct the parameters of the programs, or the datum"
-            raise ValueError(f"{what} of datum {first + datum} is nan{where}: {fix}")
+            raise ValueError(f"{what} of datum {first + datum} is {how}{where}: {fix}")
 
     def _densities(self, rows: Batch) -> Iterator[tuple[str, Tensor]]:
         """Return the log-density of each site for some new particles, shape (K, B)."""

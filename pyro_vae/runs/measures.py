@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import plots
+from pyro_vae.data import digest_of
 from pyro_vae.decoders import Categorical, DiscretizedLogistic
 from pyro_vae.diagnostics.annealing import ais, bdmc
 from pyro_vae.diagnostics.calibration import FEWEST, band, calibration
@@ -257,8 +258,11 @@ class Measures:
 
     def _check_same_data(self) -> None:
         own, others = (each.data.test[:] for each in (self.experiment, self.other))
-        if own.shape != others.shape or not torch.equal(own, others):
-            raise ValueError("--beside takes a run on the same test data, and this one has others: give --data")
+        if own.shape != others.shape or digest_of(own) != digest_of(others):  # NaN is not equal to itself
+            raise ValueError(
+                "--beside takes a run on the same test data, and those of the other run differ in values or scale: give"
+                " both runs the same ones by --data"
+            )
 
     def _active_means(self, experiment: Experiment) -> Tensor:
         binarized_alike = experiment.config.binarize == self.experiment.config.binarize

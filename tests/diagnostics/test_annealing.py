@@ -11,7 +11,7 @@ from scipy import stats
 from pyro_vae import VAE, decoders, encoders, log_likelihood, priors
 from pyro_vae.diagnostics.annealing import ais, bdmc, schedule
 from pyro_vae.distributions import HypersphericalUniform, PowerSpherical
-from tests.support.linear import probabilistic_pca
+from tests.support.linear import in_a_plate, probabilistic_pca
 
 WIDE = {"factor": 1.5, "offset": 0.2}  # an encoder that is far from the posterior
 
@@ -68,16 +68,7 @@ def test_a_plate_of_more_data_than_the_batch_changes_no_likelihood():
     """By hand, the same VAE under a plate of 1,000 data, which Pyro scales up: within 0.1 nats of the exact value."""
     exact = probabilistic_pca(latent=2, observed=3, count=10, **WIDE)
 
-    def model(x):
-        with pyro.plate("data", 1000, subsample_size=len(x)):
-            z = pyro.sample("z", exact.vae.prior())
-            pyro.sample("x", exact.vae.decoder(z), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", 1000, subsample_size=len(x)):
-            pyro.sample("z", exact.vae.encoder(x))
-
-    found = ais(model, guide, exact.x, chains=8, steps=40, leapfrog=5)
+    found = ais(*in_a_plate(exact.vae, 1000), exact.x, chains=8, steps=40, leapfrog=5)
     assert abs((found.estimate - exact.log_p).mean().item()) < 0.1
 
 

@@ -13,7 +13,7 @@ from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.encoding import code_means
 from pyro_vae.diagnostics.estimators import linear_gaussian
 from pyro_vae.diagnostics.vectors import as_classes
-from tests.support.linear import probabilistic_pca
+from tests.support.linear import in_a_plate, probabilistic_pca
 
 
 def test_variances_and_mutual_information_of_the_exact_posterior_are_those_in_closed_form():
@@ -32,16 +32,7 @@ def test_a_plate_of_more_data_than_the_batch_changes_no_information():
     """By hand, the VAE of the closed form above under a plate of 10,000 data, which Pyro scales up."""
     exact = probabilistic_pca(latent=2, observed=3, count=1000)
 
-    def model(x):
-        with pyro.plate("data", 10_000, subsample_size=len(x)):
-            z = pyro.sample("z", exact.vae.prior())
-            pyro.sample("x", exact.vae.decoder(z), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", 10_000, subsample_size=len(x)):
-            pyro.sample("z", exact.vae.encoder(x))
-
-    found = codes(model, guide, exact.x).mutual_information
+    found = codes(*in_a_plate(exact.vae, 10_000), exact.x).mutual_information
     assert found == pytest.approx(-exact.covariance.logdet().item() / 2, abs=0.1)
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -58,3 +59,18 @@ def probabilistic_pca(
         torch.zeros(observed).double(), weight @ weight.T + scale**2 * torch.eye(observed)
     )
     return ProbabilisticPCA(vae, x, marginal.log_prob(x), x @ to_mean.T, covariance)
+
+
+def in_a_plate(vae, size):
+    """Return the programs of a VAE under a plate of a size, of which each batch is a part."""
+
+    def model(x):
+        with pyro.plate("data", size, subsample_size=len(x)):
+            z = pyro.sample("z", vae.prior())
+            pyro.sample("x", vae.decoder(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", size, subsample_size=len(x)):
+            pyro.sample("z", vae.encoder(x))
+
+    return model, guide

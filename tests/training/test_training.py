@@ -3,7 +3,7 @@ import math
 import subprocess
 import sys
 import warnings
-from functools import partial
+from functools import partial, wraps
 from types import MethodType, SimpleNamespace
 
 import numpy as np
@@ -1320,3 +1320,21 @@ def test_data_of_16_bits_are_counted_one_by_one():
     totals = torch.zeros(4, dtype=torch.float64)
     State.count(SimpleNamespace(totals=totals), [torch.tensor(256.0, dtype=torch.bfloat16)] * 3, 301)
     assert totals.tolist() == [256.0, 256.0, 256.0, 301.0]
+
+
+def test_a_decorator_may_give_what_it_wraps_other_arguments_than_it_takes():
+    vae, seen = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3)), []
+
+    def with_a_list(function):
+        @wraps(function)
+        def called(row):
+            return function(seen, row)
+
+        return called
+
+    @with_a_list
+    def note(rows, row):
+        rows.append(row["epoch"])
+
+    fit(vae.model, vae.guide, torch.randn(20, 3), epochs=2, on_epoch=note)
+    assert seen == [0, 1, 2]
