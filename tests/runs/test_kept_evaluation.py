@@ -273,24 +273,29 @@ def test_a_datum_that_a_flow_sends_far_away_is_named(capsys):
 
 @pytest.mark.filterwarnings("ignore:the importance weights")
 def test_codes_are_compared_with_those_of_another_run(capsys):
-    """The means of the other run are turned, which a linear map finds, and single dimensions do not show."""
+    """The means of another run are turned, which a linear map finds, and single dimensions do not show.
+
+    In a third run one dimension has collapsed, and is left out.
+    """
     train = [*TRAIN[:1], "--epochs", "20", "--latent-dim", "2", "--hidden", "32", "--lr", "0.003"]
     assert main([*train, "--out", "plain"]) == 0
-    shutil.copytree("plain", "turned")
-    path, angle = Path("turned/model.safetensors"), math.pi / 4
-    tensors, head = read_tensors(path)
+    angle = math.pi / 4
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    for name in ("encoder.network.layers.2.weight", "encoder.network.layers.2.bias"):
-        tensors[name][:2] = turn @ tensors[name][:2]
-    save_tensors(path, tensors, head["about"])
+    for other, change in (("turned", turn), ("half", torch.diag(torch.tensor([1.0, 0.0])))):
+        shutil.copytree("plain", other)
+        tensors, head = read_tensors(path := Path(other) / "model.safetensors")
+        for name in ("encoder.network.layers.2.weight", "encoder.network.layers.2.bias"):
+            tensors[name][:2] = change @ tensors[name][:2]
+        save_tensors(path, tensors, head["about"])
     flags, found = ["evaluate", "plain", "--samples", "2", "--json", "found.json"], {}
-    for other in ("plain", "turned"):
+    for other in ("plain", "turned", "half"):
         assert main([*flags, "--beside", other]) == 0
         found[other] = json.loads(Path("found.json").read_text())
     assert found["plain"]["r_squared"] == pytest.approx(1, abs=1e-12)
     assert found["plain"]["mcc"] == pytest.approx(1, abs=1e-12)
     assert found["turned"]["r_squared"] > 0.98  # the means of 50 draws are noisy
     assert found["turned"]["mcc"] < 0.9
+    assert found["half"]["r_squared"] > 0.98
     assert "another run has found the same codes" in Path("plain/report.html").read_text()
     assert main([*train, "--beta", "100", "--out", "collapsed"]) == 0
     capsys.readouterr()
