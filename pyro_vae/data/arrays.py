@@ -179,7 +179,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
         return floats.masked_fill(torch.from_numpy(np.ma.getmaskarray(array).copy()), torch.nan)
     if array.dtype.kind == "u" and array.size and array.max() >= 2**63:
         raise ValueError(f"data hold {array.max()}, beyond whole numbers of 64 bits with a sign: scale them")
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8 and array.ndim > 1:
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8 and array.ndim and array.size:
         _check_rounding(array)
     wide = {"u2": "i8", "u4": "i8", "u8": "i8", "f16": "f8"}
     kind = f"{array.dtype.kind}{array.dtype.itemsize}"

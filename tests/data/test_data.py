@@ -16,7 +16,7 @@ from torch.utils.data import ChainDataset, DataLoader, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
 from pyro_vae.data import Columns, Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
-from pyro_vae.data.arrays import check_counts
+from pyro_vae.data.arrays import check_counts, from_numpy
 from pyro_vae.data.batches import as_rows
 from pyro_vae.networks import FillMissing
 
@@ -676,10 +676,12 @@ def test_as_tensor_reads_arrays_of_any_layout(view):
 )
 def test_numbers_of_more_than_64_bits_which_these_would_round_are_refused(times, plus, words):
     numbers = np.longdouble([[0.3], [0.7], [1.3]])
-    with pytest.raises(ValueError, match=f"an entry of the data {words}.*: subtract its mean"):
-        as_tensor(numbers * np.longdouble(times) + np.longdouble(plus))
+    for each in (numbers, numbers[:, 0]):
+        with pytest.raises(ValueError, match=f"an entry of the data {words}.*: subtract its mean"):
+            as_tensor(each * np.longdouble(times) + np.longdouble(plus))
     with_missing = np.where(numbers > 1, np.longdouble("nan"), numbers)  # which is known to 64 bits
     torch.testing.assert_close(as_tensor(with_missing)[:2], torch.tensor([[0.3], [0.7]]).double())
+    assert from_numpy(np.zeros((0, 3), np.longdouble)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("dtype", ["u2", "u4", "u8", ">i2", ">u4", ">f8", "f2", "?", np.longdouble])
