@@ -349,7 +349,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     experiment.check("test")
     config, data = experiment.config, experiment.data
     settings = {name: getattr(arguments, name) for name in ("samples", "memory", "seed", "images")}
-    other = arguments.beside and _experiment_of_run(argparse.Namespace(**{**vars(arguments), "run": arguments.beside}))
+    beside = argparse.Namespace(**{**vars(arguments), "run": arguments.beside})
+    other = (f"the run {arguments.beside}", _experiment_of_run(beside)) if arguments.beside else None
     measures = Measures(experiment, Settings(**settings, progress=sys.stderr.isatty()), other=other)
     evaluation = Evaluation(RunFolder(arguments.run), measures, best=arguments.best, resume=arguments.resumed)
     figures: dict[str, float] = {}

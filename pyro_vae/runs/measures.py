@@ -129,7 +129,7 @@ class Measures:
         experiment: the run's experiment, with its trained weights.
         settings: how it is measured.
         each: the numbers of each datum that earlier measures have found.
-        other: the experiment of another run, whose codes `beside` compares; else the same.
+        other: the name and the experiment of another run, whose codes `beside` compares; else the same run.
     """
 
     ALWAYS, SLOW = ("bound", "likelihood"), ("codes", "draws", "ais", "gaps", "calibration", "nuts")
@@ -139,10 +139,10 @@ class Measures:
         experiment: Experiment,
         settings: Settings,
         each: dict[str, list[float]] | None = None,
-        other: Experiment | None = None,
+        other: tuple[str, Experiment] | None = None,
     ) -> None:
         self.experiment, self.settings, self.each = experiment, settings, {} if each is None else each
-        self.other = experiment if other is None else other
+        self.other_name, self.other = other or ("this run", experiment)
         self.x = experiment.as_seen(experiment.data.test[:])
         self.few = self.x[: settings.images]
         self.programs = experiment.vae.model, experiment.vae.guide
@@ -249,7 +249,7 @@ class Measures:
         """Whether another run has found the same codes."""
         found = consistency(*map(self._active_means, (self.experiment, self.other)))
         words = (
-            "The codes of another run on the same data are predicted from those of this run by a linear map, on data"
+            f"The codes of {self.other_name} on the same data are predicted from those of this run by a linear map, on data"
             " that the map was not fitted to. Prior and likelihood may leave codes free to rotate: then the share of"
             " variance that is predicted, R^2, is near 1, and single dimensions still differ. Only active dimensions"
             " are compared."

@@ -296,7 +296,7 @@ def test_codes_are_compared_with_those_of_another_run(capsys):
     assert found["turned"]["r_squared"] > 0.98  # the means of 50 draws are noisy
     assert found["turned"]["mcc"] < 0.9
     assert found["half"]["r_squared"] > 0.98
-    assert "another run has found the same codes" in Path("plain/report.html").read_text()
+    assert "The codes of the run half on the same data are predicted" in Path("plain/report.html").read_text()
     assert main([*train, "--beta", "100", "--out", "collapsed"]) == 0
     capsys.readouterr()
     assert main([*flags, "--beside", "collapsed"]) == 2
