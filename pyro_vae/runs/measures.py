@@ -250,8 +250,8 @@ class Measures:
         found = consistency(*map(self._active_means, (self.experiment, self.other)))
         words = (
             f"The codes of {self.other_name} on the same data are predicted from those of this run by a linear map, on"
-            " data that the map was not fitted to. Prior and likelihood may leave codes free to rotate: then the share of"
-            " variance that is predicted, R^2, is near 1, and single dimensions still differ. Only active dimensions"
+            " data that the map was not fitted to. Prior and likelihood may leave codes free to rotate: then the share"
+            " of variance that is predicted, R^2, is near 1, and single dimensions still differ. Only active dimensions"
             " are compared."
         )
         return Measured({"r_squared": found.mean_r_squared, "mcc": found.mcc}, words)
