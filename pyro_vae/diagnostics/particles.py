@@ -56,6 +56,9 @@ class Particles(Objective):
         self.model, self.guide, self.count, self.count_data = model, guide, count, count
         self.structure: Any = ()
         self.checked = 0  # data whose results have been checked
+        self.observed: dict[
+            tuple[str, int], list[int]
+        ] = {}  # by site, the numbers of the parts that it observes, of how many
 
     def meet(self, datum: Batch) -> bool:
         """Find the sites of a datum, and return whether its structure differs from that of the one before."""
@@ -187,7 +190,9 @@ class Particles(Objective):
             observed = site["infer"].get("obs") if site["type"] == "sample" else None
             if observed is None:
                 continue
-            same = parts_in(observed, tensors)
+            key = name, len(tensors)
+            before = self.observed.get(key, range(len(tensors)))  # a few data may have equal parts by chance
+            same = self.observed[key] = [number for number in parts_in(observed, tensors) if number in before]
             if not same:
                 raise ValueError(
                     f"the model observes something at site {name!r} that the data do not hold as it is, so that no"

@@ -144,3 +144,24 @@ def test_a_value_that_is_computed_is_that_of_the_simulated_codes():
     lower, upper, *_ = bdmc(model, guide, x, steps=10)
     assert abs(upper.mean() - lower.mean()) < 0.05  # the guide is exact
     assert calibration(model, guide, x).verdict == "no failure is seen"
+
+
+def test_labels_that_equal_a_few_data_by_chance_are_not_simulated():
+    """The last batch of two data has labels that are equal to them; the model observes the data alone."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=z + 3.0 * y), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x - y, 1.0))
+
+    def sums(x, y):
+        return torch.stack((x.sum(), y.sum()))
+
+    x, y = torch.tensor([0.0, 1.0]).repeat(6), torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(3)
+    y[-2:] = x[-2:]
+    check = predictive_check(model, guide, [(x[:10], y[:10]), (x[10:], y[10:])], sums, draws=5)
+    assert check.simulated[:, 1].eq(y.sum()).all()
