@@ -161,7 +161,7 @@ def _add_uses_of_runs(subparsers: Any) -> None:
     add = evaluation.add_argument
     add("run", type=as_path, metavar="RUN", help="the run's folder")
     add("--samples", type=int, default=5000, metavar="N", help="samples for log p(x) of each datum (default 5000)")
-    add("--memory", default="2GB", metavar="SIZE", help="memory limit for the samples: 512MB, 2GiB, ... (default 2GB)")
+    add("--memory", default="2GB", metavar="SIZE", help="memory limit of each measure: 512MB, 2GiB, ... (default 2GB)")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     add("--images", type=int, default=100, metavar="N", help="test data of what takes minutes, below (default 100)")
     add("--ais", action="store_true", help="log p(x) by annealed importance sampling, and a bracket around it")

@@ -19,13 +19,14 @@ from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
 from pyro_vae.programs.seeds import noise_seed
+from pyro_vae.runtime.memory import as_bytes
 from pyro_vae.runtime.progress import bar
 
 NAME = "calibration"
 LEVEL = 0.01  # p-values below this are failures
 UNIFORMS = 10_000  # samples of ranks that would be seen if the posteriors were exact
 FEWEST = 20  # data, of which half teach the classifier
-TOGETHER = 500  # data that are simulated together
+TOGETHER = 500  # data that are simulated together at most
 COMPONENTS = 10  # of the data, by which the classifier knows which datum a code is of
 
 
@@ -141,6 +142,7 @@ def calibration(
     data: Any,
     *,
     draws: int = 99,
+    memory: int | str = "2GB",
     seed: int = 0,
     count: Count | None = None,
     progress: bool = False,
@@ -162,6 +164,8 @@ def calibration(
         data: as many data are simulated as these, best 500 or more; they also give what
             is not observed, such as labels.
         draws: L, at least 2.
+        memory: limit for the tensors of the data that are simulated together, such as "512MB". It changes the noise, as
+            fewer data are then simulated together.
         seed: random seed of the noise; torch's own random state does not change.
         count: returns the number of data of a ready batch.
         progress: show a progress bar.
@@ -189,13 +193,14 @@ def calibration(
         Local Diagnostics for Posterior Approximations in Simulation-Based Inference.
     """
     as_size(draws, "draws", 2)
+    budget = as_bytes(memory)
     x = as_input(data, model, guide, count=count)
     if len(x) < FEWEST:
         raise ValueError(f"{NAME} needs at least {FEWEST} data to simulate as many, not {len(x)}: give more")
     count_rows = count_in(x)
     with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(len(x), "data", shown=progress) as shown:
         check_programs(model, guide, x)
-        true, both, seen = Simulated(model, guide, count_rows, 2 * draws).of(x, shown.update)
+        true, both, seen = Simulated(model, guide, count_rows, 2 * draws, budget).of(x, shown.update)
         ranks = _ranks(true, both[:draws])
         true, compared = in_units(true, both)
         reference = torch.randn(true.shape[1:], dtype=torch.float64)
@@ -285,14 +290,15 @@ class Simulated(Particles):
         guide: the Pyro program of q(z|x).
         count: returns the number of data of a batch.
         draws: the number of draws for each datum.
+        memory: limit for the data that are simulated together, in bytes.
     """
 
     about_codes = True
 
-    def __init__(self, model: Program, guide: Program, count: Count, draws: int) -> None:
+    def __init__(self, model: Program, guide: Program, count: Count, draws: int, memory: int) -> None:
         local = LocalModules()
         super().__init__(local(model), local(guide), count)
-        self.number = draws  # for each datum
+        self.number, self.memory = draws, memory
 
     def of(self, x: Any, advance: Callable[[int], Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return true codes, (N, D), draws, (K, N, D), and the simulated data, (N, P), one in place of each datum."""
@@ -309,7 +315,8 @@ class Simulated(Particles):
         with pyro.validation_enabled(False), on_particles(NAME):
             for whole in x.split(TOGETHER):
                 self.meet(cut(whole, 2, self.count))
-                for rows in pieces(whole, TOGETHER, self.count):
+                size = self.data_within(self.memory, whole, self.number, TOGETHER)
+                for rows in pieces(whole, size, self.count):
                     of_model, codes = self.simulated(rows)
                     given = of_model if simulated else rows
                     self.check_masks(given)

@@ -1,6 +1,7 @@
 """What codes have learned about the data, and how their distribution compares with the prior."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_vae.arguments import as_size
-from pyro_vae.data import Rows, count_in
+from pyro_vae.data import Rows, count_in, pieces
 from pyro_vae.data.batch import Batch, Count, cut
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.distances import discrepancy
@@ -20,6 +21,8 @@ from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
 from pyro_vae.programs.seeds import as_seed, noise_seed
+from pyro_vae.runtime.memory import as_bytes
+from pyro_vae.runtime.progress import bar
 
 NAME = "codes"
 FEWEST = 20  # data
@@ -65,8 +68,10 @@ def codes(
     *,
     labels: Any = None,
     draws: int = 50,
+    memory: int | str = "2GB",
     seed: int = 0,
     count: Count | None = None,
+    progress: bool = False,
 ) -> Codes:
     r"""Measure what the codes of data have learned.
 
@@ -79,9 +84,12 @@ def codes(
         data: what `fit` takes; at most the first 2,000 are used, as each is compared with each.
         labels: a class for each datum, as integers or texts, or None.
         draws: draws from each posterior, at least 2, whose mean is the code of a datum.
+        memory: limit for the tensors of the data that are encoded together, such as "512MB". It changes the noise, as
+            fewer data are then encoded together.
         seed: random seed of the noise, and of the halves of the data that classifiers learn from and are measured on;
             torch's own random state does not change.
         count: returns the number of data of a ready batch.
+        progress: show a progress bar.
 
     Returns:
         The variances, the mutual information, two comparisons with the prior, accuracies, and a verdict.
@@ -104,6 +112,7 @@ def codes(
         Two-Sample Tests.
     """
     as_size(draws, "draws", 2)
+    budget = as_bytes(memory)
     if labels is not None:
         check_in_order(data, "the labels")
     x = as_input(data, model, guide, count=count)
@@ -118,11 +127,12 @@ def codes(
             particles = _Particles(local(model), local(guide), count_rows)
             particles.meet(cut(rows, 2, count_rows))
             particles.check_masks(rows)
-            _, *drawn = particles.draw(rows, draws)
-            finite = [value.reshape(*value.shape[:2], -1).isfinite().all(-1).all(0) for value in drawn]
-            particles.check_finite(~torch.stack(finite).all(0), rows, "the code", NOT_FINITE)
-            information = _information(particles, rows, [value[0] for value in drawn])
-            _, of_prior = particles.simulated(rows)
+            size = particles.data_within(budget, rows, draws, MOST)
+            parts = list(pieces(rows, size, count_rows))
+            with bar(3 * count_rows(rows), "data", shown=progress) as shown:  # drawn, compared, and simulated
+                drawn = _joined([_drawn(particles, part, draws, shown.update) for part in parts], dim=1)
+                information = _information(particles, parts, [value[0] for value in drawn], shown.update)
+                of_prior = _joined([_simulated(particles, part, shown.update) for part in parts], dim=0)
         each = torch.cat([value.reshape(*value.shape[:2], -1).double().cpu() for value in drawn], -1)
         prior = torch.cat([value.reshape(len(value), -1).double().cpu() for value in of_prior], -1)
         means = each.mean(0)
@@ -144,16 +154,45 @@ def _first(x: Rows) -> Batch:
     return cut(joined(parts, count, f"{NAME} compares data with each other"), MOST, count)
 
 
-def _information(particles: Particles, rows: Any, values: list[Tensor]) -> float:
+def _drawn(particles: Particles, rows: Batch, draws: int, advance: Callable[[int], Any]) -> list[Tensor]:
+    """Return codes of some data, of shape (K, B, ...), or refuse data whose codes are not finite."""
+    _, *values = particles.draw(rows, draws)
+    finite = [value.reshape(*value.shape[:2], -1).isfinite().all(-1).all(0) for value in values]
+    particles.check_finite(~torch.stack(finite).all(0), rows, "the code", NOT_FINITE)
+    advance(particles.count(rows))
+    return values
+
+
+def _simulated(particles: Particles, rows: Batch, advance: Callable[[int], Any]) -> list[Tensor]:
+    _, codes = particles.simulated(rows)
+    advance(particles.count(rows))
+    return codes
+
+
+def _joined(parts: list[list[Tensor]], dim: int) -> list[Tensor]:
+    return [torch.cat(each, dim) for each in zip(*parts, strict=True)]
+
+
+def _information(
+    particles: Particles, parts: list[Batch], values: list[Tensor], advance: Callable[[int], Any]
+) -> float:
     """Return the mutual information between data and codes, one of each datum."""
     total, size = 0.0, len(values[0])
     chunk = max(1, PAIRS // size)
     for start in range(0, size, chunk):
-        each = [value[start : start + chunk, None].expand(-1, size, *value.shape[1:]) for value in values]
-        log_q = particles.log_q(rows, *each).double()
+        some = [value[start : start + chunk, None] for value in values]
+        log_q = torch.cat([_log_q(particles, rows, some) for rows in parts], -1)
         own = log_q.diagonal(start)
         total += (own - log_q.logsumexp(1) + math.log(size)).sum().item()
+        advance(len(own))
     return total / size
+
+
+def _log_q(particles: Particles, rows: Batch, values: list[Tensor]) -> Tensor:
+    """Return the densities of the same codes for each of some data, shape (K, B)."""
+    count = particles.count(rows)
+    each = [value.expand(-1, count, *value.shape[2:]) for value in values]
+    return particles.log_q(rows, *each).double()
 
 
 def _classified(codes: Tensor, prior: Tensor, seed: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from pyro_vae.arguments import as_size
 from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments
 from pyro_vae.diagnostics.likelihood import log_likelihood
+from pyro_vae.diagnostics.particles import data_within
 from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.diagnostics.weights import LogLikelihood
 from pyro_vae.distributions.sphere import directions
@@ -30,13 +32,15 @@ from pyro_vae.programs.handlers import LocalModules
 from pyro_vae.programs.seeds import noise_seed
 from pyro_vae.programs.supports import bounds_of
 from pyro_vae.programs.traces import in_one_line
+from pyro_vae.runtime.memory import as_bytes
 from pyro_vae.runtime.progress import bar
 
 NAME = "inference_gap"
 FIXED = ("df", "temperature", "total_count")  # what a guide fixes rather than learns
 SAME = {"logits": ["probs"], "scale_tril": ["covariance_matrix", "precision_matrix"]}  # parameters that say the same
 LEARNING_RATES = 0.1, 0.001  # of the first and the last step; between them it falls exponentially
-PARTICLES, TOGETHER = 10, 500  # samples of each step of the search, and data that are searched together
+PARTICLES, TOGETHER = 10, 500  # samples of each step of the search, and data that are searched together at most
+CHUNK = 100  # samples that measure a bound at a time
 
 
 class Gap(NamedTuple):
@@ -127,6 +131,7 @@ def inference_gap(
     samples: int = 1000,
     steps: int = 1000,
     starts: int = 3,
+    memory: int | str = "2GB",
     seed: int = 0,
     count: Count | None = None,
     progress: bool = False,
@@ -149,6 +154,8 @@ def inference_gap(
         samples: samples that measure each bound, at least 2.
         steps: steps of the search for q*, at least 1.
         starts: the number of starts of the search, at least 1.
+        memory: limit for the tensors of the data that are searched together, such as "512MB". It changes the noise, as
+            fewer data are then searched together.
         seed: random seed of the noise; torch's own random state does not change.
         count: returns the number of data of a ready batch.
         progress: show a progress bar.
@@ -172,9 +179,10 @@ def inference_gap(
     """
     for name, value, least in (("samples", samples, 2), ("steps", steps, 1), ("starts", starts, 1)):
         as_size(value, name, least)
+    budget = as_bytes(memory)
     check_in_order(data, "the gaps of data")
     if likelihood is None:
-        likelihood = log_likelihood(model, guide, data, per_datum=True, seed=seed, count=count)
+        likelihood = log_likelihood(model, guide, data, per_datum=True, memory=memory, seed=seed, count=count)
     x, found = as_input(data, model, guide, count=count), []
     count_rows, local, total = count_in(x), LocalModules(), starts * steps * len(x)
     if len(likelihood.estimate) != len(x):
@@ -184,10 +192,16 @@ def inference_gap(
     with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(total, "step", shown=progress) as shown:
         check_programs(model, guide, x)
         with pyro.validation_enabled(False), in_one_line(x[:2]), on_particles(NAME):
+            searched = partial(_Searched, local(model), local(guide), count_rows)
+
+            def once(rows: Batch) -> None:
+                trial = searched(rows, lambda _: None)
+                trial.measured(trial.searched(1, spread=0)(trial.guide), samples)
+
             for whole in x.split(TOGETHER):
-                for rows in pieces(whole, TOGETHER, count_rows):
-                    searched = _Searched(local(model), local(guide), rows, count_rows(rows), shown.update)
-                    found.append(searched.bounds(samples, steps, starts))
+                size = data_within(budget, once, whole, TOGETHER, count_rows)
+                parts = pieces(whole, size, count_rows)
+                found += [searched(rows, shown.update).bounds(samples, steps, starts) for rows in parts]
     bound, best, error, best_error = map(torch.cat, zip(*found, strict=True))
     log_p, log_p_error = likelihood.estimate, likelihood.standard_error
     errors = (log_p_error.square() + best_error.square()).sqrt(), (best_error.square() + error.square()).sqrt()
@@ -211,14 +225,16 @@ _ELBO.__name__ = NAME  # the name that an objective's errors use
 class _Searched:
     """The bounds of some data, under a guide and under the best distributions of its family."""
 
-    def __init__(self, model: Program, guide: Program, rows: Batch, count: int, advance: Callable[[int], Any]) -> None:
-        self.model, self.guide, self.rows, self.count, self.advance = model, guide, rows, count, advance
+    def __init__(
+        self, model: Program, guide: Program, count: Count, rows: Batch, advance: Callable[[int], Any]
+    ) -> None:
+        self.model, self.guide, self.rows, self.count, self.advance = model, guide, rows, count(rows), advance
 
     @torch.no_grad()
     def measured(self, guide: Program, samples: int) -> tuple[Tensor, Tensor]:
         """Return the bound of each datum and its standard error."""
         args, kwargs = arguments(self.rows)
-        log_weights = _ELBO(samples, 100).draws(self.model, guide, *args, **kwargs).log_weights.double().cpu()
+        log_weights = _ELBO(samples, CHUNK).draws(self.model, guide, *args, **kwargs).log_weights.double().cpu()
         return log_weights.mean(0), log_weights.std(0) / math.sqrt(samples)
 
     def searched(self, steps: int, spread: float) -> Freed:

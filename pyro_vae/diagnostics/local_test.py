@@ -14,6 +14,7 @@ from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.seeds import noise_seed
+from pyro_vae.runtime.memory import as_bytes
 from pyro_vae.runtime.progress import bar
 
 
@@ -37,6 +38,7 @@ def local_test(
     *,
     draws: int = 200,
     permutations: int = 50,
+    memory: int | str = "2GB",
     seed: int = 0,
     count: Count | None = None,
     progress: bool = False,
@@ -57,6 +59,8 @@ def local_test(
         at: the data whose posteriors are tested, of the same structure.
         draws: L, at least 2.
         permutations: number of classifiers that show what chance gives, at least 1; each takes a second or so.
+        memory: limit for the tensors of the data that are simulated together, such as "512MB". It changes the noise, as
+            fewer data are then simulated together.
         seed: random seed of the noise; torch's own random state does not change.
         count: returns the number of data of a ready batch.
         progress: show a progress bar.
@@ -78,6 +82,7 @@ def local_test(
         Simulation-Based Inference, algorithms 1 and 2.
     """
     as_size(draws, "draws", 2), as_size(permutations, "permutations")
+    budget = as_bytes(memory)
     check_in_order(at, "the tests of data")
     x, tested = (as_input(each, model, guide, count=count) for each in (data, at))
     if len(x) < FEWEST:
@@ -86,7 +91,7 @@ def local_test(
         for each in (x, tested):
             check_programs(model, guide, each)
         with bar(1 + permutations, "classifier", shown=progress) as shown:
-            particles = Simulated(model, guide, count_in(x), 2 * draws)
+            particles = Simulated(model, guide, count_in(x), 2 * draws, budget)
             true, both, seen = particles.of(x, lambda _: None)
             features = Features(seen, true.shape[1])
             true, drawn = in_units(true, both)

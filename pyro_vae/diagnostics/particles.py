@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.data.batch import Batch, Count, arguments, structure_of, tensors_of, with_tensors
+from pyro_vae.data.batch import Batch, Count, arguments, cut, structure_of, tensors_of, with_tensors
 from pyro_vae.diagnostics.weights import log_sums_without_one
 from pyro_vae.distributions.wrappers import is_masked
 from pyro_vae.objectives import Objective, made_for
@@ -228,6 +228,15 @@ class Particles(Objective):
             raise ValueError(f"{type(self).__name__} is about codes, and the programs draw none: take evaluate")
         return [model_trace.nodes[name]["value"] for name in self.latents]
 
+    def data_within(self, memory: int, batch: Batch, draws: int, most: int) -> int:
+        """Return of how many data codes are drawn, and as many data simulated, at a time."""
+
+        def both(rows: Batch) -> None:
+            args, kwargs = arguments(rows)
+            poutine.trace(self.model).get_trace(*args, **kwargs), self.draw(rows, draws)
+
+        return data_within(memory, both, batch, most, self.count)
+
     def sizes(self, first: Callable[[int], Batch], total: int, samples: int, memory: int) -> tuple[int, int]:
         """Return for how many data to draw, and how many particles to weigh, at a time; each may take half the memory.
 
@@ -263,6 +272,27 @@ class Particles(Objective):
 
 def _scores_alike(one: Any, other: Any, value: Tensor) -> bool:
     return torch.allclose(one.log_prob(value), other.log_prob(value), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def data_within(memory: int, compute: Callable[[Batch], Any], batch: Batch, most: int, count: Count) -> int:
+    """Return how many data of a batch a computation may take at a time, at most, so that it stays within the memory.
+
+    Arguments:
+        memory: limit in bytes.
+        compute: takes data, such as the first few of the batch.
+        batch: the data.
+        most: the most data that are wanted at a time, however much memory there is.
+        count: returns the number of data of a batch.
+
+    Raises:
+        ValueError: if a single datum takes more.
+    """
+    most = min(most, count(batch))
+    with seeded(0, tensors_of(batch)[0].device):  # what is computed later has the noise that it would have without
+        size = most_within(memory, lambda rows: peak_of(lambda: compute(cut(batch, rows, count))), most)
+    if not size:
+        raise ValueError(f"a memory of {memory:,} bytes is too small for a single datum: give more")
+    return size
 
 
 def parts_in(observed: Any, parts: list[Tensor]) -> list[int]:

@@ -147,6 +147,7 @@ class Measures:
         self.few = self.x[: settings.images]
         self.programs = experiment.vae.model, experiment.vae.guide
         self.common: dict[str, Any] = {"seed": settings.seed, "progress": settings.progress}
+        self.within: dict[str, Any] = {**self.common, "memory": settings.memory}
 
     def measure(self, name: str) -> Measured:
         """Return what a measure finds, and keep its numbers of each datum for the next ones."""
@@ -234,7 +235,7 @@ class Measures:
 
     def codes(self) -> Measured:
         """What the codes have learned."""
-        found = codes(*self.programs, self.x, labels=self._classes, seed=self.settings.seed)
+        found = codes(*self.programs, self.x, labels=self._classes, **self.within)
         names = ("mutual_information", "mmd", "mmd_p", "classifier_accuracy")
         known = {"active_units": found.active} | {name: getattr(found, name) for name in names}
         accuracies = {"accuracy": found.linear_accuracy, "neighbour_accuracy": found.neighbour_accuracy}
@@ -300,9 +301,8 @@ class Measures:
 
     def ais(self) -> Measured:
         """The likelihood by annealed importance sampling, and a bracket of how far it can be off."""
-        settings = {**self.common, "memory": self.settings.memory}
-        found = ais(*self.programs, self.few, **settings)
-        lower, upper, *_ = bdmc(*self.programs, self.few, **settings)
+        found = ais(*self.programs, self.few, **self.within)
+        lower, upper, *_ = bdmc(*self.programs, self.few, **self.within)
         figures = {
             "ais_log_likelihood": found.estimate.mean().item(),
             "ais_standard_error": _error_of_mean(found.standard_error),
@@ -322,7 +322,7 @@ class Measures:
 
     def gaps(self) -> Measured:
         """Where the bound is lost."""
-        gap = inference_gap(*self.programs, self.few, likelihood=self._few_likely(), **self.common)
+        gap = inference_gap(*self.programs, self.few, likelihood=self._few_likely(), **self.within)
         figures = {
             "approximation_gap": gap.approximation.mean().item(),
             "approximation_gap_error": _error_of_mean(gap.approximation_error),
@@ -339,7 +339,7 @@ class Measures:
 
     def calibration(self) -> Measured:
         """Whether the posteriors are right, on simulated data."""
-        found = calibration(*self.programs, self.x[:SIMULATED], **self.common)
+        found = calibration(*self.programs, self.x[:SIMULATED], **self.within)
         words = (
             "The model draws codes and data, so that the true codes are known; if the encoder's posteriors were exact,"
             " they could not be told from draws of these. The first p-value is that of three tests together."
@@ -384,8 +384,7 @@ class Measures:
         return None if labels is None or labels.is_floating_point() else labels  # measurements are no classes
 
     def _sampled(self, x: Tensor) -> LogLikelihood:
-        settings = {**self.common, "samples": self.settings.samples, "memory": self.settings.memory}
-        return log_likelihood(*self.programs, x, per_datum=True, **settings)
+        return log_likelihood(*self.programs, x, per_datum=True, samples=self.settings.samples, **self.within)
 
     def _few_sampled(self) -> LogLikelihood:
         with warnings.catch_warnings():
