@@ -164,9 +164,7 @@ def _check_used_once(observed: Program, other: Program, guide: Program, left_out
 
     What stands in the place of missing entries would then count: two different values must give the same densities.
     """
-    gone = [x.isnan().flatten(1).any(1) for x in tensors_of(batch) if x.is_floating_point() and x.dim() > 1]
-    gone += [x.isnan() for x in tensors_of(batch) if x.is_floating_point() and x.dim() == 1]
-    some = torch.stack(gone).any(0).nonzero()[:10, 0] if gone else torch.arange(0)
+    some = _incomplete(batch).nonzero()[:10, 0]
     if not len(some):
         return
     args, kwargs = arguments(map_tensors(partial(with_gaps, rows=some), batch))
@@ -189,6 +187,11 @@ def _check_used_once(observed: Program, other: Program, guide: Program, left_out
             "the model must observe incomplete data as they are (obs=x), and use them nowhere else: what stands in the"
             " place of missing entries would change its densities"
         )
+
+
+def _incomplete(batch: Batch) -> Tensor:
+    """Whether an entry of each datum is missing, shape (B,)."""
+    return torch.stack([x.isnan().reshape(len(x), -1).any(1) for x in tensors_of(batch)]).any(0)
 
 
 def _fill_of(x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -336,14 +339,16 @@ class _Particles(Annealing):
 
     def by_encoder(self, rows: Batch, draws: int, **_: Any) -> list[Tensor]:
         """Return draws from the guide, each of shape (M, B, ...)."""
-        return self.draw(rows, draws)[1:]
+        log_q, *values = self.draw(rows, draws)
+        self._check_possible(*self.weigh(rows, log_q, *values))
+        return values
 
     def by_importance(self, rows: Batch, draws: int, samples: int, **_: Any) -> list[Tensor]:
         """Return draws from the guide that are drawn again by their weights."""
         log_q, *values = self.draw(rows, samples)
         (log_weights,) = self.weigh(rows, log_q, *values)
         self._check_possible(log_weights)
-        self.shapes.append(pareto_k(log_weights))
+        self.shapes.append(pareto_k(log_weights)[_incomplete(rows)])  # of the others nothing is drawn
         chosen = torch.multinomial((log_weights - log_weights.max(0).values).exp().T, draws, replacement=True).T
         return [value[chosen, torch.arange(chosen.shape[1], device=chosen.device)] for value in values]
 

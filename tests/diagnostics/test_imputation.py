@@ -187,6 +187,28 @@ def test_weights_with_a_heavy_tail_are_said():
         impute(vae.model, vae.guide, x)
 
 
+def narrow_above_zero(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, torch.where(x[:, 1] > 0, 0.05, 1.0)))
+
+
+def of_one_code(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 2), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("datum", [0, 1])
+def test_heavy_weights_count_where_an_entry_is_missing(datum, recwarn):
+    """The guide of each datum but the first is 14 times too narrow, and only one datum has an entry to be drawn."""
+    x = torch.tensor([[0.0, -1.0], *[[1.0, 1.0]] * 19])
+    x[datum, 0] = torch.nan
+    impute(of_one_code, narrow_above_zero, x)
+    said = [str(each.message) for each in recwarn if "Pareto" in str(each.message)]
+    assert len(said) == datum
+    assert all("weights of 1 of 20 data" in text for text in said)
+
+
 def test_a_model_that_uses_incomplete_data_otherwise_is_refused():
     """What stands in the place of NaN would be scored, or be a covariate."""
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -305,7 +327,7 @@ def test_data_are_imputed_in_a_plate_of_all_of_them(by):
 
 
 @pytest.mark.parametrize("entry", [1, 0])
-@pytest.mark.parametrize("by", ["importance", "gibbs", "nuts"])
+@pytest.mark.parametrize("by", ["importance", "encoder", "gibbs", "nuts"])
 def test_a_datum_that_no_code_explains_is_named(by, entry):
     """The first datum misses entry 0, and gets the mean of the others there, which may be far off."""
     vae, *_ = incomplete(count=5)
