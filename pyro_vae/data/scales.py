@@ -12,7 +12,7 @@ from pyro_vae.data.rows import Columns, EightBit, MemoryMapped
 from pyro_vae.data.streams import Ready, Stream
 
 FIX = "bring both to one scale, such as x / 255 for pixels of 8 bits"
-FEW = 4  # fewer data show no scale
+FEW = 4  # fewer data show no scale, unless they are beyond all others
 
 
 class Values(NamedTuple):
@@ -50,6 +50,16 @@ def values_of(x: Tensor) -> Values:
     return Values(low.min().item(), high.max().item(), usual, bool((low < 0).all()))
 
 
+def are_beyond(few: Values, others: Values) -> bool:
+    """Whether most of a few data have a value beyond 4 times the largest of the others, as if they were not scaled.
+
+    Example:
+        >>> are_beyond(Values(0.0, 255.0, 250.0, False), Values(0.0, 1.0, 0.9, False))
+        True
+    """
+    return 0 < 4 * max(others.high, -others.low) < few.usual < math.inf
+
+
 def differ(one: Values, other: Values) -> bool:
     """Whether only one of two data sets has been scaled.
 
@@ -64,26 +74,26 @@ def differ(one: Values, other: Values) -> bool:
 
 
 def _beyond(one: Values, other: Values) -> bool:
-    largest = max(other.high, -other.low)
-    return (0 < 4 * largest < one.usual < math.inf) or (one.signed and other.low >= 0 and other.high > 0)
+    return are_beyond(one, other) or (one.signed and other.low >= 0 and other.high > 0)
 
 
-def sizes_of(x: Any) -> dict[str, Values]:
+def sizes_of(x: Any, least: int = FEW) -> dict[str, Values]:
     """Return the size of the values of each floating-point part of rows that has more than one dimension, by name.
 
-    Of large data evenly spaced rows are read, and of those that are iterated over the first ones.
+    Parts of fewer than ``least`` data are left out. Of large data evenly spaced rows are read, and of those that are
+    iterated over the first ones.
 
     Example:
         >>> {name: str(values) for name, values in sizes_of(torch.eye(5)).items()}
         {'': '0 to 1'}
     """
-    return {name: values_of(part) for name, part in named(_some(x)) if _is_table(part)}
+    return {name: values_of(part) for name, part in named(_some(x)) if _is_table(part, least)}
 
 
-def _is_table(part: Any) -> bool:
+def _is_table(part: Any, least: int) -> bool:
     if not isinstance(part, Tensor) or part.layout is not torch.strided or part.is_nested:
         return False
-    return part.is_floating_point() and part.dim() > 1 and part.numel() > 0 and len(part) >= FEW
+    return part.is_floating_point() and part.dim() > 1 and part.numel() > 0 and len(part) >= least
 
 
 def _some(x: Any) -> Batch:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import as_size
 from pyro_vae.data import Data, are_images, fingerprint, located
-from pyro_vae.data.scales import Values, differ, sizes_of
+from pyro_vae.data.scales import FEW, Values, are_beyond, differ, sizes_of
 from pyro_vae.files import as_word, check_apart, check_no_link, partial_of, takes_files
 from pyro_vae.networks import Shape
 from pyro_vae.runs.config import Config, read_flags
@@ -184,8 +184,10 @@ class RunFolder:
             ValueError: with both ranges, and the fix.
         """
         there = _sizes_in(read_tensors(self.weights)[1])
-        for here in [sizes for part in found[:2] for sizes in sizes_of(part).values()]:
-            if there and differ(there, here):
+        if there is None:
+            return
+        for count, here in [(len(part), sizes) for part in found[:2] for sizes in sizes_of(part, 1).values()]:
+            if differ(there, here) if count >= FEW else are_beyond(here, there):
                 divided = "" if config.scale is None else f", divided by {config.scale:g} as those of the run"
                 reason = f"{config.data} has values from {here}{divided}, but {self.path} was trained on {there}"
                 other = "save its pixels as .npy, and give --scale X to divide them"
