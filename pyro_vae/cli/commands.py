@@ -279,12 +279,22 @@ def _impute_hidden(arguments: argparse.Namespace, completion: "Completion") -> N
     figures = measured(experiment, x, incomplete, found, mean, arguments.seed)
     what = f"the {arguments.hide} half" if arguments.hide in HALVES else f"a share of {arguments.hide}"
     title = f"Test data with {what} hidden, completed by {completion.by}"
-    path = arguments.out or arguments.run / f"impute-{completion.by}.png"
-    _write_figure(path, completions_figure(incomplete, found, title, x))
+    texts = COMPLETED | (
+        {"mean_squared_error_of_the_mean": "  of the mean of their train part"} if arguments.data else {}
+    )
     data = printable(experiment.config.data)
     say(f"{data}: {len(x)} test data, {incomplete.isnan().double().mean():.1%} of their entries hidden")
     for name, value in figures.items():
-        say(f"{COMPLETED[name]:<48}{value:>12.4f}")
+        say(f"{texts[name]:<48}{value:>12.4f}")
+    path = arguments.out or arguments.run / f"impute-{completion.by}.png"
+    try:
+        figure = completions_figure(incomplete, found, title, x)
+    except ValueError as error:  # of data that are no pictures
+        if arguments.out:
+            raise
+        say(f"no picture: {error}")
+        return
+    _write_figure(path, figure)
     say(printable(str(path)))
 
 
@@ -314,7 +324,8 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
         if arguments.scale is None and not x.isnan().all():
             folder.check_scale(config, Data(x, x))
         x = transform(x) if transform else x
-    found = completion.of(vae, x)
+    with _without_warnings_of_nan():
+        found = completion.of(vae, x)
     missing, kind = rows.isnan(), path.suffix.lower()
     mean, *draws = (
         torch.where(missing, multiplied(each, scale).to(rows), rows) for each in (found.mean[0], *found.draws[0])

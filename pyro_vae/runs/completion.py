@@ -68,9 +68,10 @@ def hidden(x: Tensor, what: str, seed: int) -> Tensor:
     """
     gone = torch.zeros_like(x, dtype=torch.bool)
     if what in HALVES:
-        if x.dim() < 3:
+        if x.dim() < 3 or x.shape[1:-2] not in ((), (1,), (3,)):  # as they are drawn
             raise ValueError(
-                f"data of shape {tuple(x.shape[1:])} are no pictures with halves: hide a share, such as 0.5"
+                f"data of shape {tuple(x.shape[1:])} are no pictures with halves: hide a share, such as 0.5, or"
+                " save them with their channels first"
             )
         height, width = (size // 2 for size in x.shape[-2:])
         rows, columns = slice(None), slice(None)
@@ -148,7 +149,7 @@ def measured(
 
 
 def rows_of(path: str, shape: list[int]) -> Tensor:
-    """Read incomplete data, all rows in the order of their file.
+    """Read incomplete data, all rows in the order of their file, in at least 32 bits.
 
     Arguments:
         path: a .npy file, or a .npz file with one array.
@@ -164,7 +165,7 @@ def rows_of(path: str, shape: list[int]) -> Tensor:
         raise ValueError(f"{path} has data of shape {list(rows.shape[1:])}, but the run was trained on {shape}")
     if not (rows.is_floating_point() and rows.isnan().any()):
         raise ValueError(f"no entry of {path} is missing (NaN): --hide hides some of the run's test data")
-    return rows
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))  # what is filled in may not fit into 16 bits
 
 
 def completions_figure(incomplete: Tensor, found: Imputation, title: str, original: Tensor | None = None) -> Figure:

@@ -153,6 +153,8 @@ def test_halves_of_pictures_are_hidden():
         gone = hidden(x, what, seed=0).isnan()
         assert gone[:, :, rows, columns].all()
         assert gone.sum() == 24
+    with pytest.raises(ValueError, match=r"shape \(4, 6, 3\) are no pictures with halves: .*channels first"):
+        hidden(torch.zeros(2, 4, 6, 3), "left", seed=0)  # it would hide the first channel
     share = hidden(torch.zeros(1000, 10), "0.3", seed=1).isnan().double().mean().item()
     assert abs(share - 0.3) < 4 * (0.21 / 10_000) ** 0.5
 
@@ -223,6 +225,49 @@ def test_a_file_of_another_scale_and_of_double_precision_keeps_its_observed_valu
     incomplete, completed = np.load("other.npy"), np.loadtxt("completed.csv", delimiter=",")
     assert np.isfinite(completed).all()
     assert (completed == incomplete)[~np.isnan(incomplete)].all()
+
+
+def test_what_is_filled_in_has_more_digits_than_a_file_in_16_bits():
+    """Its whole numbers are those of a file in 32 bits; a mean of 70,000 would be infinite in 16."""
+    train(table(40), "--epochs", "1")
+    whole = with_gaps(table(5)).round()
+    for dtype in (np.float16, np.float32):
+        np.save("gaps.npy", whole.astype(dtype))
+        assert main(["impute", "run", "--data", "gaps.npy", "--samples", "30", "--out", f"{dtype.__name__}.npy"]) == 0
+    half, single = np.load("float16.npy"), np.load("float32.npy")
+    assert half.dtype == np.float32
+    assert np.array_equal(half, single)
+
+
+def test_a_single_datum_of_another_scale_is_refused(capsys):
+    train(table(40), "--epochs", "1")
+    np.save("one.npy", np.array([[255.0, np.nan, 100.0]]))
+    assert "one.npy has values from 0 to 255, but run was trained on" in refused(capsys, "--data", "one.npy")
+    np.save("one.npy", np.array([[0.01, np.nan, np.nan]]))  # which may be as small by chance
+    assert main(["impute", "run", "--data", "one.npy", "--samples", "30"]) == 0
+
+
+def test_an_infinite_entry_is_refused_in_one_line(capsys):
+    train(table(40), "--epochs", "1")
+    x = with_gaps(table(5))
+    x[1] = np.inf
+    np.save("gaps.npy", x)
+    assert "the data hold inf at index (1, 0)" in refused(capsys, "--data", "gaps.npy")
+
+
+def test_data_that_are_no_pictures_are_measured_without_one(capsys):
+    """And the mean that they are compared with is named: it is that of named data, not of the training data."""
+    x = np.random.default_rng(0).normal(size=(20, 2, 4, 4))
+    train(x, "--epochs", "1")
+    np.save("other.npy", x[:10] + 1)
+    capsys.readouterr()
+    assert main(["impute", "run", "--hide", "0.5", "--n", "2", "--samples", "30"]) == 0
+    output = capsys.readouterr().out
+    assert "  of the mean of the training data  " in output
+    assert output.splitlines()[-1].startswith("no picture: data must have shape")
+    assert "no picture" not in refused(capsys, "--hide", "0.5", "--samples", "30", "--out", "x.png")
+    assert main(["impute", "run", "--data", "other.npy", "--hide", "0.5", "--samples", "30"]) == 0
+    assert "  of the mean of their train part  " in capsys.readouterr().out
 
 
 def test_samples_have_the_units_of_the_data(capsys):
