@@ -12,7 +12,7 @@ import yaml
 
 from pyro_vae.cli.launch import say
 from pyro_vae.files import printable
-from pyro_vae.runs.config import LOCAL, PARTS, TRUSTED, Config, plain_yaml, read_flags
+from pyro_vae.runs.config import LOCAL, PARTS, TRUSTED, Config, as_yaml, plain_yaml, read_flags
 
 PRESETS = {"practicum": {"latent_dim": 20, "epochs": 10, "batch_size": 256}}  # and the defaults
 TRAIN_ONLY = {
@@ -194,18 +194,24 @@ def _tokens(flags: dict[str, Any]) -> list[str]:
     """Return the flags of a file as tokens of argv."""
     tokens = []
     for name, value in flags.items():
-        default = None if "." in name else getattr(Config(), name.replace("-", "_"))
-        flag = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
+        if "." in name:  # `_config` reads it as YAML
+            tokens.append(f"--{name}={as_yaml(value)}")
+            continue
+        flag, default = f"--{name.replace('_', '-')}", getattr(Config(), name.replace("-", "_"))
+        if value is None and default is not None:  # of an empty line, such as "epochs:"
+            raise TypeError(f"{name} takes a value: write one, or leave the line out")
         if isinstance(value, list):
             if not value or not all(type(each) is int for each in value):  # a text might be another flag
                 raise TypeError(f"{name} takes one value, or a list of whole numbers, not {value!r}")
             tokens += [flag, *map(str, value)]
-        elif "." not in name and isinstance(value, bool) is not isinstance(default, bool) and value is not None:
+        elif isinstance(value, bool) is not isinstance(default, bool) and value is not None:
             raise TypeError(
                 f"{name} takes {'true or false' if isinstance(default, bool) else 'a value'}, not {value!r}"
             )
         elif isinstance(default, bool):
             tokens += [flag] if value else []
+        elif name == "data" and not isinstance(value, str):  # 010 would be the file 10
+            raise TypeError(f"data takes a name or a path, not {value!r}: write it in quotes")
         elif value is not None:  # a flag that is set
             tokens.append(f"{flag}={value}")
     return tokens

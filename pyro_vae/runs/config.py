@@ -106,9 +106,9 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Return the flags that are set, by name, such as ``decoder.scale`` for a part's own parameter."""
-        plain = {name: getattr(self, name) for name in self.flags()}
+        plain = {name: value for name in self.flags() if (value := getattr(self, name)) is not None}
         own = {f"{kind}.{name}": value for kind, values in self.options.items() for name, value in values.items()}
-        return {name: value for name, value in {**plain, **own}.items() if value is not None}
+        return {**plain, **own}
 
     def identity(self) -> dict[str, Any]:
         """Return the flags that determine the weights: all files of a run must have been written with the same.
@@ -122,7 +122,7 @@ class Config:
         """Write the flags as YAML, with the versions of torch and Pyro as a comment."""
         versions = f"# torch {version('torch')}, pyro-ppl {version('pyro-ppl')}\n"
         kept = {name: value for name, value in self.flat().items() if name not in LOCAL}
-        write_whole(path, (versions + yaml.safe_dump(kept, sort_keys=False)).encode())
+        write_whole(path, (versions + as_yaml(kept)).encode())
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -163,6 +163,23 @@ _PlainLoader.yaml_implicit_resolvers = {
 for _kind, _form in _NUMBERS.items():
     _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), list("-+.0123456789"))
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes a text in quotes where `_PlainLoader` would take it for a number."""
+
+
+_PlainDumper.yaml_implicit_resolvers = _PlainLoader.yaml_implicit_resolvers
+
+
+def as_yaml(value: Any) -> str:
+    """Return the YAML that `plain_yaml` reads as a plain value.
+
+    Example:
+        >>> plain_yaml(as_yaml("1e1")), plain_yaml(as_yaml("no")), plain_yaml(as_yaml(None))
+        ('1e1', 'no', None)
+    """
+    return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False)
 
 
 def plain_yaml(text: str) -> Any:

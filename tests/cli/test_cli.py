@@ -1445,3 +1445,11 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch, tmp_path, capsys):
     assert not Path("~").exists()
     capsys.readouterr()
     assert "no data set or file ''" in refused(capsys, "train", "--resume=~/run", "--data", "")
+
+
+def test_own_parameters_of_every_kind_are_read_back_from_the_config_of_a_run():
+    """As they were given: a text that looks like a number, a list, no value."""
+    own = {"name": "1e1", "word": "no", "sizes": [8, 8], "rate": float("inf"), "nothing": None}
+    config = Config(options={**Config().options, "prior": own})
+    config.save(Path("config.yaml"))
+    assert config_of_run(Path(), []).options["prior"] == own

@@ -325,6 +325,12 @@ def test_a_config_file_does_not_say_what_this_machine_reads_or_fetches(line, fla
         ("hidden: []", "hidden takes one value, or a list of whole numbers, not []"),
         ("lr: [true]", "lr takes one value, or a list of whole numbers, not [True]"),
         ("device: meta", "no device 'meta' on this machine"),
+        ("data:", "data takes a value: write one, or leave the line out"),  # and not the digits
+        ("latent_dim: ~", "latent_dim takes a value: write one"),
+        ("data: 010", "data takes a name or a path, not 10: write it in quotes"),
+        ("data: 1e3", "data takes a name or a path, not 1000.0: write it in quotes"),
+        ("decoder: Normal\ndecoder.scale: ~", "--decoder.scale takes a value of type float, not None"),
+        ("decoder: Normal\ndecoder.scale: '1'", "--decoder.scale takes a value of type float, not '1'"),
     ],
 )
 def test_a_value_of_a_config_file_is_taken_as_it_is_or_refused(line, words, capsys):
