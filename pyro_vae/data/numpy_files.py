@@ -89,7 +89,7 @@ def read_numpy(path: Path, scale: float = 1.0) -> Data:
     data = [as_stored(tensors[f"x{part}"]) for part in parts]
     labels = [tensors.get(f"y{part}") for part in parts]
     labels = [y if y is None or y.shape[1:] != (1,) else y[:, 0] for y in labels]  # a column is one label per datum
-    labels = [y.float() if y is not None and y.is_floating_point() else y for y in labels]
+    labels = [y.double() if y is not None and y.is_floating_point() else y for y in labels]
     for part, x, y in zip(parts, data, labels, strict=True):
         if y is not None and y.dim() != 1:
             raise ValueError(f"y{part} in {path} must hold one label per datum, not shape {shape_of(y)}")

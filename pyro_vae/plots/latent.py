@@ -1,7 +1,7 @@
 """Figures of the latent space."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib
@@ -236,19 +236,27 @@ def _colours(labels: ArrayLike | None, counts: set[int]) -> tuple[list[Line2D], 
         ends = np.nanmin(values), np.nanmax(values)
         places = np.linspace(*ends, 6) if words is None else np.linspace(*ends, 6).round().astype(int)
         six, colours = (turbo(np.interp(each, ends, (0.05, 0.95))) for each in (places, values))
-        return _legend(places, six, ".4g") if words is None else _legend(words[places], six, ""), colours
+        return _legend(_told_apart(places, 4) if words is None else words[places], six), colours
     if np.isin(classes, range(10)).all():
         palette = matplotlib.colormaps["tab10"](classes.astype(int))
     else:
         palette = turbo(np.linspace(0.05, 0.95, len(classes)))
-    return _legend(classes, palette, "g") if words is None else _legend(words, palette, ""), palette[index]
+    return _legend(_told_apart(classes, 6) if words is None else words, palette), palette[index]
 
 
-def _legend(values: np.ndarray, palette: np.ndarray, style: str) -> list[Line2D]:
+def _legend(texts: Iterable[str], palette: np.ndarray) -> list[Line2D]:
     return [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=format(value, style))
-        for value, colour in zip(values, palette, strict=True)
+        Line2D([], [], marker="o", linestyle="", color=colour, label=text)
+        for text, colour in zip(texts, palette, strict=True)
     ]
+
+
+def _told_apart(values: np.ndarray, digits: int) -> list[str]:
+    """Return different numbers as different texts, with at least so many digits; whole numbers have all of theirs."""
+    if (np.abs(values) < 2**53).all() and (values == values.round()).all():
+        return [f"{value:.0f}" for value in values]
+    texts = [f"{value:.{digits}g}" for value in values]
+    return texts if len({*texts}) == len(values) or digits == 17 else _told_apart(values, digits + 1)
 
 
 def _bounds(maps: list[tuple[np.ndarray, np.ndarray]], ellipses: bool, shared: bool) -> np.ndarray:

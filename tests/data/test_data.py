@@ -381,6 +381,13 @@ def test_every_format_is_read(tmp_path, suffix):
     torch.testing.assert_close(load(tmp_path).train.mean(), torch.tensor(0.2), rtol=0, atol=2 / 255)
 
 
+def test_labels_that_are_measurements_keep_their_digits(tmp_path):
+    times = 1.7e9 + np.arange(10) / 4  # 32 bits would round them to multiples of 128
+    np.savez(tmp_path / "x.npz", x=np.zeros((10, 2)), y=times)
+    loaded = load(tmp_path / "x.npz")
+    assert sorted([*loaded.train_labels.tolist(), *loaded.test_labels.tolist()]) == times.tolist()
+
+
 def test_labels_are_the_sub_folders_in_alphabetical_order(tmp_path):
     for label, name in enumerate(("ant", "bee", "cat")):
         for i in range(4):

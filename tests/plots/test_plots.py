@@ -331,6 +331,21 @@ def test_labels_have_fixed_colours_and_a_legend_of_those_that_occur():
     assert not plots.latent_map({"": (centres, covariances)}).legends
 
 
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [
+        ([1234567, 1234568], ["1234567", "1234568"]),
+        ([1.7e9 + 0.25, 1.7e9 + 0.5], ["1700000000.2", "1700000000.5"]),
+        ([0.1, 1.0, np.nan], ["0.1", "1", "nan"]),
+        (2019 + np.arange(51) / 1e4, [f"2019.00{k}" for k in range(6)]),
+    ],
+)
+def test_labels_that_differ_have_different_texts_in_the_legend(labels, texts):
+    count = len(labels)
+    figure = plots.latent_map({"": (np.zeros((count, 2)), np.zeros((count, 2, 2)))}, labels=labels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == texts
+
+
 def test_labels_that_are_text_are_named_in_the_legend():
     panels = {"": (RNG.normal(size=(4, 2)), random_covariances(4))}
     names = ["dog", "cat", "owl", "dog"]
