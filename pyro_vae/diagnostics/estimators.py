@@ -392,11 +392,11 @@ def _measure(estimator: Estimator, vae: VAE, x: Tensor, exact: Tensor, draws: in
 
     many = x.repeat(TOGETHER, 1)
     with pyro.validation_enabled(False), pyro.get_param_store().scope():  # a baseline is kept in the store
-        found = torch.stack([gradient(many) for _ in range(math.ceil(draws / TOGETHER))])
+        mean, variance = _moments(partial(gradient, many), math.ceil(draws / TOGETHER))
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         milliseconds = 1e3 * median(timeit.repeat(partial(gradient, x), number=1, repeat=20))
-    mean, variance = found.mean(0), TOGETHER * found.var(0)
-    z = (mean - exact).abs() / (variance / (TOGETHER * len(found))).sqrt().clamp(min=1e-7)
+    z = (mean - exact).abs() / (variance / math.ceil(draws / TOGETHER)).sqrt().clamp(min=1e-7)
+    variance = TOGETHER * variance
     block_of = [name.partition(".")[0] for name, value in vae.named_parameters() for _ in range(value.numel())]
     rows = []
     for block in BLOCKS:
@@ -406,3 +406,18 @@ def _measure(estimator: Estimator, vae: VAE, x: Tensor, exact: Tensor, draws: in
         figures = z[at].max().item(), total.item(), snr.item(), milliseconds
         rows.append(Row(estimator.name, block, *figures, estimator.unbiased))
     return rows
+
+
+def _moments(draw: Callable[[], Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """Return the mean and the variance of so many draws, of which one at a time is in memory.
+
+    Reference:
+        Welford, 1962, Note on a Method for Calculating Corrected Sums of Squares and Products.
+    """
+    mean, squares = torch.tensor(0.0), torch.tensor(0.0)
+    for number in range(1, count + 1):
+        drawn = draw()
+        deviation = drawn - mean
+        mean = mean + deviation / number
+        squares = squares + deviation * (drawn - mean)
+    return mean, squares / (count - 1)

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pyro_vae import VAE, encoders
 from pyro_vae.cli import main
 from pyro_vae.diagnostics import estimators as laboratory
 from pyro_vae.objectives import IWAE, DReG
+from pyro_vae.runtime.memory import peak_of
 
 DRAWS = 10_000
 
@@ -98,6 +100,18 @@ def test_at_a_far_encoder_unbiased_estimators_are_not_accused():
     for loss in (IWAE(2), DReG(2)):
         for row in laboratory._measure(laboratory.Estimator("far", loss, 2), vae, x, exact, 2000):
             assert row.bias_z < 4.5
+
+
+def test_more_draws_take_no_more_memory_and_have_the_mean_and_the_variance_of_all():
+    drawn = 100 + torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    peaks = []
+    for count in (10, 1000):
+        each = iter(drawn[:count])
+        peaks.append(peak_of(lambda each=each, count=count: laboratory._moments(lambda: next(each).clone(), count)))
+    assert peaks[0] == peaks[1] < drawn.nbytes / 10
+    mean, variance = laboratory._moments(partial(next, iter(drawn)), len(drawn))
+    assert torch.allclose(mean, drawn.mean(0), rtol=1e-12)
+    assert torch.allclose(variance, drawn.var(0), rtol=1e-10)
 
 
 def test_draws_are_counted_as_they_are_made(monkeypatch):
