@@ -254,6 +254,7 @@ def impute(arguments: argparse.Namespace) -> None:
     from pyro_vae.diagnostics.imputation import WAYS
     from pyro_vae.runs.completion import Completion
     from pyro_vae.runs.parts import check_choice
+    from pyro_vae.runtime.memory import as_bytes
 
     check_choice("--by", arguments.by, WAYS)
     for name, least in (("n", 1), ("draws", 2), ("samples", arguments.draws), ("steps", 1)):
@@ -262,7 +263,8 @@ def impute(arguments: argparse.Namespace) -> None:
         raise ValueError("give --data FILE with missing entries (NaN), or --hide lower to hide some of the test data")
     numbers = [] if arguments.hide else [".npy", ".npz", ".csv"]
     _check_file(arguments.out, "--out", [*numbers, *plots.KINDS])
-    names = ("by", "draws", "samples", "steps", "seed")
+    as_bytes(arguments.memory)
+    names = ("by", "draws", "samples", "steps", "memory", "seed")
     completion = Completion(**{name: getattr(arguments, name) for name in names}, progress=sys.stderr.isatty())
     (_impute_hidden if arguments.hide else _impute_file)(arguments, completion)
 
@@ -276,7 +278,7 @@ def _impute_hidden(arguments: argparse.Namespace, completion: "Completion") -> N
     incomplete = hidden(x, arguments.hide, arguments.seed)
     mean = mean_of_training(experiment)
     found = completion.of(experiment.vae, incomplete, mean)
-    figures = measured(experiment, x, incomplete, found, mean, arguments.seed)
+    figures = measured(experiment, x, incomplete, found, mean, arguments.seed, arguments.memory)
     what = f"the {arguments.hide} half" if arguments.hide in HALVES else f"a share of {arguments.hide}"
     title = f"Test data with {what} hidden, completed by {completion.by}"
     texts = COMPLETED | (

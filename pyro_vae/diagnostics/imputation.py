@@ -30,6 +30,7 @@ from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
 from pyro_vae.programs.seeds import noise_seed
 from pyro_vae.programs.traces import in_one_line
+from pyro_vae.runtime.memory import as_bytes, most_within, peak_of
 from pyro_vae.runtime.progress import bar
 
 NAME = "impute"
@@ -234,6 +235,7 @@ def impute(
     draws: int = 20,
     samples: int = 1000,
     steps: int = 200,
+    memory: int | str = "2GB",
     seed: int = 0,
     count: Count | None = None,
     progress: bool = False,
@@ -254,6 +256,8 @@ def impute(
         draws: number of imputations M, at least 2.
         samples: draws from the guide that importance weighs, at least ``draws``.
         steps: steps of "gibbs", and warm-up steps of "nuts", at least 1.
+        memory: limit for the tensors of the samples that are weighed at a time, as for `log_likelihood`; the result,
+            ``draws`` times the data, comes on top of it.
         seed: random seed of the noise; torch's own random state does not change.
         count: returns the number of data of a ready batch.
         progress: show a progress bar.
@@ -281,6 +285,7 @@ def impute(
         raise ValueError(f"by is one of {', '.join(WAYS)}, not {by!r}")
     for name, value, least in (("draws", draws, 2), ("samples", samples, draws), ("steps", steps, 1)):
         as_size(value, name, least)
+    budget = as_bytes(memory)
     observed, completing, left_out = _on_observed(model, guide, data)
     x = as_input(data, observed, completing, count=count)
     count_rows, local, found = count_in(x), LocalModules(), []
@@ -292,6 +297,8 @@ def impute(
             particles.left_out, particles.shapes, particles.moves = left_out, [], by == "nuts"
             particles.whole = x[:]
             particles.meet(x[:2])
+            if by == "importance":
+                together = particles.fit_to_memory(x, min(together, len(x)), samples, budget)
             whole = _Particles(local(model), local(guide), count_rows, settings)
             slopes = replayed(particles.slopes, len(x) * (5 * draws + steps) if by == "nuts" else 0, compiled=False)
             numbers = {"draws": draws, "samples": samples, "steps": steps}
@@ -333,9 +340,27 @@ class _Particles(Annealing):
     whole: Batch  # all data
     done = 0  # of them are completed
     moves = False  # along gradients, which only some codes have
+    chunk = 1  # samples that are weighed at a time
 
     def meet(self, datum: Batch) -> bool:
         return super().meet(datum) if self.moves else Particles.meet(self, datum)
+
+    def fit_to_memory(self, x: Any, most: int, samples: int, memory: int) -> int:
+        """Return how many data can have so many samples at a time, and find how many of these can be weighed."""
+
+        def of_weights(count: int) -> int:
+            drawn = self.draw(x[:size], count)
+            return peak_of(lambda: self.weigh(x[:size], *drawn))
+
+        half = memory // 2  # of the draws, and of their weights
+        with seeded(0, x.device):  # the noise of the imputation stays as it is
+            size = most_within(half, lambda rows: peak_of(lambda: self.draw(x[:rows], samples)), most)
+            self.chunk = most_within(half, of_weights, samples) if size else 0
+        if not self.chunk:
+            raise ValueError(
+                f"a memory of {memory:,} bytes is too small for {samples} samples: give more, or take fewer samples"
+            )
+        return size
 
     def by_encoder(self, rows: Batch, draws: int, **_: Any) -> list[Tensor]:
         """Return draws from the guide, each of shape (M, B, ...)."""
@@ -345,12 +370,13 @@ class _Particles(Annealing):
 
     def by_importance(self, rows: Batch, draws: int, samples: int, **_: Any) -> list[Tensor]:
         """Return draws from the guide that are drawn again by their weights."""
-        log_q, *values = self.draw(rows, samples)
-        (log_weights,) = self.weigh(rows, log_q, *values)
+        drawn = self.draw(rows, samples)
+        parts = zip(*(each.split(self.chunk) for each in drawn), strict=True)
+        log_weights = torch.cat([self.weigh(rows, *part)[0] for part in parts])
         self._check_possible(log_weights)
         self.shapes.append(pareto_k(log_weights)[_incomplete(rows)])  # of the others nothing is drawn
         chosen = torch.multinomial((log_weights - log_weights.max(0).values).exp().T, draws, replacement=True).T
-        return [value[chosen, torch.arange(chosen.shape[1], device=chosen.device)] for value in values]
+        return [value[chosen, torch.arange(chosen.shape[1], device=chosen.device)] for value in drawn[1:]]
 
     def by_nuts(self, rows: Batch, draws: int, steps: int, slopes: Any, **_: Any) -> list[Tensor]:
         """Return draws of the no-U-turn sampler, every fifth of a chain."""

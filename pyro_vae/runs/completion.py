@@ -33,6 +33,7 @@ class Completion:
     draws: int = 20
     samples: int = 1000
     steps: int = 200
+    memory: str = "2GB"
     seed: int = 0
     progress: bool = False
 
@@ -107,7 +108,13 @@ def mean_of_training(experiment: Experiment) -> Tensor:
 
 
 def measured(
-    experiment: Experiment, x: Tensor, incomplete: Tensor, found: Imputation, mean: Tensor, seed: int
+    experiment: Experiment,
+    x: Tensor,
+    incomplete: Tensor,
+    found: Imputation,
+    mean: Tensor,
+    seed: int,
+    memory: int | str = "2GB",
 ) -> dict[str, float]:
     """Return how well hidden entries are found.
 
@@ -118,6 +125,7 @@ def measured(
         found: the data completed.
         mean: that of the training data.
         seed: random seed of the likelihoods.
+        memory: limit for the tensors of their samples.
 
     Returns:
         The mean squared errors of the means and of the training data's mean, and the spread of the draws; unless pixels
@@ -138,10 +146,10 @@ def measured(
         "deviation": found.deviation[0][gone].square().mean().sqrt().item(),
     }
     if not experiment.is_grey:
-        vae = experiment.vae
-        whole = log_likelihood(vae.model, vae.guide, x, seed=seed, per_datum=True)
+        vae, settings = experiment.vae, dict[str, Any](seed=seed, memory=memory)
+        whole = log_likelihood(vae.model, vae.guide, x, per_datum=True, **settings)
         programs = on_observed(vae.model, guide_of(vae, x, mean), incomplete)
-        seen = log_likelihood(*programs, incomplete, seed=seed, per_datum=True)
+        seen = log_likelihood(*programs, incomplete, per_datum=True, **settings)
         errors = whole.standard_error.square() + seen.standard_error.square()
         figures["log_likelihood_of_hidden"] = (whole.estimate - seen.estimate).mean().item()
         figures["standard_error"] = errors.sum().sqrt().item() / len(x)

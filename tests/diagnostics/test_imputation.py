@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ from torch.distributions import MultivariateNormal
 from pyro_vae import VAE, data, decoders, encoders, log_likelihood, priors
 from pyro_vae.diagnostics.imputation import impute, on_observed
 from pyro_vae.networks import MLP, FillMissing
+from pyro_vae.runtime.memory import peak_of
 from tests.support.linear import probabilistic_pca
 
 HIDDEN = [0, 2]  # the entries that are missing from each datum
@@ -154,6 +156,8 @@ def test_parts_of_a_tuple_are_completed_beside_labels():
     ("settings", "message"),
     [
         ({"by": "em"}, "by is one of importance, encoder, gibbs, nuts, not 'em'"),
+        ({"memory": 1000}, "a memory of 1,000 bytes is too small for 1000 samples: give more, or take fewer samples"),
+        ({"memory": "1 apple"}, "memory must be a number of bytes, or one with a unit, .*"),
         ({"draws": 1}, "draws must be at least 2, not 1"),
         ({"draws": 30, "samples": 20}, "samples must be at least 30, not 20"),
     ],
@@ -196,6 +200,17 @@ def of_one_code(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
         pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 2), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_samples_of_importance_keep_to_a_memory_limit():
+    """As many as fit are weighed at a time; the completed data are the same."""
+    vae, x, *_ = incomplete(count=100, factor=3.0)
+    found, run = [], partial(impute, vae.model, vae.guide, x, draws=2)
+    peaks = [peak_of(lambda memory=memory: found.append(run(memory=memory).draws[0])) for memory in ("2GB", "30MB")]
+    assert torch.equal(*found)
+    assert peaks[1] < 30_000_000 < peaks[0]
+    assert peak_of(lambda: run(memory="1MB")) < 2_000_000
 
 
 @pytest.mark.parametrize("datum", [0, 1])
