@@ -151,6 +151,25 @@ def columns_of(data: Any) -> list[Any]:
     return list(names if isinstance(names, list) else getattr(data, "columns", ())) if is_array(data) else []
 
 
+def check_one_order(first: Any, other: Any) -> None:
+    """Refuse data, rows of a frame or frames, whose entries have the same names, but not in one order.
+
+    Raises:
+        ValueError: with the first name that has another place.
+    """
+    own, names = _names_of(first), _names_of(other)
+    if names != own and set(names) == set(own):
+        moved = next(name for name, there in zip_longest(own, names) if name != there)
+        fix = "give all of them the same names in one order, or one frame"
+        raise ValueError(f"the entry {moved!r} has not the same place in all data: {fix}")
+
+
+def _names_of(item: Any) -> list[Any]:
+    """Return the names of the entries of a row of pandas, or of the columns of a frame; none of other data."""
+    index = getattr(item, "index", None) if hasattr(item, "to_frame") else None
+    return columns_of(item) if index is None or callable(index) else list(index)
+
+
 def check_columns(data: Any, validation: Any) -> None:
     """Refuse validation data in which a column of the data stands in the place of another one."""
     parts, others = _by_name(data), _by_name(validation)

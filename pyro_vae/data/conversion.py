@@ -14,7 +14,17 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from pyro_vae.data.arrays import as_array, as_floats, check_dense, from_numpy, is_array, is_image, is_numbers, length_of
+from pyro_vae.data.arrays import (
+    as_array,
+    as_floats,
+    check_dense,
+    check_one_order,
+    from_numpy,
+    is_array,
+    is_image,
+    is_numbers,
+    length_of,
+)
 from pyro_vae.data.batch import Batch, in_words
 from pyro_vae.data.images import pixels_of
 from pyro_vae.data.rows import LazyRows, map_parts
@@ -80,7 +90,9 @@ def _stacked(parts: Sequence[Any]) -> Tensor | None:
             raise ValueError(f"a part of the data is None in {missing} of {len(parts)}: {fix}")
         return None
     if all(isinstance(part, bool | int | float) for part in parts):
-        return torch.from_numpy(np.array(parts))  # in double precision, as Python's own numbers
+        return from_numpy(np.array(parts))  # in double precision, as Python's own numbers
+    for part in parts:
+        check_one_order(parts[0], part)
     rows = [_row(part) for part in parts]
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) > 1:
@@ -191,9 +203,11 @@ def _as_many_as_it_says(data: Any) -> list[Any]:
 
 
 def _stack(items: Iterable[Any]) -> Tensor:
-    rows, parts, images = [], 1, 0
+    rows, parts, images, first = [], 1, 0, None
     for item in items:
         datum = _datum(item)
+        first = datum if first is None else first
+        check_one_order(first, datum)
         if isinstance(datum, tuple | dict):
             fix = "give each as one tensor or array, in which the parts are joined"
             raise TypeError(f"a datum is a {type(datum).__name__} of {len(datum)}: {fix}")

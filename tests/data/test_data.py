@@ -15,7 +15,7 @@ from scipy import sparse
 from torch.utils.data import ChainDataset, DataLoader, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
-from pyro_vae.data import Columns, Data, as_tensor, dynamic, import_torchvision_datasets, load, threshold
+from pyro_vae.data import Columns, Data, as_tensor, collated, dynamic, import_torchvision_datasets, load, threshold
 from pyro_vae.data.arrays import check_counts, from_numpy
 from pyro_vae.data.batches import as_rows
 from pyro_vae.networks import FillMissing
@@ -1375,6 +1375,31 @@ def test_a_quantized_tensor_is_refused_with_the_fix():
     for give in (as_tensor, lambda x: Columns((x,))):
         with pytest.raises(TypeError, match=r"not be a quantized tensor: give data\.dequantize\(\)"):
             give(data)
+
+
+class Row(Series):
+    """A row of a frame of pandas, with the names of its entries."""
+
+    def __init__(self, names):
+        self.index = list(names)
+
+
+@pytest.mark.parametrize("moved", [Row("bca"), Row("acb")])
+def test_rows_whose_names_have_another_order_are_refused(moved):
+    assert as_tensor([Row("abc"), Row("abc")]).tolist() == [[0, 1, 2]] * 2
+    assert as_tensor([Row("abc"), Row("bcd")]).tolist() == [[0, 1, 2]] * 2  # such as windows of a series of times
+    words = "the entry .[ab]. has not the same place in all data: give all of them the same names in one order"
+    with pytest.raises(ValueError, match=words):
+        as_tensor([Row("abc"), moved])
+    with pytest.raises(ValueError, match=words):
+        collated([(Row("abc"), 1), (moved, 2)])
+    with pytest.raises(ValueError, match=words):
+        as_tensor([Frame(a=[1.0], b=[2.0]), Frame(b=[1.0], a=[2.0])])
+
+
+def test_labels_beyond_64_bits_are_refused_with_the_fix():
+    with pytest.raises(TypeError, match="data must hold real numbers, not object; data"):
+        collated([(torch.zeros(1), 2**70), (torch.zeros(1), 1)])
 
 
 def test_a_series_may_stand_beside_other_parts():
