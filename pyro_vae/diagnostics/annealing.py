@@ -416,6 +416,12 @@ def _of_all(
 
             def path_of(rows: Batch) -> Path:
                 annealing.check_masks(rows)
+                annealing.check_repeated(
+                    rows, "model", annealing.log_joint, "draw it at a site, or take log_likelihood"
+                )
+                if settings.start == "encoder":
+                    fix = "take start='prior', or log_likelihood"
+                    annealing.check_repeated(rows, "guide", annealing.log_q, fix)
                 draws = annealing.at_start(rows, SPREAD)
                 scale = draws.std(0).clamp(min=torch.finfo(draws.dtype).eps)
                 path = Path(lambda u: Slopes(*slopes(rows, u)), scale, settings, shown.update)

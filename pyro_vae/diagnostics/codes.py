@@ -126,9 +126,9 @@ def codes(
             rows = _first(x)
             particles = _Particles(local(model), local(guide), count_rows)
             particles.meet(cut(rows, 2, count_rows))
-            particles.check_masks(rows)
             size = particles.data_within(budget, rows, draws, MOST)
             parts = list(pieces(rows, size, count_rows))
+            particles.check_repeated(parts[0], "guide", particles.log_q, "leave it out, or take code_means")
             with bar(3 * count_rows(rows), "data", shown=progress) as shown:  # drawn, compared, and simulated
                 drawn = _joined([_drawn(particles, part, draws, shown.update) for part in parts], dim=1)
                 information = _information(particles, parts, [value[0] for value in drawn], shown.update)
@@ -155,7 +155,8 @@ def _first(x: Rows) -> Batch:
 
 
 def _drawn(particles: Particles, rows: Batch, draws: int, advance: Callable[[int], Any]) -> list[Tensor]:
-    """Return codes of some data, of shape (K, B, ...), or refuse data whose codes are not finite."""
+    """Return codes of some data, of shape (K, B, ...), or refuse data whose codes are masked or not finite."""
+    particles.check_masks(rows)
     _, *values = particles.draw(rows, draws)
     finite = [value.reshape(*value.shape[:2], -1).isfinite().all(-1).all(0) for value in values]
     particles.check_finite(~torch.stack(finite).all(0), rows, "the code", NOT_FINITE)

@@ -110,6 +110,24 @@ class Particles(Objective):
                 " so that the model gives them no code: leave these data out"
             )
 
+    def check_repeated(self, rows: Batch, program: str, density: Callable[..., Tensor], fix: str) -> None:
+        """Refuse a program that gives the same values another density at each call.
+
+        Arguments:
+            rows: some data.
+            program: what the program is called.
+            density: returns its log-densities of values, given the data.
+            fix: what to do instead.
+        """
+        with seeded(0, tensors_of(rows)[0].device):
+            values = self.draw(rows, 2)[1:]
+            one, other = density(rows, *values), density(rows, *values)
+        if not torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True):
+            raise ValueError(
+                f"{type(self).__name__} needs the density of one value several times, and the {program} gives another"
+                f" one each time, by noise that it draws beside its sites: {fix}"
+            )
+
     def check_finite(self, wrong: Tensor, rows: Batch, what: str, how: str = "nan") -> None:
         """Refuse results that are NaN, or not finite, and name the datum and the site that they come from.
 
@@ -168,10 +186,14 @@ class Particles(Objective):
         trace = self._checked(poutine.replay(plated, trace=with_values(self.drawn, values)), *args, **kwargs)
         return log_prob(trace, self.latents)
 
+    def log_joint(self, rows: Batch, *values: Tensor) -> Tensor:
+        """Return log p(x, z) of particles, shape (K, B)."""
+        likelihood, prior = self.log_p(rows, *values)
+        return likelihood + prior
+
     def weigh(self, rows: Batch, log_q: Tensor, *values: Tensor) -> tuple[Tensor]:
         """Return the logarithms of the weights of particles, shape (K, B), in double precision."""
-        likelihood, prior = self.log_p(rows, *values)
-        return ((likelihood + prior - log_q).double(),)
+        return ((self.log_joint(rows, *values) - log_q).double(),)
 
     def simulated(self, rows: Batch, *, given: bool = False) -> tuple[Batch, list[Tensor]]:
         """Return data that the model draws in place of those it observes, and the codes that they are made from.

@@ -110,6 +110,7 @@ def posterior_check(
                 particles.meet(cut(whole, 2, count_rows))
                 for rows in pieces(whole, 1, count_rows):
                     particles.check_masks(rows)
+                    particles.check_repeated(rows, "model", particles.log_joint, "draw it at a site")
                     starts = particles.at_start(rows, chains * samples).detach()
                     wrong = slopes(rows, starts[:1])[1][0].isnan()  # the joint density
                     particles.check_finite(wrong, rows, "the density")

@@ -292,3 +292,29 @@ def test_angles_are_refused():
 
     with pytest.raises(ValueError, match=r"the angles of VonMises at site 'z' repeat themselves beyond a turn"):
         ais(model, guide, torch.zeros(3, 1), steps=2)
+
+
+@pytest.mark.parametrize("refined", [True, False])
+def test_a_guide_or_a_model_whose_density_changes_from_call_to_call_is_refused(refined):
+    """Such as a semi-amortized one: its draws and their densities would be of different distributions.
+
+    One datum 400 times, from the prior: the mean of p / p(x) is 1 within 4 standard errors.
+    """
+    exact = probabilistic_pca(latent=2, observed=3, count=1)
+    vae, x = exact.vae, exact.x.expand(400, -1)
+    encoder = encoders.SemiAmortized(encoders.Normal(3, 2).double(), vae.prior, vae.decoder, step_size=0.5)
+    refining = VAE(vae.prior, encoder, vae.decoder)
+
+    def noisy(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", vae.prior())
+            pyro.sample("x", vae.decoder(z + 0.3 * torch.randn_like(z)), obs=x)
+
+    model, guide = (vae.model, refining.guide) if refined else (noisy, vae.guide)
+    whose = "guide" if refined else "model"
+    for found in (ais, bdmc) if refined else (ais,):  # bdmc refuses such a model, as it cannot simulate its data
+        with pytest.raises(ValueError, match=f"the {whose} gives another one each time, by noise that it draws beside"):
+            found(model, guide, x, chains=4, steps=3, leapfrog=2)
+    if refined:
+        ratio = (ais(model, guide, x, chains=4, steps=3, leapfrog=2, start="prior").estimate - exact.log_p).exp()
+        assert abs(ratio.mean().item() - 1) < 4 * ratio.std().item() / math.sqrt(400)

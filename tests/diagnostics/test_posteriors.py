@@ -54,3 +54,15 @@ def test_discrete_codes_and_single_chains_are_refused():
         posterior_check(vae.model, vae.guide, x)
     with pytest.raises(ValueError, match=r"^chains must be at least 2, not 1$"):
         posterior_check(vae.model, vae.guide, x, chains=1)
+
+
+def test_a_model_that_draws_noise_beside_its_sites_is_refused():
+    exact = probabilistic_pca(latent=2, observed=3, count=2)
+
+    def noisy(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", exact.vae.prior())
+            pyro.sample("x", exact.vae.decoder(z + torch.randn_like(z)), obs=x)
+
+    with pytest.raises(ValueError, match=r"^posterior_check needs the density .* model gives another one each time"):
+        posterior_check(noisy, exact.vae.guide, exact.x, samples=4, warmup=1)
