@@ -39,6 +39,7 @@ NAME = "inference_gap"
 FIXED = ("df", "temperature", "total_count")  # what a guide fixes rather than learns
 SAME = {"logits": ["probs"], "scale_tril": ["covariance_matrix", "precision_matrix"]}  # parameters that say the same
 LEARNING_RATES = 0.1, 0.001  # of the first and the last step; between them it falls exponentially
+BETAS = 0.9, 0.95  # of Adam: with 0.999, the steep slopes far from q* would make all steps near it small
 PARTICLES, TOGETHER = 10, 500  # samples of each step of the search, and data that are searched together at most
 CHUNK = 100  # samples that measure a bound at a time
 
@@ -246,7 +247,7 @@ class _Searched:
             for free in freed.parameters.values():
                 free += spread * torch.randn_like(free)
         first, last = LEARNING_RATES
-        optim = torch.optim.Adam(freed.parameters.values(), lr=first)
+        optim = torch.optim.Adam(freed.parameters.values(), lr=first, betas=BETAS)
         decay = torch.optim.lr_scheduler.ExponentialLR(optim, (last / first) ** (1 / steps))
         for _ in range(steps):
             terms = loss.terms(self.model, freed(self.guide), *args, **kwargs)

@@ -89,6 +89,26 @@ def test_a_family_that_holds_the_posterior_has_no_approximation_gap(case):
     assert (found.amortization > 0.1).all()
 
 
+@pytest.mark.parametrize(("slope", "scale", "x"), [(3.0, 0.05, 3.0), (1.0, 0.1, -20.0), (3.0, 0.005, 3.0)])
+def test_the_best_posterior_is_found_from_far_away(slope, scale, x):
+    """Of p(z) = N(0, 1) and p(x|z) = N(slope z, scale), from the prior: the posterior is normal, so the gap is 0."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(slope * z, scale), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    of_data = torch.tensor([x, x / 2])
+    log_p = dist.Normal(0.0, math.hypot(slope, scale)).log_prob(of_data).double()
+    found = inference_gap(model, guide, (of_data,), likelihood=known(log_p), starts=1)
+    assert (found.approximation.abs() < 0.03).all()
+    assert (found.amortization > 100).all()
+
+
 def test_the_search_takes_vaes_and_keeps_their_parameters():
     x = data.load("digits").test[:20]
     vae = VAE(priors.Normal(2), encoders.FullRankNormal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
