@@ -81,8 +81,8 @@ class Freed(Messenger):
             event_dims += base.reinterpreted_batch_ndims if isinstance(base, Independent) else 0
             base = base.base_dist
         names = _names_of(base)
-        if not names or base.has_rsample is False:
-            raise ValueError(f"{NAME} frees the parameters of each site, which {family(fn)} at site {name!r} has not")
+        if not names:
+            raise _not_freed(name, fn, "frees the parameters of each site", "a parametric family, such as a normal")
         if constraints.is_dependent(type(base).support) and bounds_of(base):
             raise ValueError(
                 f"{NAME} searches among distributions of one support, and that of {family(fn)} at site {name!r} moves"
@@ -104,6 +104,13 @@ class Freed(Messenger):
             values[each] = to_value(self.parameters[name, each])
         fixed = {each: getattr(base, each) for each in FIXED if each in signature(type(base)).parameters}
         msg["fn"] = type(base)(**values, **fixed).to_event(event_dims)
+
+
+def _not_freed(name: str, fn: Any, needs: str, family_of: str) -> ValueError:
+    return ValueError(
+        f"{NAME} {needs}, which {family(fn)} at site {name!r} has not: take a guide of {family_of}; the whole gap is"
+        " log_likelihood minus the bound of evaluate"
+    )
 
 
 def _names_of(base: Any) -> list[str]:
@@ -218,6 +225,10 @@ class _ELBO(Objective):
 
     def estimate(self, draws: Draws) -> Tensor:
         return draws.log_weights.mean(0)
+
+    def _check_draw(self, name: str, site: dict[str, Any]) -> None:
+        if not site["fn"].has_rsample:
+            raise _not_freed(name, site["fn"], "needs draws with a gradient", "continuous codes without ScoreFunction")
 
 
 _ELBO.__name__ = NAME  # the name that an objective's errors use

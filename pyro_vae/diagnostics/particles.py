@@ -60,6 +60,7 @@ class Particles(Objective):
             tuple[str, int], list[int]
         ] = {}  # by site, the numbers of the parts that it observes, of how many
 
+    @torch.no_grad()
     def meet(self, datum: Batch) -> bool:
         """Find the sites of a datum, and return whether its structure differs from that of the one before."""
         structure = structure_of(datum)

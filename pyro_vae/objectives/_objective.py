@@ -272,10 +272,11 @@ class Objective(ELBO):
             )
         check_dims(name, site, dims)
         if not self.weighs_kl and not unscaled(site):
-            scale = in_a_line(site["scale"])
+            weighed, scale = "unweighed_scale" in site, in_a_line(site["scale"])
+            fix = "leave beta at 1, or take Trace_ELBO" if weighed else "leave poutine.scale out of the programs"
             raise ValueError(
                 f"{type(self).__name__} has no KL to weigh: a scale of {scale} at site {name!r} would change the bound"
-                " without a word; leave beta at 1, or take Trace_ELBO"
+                f" without a word; {fix}"
             )
 
     def _check_count(self, count: int, batch: Batch) -> None:

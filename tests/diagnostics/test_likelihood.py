@@ -197,3 +197,11 @@ def test_data_with_missing_entries_are_tensors():
     exact = probabilistic_pca(latent=2, observed=2, count=8)
     with pytest.raises(TypeError, match="data with missing entries must be tensors, alone or in a tuple or a dict"):
         impute(exact.vae.model, exact.vae.guide, DataLoader(exact.x, batch_size=4))
+
+
+@pytest.mark.parametrize("measure", [ais, codes, log_likelihood])
+def test_a_scale_of_the_programs_own_is_named_with_its_fix(measure):
+    exact = probabilistic_pca(latent=2, observed=3, count=20)
+    pair = (poutine.scale(program, 2.0) for program in (exact.vae.model, exact.vae.guide))
+    with pytest.raises(ValueError, match=r"a scale of 2 at site 'z' .* leave poutine.scale out of the programs$"):
+        measure(*pair, exact.x)

@@ -66,3 +66,11 @@ def test_a_model_that_draws_noise_beside_its_sites_is_refused():
 
     with pytest.raises(ValueError, match=r"^posterior_check needs the density .* model gives another one each time"):
         posterior_check(noisy, exact.vae.guide, exact.x, samples=4, warmup=1)
+
+
+def test_a_point_is_refused_in_one_line():
+    vae = VAE(priors.Normal(2), encoders.Delta(3, 2), decoders.Normal(2, 3))
+    with pytest.raises(
+        ValueError, match=r"^posterior_check weighs draws by their density, .* take an encoder that h.*$"
+    ):
+        posterior_check(vae.model, vae.guide, torch.randn(2, 3), samples=4, warmup=1)
