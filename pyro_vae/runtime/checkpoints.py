@@ -530,7 +530,7 @@ def checked_state(optim: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
         check_group(group, other)
     for number, values in saved["state"].items():
         made = like["state"].get(number, {})
-        if not made or values.keys() != made.keys():
+        if values.keys() != made.keys():
             _refuse(f"optimizer/{number}", list(values))
         for name, value in values.items():
             if not _alike(value, made[name]):

@@ -109,7 +109,8 @@ class State:
         self.best: tuple[float, Tensors] = math.inf, {}
         self.described: list[list[str]] = []  # the programs as they came, and after the checks of `fit`
         self.parts: list[dict[str, str]] = []  # what they hold after the checks, by name
-        self._late: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}  # the optimizer's part of those yet to appear
+        # The optimizer's settings and state of parameters that are yet to appear; no state without a gradient so far.
+        self._late: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}
         self._met, self.own, self._sources = programs.parameters, self._held(), _sources()
         self._sizes = {name: value.shape for name, value in programs.values().items() if name.startswith("buffer/")}
         # Of iterables of data, a hash of the first ones, by which others are noticed on resuming.
@@ -248,14 +249,14 @@ class State:
             tensors[f"random/{rank}"] = source
         left = self._left_out(values)
         states = {_name(each, names): state for each, state in optim.state.items() if id(each) not in left}
-        states |= {name: state for name, (_, state) in self._late.items()}
-        plain: dict[str, dict[str, Any]] = {}
+        states |= {name: state for name, (_, state) in self._late.items() if state is not None}
+        plain: dict[str, dict[str, Any]] = {name: {} for name in states}
         for name, state in states.items():
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer/{name}/{key}"] = value
                 else:
-                    plain.setdefault(name, {})[key] = as_plain(value, f"state {key!r}")
+                    plain[name][key] = as_plain(value, f"state {key!r}")
         names |= {number: name for number, name in left.items() if name}
         groups = []
         for group in optim.param_groups:  # a parameter may have been replaced more than once
@@ -407,7 +408,7 @@ class State:
             like = group_of[met[0]] if met else first
             own = {name: like[name] for name in like if name != "params" and (name in settings or name != "initial_lr")}
             check_group(settings, own)
-            self._late |= {name: (settings, states.get(name, {})) for name in group["params"] if name not in here}
+            self._late |= {name: (settings, states.get(name)) for name in group["params"] if name not in here}
             if met:
                 groups.append(as_in(own, settings) | {"params": list(range(len(order), len(order) + len(met)))})
                 optim.param_groups.append(own | {"params": [here[name] for name in met]})
@@ -431,11 +432,11 @@ class State:
         for parameter, name in zip(parameters, called, strict=True):
             if id(parameter) in held:
                 continue
-            settings, state = self._late.pop(names[id(parameter)], (self.settings_by_name(name), {}))
+            settings, state = self._late.pop(names[id(parameter)], (self.settings_by_name(name), None))
             group = self._group_for(name, settings)
             group["params"].append(parameter)
             check_flags(self.optim)
-            if state:
+            if state is not None:
                 alone = copy.copy(self.optim)  # an optimizer of this parameter
                 alone.param_groups = [{**group, "params": [parameter]}]
                 alone.state = defaultdict(dict)

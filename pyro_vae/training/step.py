@@ -115,6 +115,9 @@ class Step:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.state.optim.step()
+        for parameter in [each for group in self.state.optim.param_groups for each in group["params"]]:
+            if parameter.grad is not None:  # SGD without momentum keeps no state by which to know it again
+                self.state.optim.state.setdefault(parameter, {})
 
 
 def as_graph(step: Step) -> Step | WholeStep:

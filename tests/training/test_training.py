@@ -273,12 +273,16 @@ class InTurn(nn.Module):
         return [(x, None if number in (0, 2) else 1 - x) for number, x in enumerate(points(48).split(8))]
 
 
+OPTIMIZERS = [(torch.optim.Adam, {"lr": 1e-3}), (torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.5})]  # SGD has no state
+
+
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("engine", ["eager", "recorded"])
-def test_parameters_that_a_batch_does_not_reach_are_trained_as_svi_trains_them(engine):
-    ours, theirs = InTurn(), InTurn()
-    fit(*programs(ours), ours.batches(), epochs=4, seed=3, engine=engine)
-    optimizer = pyro.optim.Adam({"lr": 1e-3})
+def test_parameters_that_a_batch_does_not_reach_are_trained_as_svi_trains_them(engine, optimizer):
+    (kind, settings), ours, theirs = optimizer, InTurn(), InTurn()
+    fit(*programs(ours), ours.batches(), epochs=4, seed=3, engine=engine, optimizer=partial(kind, **settings))
+    optimizer = pyro.optim.PyroOptim(kind, settings)
     pyro.set_rng_seed(3)
     for batch in 4 * theirs.batches():
         scaled = [poutine.scale(program, scale=1 / 8) for program in programs(theirs)]
@@ -287,11 +291,12 @@ def test_parameters_that_a_batch_does_not_reach_are_trained_as_svi_trains_them(e
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10, msg=name)
 
 
-def test_parameters_that_a_batch_does_not_reach_are_resumed_to_the_last_bit(tmp_path):
-    whole, resumed = InTurn(), InTurn()
-    fit(*programs(whole), whole.batches(), epochs=3)
-    fit(*programs(resumed), resumed.batches(), epochs=1, checkpoints=tmp_path)
-    fit(*programs(resumed), resumed.batches(), epochs=3, resume=tmp_path)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_parameters_that_a_batch_does_not_reach_are_resumed_to_the_last_bit(tmp_path, optimizer):
+    whole, resumed, optimizer = InTurn(), InTurn(), partial(optimizer[0], **optimizer[1])
+    fit(*programs(whole), whole.batches(), epochs=3, optimizer=optimizer)
+    fit(*programs(resumed), resumed.batches(), epochs=1, optimizer=optimizer, checkpoints=tmp_path)
+    fit(*programs(resumed), resumed.batches(), epochs=3, optimizer=optimizer, resume=tmp_path)
     assert same(state(whole), state(resumed))
 
 
