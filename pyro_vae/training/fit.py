@@ -20,6 +20,7 @@ from pyro_vae.runtime.checkpoints import Checkpoints
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import chosen
 from pyro_vae.training.batches import Batches
+from pyro_vae.training.callbacks import watched
 from pyro_vae.training.checks import (
     check_arguments,
     check_before,
@@ -162,7 +163,8 @@ def fit(
         on_step: called after each step with its number and its loss, a tensor in nats per datum.
         on_epoch: called with each row of the history as it is measured. `pyro_vae.training.loggers` has functions for
             ``on_step`` and ``on_epoch``. Either may raise `pyro_vae.training.StopTraining` to end the training; if
-            one of several processes does, all of them end, after at most 100 more steps.
+            one of several processes does, all of them end, after at most 100 more steps. Modules that a callback leaves
+            in evaluation mode are put back into training mode, with a warning.
 
     Returns:
         The history: a row for epoch 0, evaluated before the first step, and a row for each epoch. After Ctrl-C or
@@ -210,7 +212,7 @@ def fit(
     as_given = programs.described() if checkpoints else []
     history = History()
     check_ranks(ranks, batches, test, seed=seed, epochs=epochs, **numbers)
-    on_step, on_epoch = together(ranks, on_step, on_epoch)
+    on_step, on_epoch = together(ranks, *watched(programs, on_step=on_step, on_epoch=on_epoch))
 
     with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide):
         with pyro.validation_enabled():  # of all data and every distribution, so that the steps below need none

@@ -163,6 +163,28 @@ def test_training_mode_in_the_steps_and_evaluation_mode_in_the_measures():
     assert not vae.encoder.network.training
 
 
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+@pytest.mark.parametrize("name", ["on_epoch", "on_step"])
+def test_modules_that_a_callback_leaves_in_evaluation_mode_go_on_in_training_mode(name, engine):
+    def with_dropout():
+        vae = small_vae()
+        vae.decoder.network = nn.Sequential(nn.Dropout(0.5), vae.decoder.network)
+        return vae
+
+    left, alone = with_dropout(), with_dropout()
+    train(alone, engine=engine)
+    with pytest.warns(RuntimeWarning, match=f"{name} leaves VAE in evaluation mode.*train\\(\\)"):
+        train(left, engine=engine, **{name: lambda *_: left.eval()})
+    assert same(state(left), state(alone))
+
+
+@pytest.mark.parametrize("name", ["on_epoch", "on_step"])
+def test_a_callback_that_converts_the_parameters_is_refused(name):
+    vae = small_vae()
+    with pytest.raises(ValueError, match=f"{name} converts a parameter from torch.float32 on cpu to torch.float64"):
+        train(vae, **{name: lambda *_: vae.double()})
+
+
 # The same as stochastic variational inference by hand
 
 
