@@ -61,6 +61,13 @@ class Batches:
             return len(self.x.counts)
         return math.ceil(len(self.x) / (self.size * self.ranks.size))
 
+    def sizes(self) -> set[int]:
+        """Return the sizes of the batches of an epoch, of all ranks together; the last one may be smaller."""
+        if isinstance(self.x, Ready):
+            return set(self.x.counts)
+        whole = min(len(self.x), self.size * self.ranks.size)
+        return {whole, (len(self.x) - 1) % whole + 1}
+
     def after(self, done: int) -> Iterator[tuple[Batch, int]]:
         """Yield the batches of an epoch that follow the first ``done`` ones, each with its number of data."""
         any_row = self.x[:1]

@@ -6,11 +6,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, RenyiELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, RenyiELBO, TraceGraph_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
 from pyro_vae.arguments import above, as_function, as_number, as_size
-from pyro_vae.data import Ready
 from pyro_vae.data.batch import arguments
 from pyro_vae.objectives import (
     Beta,
@@ -160,6 +159,8 @@ def check_before(
         plates = check_programs(*programs.given, x, transform, size)
         plates.check_size(len(x))
         plates.check_objective(loss)
+        if isinstance(loss, TraceGraph_ELBO):
+            check_baselines(programs, batches, plates)
         if measure.test is not None:
             size = measure.settings["batch_size"]
             check_programs(*programs.given, measure.test, transform, size, " of the validation data")
@@ -169,6 +170,27 @@ def check_before(
         loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
     check_last_batch(programs, batches)
     return plates, loss
+
+
+def check_baselines(programs: Programs, batches: Batches, plates: DataPlates) -> None:
+    """Refuse batches of several sizes for the running means of ``TraceGraph_ELBO``, one for each place in a batch.
+
+    Raises:
+        ValueError: with the site and the sizes.
+    """
+    sizes = batches.sizes()
+    if len(sizes) == 1:
+        return
+    _, guide_trace = probe(*programs.given, batches.transformed(filled(batches.x[: batches.size])))
+    for name in guide_trace.stochastic_nodes:
+        site = guide_trace.nodes[name]
+        averages = site["infer"].get("baseline", {}).get("use_decaying_avg_baseline")
+        if averages and plates.names & {frame.name for frame in site["cond_indep_stack"]}:
+            raise ValueError(
+                f"use_decaying_avg_baseline of site {name!r} has a mean for each place in a batch, so that all batches"
+                f" need one size, but {min(sizes)} and {max(sizes)} occur: take a batch_size that divides"
+                f" {len(batches.x)}, a DataLoader with drop_last=True, or an nn_baseline"
+            )
 
 
 @contextmanager
@@ -243,8 +265,7 @@ def check_last_batch(programs: Programs, batches: Batches) -> None:
     Raises:
         ValueError: with the sizes.
     """
-    x, whole = batches.x, batches.size * batches.ranks.size
-    last = min(x.counts) if isinstance(x, Ready) else (len(x) - 1) % whole + 1
+    x, whole, last = batches.x, batches.size * batches.ranks.size, min(batches.sizes())
     if last // batches.ranks.size > 1:
         return
     error = _failure(programs, batches, 1)

@@ -19,6 +19,7 @@ from pyro_vae.programs import Program, Transform, as_input, as_seed, mode, seede
 from pyro_vae.runtime.checkpoints import Checkpoints
 from pyro_vae.runtime.distributed import Ranks
 from pyro_vae.runtime.engine import chosen
+from pyro_vae.training.baselines import own_baselines
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.callbacks import watched
 from pyro_vae.training.checks import (
@@ -214,7 +215,7 @@ def fit(
     check_ranks(ranks, batches, test, seed=seed, epochs=epochs, **numbers)
     on_step, on_epoch = together(ranks, *watched(programs, on_step=on_step, on_epoch=on_epoch))
 
-    with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide):
+    with ExitStack() as stack, seeded(ranks.seed(seed), x.device), mode(True, model, guide), own_baselines():
         with pyro.validation_enabled():  # of all data and every distribution, so that the steps below need none
             settings = {"seed": seed, "transform": transform, "ranks": ranks, "batch_size": max(1000, batch_size)}
             measure = Measure(programs.model, programs.guide, test, settings)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.data.batch import Batch, arguments, tensors_of
 from pyro_vae.programs import accepts_nan, modules_of, paired_traces
 from pyro_vae.programs.handlers import LocalModules, Program
+from pyro_vae.training.baselines import baselines, set_baselines
 from pyro_vae.training.programs import Programs
 from pyro_vae.vae import VAE
 
@@ -165,14 +166,16 @@ class StopAtEndOfEpoch(Guard):
 
 
 class Skip(Guard):
-    """Skips the batch, and restores buffers and parameters that the programs may have changed themselves."""
+    """Skips the batch, and restores what the programs may have changed themselves: buffers, parameters, baselines."""
 
     def start_step(self) -> None:
-        self._before = {name: value.detach().clone() for name, value in self.programs.values().items()}
+        self._before = {name: value.detach().clone() for name, value in self.programs.values().items()}, baselines()
 
     def refuse(self, what: str) -> None:
         warnings.warn(f"a step is skipped (skip): {what}", RuntimeWarning, stacklevel=6)
-        self.programs.restore(self._before)
+        values, means = self._before
+        self.programs.restore(values)
+        set_baselines(means)
 
 
 class Rollback(Guard):
@@ -182,13 +185,14 @@ class Rollback(Guard):
     """
 
     def start_epoch(self) -> None:
-        self._good = copy.deepcopy((self.programs.values(), self.optim.state_dict()["state"]))
+        self._good = copy.deepcopy((self.programs.values(), self.optim.state_dict()["state"])), baselines()
 
     def refuse(self, what: str) -> None:
         warnings.warn(f"a step is skipped (rollback): {what}", RuntimeWarning, stacklevel=6)
-        values, state = self._good
+        (values, state), means = self._good
         self.programs.restore(values)
         self.optim.load_state_dict(self.optim.state_dict() | {"state": copy.deepcopy(state)})
+        set_baselines(means)
 
 
 GUARDS = {"stop": Stop, "skip": Skip, "rollback": Rollback}

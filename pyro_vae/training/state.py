@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
@@ -30,6 +29,7 @@ from pyro_vae.runtime.checkpoints import (
 )
 from pyro_vae.runtime.distributed import BETWEEN_LOOKS
 from pyro_vae.runtime.precision import BETWEEN_FLUSHES, flush_subnormal
+from pyro_vae.training.baselines import BASELINE, baselines, forget_replaced, set_baselines
 from pyro_vae.training.batches import Batches
 from pyro_vae.training.descriptions import described
 from pyro_vae.training.history import History, Measure
@@ -67,7 +67,6 @@ OTHERS = (
     " time, they are other data, and the resumed training will differ"
 )
 CALLED = ("model", "guide", "transform", "beta", "loss", "optimizer")  # what is described, in this order
-BASELINE = "__baseline_"  # names of the running means of TraceGraph_ELBO begin with this, in Pyro 1.9
 
 
 class State:
@@ -155,6 +154,7 @@ class State:
         self.schedule.after_step()
         if self.step % BETWEEN_FLUSHES == 0:
             flush_subnormal(self.optim)
+            forget_replaced()
         if self.step % BETWEEN_LOOKS == 0:
             self._share()
 
@@ -204,7 +204,7 @@ class State:
         """Give every rank the values of rank 0, as programs and baselines may change some of them by its own data."""
         if self.ranks.size == 1:
             return
-        means = list(_baselines().values())
+        means = list(baselines().values())
         shapes = {"the shapes of a baseline's running means": [tuple(mean.shape) for mean in means]}
         self.ranks.check_same(shapes, "take batches that the processes split evenly")
         self.ranks.broadcast([*self.programs.tensors, *means])
@@ -244,7 +244,8 @@ class State:
         self._check_sizes(values)
         names = {id(value): name for name, value in reversed(values.items())}
         late = {f"param/{name}": value for name, (value, _) in local.saved.items()}
-        tensors = values | late | _baselines() | {"order": self.order_state, "totals": self.totals}
+        tensors = values | late | {f"baseline/{name}": mean for name, mean in baselines().items()}
+        tensors |= {"order": self.order_state, "totals": self.totals}
         for rank, source in enumerate(self.ranks.gather(_random_state(self.device))):
             tensors[f"random/{rank}"] = source
         left = self._left_out(values)
@@ -323,8 +324,8 @@ class State:
             kind, _, own = name.partition("/")
             if kind == "param" and name not in values:
                 self.programs.local.saved[own] = value, about["constraints"].get(own, "")
-            if kind == "baseline" and own.startswith(BASELINE):
-                pyro.get_param_store()[own] = value.to(self.device)
+        means = {name.removeprefix("baseline/"): mean for name, mean in tensors.items() if name.startswith("baseline/")}
+        set_baselines({name: mean.to(self.device) for name, mean in means.items() if name.startswith(BASELINE)})
         self._load_optimizer(tensors, about["optimizer"], values)
         self.programs.restore({name: value.to(self.device) for name, value in tensors.items() if _is_value(name)})
         for name, tensor in values.items():
@@ -496,12 +497,6 @@ def check_settings_of(there: dict[str, Any], here: dict[str, Any]) -> None:
             raise ValueError(
                 f"cannot resume: the checkpoint has {name}={there.get(name)!r}, this call has {name}={value!r}"
             )
-
-
-def _baselines() -> dict[str, Tensor]:
-    """Return the running means that ``TraceGraph_ELBO`` keeps in Pyro's parameter store."""
-    values = pyro.get_param_store().named_parameters()
-    return {f"baseline/{name}": value for name, value in values if name.startswith(BASELINE)}
 
 
 def _is_value(name: str) -> bool:
