@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pyro import poutine
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.networks._part import in_mode
@@ -115,7 +116,8 @@ def reached(*programs: Program) -> Iterator[None]:
     def look(module: nn.Module, _: Any) -> None:
         if id(module) not in known:  # it may be new
             known.update(id(module) for owner in modules_of(*programs) for module in owner.modules())
-        if id(module) not in known and _changes(module):
+        of_a_compiler = isinstance(module, GraphModule)  # of torch.compile, which calls it for a module that is known
+        if id(module) not in known and not of_a_compiler and _changes(module):
             raise TypeError(
                 f"the programs call a module, {type(module).__name__}, that is not found from them, so its mode and"
                 " buffers would be ignored: make them methods of a module that holds it, or hold it in a closure"

@@ -1071,6 +1071,25 @@ class Drops(nn.Module):
         return nn.functional.dropout(x, 0.9, self.training)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")  # beside hooks of all modules
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_module_that_is_compiled_is_trained_as_it_is(in_place):
+    def trained(*, compiled):
+        torch.manual_seed(0)
+        vae = VAE(priors.Normal(D), encoders.Normal(8, D), decoders.Normal(D, 8))
+        vae.decoder.network = nn.Sequential(nn.Dropout(0.5), vae.decoder.network)  # it has a mode
+        if compiled and in_place:
+            vae.decoder.network.compile(backend="aot_eager")
+        elif compiled:
+            vae.decoder.network = torch.compile(vae.decoder.network, backend="aot_eager")
+        x = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
+        history = fit(vae.model, vae.guide, x, validation=x, epochs=1, batch_size=20, engine="eager")
+        return history.column("train_loss") + history.column("test_loss")
+
+    assert trained(compiled=True) == pytest.approx(trained(compiled=False), rel=1e-5)
+
+
 def test_modules_in_slots_are_found_and_a_mode_is_seen_in_any_method():
     held, hidden = Slotted(Drops()), {Drops(): 0}
     assert modules_of(lambda x: held.net(x)) == [held.net]
