@@ -20,6 +20,7 @@ from pyro_vae.data.batch import Batch, Count, arguments, cut, map_tensors, tenso
 from pyro_vae.diagnostics.annealing import Annealing, Settings
 from pyro_vae.diagnostics.particles import Particles, parts_in, replayed
 from pyro_vae.diagnostics.posteriors import chain_of
+from pyro_vae.diagnostics.vectors import check_in_order, joined
 from pyro_vae.diagnostics.weights import RELIABLE, pareto_k
 from pyro_vae.distributions.moments import NoMeanError, mean_of
 from pyro_vae.distributions.wrappers import family
@@ -104,7 +105,7 @@ def _of_observed(left_out: _LeftOut, program: Program, *args: Any, **kwargs: Any
         return program(*args, **kwargs)
 
 
-def on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Program]:
+def on_observed(model: Program, guide: Program, data: Any, *, count: Count | None = None) -> tuple[Program, Program]:
     r"""Return programs that take data with missing entries (NaN), and condition on the observed ones alone.
 
     .. math:: p(x_o, z) = p(z) \prod_{d \in o} p(x_d|z)
@@ -116,14 +117,15 @@ def on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Pro
         model: a Pyro program whose observed sites are parts of the data as they are, with independent entries.
         guide: its guide. If its draws are finite where x has NaN (`pyro_vae.networks.FillMissing`), it gets x as it is,
             otherwise with the means of the observed entries.
-        data: tensors or arrays, alone or in a tuple or a dict; NaN marks what is missing.
+        data: what `fit` takes, all of which must fit into memory; NaN marks what is missing.
+        count: returns the number of data of a ready batch.
 
     Returns:
         Both programs.
 
     Raises:
-        TypeError: for data that are not tensors.
-        ValueError: for a part of the data that has no observed entry; when it is run, for a site whose entries are not
+        TypeError, ValueError: as for `log_likelihood`; for a loader that shuffles, batches of different structures, and
+            a part of the data that has no observed entry; when it is run, for a site whose entries are not
             independent.
 
     Example:
@@ -137,19 +139,22 @@ def on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Pro
     Reference:
         Nazabal, Olmos, Ghahramani and Valera, 2020, Handling Incomplete Heterogeneous Data using VAEs, equation 2.
     """
-    return _on_observed(model, guide, data)[:2]
+    return _on_observed(model, guide, _together(data, model, guide, count))[:2]
+
+
+def _together(data: Any, model: Program, guide: Program, count: Count | None) -> Any:
+    """Return data as tensors in memory, in a tuple or a dict if they are several; those that are such are unchanged."""
+    as_function(model, "model"), as_function(guide, "guide")
+    check_in_order(data, "the completed data")
+    x = as_input(data, model, guide, count=count)
+    if isinstance(x, Tensor | Columns):
+        return data
+    return joined(list(x.split(len(x))), count_in(x), "data with missing entries are completed together")
 
 
 def _on_observed(model: Program, guide: Program, data: Any) -> tuple[Program, Program, _LeftOut]:
     """Return what `on_observed` does, and the handler of the model."""
-    as_function(model, "model"), as_function(guide, "guide")
-    x = as_input(data, model, guide)
-    if not isinstance(x, Tensor | Columns):
-        raise TypeError(
-            f"data with missing entries must be tensors, alone or in a tuple or a dict, not {type(data).__name__}: put"
-            " all of them into one tensor, in order"
-        )
-    whole = x[:]  # in the precision of the programs
+    whole = as_input(data, model, guide)[:]  # in the precision of the programs
     batch = whole if isinstance(whole, dict | tuple) else (whole,)
     seen, others, means = zip(*map(_fill_of, tensors_of(batch)), strict=True)
     left_out = _LeftOut(seen)
@@ -247,7 +252,7 @@ def impute(
     Arguments:
         model: the Pyro program of p(x, z), which observes independent entries of the data as they are.
         guide: the Pyro program of q(z|x), trained on complete data or on incomplete ones.
-        data: tensors or arrays, alone or in a tuple or a dict; NaN marks what is missing.
+        data: what `fit` takes, all of which must fit into memory; NaN marks what is missing.
         by: how the codes are drawn. "importance": from the guide, weighed by :math:`p(x_o, z) / q(z|x_o)` and drawn
             again (Rubin's sampling importance resampling). "encoder": from the guide alone, which is fast, but as wrong
             as the guide is on incomplete data. "gibbs": codes and missing entries in turn, where the guide, given the
@@ -286,11 +291,12 @@ def impute(
     for name, value, least in (("draws", draws, 2), ("samples", samples, draws), ("steps", steps, 1)):
         as_size(value, name, least)
     budget = as_bytes(memory)
+    data = _together(data, model, guide, count)
     observed, completing, left_out = _on_observed(model, guide, data)
     x = as_input(data, observed, completing, count=count)
     count_rows, local, found = count_in(x), LocalModules(), []
     with seeded(noise_seed(seed), x.device), mode(False, model, guide), bar(len(x), "data", shown=progress) as shown:
-        together = _together(check_programs(observed, completing, x), draws)
+        together = _most_together(check_programs(observed, completing, x), draws)
         with pyro.validation_enabled(False), on_particles(NAME), torch.no_grad():
             settings = Settings(draws, 1, 1, "encoder", 0.5)
             particles = _Particles(local(observed), local(completing), count_rows, settings)
@@ -320,7 +326,7 @@ def impute(
     return Imputation(means, each, [part.double().std(0) for part in each])
 
 
-def _together(plates: DataPlates, draws: int) -> int:
+def _most_together(plates: DataPlates, draws: int) -> int:
     """Return how many data are imputed at a time, each of them M times in the plate over the data."""
     if plates.size <= CHECKED:  # the plate of a batch, whatever its size
         return TOGETHER

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
+from torch.utils.data import ChainDataset, DataLoader, IterableDataset, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, log_likelihood, priors
 from pyro_vae.diagnostics.imputation import impute, on_observed
@@ -218,7 +219,7 @@ def test_heavy_weights_count_where_an_entry_is_missing(datum, recwarn):
     """The guide of each datum but the first is 14 times too narrow, and only one datum has an entry to be drawn."""
     x = torch.tensor([[0.0, -1.0], *[[1.0, 1.0]] * 19])
     x[datum, 0] = torch.nan
-    impute(of_one_code, narrow_above_zero, x)
+    impute(of_one_code, narrow_above_zero, x, samples=5000)
     said = [str(each.message) for each in recwarn if "Pareto" in str(each.message)]
     assert len(said) == datum
     assert all("weights of 1 of 20 data" in text for text in said)
@@ -395,3 +396,40 @@ def test_parts_that_are_filled_alike_by_chance_are_imputed_each_by_its_own_site(
     found = impute(several_kinds, of_the_pair, (x, label, count), draws=200).mean
     assert found[1][-3].item() == pytest.approx(1.0, abs=0.02)
     assert torch.equal(found[2][1:], count[1:])
+
+
+@pytest.mark.parametrize(
+    "in_batches",
+    [
+        lambda x: DataLoader(x, batch_size=4),
+        lambda x: TensorDataset(x),
+        lambda x: DataLoader(TensorDataset(x), batch_size=4, collate_fn=torch.utils.data.default_collate),
+        lambda x: ChainDataset([_Streamed(x)]),
+    ],
+)
+def test_data_in_batches_are_completed_as_data_in_one_tensor(in_batches):
+    exact = probabilistic_pca(latent=2, observed=3, count=10)
+    x = exact.x.clone()
+    x[::2, 0] = x[1, 2] = torch.nan
+    model, guide = exact.vae.model, exact.vae.guide
+    expected, found = (impute(model, guide, data, by="gibbs", steps=3) for data in (x, in_batches(x)))
+    assert torch.equal(expected.draws[0], found.draws[0])
+    likelihoods = [log_likelihood(*on_observed(model, guide, data), data) for data in (x, in_batches(x))]
+    assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.05)
+
+
+class _Streamed(IterableDataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        yield from self.x
+
+    def __len__(self):
+        return len(self.x)
+
+
+def test_a_loader_that_shuffles_is_not_completed():
+    exact = probabilistic_pca(latent=2, observed=2, count=8)
+    with pytest.raises(ValueError, match=r"^the completed data follow the order of the data, which this DataLoader"):
+        impute(exact.vae.model, exact.vae.guide, DataLoader(exact.x, batch_size=4, shuffle=True))

@@ -13,7 +13,6 @@ from pyro_vae.diagnostics.annealing import ais, bdmc
 from pyro_vae.diagnostics.calibration import calibration
 from pyro_vae.diagnostics.codes import codes
 from pyro_vae.diagnostics.gaps import inference_gap
-from pyro_vae.diagnostics.imputation import impute
 from pyro_vae.diagnostics.posteriors import posterior_check
 from pyro_vae.diagnostics.weights import LogLikelihood
 from tests.support.linear import probabilistic_pca
@@ -191,12 +190,6 @@ def test_a_mean_does_not_follow_the_order_of_the_data():
     shuffled = DataLoader(TensorDataset(exact.x), batch_size=4, shuffle=True)
     found = log_likelihood(exact.vae.model, exact.vae.guide, shuffled, samples=2000)
     assert found == pytest.approx(exact.log_p.mean().item(), abs=0.2)
-
-
-def test_data_with_missing_entries_are_tensors():
-    exact = probabilistic_pca(latent=2, observed=2, count=8)
-    with pytest.raises(TypeError, match="data with missing entries must be tensors, alone or in a tuple or a dict"):
-        impute(exact.vae.model, exact.vae.guide, DataLoader(exact.x, batch_size=4))
 
 
 @pytest.mark.parametrize("measure", [ais, codes, log_likelihood])
