@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+import torch.distributions as dist
 from pyro.distributions import Delta, constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.messenger import Messenger
@@ -38,6 +39,13 @@ from pyro_vae.runtime.progress import bar
 NAME = "inference_gap"
 FIXED = ("df", "temperature", "total_count")  # what a guide fixes rather than learns
 SAME = {"logits": ["probs"], "scale_tril": ["covariance_matrix", "precision_matrix"]}  # parameters that say the same
+FLOORS = {  # of concentrations, as the encoders have them, since 32 bits do not hold the draws of smaller ones
+    dist.Gamma: 0.15,
+    dist.Dirichlet: 0.15,
+    dist.Weibull: 0.25,
+    dist.Beta: 0.75,
+    dist.Kumaraswamy: 0.75,
+}
 LEARNING_RATES = 0.1, 0.001  # of the first and the last step; between them it falls exponentially
 BETAS = 0.9, 0.95  # of Adam: with 0.999, the steep slopes far from q* would make all steps near it small
 PARTICLES, TOGETHER = 10, 500  # samples of each step of the search, and data that are searched together at most
@@ -96,7 +104,7 @@ class Freed(Messenger):
         shape = fn.batch_shape + fn.event_shape[:event_dims]
         values, own = {}, len(base.batch_shape)
         for each in names:
-            to_value, from_value = _unconstrained(base.arg_constraints[each])
+            to_value, from_value = _unconstrained(_constraint_of(base, each))
             if (name, each) not in self.parameters:
                 value = getattr(base, each).detach()
                 free = from_value(value.expand(shape + value.shape[own:]))
@@ -120,6 +128,15 @@ def _names_of(base: Any) -> list[str]:
         if preferred in names:
             names = [each for each in names if each not in others]
     return [] if isinstance(base, Delta) else names
+
+
+def _constraint_of(base: Any, name: str) -> Any:
+    """Return what a parameter may be: a concentration is not below its floor, unless the guide has it lower."""
+    floor = next((floor for kind, floor in FLOORS.items() if isinstance(base, kind)), None)
+    value = getattr(base, name)
+    if floor is None or not name.startswith("concentration") or value.dtype == torch.float64:
+        return base.arg_constraints[name]
+    return constraints.greater_than(min(floor, 0.99 * value.min().item()))
 
 
 def _unconstrained(constraint: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -150,8 +167,9 @@ def inference_gap(
               + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortization gap}}
 
     Here :math:`q^*` is the best distribution of the guide's family for each datum by itself. Its parameters are found
-    by Adam, from those of the guide and from others near them. A large approximation gap asks for another family, such
-    as a flow; a large amortization gap for a larger network, or `pyro_vae.encoders.SemiAmortized`.
+    by Adam, from those of the guide and from others near them; in 32 bits, concentrations are not below those that the
+    encoders of this package reach, as their draws are not exact there. A large approximation gap asks for another
+    family, such as a flow; a large amortization gap for a larger network, or `pyro_vae.encoders.SemiAmortized`.
 
     Arguments:
         model: the Pyro program of p(x, z), called with a batch; every site is in one plate, over the data.

@@ -10,7 +10,7 @@ from scipy import stats
 from pyro_vae import VAE, data, decoders, encoders, priors
 from pyro_vae.diagnostics.gaps import inference_gap
 from pyro_vae.diagnostics.weights import LogLikelihood
-from pyro_vae.distributions import HypersphericalUniform, PowerSpherical
+from pyro_vae.distributions import Beta, HypersphericalUniform, PowerSpherical
 from tests.support.linear import probabilistic_pca
 
 
@@ -107,6 +107,28 @@ def test_the_best_posterior_is_found_from_far_away(slope, scale, x):
     found = inference_gap(model, guide, (of_data,), likelihood=known(log_p), starts=1)
     assert (found.approximation.abs() < 0.03).all()
     assert (found.amortization > 100).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_search_keeps_to_concentrations_whose_draws_are_exact(dtype):
+    """Of a Beta(0.1, 0.1) prior and 4 of 4: the posterior is Beta(4.1, 0.1), of which 20 % round to 1 in 32 bits."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Beta(torch.tensor(0.1, dtype=dtype), torch.tensor(0.1, dtype=dtype)))
+            pyro.sample("x", dist.Binomial(4, z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Beta(torch.full((len(x),), 0.8, dtype=dtype), torch.full((len(x),), 0.8, dtype=dtype)))
+
+    x = torch.tensor([4.0, 4.0], dtype=dtype)
+    log_p = torch.tensor(stats.betabinom.logpmf(x.numpy(), 4, 0.1, 0.1))
+    posterior, others = dist.Beta(4.1, 0.1), dist.Beta(torch.linspace(0.75, 60, 5000), 0.75)
+    least = torch.distributions.kl_divergence(others, posterior).min().item()  # the floor of encoders.Beta is 0.75
+    least = least if dtype == torch.float32 else 0.0
+    found = inference_gap(model, guide, (x,), likelihood=known(log_p), starts=1, steps=600)
+    assert ((found.approximation - least).abs() < 4 * found.approximation_error + 0.03).all()
 
 
 def test_the_search_takes_vaes_and_keeps_their_parameters():
