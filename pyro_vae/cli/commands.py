@@ -390,5 +390,5 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if experiment.is_grey:
         say("grey pixels are scored by cross-entropy, so these numbers are not log-probabilities")
     if arguments.json:
-        about = {"data": config.data, "test_data": len(data.test), "grey": experiment.is_grey, **settings, **numbers}
-        write_whole(arguments.json, as_json(figures, about))
+        about = {"data": config.data, "test_data": len(data.test), "loss": config.loss, "grey": experiment.is_grey}
+        write_whole(arguments.json, as_json(figures, about | settings | numbers))

@@ -24,6 +24,7 @@ from pyro_vae.diagnostics.posteriors import posterior_check
 from pyro_vae.diagnostics.quality import sample_quality
 from pyro_vae.diagnostics.weights import RELIABLE, LogLikelihood
 from pyro_vae.encoders import Flow
+from pyro_vae.objectives import Renyi
 from pyro_vae.plots import Figure
 from pyro_vae.runs.experiment import Experiment
 
@@ -179,12 +180,17 @@ class Measures:
         """The bound at a sample of the encoder, and the loss at its mean."""
         bound, at_mean = self._bounds(self.x)
         figures = {"elbo": -bound.loss, "reconstruction": -bound.reconstruction, "kl": bound.kl}
+        loss, verdict = self.experiment.loss, ""
         words = (
             f"Training makes the bound as large as it can. It never exceeds {self.p} in the mean; the difference is how"
             " far the encoder's posteriors are from the exact ones."
         )
-        runaway = self._runaway() if isinstance(self.experiment.vae.encoder, Flow) else ""
-        return Measured(figures | {"elbo_at_mean": -at_mean.loss}, words, runaway)
+        if isinstance(loss, Renyi) and loss.alpha < 0:
+            words = f"Training makes this number as large as it can, also beyond {self.p}."
+            verdict = f"with alpha below 0 this is no lower bound: compare {self.p}, which it may exceed"
+        elif isinstance(self.experiment.vae.encoder, Flow):
+            verdict = self._runaway()
+        return Measured(figures | {"elbo_at_mean": -at_mean.loss}, words, verdict)
 
     def _bounds(self, x: Tensor) -> tuple[Bound, Bound]:
         own = self.experiment.vae.model, self.experiment.guide, x

@@ -314,3 +314,19 @@ def test_which_gap_is_larger_is_said_only_if_the_data_tell():
     assert measures._larger_gap(-torch.linspace(0.5, 1.5, 3)).startswith("the family loses more: another one")
     for unclear in (torch.linspace(-1, 3, 3), torch.ones(1)):
         assert "cannot be told from" in measures._larger_gap(unclear)
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_a_renyi_bound_of_negative_order_is_not_called_a_lower_bound(capsys):
+    """It lies above log p(x), of which the report said that no bound exceeds it."""
+    assert main([*TRAIN, "--loss", "Renyi", "--loss.alpha", "-5", "--loss.num_particles", "50", "--out", "renyi"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "renyi", "--samples", "200", "--json", "found.json"]) == 0
+    assert (
+        "  with alpha below 0 this is no lower bound: compare log p(x), which it may exceed" in capsys.readouterr().out
+    )
+    report, found = Path("renyi/report.html").read_text(), json.loads(Path("found.json").read_text())
+    assert found["loss"] == "Renyi"
+    assert found["elbo"] > found["log_likelihood"]
+    assert "never exceeds" not in report
+    assert "compare log p(x), which it may exceed" in report
