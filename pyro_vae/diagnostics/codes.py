@@ -198,9 +198,10 @@ def _log_q(particles: Particles, rows: Batch, values: list[Tensor]) -> Tensor:
 
 def _classified(codes: Tensor, prior: Tensor, seed: int) -> tuple[float, float]:
     """Return the accuracy of a classifier on the half of two samples that it has not learned on, and its p-value."""
-    (learn, measure), scale = halves(len(codes), seed), torch.cat([codes, prior]).std(0).clamp(min=1e-12)
-    probability = learned(codes[learn] / scale, prior[learn] / scale)
-    of_codes, of_prior = (probability(each[measure] / scale) for each in (codes, prior))
+    (learn, measure), both = halves(len(codes), seed), _standard(torch.cat([codes, prior]))
+    codes, prior = both.split(len(codes))
+    probability = learned(codes[learn], prior[learn])
+    of_codes, of_prior = (probability(each[measure]) for each in (codes, prior))
     right, count = int((of_codes > 0.5).sum() + (of_prior <= 0.5).sum()), 2 * len(of_codes)
     return right / count, float(stats.binomtest(right, count, alternative="greater").pvalue)
 
@@ -210,12 +211,17 @@ def _accuracies(means: Tensor, named: np.ndarray, seed: int) -> tuple[float, flo
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    (learn, measure), scaled = halves(len(means), seed), (means / means.std(0).clamp(min=1e-12)).numpy()
+    (learn, measure), scaled = halves(len(means), seed), _standard(means).numpy()
     if not can_be_learned(named[learn]):
         return math.nan, math.nan
     kinds = KNeighborsClassifier(1), LogisticRegression(max_iter=1000)
     nearest, linear = (kind.fit(scaled[learn], named[learn]).score(scaled[measure], named[measure]) for kind in kinds)
     return float(nearest), float(linear)
+
+
+def _standard(values: Tensor) -> Tensor:
+    """Return values around their mean in units of their standard deviation, as classifiers learn slowly otherwise."""
+    return (values - values.mean(0)) / values.std(0).clamp(min=1e-12)
 
 
 def _verdict(active: int, count: int) -> str:
