@@ -49,7 +49,7 @@ FLOORS = {  # of concentrations, as the encoders have them, since 32 bits do not
 LEARNING_RATES = 0.1, 0.001  # of the first and the last step; between them it falls exponentially
 BETAS = 0.9, 0.95  # of Adam: with 0.999, the steep slopes far from q* would make all steps near it small
 PARTICLES, TOGETHER = 10, 500  # samples of each step of the search, and data that are searched together at most
-CHUNK = 100  # samples that measure a bound at a time
+RUNS = 50  # of the guide, in which the samples of a bound are drawn
 
 
 class Gap(NamedTuple):
@@ -262,10 +262,12 @@ class _Searched:
 
     @torch.no_grad()
     def measured(self, guide: Program, samples: int) -> tuple[Tensor, Tensor]:
-        """Return the bound of each datum and its standard error."""
+        """Return the bound of each datum and its standard error, by several runs of the guide, which may draw noise."""
         args, kwargs = arguments(self.rows)
-        log_weights = _ELBO(samples, CHUNK).draws(self.model, guide, *args, **kwargs).log_weights.double().cpu()
-        return log_weights.mean(0), log_weights.std(0) / math.sqrt(samples)
+        runs = min(RUNS, samples)
+        loss = _ELBO(math.ceil(samples / runs))
+        each = [loss.draws(self.model, guide, *args, **kwargs).log_weights.double().cpu().mean(0) for _ in range(runs)]
+        return torch.stack(each).mean(0), torch.stack(each).std(0) / math.sqrt(runs)
 
     def searched(self, steps: int, spread: float) -> Freed:
         """Return the best parameters that Adam finds, from those of the guide or from others near them."""

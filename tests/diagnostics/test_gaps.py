@@ -131,6 +131,23 @@ def test_the_search_keeps_to_concentrations_whose_draws_are_exact(dtype):
     assert ((found.approximation - least).abs() < 4 * found.approximation_error + 0.03).all()
 
 
+def test_errors_contain_the_noise_that_a_guide_draws_beside_its_sites():
+    """Such as that of a semi-amortized one. Of means that are off by 0.5 e, e standard normal, the KL is known."""
+    exact = probabilistic_pca(latent=2, observed=3, count=100)
+    factor = torch.linalg.cholesky(exact.covariance)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            mean = exact.vae.encoder(x).loc.detach()
+            pyro.sample("z", dist.MultivariateNormal(mean + 0.5 * torch.randn_like(mean), scale_tril=factor))
+
+    kl = 0.5**2 / 2 * torch.linalg.inv(exact.covariance).trace().item()
+    found = inference_gap(exact.vae.model, guide, exact.x, likelihood=known(exact.log_p), starts=1, steps=200)
+    scores = (found.amortization - kl) / found.amortization_error
+    assert scores.square().mean().sqrt() < 1.4
+    assert abs(found.amortization.mean().item() - kl) < 0.2 * kl
+
+
 def test_the_search_takes_vaes_and_keeps_their_parameters():
     x = data.load("digits").test[:20]
     vae = VAE(priors.Normal(2), encoders.FullRankNormal((1, 8, 8), 2), decoders.Bernoulli(2, (1, 8, 8), grey=True))
