@@ -117,4 +117,13 @@ def _map_of(site: dict[str, Any]) -> _Map:
         )
     if inner is constraints.sphere:
         return _Direction()
-    return _Bijection(support)
+    return _Bijection(_of_components(support))
+
+
+def _of_components(support: Any) -> Any:
+    """Return a support in which that of a mixture is the support of its components."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return _of_components(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_of_components(support.base_constraint), support.reinterpreted_batch_ndims)
+    return support

@@ -318,3 +318,21 @@ def test_a_guide_or_a_model_whose_density_changes_from_call_to_call_is_refused(r
     if refined:
         ratio = (ais(model, guide, x, chains=4, steps=3, leapfrog=2, start="prior").estimate - exact.log_p).exp()
         assert abs(ratio.mean().item() - 1) < 4 * ratio.std().item() / math.sqrt(400)
+
+
+def test_a_prior_that_is_a_mixture_has_coordinates():
+    """Of two gamma distributions and a count of 2: the mean of two negative binomials, within 0.05 nats."""
+    weights, concentration = torch.tensor([0.3, 0.7]), torch.tensor([2.0, 9.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(weights), dist.Gamma(concentration, 1.0)))
+            pyro.sample("x", dist.Poisson(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(x + 3, 2.0))
+
+    exact = math.log(weights.numpy() @ stats.nbinom.pmf(2, concentration.numpy(), 0.5))
+    found = ais(model, guide, (torch.full((20,), 2.0),), steps=50, leapfrog=3)
+    assert found.estimate.mean().item() == pytest.approx(exact, abs=0.05)
