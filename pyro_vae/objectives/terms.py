@@ -124,8 +124,9 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
 
     Returns:
         A function of the model, the guide, a batch, the KL weight that the programs apply, a function that returns the
-        parameters met, and the number of data. It returns the terms, summed over the batch, and the gradients of the
-        mean loss per datum.
+        parameters met, the number of data, and a function that is called with the loss before its gradients are
+        computed (unless the ELBO has only ``loss_and_grads``). It returns the terms, summed over the batch, and the
+        gradients of the mean loss per datum.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -146,13 +147,17 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         beta: Tensor | float,
         parameters: Callable[[], list[Tensor]],
         count: int | None = None,
+        look: Callable[[Tensor], None] = lambda _: None,
     ) -> tuple[Terms, list[Tensor | None]]:
         args, kwargs = arguments(batch)
         count = count_of(batch) if count is None else count
         if isinstance(loss, Objective) and not by_hand:
-            return _with_gradients(loss.terms(model, guide, *args, **kwargs), count, parameters())
+            terms = loss.terms(model, guide, *args, **kwargs)
+            look(terms.loss)
+            return _with_gradients(terms, count, parameters())
         if not by_hand:
             value = torch.as_tensor(_weighed(recorder.differentiable_loss, model, guide, *args, **kwargs))
+            look(value)
             _check_scores(loss, traces)
             share = share_of(traces, count, plates)
             return _with_gradients(_terms(recorder, traces, beta, value, share), count, parameters())

@@ -7,7 +7,7 @@ from pyro_vae.programs.modules import mode, modules_of
 from pyro_vae.programs.seeds import as_seed, seeded
 from pyro_vae.programs.sites import check_points
 from pyro_vae.programs.supports import accepts_nan, support_of
-from pyro_vae.programs.traces import paired_traces
+from pyro_vae.programs.traces import leaves_of, paired_traces
 
 __all__ = [
     "Program",
@@ -18,6 +18,7 @@ __all__ = [
     "check_calls",
     "check_points",
     "check_programs",
+    "leaves_of",
     "mode",
     "modules_of",
     "paired_traces",

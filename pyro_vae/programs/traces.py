@@ -44,6 +44,24 @@ def paired_traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 
+def leaves_of(value: Tensor) -> list[Tensor]:
+    """Return the tensors that a value is computed from, and that have gradients.
+
+    Example:
+        >>> weight = torch.zeros(1, requires_grad=True)
+        >>> leaves_of(2 * weight.exp().sum() + 1)
+        [tensor([0.], requires_grad=True)]
+    """
+    seen: dict[Any, None] = {}
+    waiting: list[Any] = [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen[node] = None
+            waiting += [following for following, _ in node.next_functions]
+    return [node.variable for node in seen if hasattr(node, "variable")]
+
+
 def filled(batch: Batch, but: Tensor | None = None) -> Batch:
     """Fill in missing entries by a value of the same part, which its support has, except in the part ``but``."""
 

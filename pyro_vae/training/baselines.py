@@ -27,7 +27,9 @@ def set_baselines(means: Mapping[str, Tensor]) -> None:
 def forget_replaced() -> None:
     """Remove the means that later ones have replaced from the names of the store, which would grow with each step."""
     store = pyro.get_param_store()
-    store._param_to_name = {value: name for name, value in store._params.items()}
+    known = {id(value) for value in store._params.values()}
+    for replaced in [value for value in store._param_to_name if id(value) not in known]:
+        del store._param_to_name[replaced]
 
 
 @contextmanager

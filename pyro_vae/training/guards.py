@@ -50,6 +50,19 @@ class Guard:
     def start_step(self) -> None:
         """Keep what is needed to leave the step out."""
 
+    def check_names(self) -> None:
+        """Refuse an optimizer of parameters that the programs compute with, but do not name.
+
+        Raises:
+            ValueError: with the first one.
+        """
+        held = {id(each) for group in self.optim.param_groups for each in group["params"]}
+        for each in [each for each in self.programs.unnamed() if id(each) in held]:
+            raise ValueError(
+                f"the {type(self.optim).__name__} holds a parameter of shape {tuple(each.shape)} that the programs do"
+                " not name, so that no step would change it: name its module by pyro.module, or leave it out"
+            )
+
     def look_at(self, gradients: Sequence[Tensor | None]) -> None:
         """Note which parameters have a gradient; not every batch needs to give one to each of them, or to any."""
         without = {number for number, gradient in enumerate(gradients) if gradient is None}
@@ -121,6 +134,11 @@ class Guard:
             )
             warnings.warn(f"{text}: {fix}", RuntimeWarning, stacklevel=5)
         self._untrained = set()  # once
+        if unnamed := self.programs.unnamed():
+            text = f"no step changes a tensor of shape {tuple(unnamed[0].shape)} that the programs compute with"
+            fix = "name it, or its module, by pyro.param or pyro.module, or freeze it, requires_grad_(False)"
+            warnings.warn(f"{text}, as they do not name it: {fix}", RuntimeWarning, stacklevel=5)
+            self.programs.leaves = []
 
     def _look_for_explosion(self, loss: float, where: str) -> None:
         if abs(loss) > self._limit:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.arguments import as_function
-from pyro_vae.programs import modules_of
+from pyro_vae.programs import leaves_of, modules_of
 from pyro_vae.programs.handlers import LocalModules, Program
 from pyro_vae.runtime.distributed import is_expanded
 from pyro_vae.training.descriptions import described_programs, parts_of
@@ -32,6 +32,7 @@ class Programs:
         local: that handler, with the parameters collected so far.
         modules: the modules that the programs hold.
         called: ids of the parameters of the modules that the programs have been seen to call.
+        leaves: the tensors with gradients and no name that the first loss was computed from; None before.
     """
 
     def __init__(self, model: Program, guide: Program, *others: Any) -> None:
@@ -39,6 +40,7 @@ class Programs:
         self.model, self.guide = self.local(as_function(model, "model")), self.local(as_function(guide, "guide"))
         self.modules: Sequence[nn.Module] = modules_of(model, guide)
         self.called: set[int] = set()
+        self.leaves: list[Tensor] | None = None
         self._names: dict[int, str] = {}  # of the parameters that have been seen in a module, by identity
 
     @property
@@ -125,6 +127,17 @@ class Programs:
             yield
         finally:
             hook.remove()
+
+    def look(self, loss: Tensor) -> None:
+        """Note what the first loss is computed from without a name."""
+        if self.leaves is None:
+            self.leaves = leaves_of(loss)
+            self.leaves = self.unnamed()
+
+    def unnamed(self) -> list[Tensor]:
+        """Return the tensors with gradients that the programs compute with, but do not name: no step changes them."""
+        named = set(map(id, self.parameters))
+        return [each for each in self.leaves or () if each.requires_grad and id(each) not in named]
 
     def in_use(self, numbers: Collection[int]) -> list[str]:
         """Return the names of those parameters that are to be trained and that the programs compute with.

@@ -42,7 +42,8 @@ class Estimator:
         """Return the loss and the terms of the bound, summed over the batch, the gradients' norm, and the gradients."""
         pair = weigh_kl(weight, self.programs.model, self.programs.guide)
         with layers_in(self.precision):
-            terms, gradients = self.objective(*pair, batch, weight, lambda: self.programs.parameters, count)
+            given = batch, weight, lambda: self.programs.parameters, count, self.programs.look
+            terms, gradients = self.objective(*pair, *given)
         return *terms, norm_of(gradients), *gradients
 
     @property
@@ -95,6 +96,8 @@ class Step:
         parts = outputs[:5], outputs[5:], state.programs.parameters
         (loss, *terms, norm), gradients, counted = state.ranks.combine(*parts, count, state.late)
         state.meet_new_parameters()
+        if first:
+            self.guard.check_names()
         self.guard.look_at(gradients)
         where = f"epoch {state.epoch}, step {state.step}"
         if self.guard.allows(loss, norm, counted, batch, gradients, where):

@@ -120,7 +120,7 @@ class Counting(torch.nn.Module):
         super().__init__()
         self.kind, self.right, self.encoder = kind, right, torch.nn.Linear(4, 4)
         torch.nn.init.eye_(self.encoder.weight), torch.nn.init.zeros_(self.encoder.bias)
-        self.norm = torch.nn.BatchNorm1d(4)
+        self.norm = torch.nn.BatchNorm1d(4, affine=False)
         self.norm.running_mean += torch.arange(4.0)
 
     def model(self, x):
@@ -292,7 +292,7 @@ class Normalized(torch.nn.Module):
             torch.manual_seed(0)
             self.encoder, self.norm, self.decoder = (
                 torch.nn.Linear(4, 4),
-                torch.nn.BatchNorm1d(4),
+                torch.nn.BatchNorm1d(4, affine=False),
                 torch.nn.Linear(4, 4),
             )
 

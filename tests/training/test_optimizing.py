@@ -297,7 +297,7 @@ def meet_late(optimizer, schedule=None, after=0):
         runs.extend([1] * torch.is_grad_enabled())
         if len(runs) > after:
             pyro.module("late", late)
-        pair.model(late(x))
+        pair.model(late(x) if len(runs) > after else x)
 
     made = optimizer([*pair.parameters(), *late.parameters()])
     fit(model, pair.guide, X[:16], epochs=3, batch_size=8, optimizer=made, schedule=schedule, engine="eager")

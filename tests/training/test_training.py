@@ -1115,6 +1115,46 @@ def test_parameters_that_are_used_but_never_have_a_gradient_are_named(engine):
     assert all(torch.equal(value, before[name]) for name, value in vae.encoder.state_dict().items())
 
 
+class Unnamed(nn.Module):
+    """A decoder that the programs do not name, beside an encoder that they name."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder, self.scale = nn.Linear(6, 2), nn.Linear(2, 6), torch.ones(6, requires_grad=True)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), self.scale).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO(), objectives.IWAE(2)])
+@pytest.mark.parametrize("engine", ["eager", "recorded"])
+@pytest.mark.parametrize("left", ["decoder", "scale"])
+def test_what_the_programs_compute_with_but_do_not_name_is_said(left, engine, loss):
+    unnamed = Unnamed()
+    shape = r"\(6, 2\)" if left == "decoder" else r"\(6,\)"
+    (unnamed.scale if left == "decoder" else unnamed.decoder).requires_grad_(False)
+    with pytest.warns(RuntimeWarning, match=f"no step changes a tensor of shape {shape}.* pyro.module, or freeze it"):
+        fit(*programs(unnamed), points(), epochs=3, loss=loss, engine=engine)
+    unnamed.decoder.requires_grad_(False)
+    unnamed.scale.requires_grad_(False)
+    fit(*programs(unnamed), points(), epochs=3, loss=loss, engine=engine)  # without a warning
+
+
+def test_an_optimizer_of_parameters_that_the_programs_do_not_name_is_refused():
+    unnamed = Unnamed()
+    optim = torch.optim.Adam([*unnamed.encoder.parameters(), *unnamed.decoder.parameters()])
+    with pytest.raises(ValueError, match=r"Adam holds a parameter of shape \(6, 2\) that the programs do not name"):
+        fit(*programs(unnamed), points(), optimizer=optim)
+
+
 @pytest.mark.filterwarnings("error:.*had no gradient", "ignore:.*requires_grad=False")
 @pytest.mark.parametrize(
     "loss", [Trace_ELBO(), objectives.StickingTheLanding(), objectives.DReG(3)], ids=lambda loss: type(loss).__name__
