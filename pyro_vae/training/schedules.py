@@ -112,6 +112,8 @@ def schedule_of(schedule: Factory | None, optim: torch.optim.Optimizer, own: LRS
     if made.optimizer is not optim:
         fix = "use the optimizer that the schedule is called with"
         raise ValueError(f"the schedule made a {type(made).__name__} of another optimizer: {fix}")
+    if isinstance(schedule, PerStep) and isinstance(made, ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau needs the loss of an epoch, not of a step: give it without PerStep")
     return Schedule(made, per_step=isinstance(schedule, PerStep))
 
 

@@ -373,6 +373,10 @@ BAD_SCHEDULES = {
         partial(OneCycleLR, max_lr=0.1, total_steps=4, cycle_momentum=False),
         "the schedule ends before the training: Tried to step 5 times",
     ),
+    "plateau per step": (
+        PerStep(ReduceLROnPlateau),
+        "ReduceLROnPlateau needs the loss of an epoch, not of a step: give it without PerStep",
+    ),
 }
 
 
