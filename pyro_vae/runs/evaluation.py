@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ HEADINGS = {
     "nuts": "Posteriors beside the exact ones",
 }
 MOST = 2**53  # of a count
+LARGEST = 2**26  # bytes of the file
+OF_ANOTHER_FORM = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # errors of a file that is
 PICTURES = ("gaps", "calibration", "posteriors")
 
 
@@ -99,26 +104,49 @@ class Evaluation:
         for title, figure in found.pictures.items():
             write_whole(self.folder.path / f"{title}.png", plots.png(figure))
         self.entries = self._read(required=False) | self.entries  # with what another process has measured meanwhile
+        self._set_aside()
         content = {"about": self.about, "measures": {each: asdict(entry) for each, entry in self.entries.items()}}
         write_whole(self.path, (json.dumps(content, indent=1) + "\n").encode())
 
     def _read(self, *, required: bool) -> dict[str, Entry]:
         """Return what has been measured with the same weights, data and settings."""
-        about, entries, fix = {}, {}, "leave out --resume"
+        about: dict[str, Any] = {}
+        entries: dict[str, Entry] = {}
+        fix = "leave out --resume"
         try:
-            if os.path.lexists(self.path):
-                content = json.loads(self.path.read_text() if _is_own(self.path) else "")
-                about, entries = dict(content["about"]), _entries(content["measures"])
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            about, entries = self._content()
+        except OF_ANOTHER_FORM as error:
             if required:
                 raise ValueError(f"{self.path} is no evaluation that could be continued: {fix}") from error
         if about == self.about:
             return entries
         if required:
-            other = [name for name in self.about if about.get(name) != self.about[name]]
-            reason = f"is of other {', '.join(other)}" if about else "does not exist"
+            reason = f"is of other {self._others(about)}" if about else "does not exist"
             raise ValueError(f"{self.path} {reason}, so that there is nothing to continue: {fix}")
         return {}
+
+    def _content(self) -> tuple[dict[str, Any], dict[str, Entry]]:
+        """Return what the measures in the file are of, and the measures; both are empty if there is no file."""
+        if not os.path.lexists(self.path):
+            return {}, {}
+        if not _is_own(self.path) or self.path.stat().st_size > LARGEST:
+            raise ValueError("not a file of an evaluation")
+        content = json.loads(self.path.read_text())
+        return dict(content["about"]), _entries(content["measures"])
+
+    def _others(self, about: dict[str, Any]) -> str:
+        return ", ".join(name for name in self.about if about.get(name) != self.about[name])
+
+    def _set_aside(self) -> None:
+        """Keep an evaluation of other weights, data or settings under another name, if it holds what takes minutes."""
+        with suppress(*OF_ANOTHER_FORM):
+            about, entries = self._content()
+            if about != self.about and not entries.keys().isdisjoint(Measures.SLOW):
+                names = (self.path.with_name(f"evaluation-{number}.json") for number in count(1))
+                free = next(path for path in names if not os.path.lexists(path))
+                os.replace(self.path, free)
+                text = f"what was measured with other {self._others(about)} is kept in {free}"
+                warnings.warn(text, UserWarning, stacklevel=2)
 
     def _show(self) -> None:
         """Write what has been measured into the run's report, if there is one."""

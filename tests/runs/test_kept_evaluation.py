@@ -108,7 +108,7 @@ def test_an_interrupted_evaluation_continues_to_the_same_numbers(flags, capsys, 
         assert found["approximation_gap_error"] > found["ais_standard_error"] > 0  # it contains that of AIS
 
 
-@pytest.mark.filterwarnings("ignore:the importance weights")
+@pytest.mark.filterwarnings("ignore:the importance weights", "default:what was measured")
 def test_what_was_measured_before_stays_if_weights_data_and_settings_are_the_same(capsys):
     evaluated(capsys, "--codes")
     evaluated(capsys)
@@ -119,6 +119,29 @@ def test_what_was_measured_before_stays_if_weights_data_and_settings_are_the_sam
     assert main([*TRAIN[:1], "--resume", "run", "--epochs", "3"]) == 0
     capsys.readouterr()
     assert "is of other weights, so that" in refused(capsys, "--seed", "1", "--resume")
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights", "default:what was measured")
+def test_what_took_long_is_set_aside_for_an_evaluation_with_other_settings(capsys):
+    evaluated(capsys, "--codes")
+    content = Path("run/evaluation.json").read_text()
+    for number in (1, 2):
+        assert main([*EVALUATE, "--seed", str(number)]) == 0
+        (line,) = capsys.readouterr().err.splitlines()[:1]
+        assert line == f"pyro-vae: what was measured with other seed is kept in run/evaluation-{number}.json"
+        assert Path(f"run/evaluation-{number}.json").read_text() == content
+        assert [*kept()] == ["bound", "likelihood"]  # which takes seconds, and is replaced
+        os.replace(f"run/evaluation-{number}.json", "run/evaluation.json")
+        assert "labels by a linear map" in evaluated(capsys, "--resume", "--codes")
+        Path(f"run/evaluation-{number}.json").touch()
+
+
+@pytest.mark.filterwarnings("ignore:the importance weights")
+def test_a_file_that_is_too_large_is_not_read(capsys):
+    evaluated(capsys)
+    with open("run/evaluation.json", "ab") as file:
+        file.write(b" " * 2**26)  # which changes nothing of its meaning
+    assert "is no evaluation that could be continued" in refused(capsys, "--resume")
 
 
 def entry(**other):
@@ -157,7 +180,7 @@ def test_an_evaluation_of_other_best_weights_is_not_continued(capsys):
     assert "with the weights of the lowest test loss" in Path("run/report.html").read_text()
 
 
-@pytest.mark.filterwarnings("ignore:the importance weights")
+@pytest.mark.filterwarnings("ignore:the importance weights", "default:what was measured")
 def test_what_another_process_measures_meanwhile_is_kept(capsys, monkeypatch):
     evaluated(capsys, "--codes")
     other = Path("run/evaluation.json").read_text()
