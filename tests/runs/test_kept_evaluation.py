@@ -231,7 +231,7 @@ def test_a_file_of_another_form_is_refused_or_replaced(content, capsys):
     assert [*kept()] == ["bound", "likelihood"]
 
 
-@pytest.mark.parametrize("flag", ["codes", "draws", "calibration"])
+@pytest.mark.parametrize("flag", ["codes", "draws", "calibration", "beside=run"])
 def test_too_few_data_for_a_measure_are_refused_before_any_is_made(flag, capsys):
     np.save("few.npy", np.zeros((7, 1, 8, 8), np.float32))
     assert "at least 20" in refused(capsys, "--data", "few.npy", f"--{flag}")
