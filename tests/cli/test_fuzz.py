@@ -268,9 +268,12 @@ def test_a_config_that_would_grow_is_refused(text, words, capsys):
 
 @pytest.mark.usefixtures("_in_an_empty_folder")
 def test_an_alias_in_a_value_is_refused_too(capsys):
+    """A text in quotes, in a config file, stays a text."""
+    assert main(["train", "--decoder=Normal", "--decoder.scale=[&a [1, 1], *a]"]) == 2
+    assert "takes a plain value" in capsys.readouterr().err
     Path("c.yaml").write_text("decoder: Normal\ndecoder.scale: '[&a [1, 1], *a]'\n")
     assert main(["train", "--config=c.yaml"]) == 2
-    assert "takes a plain value" in capsys.readouterr().err
+    assert "takes a value of type float, not '[&a [1, 1], *a]'" in capsys.readouterr().err
 
 
 def main_code(argv):
