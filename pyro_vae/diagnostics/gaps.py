@@ -222,7 +222,7 @@ def inference_gap(
 
             def once(rows: Batch) -> None:
                 trial = searched(rows, lambda _: None)
-                trial.measured(trial.searched(1, spread=0)(trial.guide), samples)
+                trial.measured(trial.guide, samples), trial.searched(1, spread=0)
 
             for whole in x.split(TOGETHER):
                 size = data_within(budget, once, whole, TOGETHER, count_rows)
