@@ -20,6 +20,7 @@ from pyro_vae.diagnostics.encoding import code_means
 from pyro_vae.diagnostics.evaluation import Bound, evaluate
 from pyro_vae.diagnostics.gaps import inference_gap
 from pyro_vae.diagnostics.likelihood import log_likelihood
+from pyro_vae.diagnostics.local_test import local_test
 from pyro_vae.diagnostics.posteriors import posterior_check
 from pyro_vae.diagnostics.quality import sample_quality
 from pyro_vae.diagnostics.weights import RELIABLE, LogLikelihood
@@ -29,6 +30,7 @@ from pyro_vae.plots import Figure
 from pyro_vae.runs.experiment import Experiment
 
 SIMULATED = 1000  # data of the calibration, at most
+PERMUTATIONS = 19  # of which none is as large as what is seen with a probability of 1/20, if posteriors are exact
 RUNAWAY = 1000.0  # times as far as the codes of most data
 DRAWS, TOGETHER = 10, 1000  # draws of each datum that are looked at, and data at a time
 EIGHT_BIT = (Categorical, DiscretizedLogistic)  # decoders of probabilities of whole numbers
@@ -68,6 +70,7 @@ TEXTS = {
     "amortization_gap_error": "  its standard error",
     "calibration_p": "calibration: p-value of all tests",
     "tarp": "  of TARP alone",
+    "local_rejected": "  share of wrong posteriors, {images} data",
     "r_hat": "NUTS: largest R-hat",
     "posterior_mean_error": "  error of the means in deviations",
     "posterior_scale_ratio": "  encoder's deviations to the exact ones",
@@ -349,12 +352,16 @@ class Measures:
         found = calibration(*self.programs, self.x[:SIMULATED], **self.within)
         words = (
             "The model draws codes and data, so that the true codes are known; if the encoder's posteriors were exact,"
-            " they could not be told from draws of these. The first p-value is that of three tests together."
+            " they could not be told from draws of these. The first p-value is that of three tests together. Then the"
+            f" posterior of each of {len(self.few)} test data is tested by itself; of exact ones 5 % would seem wrong."
         )
         low, high = band(len(found.ranks), found.draws, tests=found.ranks.shape[1] + 2)
         title = "Ranks of the true codes among draws from the encoder"
         pictures = {"calibration": plots.ranks(found.ranks, found.draws, low, high, title)}
-        figures = {"calibration_p": found.p, "tarp": found.coverage_p}
+        settings = {**self.within, "permutations": PERMUTATIONS}
+        local = local_test(*self.programs, self.x[:SIMULATED], self.few, **settings)
+        rejected = (local.p <= 1 / (1 + PERMUTATIONS)).double().mean().item()
+        figures = {"calibration_p": found.p, "tarp": found.coverage_p, "local_rejected": rejected}
         return Measured(figures, words, found.verdict, pictures=pictures)
 
     def nuts(self) -> Measured:

@@ -582,6 +582,7 @@ def test_evaluate_all_leaves_out_what_does_not_fit_and_says_why(capsys):
     for name in ("ais", "gaps", "nuts"):
         assert f"--{name} is left out: " in output
     assert {"active_units", "calibration_p"} <= {*found}
+    assert found["local_rejected"] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)  # a share of 3 images
     assert "pareto_k_over_0_7" not in found  # 20 weights have no tail
     assert found["grey"]
     assert "gradients, which" in refused(capsys, "evaluate", "run", "--ais", "--samples", "20")
