@@ -37,8 +37,9 @@ def main(epochs=50, out=Path("pictures")):
     }
     vae = VAE(priors.Normal(2), guides["Normal"], decoders.Bernoulli(2, SHAPE, grey=True))
     fit(vae.model, vae.guide, digits.train, epochs=epochs, batch_size=64)
+    vae.decoder.requires_grad_(False)  # the model is fixed from here on: only the encoders are trained
     bounds = {}
-    for name, encoder in guides.items():  # the model is fixed from here on: only the encoders are trained
+    for name, encoder in guides.items():
         programs = of_encoder(encoder, vae)
         fit(*programs, digits.train, epochs=epochs, batch_size=64)
         bounds[name] = evaluate(*programs, digits.test).loss
@@ -58,7 +59,7 @@ def main(epochs=50, out=Path("pictures")):
 
 
 def of_encoder(encoder, vae):
-    """Return programs for an encoder and a model that is not trained, because no pyro.module registers it."""
+    """Return programs for an encoder and a model that is not trained: its parameters are frozen."""
 
     def model(x):
         with pyro.plate("data", len(x)):

@@ -308,7 +308,7 @@ def test_parameters_for_each_datum_of_a_scaled_plate_are_refused(subsampled):
     assert math.isfinite(evaluate(model, guide, numbers((N, 1)), batch_size=N).loss)
 
 
-LABELS, LAYER = torch.arange(float(N)), nn.Embedding(N, 1)
+LABELS, LAYER = torch.arange(float(N)), nn.Embedding(N, 1).requires_grad_(False)
 LOOK_UPS = {
     "labels": lambda index: LABELS[index, None],
     "an embedding": lambda index: LAYER(index),

@@ -441,11 +441,7 @@ def exchange_buffer(vae):
     vae.decoder.scale = 2 * vae.decoder.scale
 
 
-def without_dropout(vae):
-    vae.encoder.eval()
-
-
-CHANGES = [set_rate, freeze, exchange, exchange_parameter, exchange_buffer, without_dropout]
+CHANGES = [set_rate, freeze, exchange, exchange_parameter, exchange_buffer]
 
 
 @pytest.mark.usefixtures("early")
