@@ -189,7 +189,7 @@ def _add_uses_of_runs(subparsers: Any) -> None:
     add("--draws", type=int, default=20, metavar="M", help="number of completions of each datum (default 20)")
     add("--samples", type=int, default=1000, metavar="N", help="samples of importance for each datum (default 1000)")
     add("--steps", type=int, default=200, metavar="N", help="steps of gibbs and nuts (default 200)")
-    add("--memory", default="2GB", metavar="SIZE", help="memory limit for the samples: 512MB, 2GiB, ... (default 2GB)")
+    add("--memory", default="2GB", metavar="SIZE", help="memory limit beside the result: 512MB, ... (default 2GB)")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     text = ".npy or .csv for the means, .npz for means, draws and deviations; .png, .jpg, .pdf or .svg for a picture"
     add("--out", type=as_path, metavar="FILE", help=f"{text} (default: FILE-completed.npy; with --hide a picture)")

@@ -161,7 +161,7 @@ def check_one_order(first: Any, other: Any) -> None:
     if names != own and set(names) == set(own):
         moved = next(name for name, there in zip_longest(own, names) if name != there)
         fix = "give all of them the same names in one order, or one frame"
-        raise ValueError(f"the entry {moved!r} has not the same place in all data: {fix}")
+        raise ValueError(f"the entry {moved!r} is not in the same place in all data: {fix}")
 
 
 def _names_of(item: Any) -> list[Any]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-import torch.distributions as dist
 from pyro.distributions import Delta, constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.messenger import Messenger
@@ -26,6 +25,7 @@ from pyro_vae.diagnostics.vectors import check_in_order
 from pyro_vae.diagnostics.weights import LogLikelihood
 from pyro_vae.distributions.sphere import directions
 from pyro_vae.distributions.wrappers import family
+from pyro_vae.encoders._concentration import FLOORS
 from pyro_vae.objectives import Draws, Objective
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
@@ -39,13 +39,6 @@ from pyro_vae.runtime.progress import bar
 NAME = "inference_gap"
 FIXED = ("df", "temperature", "total_count")  # what a guide fixes rather than learns
 SAME = {"logits": ["probs"], "scale_tril": ["covariance_matrix", "precision_matrix"]}  # parameters that say the same
-FLOORS = {  # of concentrations, as the encoders have them, since 32 bits do not hold the draws of smaller ones
-    dist.Gamma: 0.15,
-    dist.Dirichlet: 0.15,
-    dist.Weibull: 0.25,
-    dist.Beta: 0.75,
-    dist.Kumaraswamy: 0.75,
-}
 LEARNING_RATES = 0.1, 0.001  # of the first and the last step; between them it falls exponentially
 BETAS = 0.9, 0.95  # of Adam: with 0.999, the steep slopes far from q* would make all steps near it small
 PARTICLES, TOGETHER = 10, 500  # samples of each step of the search, and data that are searched together at most

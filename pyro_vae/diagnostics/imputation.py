@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pyro_vae.arguments import as_function, as_size
 from pyro_vae.data import Columns, count_in, pieces
 from pyro_vae.data.batch import Batch, Count, arguments, cut, map_tensors, tensors_of, with_tensors
 from pyro_vae.diagnostics.annealing import Annealing, Settings
-from pyro_vae.diagnostics.particles import Particles, parts_in, replayed
+from pyro_vae.diagnostics.particles import Particles, data_within, parts_in, replayed
 from pyro_vae.diagnostics.posteriors import chain_of
 from pyro_vae.diagnostics.vectors import check_in_order, joined
 from pyro_vae.diagnostics.weights import RELIABLE, pareto_k
@@ -31,7 +31,7 @@ from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
 from pyro_vae.programs.seeds import noise_seed
 from pyro_vae.programs.traces import in_one_line
-from pyro_vae.runtime.memory import as_bytes, most_within, peak_of
+from pyro_vae.runtime.memory import as_bytes
 from pyro_vae.runtime.progress import bar
 
 NAME = "impute"
@@ -261,8 +261,8 @@ def impute(
         draws: number of imputations M, at least 2.
         samples: draws from the guide that importance weighs, at least ``draws``.
         steps: steps of "gibbs", and warm-up steps of "nuts", at least 1.
-        memory: limit for the tensors of the samples that are weighed at a time, as for `log_likelihood`; the result,
-            ``draws`` times the data, comes on top of it.
+        memory: limit for the tensors of the data that are completed at a time, such as "512MB"; the result, ``draws``
+            times the data, comes on top of it. It changes the noise, as fewer data are then completed together.
         seed: random seed of the noise; torch's own random state does not change.
         count: returns the number of data of a ready batch.
         progress: show a progress bar.
@@ -303,9 +303,15 @@ def impute(
             particles.left_out, particles.shapes, particles.moves = left_out, [], by == "nuts"
             particles.whole = x[:]
             particles.meet(x[:2])
-            if by == "importance":
-                together = particles.fit_to_memory(x, min(together, len(x)), samples, budget)
             whole = _Particles(local(model), local(guide), count_rows, settings)
+
+            def once(rows: Batch) -> None:
+                gibbs = by == "gibbs"
+                codes = particles.by_gibbs(rows, draws, 1, whole) if gibbs else particles.draw(rows, draws)[1:]
+                particles.decoded(rows, codes, draws)
+
+            weighed = samples if by == "importance" else 0
+            together = particles.within(budget, x, min(together, len(x)), weighed, once)
             slopes = replayed(particles.slopes, len(x) * (5 * draws + steps) if by == "nuts" else 0, compiled=False)
             numbers = {"draws": draws, "samples": samples, "steps": steps}
             draw = partial(getattr(particles, f"by_{by}"), **numbers, whole=whole, slopes=slopes)
@@ -351,22 +357,20 @@ class _Particles(Annealing):
     def meet(self, datum: Batch) -> bool:
         return super().meet(datum) if self.moves else Particles.meet(self, datum)
 
-    def fit_to_memory(self, x: Any, most: int, samples: int, memory: int) -> int:
-        """Return how many data can have so many samples at a time, and find how many of these can be weighed."""
+    def within(self, memory: int, x: Any, most: int, samples: int, once: Callable[[Batch], Any]) -> int:
+        """Return how many data are completed at a time, and find how many samples are weighed at a time.
 
-        def of_weights(count: int) -> int:
-            drawn = self.draw(x[:size], count)
-            return peak_of(lambda: self.weigh(x[:size], *drawn))
-
-        half = memory // 2  # of the draws, and of their weights
-        with seeded(0, x.device):  # the noise of the imputation stays as it is
-            size = most_within(half, lambda rows: peak_of(lambda: self.draw(x[:rows], samples)), most)
-            self.chunk = most_within(half, of_weights, samples) if size else 0
-        if not self.chunk:
-            raise ValueError(
-                f"a memory of {memory:,} bytes is too small for {samples} samples: give more, or take fewer samples"
-            )
-        return size
+        Arguments:
+            memory: limit in bytes.
+            x: all data.
+            most: the most data at a time.
+            samples: the number of samples that are weighed, or 0.
+            once: draws codes of some data, and completes these.
+        """
+        if samples:
+            with seeded(0, x.device):  # the noise of the imputation stays as it is
+                most, self.chunk = self.sizes(lambda rows: x[:rows], most, samples, memory)
+        return data_within(memory, once, x[:most], most, self.count)
 
     def by_encoder(self, rows: Batch, draws: int, **_: Any) -> list[Tensor]:
         """Return draws from the guide, each of shape (M, B, ...)."""
@@ -423,12 +427,16 @@ class _Particles(Annealing):
 
     def completed(self, rows: Batch, values: list[Tensor], draws: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return the data completed by means, and by draws, given M codes of each."""
-        drawn, means = self._drawn(_repeated(rows, draws), [value.flatten(0, 1)[None] for value in values])
+        drawn, means = self.decoded(rows, values, draws)
         self.done += self.count(rows)
         each = [part.reshape(draws, -1, *part.shape[1:]) for part in drawn]
         averages = [part.reshape(draws, -1, *part.shape[1:]).to(part.dtype) for part in means]
         kept = zip(tensors_of(rows), averages, strict=True)
         return [average.mean(0).where(x.isnan(), x) if x.is_floating_point() else x for x, average in kept], each
+
+    def decoded(self, rows: Batch, values: list[Tensor], draws: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parts of data, each M times, completed by draws and by means given M codes of each."""
+        return self._drawn(_repeated(rows, draws), [value.flatten(0, 1)[None] for value in values])
 
     def _drawn(self, rows: Batch, values: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parts of data, completed by draws and by means given codes, one of each datum."""

@@ -56,9 +56,7 @@ class Particles(Objective):
         self.model, self.guide, self.count, self.count_data = model, guide, count, count
         self.structure: Any = ()
         self.checked = 0  # data whose results have been checked
-        self.observed: dict[
-            tuple[str, int], list[int]
-        ] = {}  # by site, the numbers of the parts that it observes, of how many
+        self.observed: dict[tuple[str, int], list[int]] = {}  # parts that a site observes, by its name and their number
 
     @torch.no_grad()
     def meet(self, datum: Batch) -> bool:
@@ -252,7 +250,7 @@ class Particles(Objective):
         return [model_trace.nodes[name]["value"] for name in self.latents]
 
     def data_within(self, memory: int, batch: Batch, draws: int, most: int) -> int:
-        """Return of how many data codes are drawn, and as many data simulated, at a time."""
+        """Return how many data can be encoded, or simulated, at a time."""
 
         def both(rows: Batch) -> None:
             args, kwargs = arguments(rows)
@@ -298,7 +296,7 @@ def _scores_alike(one: Any, other: Any, value: Tensor) -> bool:
 
 
 def data_within(memory: int, compute: Callable[[Batch], Any], batch: Batch, most: int, count: Count) -> int:
-    """Return how many data of a batch a computation may take at a time, at most, so that it stays within the memory.
+    """Return how many data of a batch a computation can take at a time without more memory than the limit.
 
     Arguments:
         memory: limit in bytes.

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae import distributions
 from pyro_vae.arguments import as_flag, as_size
 from pyro_vae.distributions.relaxed import as_temperature
-from pyro_vae.encoders._concentration import concentration
+from pyro_vae.encoders._concentration import FLOORS, concentration
 from pyro_vae.encoders._encoder import _Encoder
 from pyro_vae.networks import MLP, Network, soft_clip
 
@@ -46,7 +46,7 @@ class Dirichlet(_Encoder):
     """
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
-        return distributions.Dirichlet(concentration(output, floor=0.15))
+        return distributions.Dirichlet(concentration(output, FLOORS[dist.Dirichlet]))
 
 
 class RelaxedOneHotCategorical(_Encoder):

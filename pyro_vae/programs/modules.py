@@ -116,8 +116,8 @@ def reached(*programs: Program) -> Iterator[None]:
     def look(module: nn.Module, _: Any) -> None:
         if id(module) not in known:  # it may be new
             known.update(id(module) for owner in modules_of(*programs) for module in owner.modules())
-        of_a_compiler = isinstance(module, GraphModule)  # of torch.compile, which calls it for a module that is known
-        if id(module) not in known and not of_a_compiler and _changes(module):
+        compiled = isinstance(module, GraphModule)  # by torch.compile, from a module that is known
+        if id(module) not in known and not compiled and _changes(module):
             raise TypeError(
                 f"the programs call a module, {type(module).__name__}, that is not found from them, so its mode and"
                 " buffers would be ignored: make them methods of a module that holds it, or hold it in a closure"

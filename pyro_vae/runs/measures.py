@@ -30,7 +30,7 @@ from pyro_vae.plots import Figure
 from pyro_vae.runs.experiment import Experiment
 
 SIMULATED = 1000  # data of the calibration, at most
-PERMUTATIONS = 19  # of which none is as large as what is seen with a probability of 1/20, if posteriors are exact
+PERMUTATIONS = 19  # so that the smallest p-value is 1/20
 RUNAWAY = 1000.0  # times as far as the codes of most data
 DRAWS, TOGETHER = 10, 1000  # draws of each datum that are looked at, and data at a time
 EIGHT_BIT = (Categorical, DiscretizedLogistic)  # decoders of probabilities of whole numbers

@@ -1388,7 +1388,7 @@ class Row(Series):
 def test_rows_whose_names_have_another_order_are_refused(moved):
     assert as_tensor([Row("abc"), Row("abc")]).tolist() == [[0, 1, 2]] * 2
     assert as_tensor([Row("abc"), Row("bcd")]).tolist() == [[0, 1, 2]] * 2  # such as windows of a series of times
-    words = "the entry .[ab]. has not the same place in all data: give all of them the same names in one order"
+    words = "the entry .[ab]. is not in the same place in all data: give all of them the same names in one order"
     with pytest.raises(ValueError, match=words):
         as_tensor([Row("abc"), moved])
     with pytest.raises(ValueError, match=words):

@@ -157,7 +157,10 @@ def test_parts_of_a_tuple_are_completed_beside_labels():
     ("settings", "message"),
     [
         ({"by": "em"}, "by is one of importance, encoder, gibbs, nuts, not 'em'"),
-        ({"memory": 1000}, "a memory of 1,000 bytes is too small for 1000 samples: give more, or take fewer samples"),
+        (
+            {"memory": 1000},
+            "a memory of 1,000 bytes is too small for 1000 samples of a datum: give more, or take fewer samples",
+        ),
         ({"memory": "1 apple"}, "memory must be a number of bytes, or one with a unit, .*"),
         ({"draws": 1}, "draws must be at least 2, not 1"),
         ({"draws": 30, "samples": 20}, "samples must be at least 30, not 20"),
@@ -204,14 +207,14 @@ def of_one_code(x):
 
 
 @pytest.mark.filterwarnings("ignore:the importance weights")
-def test_samples_of_importance_keep_to_a_memory_limit():
-    """As many as fit are weighed at a time; the completed data are the same."""
+@pytest.mark.parametrize("by", ["encoder", "importance", "gibbs"])
+def test_completions_keep_to_a_memory_limit(by):
+    """So many data as fit are completed at a time, beside the result: 400 draws of 100 data of 5 numbers, and means."""
     vae, x, *_ = incomplete(count=100, factor=3.0)
-    found, run = [], partial(impute, vae.model, vae.guide, x, draws=2)
-    peaks = [peak_of(lambda memory=memory: found.append(run(memory=memory).draws[0])) for memory in ("2GB", "30MB")]
-    assert torch.equal(*found)
-    assert peaks[1] < 30_000_000 < peaks[0]
-    assert peak_of(lambda: run(memory="1MB")) < 2_000_000
+    run, result = partial(impute, vae.model, vae.guide, x, by=by, draws=400, samples=2000, steps=1), 4 * 5 * 100 * 401
+    peaks = [peak_of(lambda memory=memory: run(memory=memory)) for memory in ("2GB", "8MB")]
+    assert peaks[1] < 8_000_000 + 3 * result < peaks[0]  # a peak counts twice, and results are joined and averaged
+    assert torch.equal(run(memory="2GB").draws[0], run(memory="3GB").draws[0])  # the trials take no noise
 
 
 @pytest.mark.parametrize("datum", [0, 1])
