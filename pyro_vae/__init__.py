@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics.estimators import gradients
     from pyro_vae.diagnostics.evaluation import Bound, evaluate
     from pyro_vae.diagnostics.gaps import inference_gap
-    from pyro_vae.diagnostics.imputation import impute, on_observed
+    from pyro_vae.diagnostics.imputation import impute
     from pyro_vae.diagnostics.likelihood import log_likelihood
     from pyro_vae.diagnostics.local_test import local_test
+    from pyro_vae.diagnostics.observed import on_observed
     from pyro_vae.diagnostics.posteriors import posterior_check
     from pyro_vae.diagnostics.predictive import predictive_check
     from pyro_vae.programs import handlers, noise
@@ -97,7 +98,7 @@ _HOMES = {
     "codes": "diagnostics.codes",
     "inference_gap": "diagnostics.gaps",
     "impute": "diagnostics.imputation",
-    "on_observed": "diagnostics.imputation",
+    "on_observed": "diagnostics.observed",
     "local_test": "diagnostics.local_test",
     "posterior_check": "diagnostics.posteriors",
     "predictive_check": "diagnostics.predictive",

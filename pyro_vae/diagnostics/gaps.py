@@ -125,7 +125,7 @@ def _names_of(base: Any) -> list[str]:
 
 def _constraint_of(base: Any, name: str) -> Any:
     """Return what a parameter may be: a concentration is not below its floor, unless the guide has it lower."""
-    floor = next((floor for kind, floor in FLOORS.items() if isinstance(base, kind)), None)
+    floor = next((FLOORS[kind.__name__] for kind in type(base).__mro__ if kind.__name__ in FLOORS), None)
     value = getattr(base, name)
     if floor is None or not name.startswith("concentration") or value.dtype == torch.float64:
         return base.arg_constraints[name]

@@ -2,16 +2,15 @@
 
 import math
 
-import torch.distributions as dist
 from torch import Tensor
 
 CEILING = 1e3
-FLOORS = {  # below which 32 bits do not hold the draws of a distribution
-    dist.Gamma: 0.15,
-    dist.Dirichlet: 0.15,
-    dist.Weibull: 0.25,
-    dist.Beta: 0.75,
-    dist.Kumaraswamy: 0.75,
+FLOORS = {  # of the concentrations of distributions, below which 32 bits do not hold the draws
+    "Gamma": 0.15,
+    "Dirichlet": 0.15,
+    "Weibull": 0.25,
+    "Beta": 0.75,
+    "Kumaraswamy": 0.75,
 }
 
 

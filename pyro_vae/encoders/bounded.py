@@ -80,7 +80,7 @@ class Gamma(_Encoder):
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
         log_shape, log_rate = output.unbind(-2)
-        return distributions.Gamma(concentration(log_shape, FLOORS[dist.Gamma]), positive(log_rate)).to_event(1)
+        return distributions.Gamma(concentration(log_shape, FLOORS["Gamma"]), positive(log_rate)).to_event(1)
 
 
 class Weibull(_Encoder):
@@ -122,7 +122,7 @@ class Weibull(_Encoder):
         log_scale, log_shape = output.unbind(-2)
         # At a concentration of 0.25 a draw is the scale times the fourth power of an exponential variate. The smallest
         # such variate in float32, about 1e-8, does not underflow with a scale of 5e-9; its tenth power, at 0.1, would.
-        return distributions.Weibull(positive(log_scale), concentration(log_shape, FLOORS[dist.Weibull])).to_event(1)
+        return distributions.Weibull(positive(log_scale), concentration(log_shape, FLOORS["Weibull"])).to_event(1)
 
 
 class Beta(_Encoder):
@@ -159,7 +159,7 @@ class Beta(_Encoder):
     numbers = 2
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
-        one, zero = concentration(output, FLOORS[dist.Beta]).unbind(-2)
+        one, zero = concentration(output, FLOORS["Beta"]).unbind(-2)
         return distributions.Beta(one, zero).to_event(1)
 
 
@@ -197,7 +197,7 @@ class Kumaraswamy(_Encoder):
     numbers = 2
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
-        one, zero = concentration(output, FLOORS[dist.Kumaraswamy]).unbind(-2)
+        one, zero = concentration(output, FLOORS["Kumaraswamy"]).unbind(-2)
         return distributions.Kumaraswamy(one, zero).to_event(1)
 
 

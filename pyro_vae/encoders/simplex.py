@@ -46,7 +46,7 @@ class Dirichlet(_Encoder):
     """
 
     def posterior(self, output: Tensor) -> dist.TorchDistribution:
-        return distributions.Dirichlet(concentration(output, FLOORS[dist.Dirichlet]))
+        return distributions.Dirichlet(concentration(output, FLOORS["Dirichlet"]))
 
 
 class RelaxedOneHotCategorical(_Encoder):

@@ -117,7 +117,7 @@ def reached(*programs: Program) -> Iterator[None]:
         if id(module) not in known:  # it may be new
             known.update(id(module) for owner in modules_of(*programs) for module in owner.modules())
         compiled = isinstance(module, GraphModule)  # by torch.compile, from a module that is known
-        if id(module) not in known and not compiled and _changes(module):
+        if id(module) not in known and not compiled and depends_on_mode(module):
             raise TypeError(
                 f"the programs call a module, {type(module).__name__}, that is not found from them, so its mode and"
                 " buffers would be ignored: make them methods of a module that holds it, or hold it in a closure"
@@ -130,7 +130,7 @@ def reached(*programs: Program) -> Iterator[None]:
         hook.remove()
 
 
-def _changes(module: nn.Module) -> bool:
+def depends_on_mode(module: nn.Module) -> bool:
     """Whether a module may behave differently in training than in evaluation, or has buffers."""
     methods = [each for cls in type(module).__mro__ if cls is not nn.Module for each in vars(cls).values()]
     reads = any("training" in method.__code__.co_names for method in methods if isinstance(method, FunctionType))

@@ -12,8 +12,9 @@ from torch import Tensor
 from pyro_vae import plots
 from pyro_vae.arguments import as_number
 from pyro_vae.data.numpy_files import SUFFIXES, read_rows
-from pyro_vae.diagnostics.imputation import Imputation, impute, on_observed, takes_nan, with_gaps
+from pyro_vae.diagnostics.imputation import Imputation, impute
 from pyro_vae.diagnostics.likelihood import log_likelihood
+from pyro_vae.diagnostics.observed import on_observed, takes_nan, with_gaps
 from pyro_vae.plots import Figure
 from pyro_vae.programs import Program, seeded
 from pyro_vae.programs.seeds import noise_seed

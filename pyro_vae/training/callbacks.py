@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from pyro_vae.programs.modules import depends_on_mode
 from pyro_vae.training.programs import Programs
 
 Callback = Callable[..., None]
@@ -24,12 +25,13 @@ def _watched(programs: Programs, name: str, callback: Callback) -> Callback:
         trained = [each for owner in programs.modules for each in owner.modules() if each.training]
         before = [(each, each.dtype, each.device) for each in programs.parameters]
         callback(*args)
-        if left := [each for each in trained if not each.training]:
-            text = f"{name} leaves {type(left[0]).__name__} in evaluation mode, but the steps train in training mode"
+        left = [each for each in trained if not each.training]
+        for module in left:
+            module.training = True
+        if matters := [each for each in left if depends_on_mode(each)]:
+            text = f"{name} leaves {type(matters[0]).__name__} in evaluation mode, but the steps train in training mode"
             fix = "let it end with train(); to train with a layer in evaluation mode, call eval() in the programs"
             warnings.warn(f"{text}: {fix}", RuntimeWarning, stacklevel=4)
-            for module in left:
-                module.training = True
         for each, dtype, device in before:
             if (each.dtype, each.device) != (dtype, device):
                 change = f"from {dtype} on {device} to {each.dtype} on {each.device}"

@@ -165,7 +165,7 @@ def fit(
         on_epoch: called with each row of the history as it is measured. `pyro_vae.training.loggers` has functions for
             ``on_step`` and ``on_epoch``. Either may raise `pyro_vae.training.StopTraining` to end the training; if
             one of several processes does, all of them end, after at most 100 more steps. Modules that a callback leaves
-            in evaluation mode are put back into training mode, with a warning.
+            in evaluation mode are put back into training mode, with a warning if this matters to one of them.
 
     Returns:
         The history: a row for epoch 0, evaluated before the first step, and a row for each epoch. After Ctrl-C or

@@ -9,7 +9,8 @@ from torch.distributions import MultivariateNormal
 from torch.utils.data import ChainDataset, DataLoader, IterableDataset, TensorDataset
 
 from pyro_vae import VAE, data, decoders, encoders, log_likelihood, priors
-from pyro_vae.diagnostics.imputation import impute, on_observed
+from pyro_vae.diagnostics.imputation import impute
+from pyro_vae.diagnostics.observed import on_observed
 from pyro_vae.networks import MLP, FillMissing
 from pyro_vae.runtime.memory import peak_of
 from tests.support.linear import probabilistic_pca

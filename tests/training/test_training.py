@@ -173,9 +173,17 @@ def test_modules_that_a_callback_leaves_in_evaluation_mode_go_on_in_training_mod
 
     left, alone = with_dropout(), with_dropout()
     train(alone, engine=engine)
-    with pytest.warns(RuntimeWarning, match=f"{name} leaves VAE in evaluation mode.*train\\(\\)"):
+    with pytest.warns(RuntimeWarning, match=f"{name} leaves Dropout in evaluation mode.*train\\(\\)"):
         train(left, engine=engine, **{name: lambda *_: left.eval()})
     assert same(state(left), state(alone))
+
+
+def test_evaluation_mode_without_a_layer_that_depends_on_it_gives_no_warning():
+    left, alone = small_vae(), small_vae()
+    train(alone)
+    train(left, on_epoch=lambda _: left.eval())
+    assert same(state(left), state(alone))
+    assert left.training
 
 
 @pytest.mark.parametrize("name", ["on_epoch", "on_step"])
