@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import Delta, constraints
+from pyro.distributions import Delta, Dirichlet, constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent, transform_to
+from torch.distributions import Independent, Kumaraswamy, transform_to
 
 from pyro_vae.arguments import as_size
 from pyro_vae.data import count_in, pieces
@@ -36,12 +36,19 @@ from pyro_vae.programs.traces import in_one_line
 from pyro_vae.runtime.memory import as_bytes
 from pyro_vae.runtime.progress import bar
 
+Transform = Callable[[Tensor], Tensor]
+
 NAME = "inference_gap"
 FIXED = ("df", "temperature", "total_count")  # what a guide fixes rather than learns
+BESIDE = {
+    "rate": "concentration",
+    "concentration0": "concentration1",
+}  # the second parameter of a family, and the first
 SAME = {"logits": ["probs"], "scale_tril": ["covariance_matrix", "precision_matrix"]}  # parameters that say the same
 LEARNING_RATES = 0.1, 0.001  # of the first and the last step; between them it falls exponentially
 BETAS = 0.9, 0.95  # of Adam: with 0.999, the steep slopes far from q* would make all steps near it small
 PARTICLES, TOGETHER = 10, 500  # samples of each step of the search, and data that are searched together at most
+CLOSE = 0.05  # nats between the two best starts that are near enough
 RUNS = 50  # of the guide, in which the samples of a bound are drawn
 
 
@@ -97,11 +104,13 @@ class Freed(Messenger):
         shape = fn.batch_shape + fn.event_shape[:event_dims]
         values, own = {}, len(base.batch_shape)
         for each in names:
-            to_value, from_value = _unconstrained(_constraint_of(base, each))
+            to_value, from_value = _unconstrained(base, each)
+            if BESIDE.get(each) in values:
+                to_value, from_value = _located(base, values[BESIDE[each]], to_value, from_value)
             if (name, each) not in self.parameters:
-                value = getattr(base, each).detach()
+                value = getattr(base, each)
                 free = from_value(value.expand(shape + value.shape[own:]))
-                self.parameters[name, each] = free.clone().requires_grad_()
+                self.parameters[name, each] = free.detach().clone().requires_grad_()
             values[each] = to_value(self.parameters[name, each])
         fixed = {each: getattr(base, each) for each in FIXED if each in signature(type(base)).parameters}
         msg["fn"] = type(base)(**values, **fixed).to_event(event_dims)
@@ -132,12 +141,40 @@ def _constraint_of(base: Any, name: str) -> Any:
     return constraints.greater_than(min(floor, 0.99 * value.min().item()))
 
 
-def _unconstrained(constraint: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Return functions from real numbers to a constraint, and back."""
+def _located(base: Any, first: Tensor, to_value: Transform, from_value: Transform) -> tuple[Transform, Transform]:
+    """Return functions from the location of a family, given its first parameter, to its second one, and back.
+
+    Both parameters are large if a posterior is narrow, and Adam, which moves them one by one, would be slow along the
+    line on which the mean stays. The location is the logarithm of rate / concentration of a gamma variate, of the ratio
+    of both concentrations of a beta variate, and of -log(median) of Kumaraswamy's.
+    """
+    shift = first.log()
+    if not isinstance(base, Kumaraswamy):
+        return lambda free: to_value(free + shift), lambda value: from_value(value) - shift
+
+    def to_second(free: Tensor) -> Tensor:
+        logarithm = (free + shift).exp()  # of 1 / median^first; where it is large, log(-log(1 - 1 / x)) is -log(x)
+        small = logarithm.clamp(max=15)
+        return to_value(math.log(math.log(2)) + logarithm - small - (-torch.log1p(-(-small).exp())).log())
+
+    def from_second(value: Tensor) -> Tensor:
+        return (-torch.log(-torch.expm1(-math.log(2) * (-from_value(value)).exp()))).log() - shift
+
+    return to_second, from_second
+
+
+def _unconstrained(base: Any, name: str) -> tuple[Transform, Transform]:
+    """Return functions from real numbers to a parameter of a distribution, and back."""
+    constraint = _constraint_of(base, name)
     if constraint is constraints.sphere:
         return directions, lambda value: value
     transform = transform_to(constraint)
-    return transform, transform.inv
+    if not isinstance(base, Dirichlet):
+        return transform, transform.inv
+    return (  # the last number moves the total, which Adam would find slowly by all others together
+        lambda free: transform(free[..., :-1] + free[..., -1:]),
+        lambda value: torch.nn.functional.pad(transform.inv(value), (0, 1)),
+    )
 
 
 def inference_gap(
@@ -221,14 +258,27 @@ def inference_gap(
                 size = data_within(budget, once, whole, TOGETHER, count_rows)
                 parts = pieces(whole, size, count_rows)
                 found += [searched(rows, shown.update).bounds(samples, steps, starts) for rows in parts]
-    bound, best, error, best_error = map(torch.cat, zip(*found, strict=True))
+    bound, best, error, best_error, apart = map(torch.cat, zip(*found, strict=True))
     log_p, log_p_error = likelihood.estimate, likelihood.standard_error
     errors = (log_p_error.square() + best_error.square()).sqrt(), (best_error.square() + error.square()).sqrt()
     below = (best - log_p).mean().item()
     if below > 3 * errors[0].square().sum().sqrt().item() / len(best) + 1e-6:
         text = f"the log-likelihood is {below:.3g} nats below a bound on it, so that its estimate is too low"
         warnings.warn(f"{text}: take more samples, or ais", RuntimeWarning, stacklevel=2)
+    _check_starts(apart, best_error)
     return Gap(log_p, bound, best, log_p - best, best - bound, *errors)
+
+
+def _check_starts(apart: Tensor, error: Tensor) -> None:
+    """Warn if the two best starts of the search end further apart than by noise: by 1.13 errors, if it is normal."""
+    noise = 1.13 * error.mean() + 3 * error.square().mean().sqrt() / math.sqrt(len(error))
+    if apart.mean() > noise + CLOSE:
+        warnings.warn(
+            f"the two best starts of the search for q* end {apart.mean():.3g} nats apart in the mean, so that the"
+            " approximation gap can be that much too large: take more steps or starts",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 class _ELBO(Objective):
@@ -283,14 +333,15 @@ class _Searched:
             self.advance(self.count)
         return freed
 
-    def bounds(self, samples: int, steps: int, starts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the guide's bound, the best bound, and their standard errors, of each datum."""
+    def bounds(self, samples: int, steps: int, starts: int) -> tuple[Tensor, ...]:
+        """Return the guide's bound, the best, their standard errors, and how far the two best starts end apart."""
         bound, error = self.measured(self.guide, samples)
         searched = [self.searched(steps, spread=min(start, 1)) for start in range(starts)]
         reached = torch.stack([self.measured(freed(self.guide), samples)[0] for freed in searched])
-        best, highest = Freed(self.count), reached.nan_to_num(nan=-math.inf).argmax(0)
+        best, order = Freed(self.count), reached.nan_to_num(nan=-math.inf).sort(0, descending=True)
+        highest, apart = order.indices[0], order.values[0] - order.values[min(1, starts - 1)]
         for name, free in searched[0].parameters.items():
             each = torch.stack([freed.parameters[name] for freed in searched])
             best.parameters[name] = each[highest.to(free.device), torch.arange(self.count, device=free.device)]
         again, best_error = self.measured(best(self.guide), samples)  # by new noise, as the old one chose the start
-        return bound, again, error, best_error
+        return bound, again, error, best_error, apart

@@ -97,7 +97,8 @@ class OneHotCategorical(dist.OneHotCategorical):
     """Categorical distribution of one-hot vectors, whose sampling can be recorded by `pyro_vae.runtime.engine`.
 
     Torch's own sampling reads numbers out of tensors to check their range (seen in torch 2.13), which cannot be
-    recorded.
+    recorded. Nor has torch's ``log_prob`` a gradient by the value, so that straight-through draws would be trained
+    without the prior and the entropy; here it is the sum of value times log-probability.
 
     Arguments:
         probs: probabilities, of shape (\\*batch, K); or
@@ -120,6 +121,13 @@ class OneHotCategorical(dist.OneHotCategorical):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         rows = torch.eye(self.event_shape[0], dtype=self.logits.dtype, device=self.logits.device)
         return rows[self._categorical.sample(sample_shape)]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob = super().log_prob(value)
+        if not value.requires_grad:
+            return log_prob
+        finite = self.logits.detach().clamp(min=torch.finfo(self.logits.dtype).min)
+        return log_prob + ((value - value.detach()) * finite).sum(-1)
 
 
 class _Grid(constraints.Constraint):

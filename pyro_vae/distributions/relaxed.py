@@ -144,6 +144,10 @@ class StraightThroughGumbelSoftmax(OneHotCategorical):
     ``log_prob`` and the closed-form KLs are those of that distribution too, so that the expectation of a bound is
     exact. The gradients are biased, but less so if the function of z is nearly linear between the one-hot vectors.
 
+    ``log_prob`` of a draw that carries such a gradient has that gradient alone, and none by the logits directly. With
+    one particle the latter is 0 in the mean, and only noise; with several it pushes the logits away from the draws of
+    the largest weights, by about as much as the gradient of the draws, which is biased, pulls them there.
+
     Arguments:
         temperature: :math:`\tau`, a tensor without dimensions, above 0.
         logits: :math:`\log \pi` up to a constant, of shape (\*batch, K).
@@ -175,6 +179,11 @@ class StraightThroughGumbelSoftmax(OneHotCategorical):
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return self.draw_of(self.relaxed.rsample(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if value.requires_grad:  # a draw, whose own gradient leads to the logits
+            return OneHotCategorical(logits=self.logits.detach(), validate_args=self._validate_args).log_prob(value)
+        return super().log_prob(value)
 
     def draw_of(self, logits: Tensor) -> Tensor:
         """Return the one-hot draw for a relaxed draw that has these logarithms, up to a constant."""

@@ -169,7 +169,7 @@ def test_a_datum_that_is_masked_as_a_whole_has_the_likelihood_1():
 OF_EACH_DATUM = {
     "likelihood": partial(log_likelihood, per_datum=True, samples=10),
     "ais": partial(ais, steps=5),
-    "gap": partial(inference_gap, samples=10, steps=2),
+    "gap": partial(inference_gap, samples=10, steps=2, starts=1),
     "posteriors": partial(posterior_check, samples=4, warmup=1),
 }
 

@@ -32,7 +32,7 @@ DIAGNOSTICS = {
     "log_likelihood": lambda *pair: log_likelihood(*pair, WIDE, samples=30, per_datum=True),
     "ais": lambda *pair: ais(*pair, WIDE[:2], chains=2, steps=3),
     "bdmc": lambda *pair: bdmc(*pair, WIDE[:2], chains=2, steps=3),
-    "inference_gap": lambda *pair: inference_gap(*pair, WIDE[:2], samples=30, steps=5),
+    "inference_gap": lambda *pair: inference_gap(*pair, WIDE[:2], samples=30, steps=5, starts=1),
     "calibration": lambda *pair: calibration(*pair, WIDE, draws=9),
     "local_test": lambda *pair: local_test(*pair, WIDE, WIDE[:2], draws=9, permutations=2),
     "posterior_check": lambda *pair: posterior_check(*pair, WIDE[:1], samples=10, warmup=10),
@@ -44,7 +44,7 @@ DIAGNOSTICS = {
     "sample_quality": lambda *_: sample_quality(WIDE, WIDE.sin(), labels=LABELS),
     "gradients": lambda *_: [(row.bias_z, row.variance) for row in gradients("discrete", draws=1000).rows],
     **{
-        f"impute by {by}": lambda *pair, by=by: impute(*pair, GAPS[:5], by=by, draws=3, samples=30, steps=5)
+        f"impute by {by}": lambda *pair, by=by: impute(*pair, GAPS[:5], by=by, draws=3, samples=30, steps=5, starts=1)
         for by in ("encoder", "importance", "gibbs", "nuts")
     },
 }
