@@ -102,7 +102,8 @@ class Freed(Messenger):
                 f" {tuple(fn.batch_shape)}: it takes guides whose sites depend on the data alone"
             )
         shape = fn.batch_shape + fn.event_shape[:event_dims]
-        values, own = {}, len(base.batch_shape)
+        values: dict[str, Tensor] = {}
+        own = len(base.batch_shape)
         for each in names:
             to_value, from_value = _unconstrained(base, each)
             if BESIDE.get(each) in values:

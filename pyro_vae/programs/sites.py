@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_vae.data.batch import Batch
-from pyro_vae.distributions import OneHotCategorical, StraightThroughGumbelSoftmax
 from pyro_vae.distributions.wrappers import family, layers, with_density
 from pyro_vae.programs.handlers import Program
 from pyro_vae.programs.supports import check_same_support, check_values, support_of, without_events
@@ -98,7 +97,6 @@ def check_sites(
                 shapes = f"{tuple(prior.shape())} in the model and {tuple(posterior.shape())} in the guide"
                 events = f"event shape {tuple(prior.event_shape)} and {tuple(posterior.event_shape)}"
                 raise ValueError(f"site {name!r} has shape {shapes}, {events}; they must be equal (see .to_event)")
-            _check_gradient_by_value(name, prior, posterior)
             improper = any(isinstance(layer, dist.ImproperUniform) for layer in layers(prior))
             if improper or _is_point(posterior) or support_of(posterior) is None:
                 check_values(name, prior, guide_trace.nodes[name]["value"])
@@ -109,20 +107,6 @@ def check_sites(
     for site in (model_trace.nodes[name] for name in model_trace.stochastic_nodes):
         if any(hasattr(layer, "transforms") for layer in layers(site["fn"])):
             _check_scored(site)
-
-
-def _check_gradient_by_value(name: str, prior: Any, posterior: Any) -> None:
-    """Refuse a prior whose density has no gradient by straight-through draws, which would be trained without it."""
-    if not any(isinstance(layer, StraightThroughGumbelSoftmax) for layer in layers(posterior)):
-        return
-    if any(
-        isinstance(layer, dist.OneHotCategorical) and not isinstance(layer, OneHotCategorical)
-        for layer in layers(prior)
-    ):
-        raise ValueError(
-            f"{family(prior)} of pyro.distributions at site {name!r} of the model has no gradient by the guide's"
-            " straight-through draws: take pyro_vae.distributions.OneHotCategorical"
-        )
 
 
 def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:

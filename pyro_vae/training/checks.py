@@ -6,11 +6,12 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, RenyiELBO, TraceGraph_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
 from pyro_vae.arguments import above, as_function, as_number, as_size
 from pyro_vae.data.batch import arguments
+from pyro_vae.distributions.wrappers import family
 from pyro_vae.objectives import (
     Beta,
     DataPlates,
@@ -24,6 +25,7 @@ from pyro_vae.objectives import (
 )
 from pyro_vae.objectives._objective import copy_of
 from pyro_vae.programs import check_points, check_programs, mode, paired_traces, seeded
+from pyro_vae.programs.supports import support_of
 from pyro_vae.programs.traces import filled, probe, reason_of
 from pyro_vae.runtime.changes import Changes
 from pyro_vae.runtime.distributed import Ranks
@@ -159,6 +161,7 @@ def check_before(
         plates = check_programs(*programs.given, x, transform, size)
         plates.check_size(len(x))
         plates.check_objective(loss)
+        check_rounded(programs, batches, loss)
         if isinstance(loss, TraceGraph_ELBO):
             check_baselines(programs, batches, plates)
         if measure.test is not None:
@@ -170,6 +173,31 @@ def check_before(
         loss = with_plates(loss, programs.model, programs.guide, x[: batches.size], transform)
     check_last_batch(programs, batches)
     return plates, loss
+
+
+def check_rounded(programs: Programs, batches: Batches, loss: ELBO) -> None:
+    """Refuse rounded draws that carry a gradient, but whose densities have none: it would leave out the KL.
+
+    Raises:
+        ValueError: with the site and the distribution.
+    """
+    if isinstance(loss, TraceMeanField_ELBO | ReweightedWakeSleep) or not getattr(loss, "pathwise", True):
+        return  # the KL has a closed form, or draws carry no gradient
+    pair = probe(*programs.given, batches.transformed(filled(batches.x[: batches.size])))
+    for name in pair[1].stochastic_nodes:
+        support = support_of(pair[1].nodes[name]["fn"])
+        if not (pair[1].nodes[name]["fn"].has_rsample and support is not None and support.is_discrete):
+            continue
+        for site in (trace.nodes[name] for trace in pair if name in trace.nodes):
+            value = site["value"].detach().requires_grad_()
+            with torch.enable_grad():
+                log_prob = site["fn"].log_prob(value).sum()
+            if not log_prob.requires_grad or torch.autograd.grad(log_prob, value, allow_unused=True)[0] is None:
+                raise ValueError(
+                    f"{family(site['fn'])} at site {name!r} has no gradient by its value, so that rounded draws of the"
+                    " guide would be trained without the KL: take OneHotCategorical and StraightThroughGumbelSoftmax of"
+                    " pyro_vae.distributions, or TraceMeanField_ELBO"
+                )
 
 
 def check_baselines(programs: Programs, batches: Batches, plates: DataPlates) -> None:

@@ -155,18 +155,34 @@ def test_the_log_likelihood_by_a_straight_through_encoder_is_that_of_the_discret
     assert abs(found - exact) < 4 * math.sqrt(variance / 20_000)
 
 
-def test_a_prior_without_a_gradient_by_straight_through_codes_is_refused():
+@pytest.mark.parametrize(
+    ("prior", "posterior", "named"),
+    [
+        (dist.OneHotCategorical, partial(StraightThroughGumbelSoftmax, torch.tensor(1.0)), "OneHotCategorical"),
+        (OneHotCategorical, dist.OneHotCategoricalStraightThrough, "OneHotCategoricalStraightThrough"),
+    ],
+)
+def test_rounded_draws_whose_density_has_no_gradient_are_refused_in_training_alone(prior, posterior, named):
+    """`TraceMeanField_ELBO` trains with the KL: to a posterior that is the prior."""
+
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.7, 0.2, 0.1])))
-            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+            z = pyro.sample("z", prior(logits=torch.tensor([2.0, 1.0, 0.0])))
+            pyro.sample("x", dist.Normal(0 * z[..., 0], 1.0), obs=x)
 
     def guide(x):
+        logits = pyro.param("logits", torch.zeros(3))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", StraightThroughGumbelSoftmax(torch.tensor(1.0), torch.zeros(len(x), 3)))
+            pyro.sample("z", posterior(logits=logits.expand(len(x), 3)))
 
-    with pytest.raises(ValueError, match=r"take pyro_vae\.distributions\.OneHotCategorical"):
-        log_likelihood(model, guide, (torch.zeros(3),))
+    x = (torch.zeros(8),)
+    pyro.clear_param_store()
+    log_likelihood(model, guide, x)
+    with pytest.raises(ValueError, match=rf"^{named} at site 'z' has no gradient by its value, .*: take OneHot"):
+        fit(model, guide, x, epochs=1, optimizer=adam)
+    fit(model, guide, x, epochs=200, optimizer=adam, loss=TraceMeanField_ELBO())
+    trained = pyro.param("logits").detach()
+    assert torch.allclose(trained - trained.mean(), torch.tensor([1.0, 0.0, -1.0]), atol=0.05)
 
 
 def test_straight_through_codes_and_a_relaxed_prior_are_refused():
