@@ -40,10 +40,8 @@ Transform = Callable[[Tensor], Tensor]
 
 NAME = "inference_gap"
 FIXED = ("df", "temperature", "total_count")  # what a guide fixes rather than learns
-BESIDE = {
-    "rate": "concentration",
-    "concentration0": "concentration1",
-}  # the second parameter of a family, and the first
+# The second parameter of a family, and the first; see `_located`.
+BESIDE = {"rate": "concentration", "concentration0": "concentration1"}
 SAME = {"logits": ["probs"], "scale_tril": ["covariance_matrix", "precision_matrix"]}  # parameters that say the same
 LEARNING_RATES = 0.1, 0.001  # of the first and the last step; between them it falls exponentially
 BETAS = 0.9, 0.95  # of Adam: with 0.999, the steep slopes far from q* would make all steps near it small
@@ -154,9 +152,9 @@ def _located(base: Any, first: Tensor, to_value: Transform, from_value: Transfor
         return lambda free: to_value(free + shift), lambda value: from_value(value) - shift
 
     def to_second(free: Tensor) -> Tensor:
-        logarithm = (free + shift).exp()  # of 1 / median^first; where it is large, log(-log(1 - 1 / x)) is -log(x)
-        small = logarithm.clamp(max=15)
-        return to_value(math.log(math.log(2)) + logarithm - small - (-torch.log1p(-(-small).exp())).log())
+        logarithm = (free + shift).exp()  # of 1 / median^first; where it is large, -log(-log(1 - exp(-v))) is v
+        small = logarithm.clamp(max=8)
+        return to_value(math.log(math.log(2)) + logarithm - small - (-(-torch.expm1(-small)).log()).log())
 
     def from_second(value: Tensor) -> Tensor:
         return (-torch.log(-torch.expm1(-math.log(2) * (-from_value(value)).exp()))).log() - shift
