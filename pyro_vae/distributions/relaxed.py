@@ -144,9 +144,10 @@ class StraightThroughGumbelSoftmax(OneHotCategorical):
     ``log_prob`` and the closed-form KLs are those of that distribution too, so that the expectation of a bound is
     exact. The gradients are biased, but less so if the function of z is nearly linear between the one-hot vectors.
 
-    ``log_prob`` of a draw that carries such a gradient has that gradient alone, and none by the logits directly. With
-    one particle the latter is 0 in the mean, and only noise; with several it pushes the logits away from the draws of
-    the largest weights, by about as much as the gradient of the draws, which is biased, pulls them there.
+    ``log_prob`` of its own draw has the gradient of that draw alone, and none by the logits directly. With one particle
+    the latter is 0 in the mean, and only noise; with several it pushes the logits away from the draws of the largest
+    weights, by about as much as the gradient of the draws, which is biased, pulls them there. The draws of another
+    distribution, such as those of an encoder under a learned prior, have both gradients.
 
     Arguments:
         temperature: :math:`\tau`, a tensor without dimensions, above 0.
@@ -171,17 +172,18 @@ class StraightThroughGumbelSoftmax(OneHotCategorical):
     def __init__(self, temperature: Tensor, logits: Tensor, validate_args: bool | None = None) -> None:
         super().__init__(logits=logits, validate_args=validate_args)
         self.relaxed = ExpRelaxedCategorical(temperature, logits=logits, validate_args=False)
+        self._mark = object()  # of the draws of this distribution and of its expansions
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "StraightThroughGumbelSoftmax":
         new = self._get_checked_instance(StraightThroughGumbelSoftmax, _instance)
-        new.relaxed = self.relaxed.expand(batch_shape)
+        new.relaxed, new._mark = self.relaxed.expand(batch_shape), self._mark
         return super().expand(batch_shape, new)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return self.draw_of(self.relaxed.rsample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if value.requires_grad:  # a draw, whose own gradient leads to the logits
+        if value.requires_grad and getattr(value, "_mark", None) is self._mark:  # its gradient leads to the logits
             return OneHotCategorical(logits=self.logits.detach(), validate_args=self._validate_args).log_prob(value)
         return super().log_prob(value)
 
@@ -189,4 +191,6 @@ class StraightThroughGumbelSoftmax(OneHotCategorical):
         """Return the one-hot draw for a relaxed draw that has these logarithms, up to a constant."""
         soft = logits.softmax(-1)
         hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
-        return hard + (soft - soft.detach())
+        draw = hard + (soft - soft.detach())
+        draw._mark = self._mark  # type: ignore[attr-defined]
+        return draw

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import special
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_vae import VAE, decoders, encoders, fit, log_likelihood, priors
+from pyro_vae import VAE, decoders, encoders, fit, log_likelihood, noise, priors
 from pyro_vae.distributions import (
     EnumerableIndependent,
     OneHotCategorical,
@@ -24,7 +25,7 @@ from pyro_vae.distributions import (
     StraightThroughGumbelSoftmax,
 )
 from pyro_vae.networks import MLP
-from pyro_vae.objectives import IWAE, VIMCO
+from pyro_vae.objectives import CIWAE, IWAE, VIMCO
 
 DTYPES = [torch.float32, torch.float64]
 Linear = partial(MLP, hidden=())
@@ -428,3 +429,49 @@ def test_a_saturated_logit_keeps_a_gradient(logit):
     q = encoders.Bernoulli(2, 2, network=identity)(leaf)
     (gradient,) = torch.autograd.grad(q.base_dist.logits.sum(), leaf)
     assert (gradient > 0).all()
+
+
+@pytest.mark.parametrize(
+    "loss", [Trace_ELBO(), IWAE(1), TraceGraph_ELBO(), CIWAE(0.5, 1)], ids=lambda each: type(each).__name__
+)
+def test_a_learned_straight_through_prior_is_trained_by_its_logits(loss):
+    """Their gradient is softmax(prior) - softmax(posterior), by 20,000 draws; the draws carry gradients, too."""
+    prior, posterior = torch.tensor([0.5, 0.0, -1.0]), torch.tensor([2.0, 0.0, 1.0])
+
+    def program(x, name, logits):
+        logits = pyro.param(name, logits)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", StraightThroughGumbelSoftmax(torch.tensor(1.0), logits.expand(len(x), 3)))
+            if name == "prior":
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    pyro.clear_param_store()
+    model, guide = (partial(program, name=name, logits=at) for name, at in (("prior", prior), ("posterior", posterior)))
+    loss.loss_and_grads(model, guide, torch.zeros(20_000))
+    found, share = pyro.param("prior").grad / 20_000, posterior.softmax(-1)
+    errors = (share * (1 - share) / 20_000).sqrt()
+    assert ((found - (prior.softmax(-1) - share)).abs() < 4 * errors).all()
+
+
+def test_pseudo_inputs_of_a_straight_through_encoder_are_trained():
+    """By the gradient of -log 1/K sum_k q(z|u_k), written out at the codes that are drawn."""
+    torch.manual_seed(0)
+    encoder = encoders.RelaxedOneHotCategorical(6, 2, Linear, categories=4, straight_through=True)
+    prior = priors.VampPrior(encoder, components=3)
+    z = encoder(torch.rand(50, 6))()
+    (found,) = torch.autograd.grad(prior().log_prob(z).sum(), prior.free)
+    log_q = encoder.network(prior.free.sigmoid()).log_softmax(-1)
+    mixture = (z.detach().unsqueeze(1) * log_q).sum((-1, -2)).logsumexp(1)
+    torch.testing.assert_close(found, torch.autograd.grad(mixture.sum(), prior.free)[0])
+
+
+@pytest.mark.parametrize("handler", [noise.Antithetic(), nullcontext()], ids=["noise", "plain"])
+def test_the_density_of_straight_through_draws_has_their_gradient_alone(handler):
+    """Also in a plate, where a handler draws them: sum_k dz_k/dl log q_k, without the part dlog q/dl at fixed z."""
+    logits = torch.randn(4, requires_grad=True)
+    with handler, pyro.plate("data", 5):
+        site = pyro.poutine.trace(lambda: pyro.sample("z", StraightThroughGumbelSoftmax(torch.tensor(1.0), logits)))
+        site = site.get_trace().nodes["z"]
+    (found,) = torch.autograd.grad(site["fn"].log_prob(site["value"]).sum(), logits, retain_graph=True)
+    along = (site["value"] * logits.detach().log_softmax(-1)).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(along, logits)[0])
