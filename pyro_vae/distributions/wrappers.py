@@ -33,6 +33,11 @@ def is_masked(distribution: Any) -> bool:
     return any(isinstance(layer, MaskedDistribution) for layer in layers(distribution))
 
 
+def is_transformed(distribution: Any) -> bool:
+    """Whether a distribution, or one that it is made of, has transforms."""
+    return any(hasattr(layer, "transforms") for layer in layers(distribution))
+
+
 def unmasked(distribution: Any) -> Any:
     """Return a distribution without the masks of the distributions that it is made of.
 
@@ -51,8 +56,8 @@ def unmasked(distribution: Any) -> Any:
 
 
 @contextmanager
-def with_density(name: str, distribution: Any) -> Iterator[None]:
-    """Refuse a site whose density is known only at its own draws, because one of its transforms has no inverse."""
+def with_density(place: str, distribution: Any) -> Iterator[None]:
+    """Refuse a density that is known only at its own draws, because one of its transforms has no inverse."""
     try:
         yield
     except (KeyError, NotImplementedError) as error:  # raised by Pyro's and by torch's transforms
@@ -61,8 +66,9 @@ def with_density(name: str, distribution: Any) -> Iterator[None]:
             raise
         kinds = ", ".join(type(transform).__name__ for transform in transforms)
         raise ValueError(
-            f"the density at site {name!r} is known at its own draws alone, as the transform ({kinds}) has no inverse:"
-            " take one that has (priors.Flow, encoders.Flow, an affine_coupling) or, for a guide, IWAE or Trace_ELBO"
+            f"the density {place} is known at its own draws alone, as the transform ({kinds}) has no inverse: take one"
+            " that has (priors.Flow, encoders.Flow, an affine_coupling) or, for a guide with pathwise draws, IWAE or"
+            " Trace_ELBO"
         ) from error
 
 
@@ -203,11 +209,18 @@ class ScoreFunction(_Wrapper):
         return self.base_dist.has_enumerate_support
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.base_dist.log_prob(value)
+        return self._score_of(self.base_dist, value)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         # The score is that of all draws: other sites may depend on those that a mask hides.
-        return ScoreParts(self.log_prob(value), unmasked(self.base_dist).log_prob(value), 0)
+        return ScoreParts(self.log_prob(value), self._score_of(unmasked(self.base_dist), value), 0)
+
+    def _score_of(self, distribution: dist.TorchDistribution, value: Tensor) -> Tensor:
+        # A transform may remember the input of this draw, which is a constant, although the inverse has a gradient by
+        # the transform's parameters. It does not know a copy.
+        with with_density("of score-function draws", distribution):
+            log_prob: Tensor = distribution.log_prob(value.clone() if torch.is_grad_enabled() else value)
+        return log_prob
 
     def entropy(self) -> Tensor:
         return self.base_dist.entropy()

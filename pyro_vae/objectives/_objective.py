@@ -356,8 +356,12 @@ class _Draws(Messenger):
 
 
 def without_path(value: Tensor) -> Tensor:
-    """Return a value without a gradient: the same tensor if it has none, as a transform may have cached its inverse."""
-    return value.detach() if value.requires_grad else value
+    """Return a value without a gradient.
+
+    Where gradients are computed, it is another tensor: a transform may have cached the inverse of this one as a
+    constant, although the inverse depends on parameters. Elsewhere the cache saves computing it.
+    """
+    return value.detach() if torch.is_grad_enabled() else value
 
 
 def with_values(guide_trace: Trace, values: Sequence[Tensor]) -> Trace:
@@ -376,7 +380,7 @@ def reported(draws: Draws) -> tuple[Tensor, Tensor]:
 def log_prob(trace: Trace, names: list[str]) -> Tensor:
     """Sum the log-probabilities of some sites of a trace, shape (K, B)."""
     for name in names:
-        with with_density(name, trace.nodes[name]["fn"]):
+        with with_density(f"at site {name!r}", trace.nodes[name]["fn"]):
             trace.compute_log_prob(lambda at, _, name=name: at == name)
     return sum((trace.nodes[name]["log_prob"] for name in names), torch.zeros(()))
 
@@ -471,7 +475,7 @@ def path_only(objective: Objective, site: dict[str, Any]) -> Tensor:
     if not (torch.is_grad_enabled() and value.requires_grad):
         return masked(distribution.log_prob(value), site)
     leaf = value.detach().requires_grad_()
-    with with_density(site["name"], distribution):
+    with with_density(f"at site {site['name']!r}", distribution):
         log_q = distribution.log_prob(leaf)
     if not log_q.requires_grad:
         return masked(log_q, site)

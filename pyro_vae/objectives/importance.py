@@ -259,7 +259,7 @@ class PIWAE(_Grouped):
 
     def of_guide(self, trace: Trace) -> tuple[Tensor, ...]:
         site = the_latent_site(self, trace)
-        with with_density(site["name"], site["fn"]):
+        with with_density(f"at site {site['name']!r}", site["fn"]):
             log_q = site["fn"].log_prob(without_path(site["value"]))
         return path_only(self, site), site["value"], masked(log_q, site)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from pyro_vae.arguments import as_number, as_size
 from pyro_vae.data.batch import Batch, arguments, count_of
 from pyro_vae.distributions.kl import kl_or_none
-from pyro_vae.distributions.wrappers import ScoreFunction, is_masked
+from pyro_vae.distributions.wrappers import ScoreFunction, is_masked, is_transformed
 from pyro_vae.objectives._objective import (
     Objective,
     Program,
@@ -366,10 +366,14 @@ def recording(loss: ELBO) -> tuple[ELBO, list[tuple[Trace, Trace]]]:
 
 
 class _WholeScore(Messenger):
-    """Let the score of a guide's draws include what masks of their distributions hide: sites may depend on it."""
+    """Let the score of a guide's draws include what masks of their distributions hide: sites may depend on it.
+
+    Nor may it miss the gradient of a transform's inverse, where the transform remembers it as a constant.
+    """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not (msg["is_observed"] or msg["fn"].has_rsample) and is_masked(msg["fn"]):
+        fn = msg["fn"]
+        if not (msg["is_observed"] or fn.has_rsample) and (is_masked(fn) or is_transformed(fn)):
             msg["fn"] = ScoreFunction(msg["fn"])
 
 

@@ -261,7 +261,7 @@ def _check_scored(site: dict[str, Any]) -> None:
     """Refuse a site whose distribution cannot score its value, as without an inverse, or in another type."""
     kind, support, value = family(site["fn"]), support_of(site["fn"]), torch.as_tensor(site["value"])
     try:
-        with torch.no_grad(), pyro.validation_enabled(False), with_density(site["name"], site["fn"]):
+        with torch.no_grad(), pyro.validation_enabled(False), with_density(f"at site {site['name']!r}", site["fn"]):
             if support is None or support.check(value).all():  # a value outside is refused later, with its place
                 site["fn"].log_prob(site["value"])
     except RuntimeError as error:

@@ -15,6 +15,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
 from pyro.infer import Trace_ELBO
+from torch.distributions import AffineTransform
 
 from pyro_vae import VAE, decoders, encoders, evaluate, fit, log_likelihood, objectives, priors
 from pyro_vae.distributions.wrappers import ScoreFunction, _Wrapper
@@ -313,6 +314,43 @@ def test_a_support_that_moves_with_parameters_is_refused_where_the_score_functio
         compute(model, guide, x, 1.0, lambda: [width])
     fixed = seen(torch.ones(3), lambda: wrapped(dist.Beta(width, 1.0)))
     assert compute(*fixed, 1.0, lambda: [width])[1][0].isfinite()
+
+
+@pytest.mark.parametrize(
+    "loss", [Trace_ELBO(), objectives.VIMCO(4), objectives.Thermodynamic(4)], ids=lambda each: type(each).__name__
+)
+@pytest.mark.parametrize("kind", ["wrapped", "mixture"])
+def test_the_score_is_that_of_a_transform_which_remembers_its_input(loss, kind):
+    """With the gradients of the same draws from a normal distribution, or from a mixture, without a transform."""
+    a, c, x = torch.tensor(0.3, requires_grad=True), torch.tensor(-0.4, requires_grad=True), torch.ones(5)
+
+    def of(loc, scale):
+        mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(loc + scale * apart, scale))
+        return mixture if kind == "mixture" else ScoreFunction(dist.Normal(loc, scale))
+
+    def gradients(fn):
+        torch.manual_seed(0)
+        model, guide, _ = seen(x, fn)
+        return terms_and_gradients(loss)(model, guide, x, 1.0, lambda: [a, c])[1]
+
+    apart = torch.tensor([-0.5, 0.5])
+
+    def transformed():
+        base = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(apart, 1.0))
+        base = base if kind == "mixture" else dist.Normal(0.0, 1.0)
+        q = dist.TransformedDistribution(base, [AffineTransform(a, c.exp(), cache_size=1)])
+        return q if kind == "mixture" else ScoreFunction(q)
+
+    torch.testing.assert_close(gradients(transformed), gradients(lambda: of(a, c.exp())))
+
+
+def test_the_score_of_a_transform_without_an_inverse_is_refused():
+    planar, x = pyro.distributions.transforms.Planar(2), torch.ones(5)
+    model, guide, _ = seen(
+        x, lambda: ScoreFunction(dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), planar)), 1
+    )
+    with pytest.raises(ValueError, match="the density of score-function draws is known at its own draws alone"):
+        terms_and_gradients(Trace_ELBO())(model, guide, x, 1.0, lambda: list(planar.parameters()))
 
 
 class Together(_Wrapper):
