@@ -6,11 +6,12 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, RenyiELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
 from pyro_vae.arguments import above, as_function, as_number, as_size
 from pyro_vae.data.batch import arguments
+from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.distributions.wrappers import family
 from pyro_vae.objectives import (
     Beta,
@@ -181,12 +182,16 @@ def check_rounded(programs: Programs, batches: Batches, loss: ELBO) -> None:
     Raises:
         ValueError: with the site and the distribution.
     """
-    if isinstance(loss, TraceMeanField_ELBO | ReweightedWakeSleep) or not getattr(loss, "pathwise", True):
-        return  # the KL has a closed form, or draws carry no gradient
-    pair = probe(*programs.given, batches.transformed(filled(batches.x[: batches.size])))
+    if not getattr(loss, "pathwise", True):
+        return  # draws carry no gradient
+    with torch.no_grad():  # a transform of the data may do otherwise in training
+        pair = probe(*programs.given, batches.transformed(filled(batches.x[: batches.size])))
     for name in pair[1].stochastic_nodes:
-        support = support_of(pair[1].nodes[name]["fn"])
-        if not (pair[1].nodes[name]["fn"].has_rsample and support is not None and support.is_discrete):
+        fn, prior = pair[1].nodes[name]["fn"], pair[0].nodes.get(name)
+        support = support_of(fn)
+        if not (fn.has_rsample and support is not None and support.is_discrete):
+            continue
+        if isinstance(loss, TraceMeanField_ELBO) and prior and kl_or_none(fn, prior["fn"]) is not None:
             continue
         for site in (trace.nodes[name] for trace in pair if name in trace.nodes):
             value = site["value"].detach().requires_grad_()
@@ -196,7 +201,7 @@ def check_rounded(programs: Programs, batches: Batches, loss: ELBO) -> None:
                 raise ValueError(
                     f"{family(site['fn'])} at site {name!r} has no gradient by its value, so that rounded draws of the"
                     " guide would be trained without the KL: take OneHotCategorical and StraightThroughGumbelSoftmax of"
-                    " pyro_vae.distributions, or TraceMeanField_ELBO"
+                    " pyro_vae.distributions, or TraceMeanField_ELBO where the KL has a closed form"
                 )
 
 
@@ -209,7 +214,8 @@ def check_baselines(programs: Programs, batches: Batches, plates: DataPlates) ->
     sizes = batches.sizes()
     if len(sizes) == 1:
         return
-    _, guide_trace = probe(*programs.given, batches.transformed(filled(batches.x[: batches.size])))
+    with torch.no_grad():
+        _, guide_trace = probe(*programs.given, batches.transformed(filled(batches.x[: batches.size])))
     for name in guide_trace.stochastic_nodes:
         site = guide_trace.nodes[name]
         averages = site["infer"].get("baseline", {}).get("use_decaying_avg_baseline")

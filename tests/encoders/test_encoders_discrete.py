@@ -186,6 +186,25 @@ def test_rounded_draws_whose_density_has_no_gradient_are_refused_in_training_alo
     assert torch.allclose(trained - trained.mean(), torch.tensor([1.0, 0.0, -1.0]), atol=0.05)
 
 
+def test_rounded_draws_whose_density_has_no_gradient_are_refused_where_no_kl_has_a_closed_form():
+    """As to a mixture: the prior would have no part in the gradient, although `TraceMeanField_ELBO` takes it."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            parts = dist.OneHotCategorical(logits=torch.tensor([[2.0, 1.0, 0.0], [0.0, 2.0, 0.0]]))
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts))
+            pyro.sample("x", dist.Normal(0 * z[..., 0], 1.0), obs=x)
+
+    def guide(x):
+        logits = pyro.param("logits", torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategoricalStraightThrough(logits=logits.expand(len(x), 3)))
+
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match=r"^MixtureSameFamily at site 'z' has no gradient|StraightThrough at site 'z'"):
+        fit(model, guide, (torch.zeros(8),), epochs=1, loss=TraceMeanField_ELBO())
+
+
 def test_straight_through_codes_and_a_relaxed_prior_are_refused():
     encoder = encoders.RelaxedOneHotCategorical(6, 2, Linear, categories=4, straight_through=True)
     vae = VAE(priors.RelaxedOneHotCategorical(2, 4), encoder, decoders.Bernoulli((2, 4), 6, network=Linear))
