@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Distribution
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask, sum_rightmost
-from pyro.infer import ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
@@ -311,6 +311,8 @@ class Objective(ELBO):
                 f"{kind} needs a pathwise sampler, which {family(site['fn'])} at site {name!r} has not: take VIMCO,"
                 " Thermodynamic, or Trace_ELBO, which fall back on the score function"
             )
+        if self.pathwise and torch.is_grad_enabled():
+            check_rejections(self, site)
         handler, lacking = site["infer"].get(NOISE, ("", ""))
         if lacking in self.needs:
             raise ValueError(
@@ -508,6 +510,26 @@ def check_score(loss: ELBO, site: dict[str, Any], fix: str) -> None:
         raise ValueError(
             f"{type(loss).__name__} takes the score function at site {site['name']!r}, which is right on a fixed"
             f" support alone, and that of {family(site['fn'])} moves with parameters: {fix}"
+        )
+
+
+def check_rejections(loss: ELBO, site: dict[str, Any]) -> None:
+    """Refuse pathwise draws that need a score beside their own gradient, as those by rejection, where it is left out.
+
+    Of Pyro's ELBOs, ``Trace_ELBO`` and ``TraceEnum_ELBO`` take it, but not through ``to_event`` or a transform.
+    """
+    wrapped = list(layers(site["fn"]))
+    usual = [getattr(kind, "score_parts", None) for kind in (Distribution, ExpandedDistribution, MaskedDistribution)]
+    own = [getattr(type(layer), "score_parts", None) not in [None, *usual] for layer in wrapped]
+    if not any(own):
+        return
+    outside = wrapped[: own.index(True)]
+    taken = isinstance(loss, Trace_ELBO | TraceEnum_ELBO)
+    if not (taken and all(isinstance(layer, ExpandedDistribution) for layer in outside)):
+        raise ValueError(
+            f"{type(loss).__name__} leaves out the score that the draws of {family(wrapped[own.index(True)])} at site"
+            f" {site['name']!r} need beside their own gradient: wrap the distribution of the site in"
+            " pyro_vae.distributions.ScoreFunction, for VIMCO or Trace_ELBO"
         )
 
 

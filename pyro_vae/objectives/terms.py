@@ -32,6 +32,7 @@ from pyro_vae.objectives._objective import (
     Terms,
     at_weight_1,
     check_dims,
+    check_rejections,
     check_score,
     copy_of,
     scale_at_1,
@@ -278,10 +279,12 @@ def _weighed(loss: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tenso
 
 
 def _check_scores(loss: ELBO, traces: list[tuple[Trace, Trace]]) -> None:
-    """Refuse draws without a pathwise gradient from a support that moves with parameters."""
+    """Refuse draws whose score the loss takes where it is not right, or leaves out where it is needed."""
     for _, guide_trace in traces:
         for site in (guide_trace.nodes[name] for name in guide_trace.stochastic_nodes):
-            if not site["fn"].has_rsample:
+            if site["fn"].has_rsample:
+                check_rejections(loss, site)
+            else:
                 check_score(loss, site, "let its draws have a gradient (has_rsample), or keep the support fixed")
 
 

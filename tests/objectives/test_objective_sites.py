@@ -14,7 +14,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import sum_rightmost
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch.distributions import AffineTransform
 
 from pyro_vae import VAE, decoders, encoders, evaluate, fit, log_likelihood, objectives, priors
@@ -351,6 +351,53 @@ def test_the_score_of_a_transform_without_an_inverse_is_refused():
     )
     with pytest.raises(ValueError, match="the density of score-function draws is known at its own draws alone"):
         terms_and_gradients(Trace_ELBO())(model, guide, x, 1.0, lambda: list(planar.parameters()))
+
+
+class ByRejection(dist.Rejector):
+    """A normal distribution whose draws are those of N(0, 1.5) that are accepted; only the acceptance knows a."""
+
+    support = constraints.real
+
+    def __init__(self, a, scale):
+        self.target, wide = dist.Normal(a, scale), dist.Normal(torch.zeros_like(a), 1.5)
+        top = a * 2.25 / (2.25 - scale**2)  # where the ratio of the densities is largest
+        most = self.target.log_prob(top) - wide.log_prob(top)
+        super().__init__(wide, lambda z: self.target.log_prob(z) - wide.log_prob(z) - most, -most)
+
+    def expand(self, batch_shape, _instance=None):
+        return ByRejection(self.target.loc.expand(batch_shape), self.target.scale.expand(batch_shape))
+
+
+def rejected(wrap=lambda q: q, event=()):
+    """The parameter a, and programs on 20,000 data 1 with these draws."""
+    a, x = torch.tensor(0.3, requires_grad=True), torch.ones(20_000)
+    return a, seen(x, lambda: wrap(ByRejection(a.expand(*x.shape, *event), torch.tensor(0.6))), len(event))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "event"),
+    [(ScoreFunction, ()), (lambda q: ScoreFunction(q.to_event(1)), (1,)), (lambda q: q, ())],
+    ids=["wrapped", "vector", "plain"],
+)
+def test_draws_by_rejection_have_their_score(wrap, event):
+    """The slope of the bound by a is a + (a - 1) / 0.36 = -1.64; without the score of the acceptance it is 0."""
+    a, programs = rejected(wrap, event)
+    (gradient,) = terms_and_gradients(Trace_ELBO())(*programs, 1.0, lambda: [a])[1]
+    assert gradient.item() == pytest.approx(-1.644, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [objectives.IWAE(2), TraceGraph_ELBO(), objectives.StickingTheLanding(), objectives.FreeBits(), Trace_ELBO()],
+    ids=lambda each: type(each).__name__,
+)
+def test_draws_by_rejection_are_refused_where_their_score_is_left_out(loss):
+    wrap, event = (lambda q: q.to_event(1), (1,)) if isinstance(loss, Trace_ELBO) else (lambda q: q, ())
+    a, programs = rejected(wrap, event)
+    with pytest.raises(ValueError, match=rf"^{type(loss).__name__} leaves out the score .* ByRejection at site 'z'"):
+        terms_and_gradients(loss)(*programs, 1.0, lambda: [a])
+    with torch.no_grad():
+        assert math.isfinite(loss.loss(*programs))
 
 
 class Together(_Wrapper):
