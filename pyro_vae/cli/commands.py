@@ -318,6 +318,8 @@ def _impute_file(arguments: argparse.Namespace, completion: "Completion") -> Non
     config = _with_named_data(own, arguments)
     path = arguments.out or Path(arguments.data).with_name(f"{Path(arguments.data).stem}-completed.npy")
     _check_file(path, "--out")
+    if not arguments.out and path.exists():
+        raise ValueError(f"{path} exists, and would be replaced: name the file of the result by --out")
     folder.check_result(path, own.data, config.data)
     vae, rows = folder.load_vae(own, best=arguments.best), rows_of(arguments.data, read_weights(folder.weights)[1])
     scale, transform = 1.0 if config.scale is None else as_scale(config.scale), transform_of(config)

@@ -270,6 +270,18 @@ def test_data_that_are_no_pictures_are_measured_without_one(capsys):
     assert "  of the mean of their train part  " in capsys.readouterr().out
 
 
+def test_a_completed_file_is_not_replaced_unless_it_is_named(capsys):
+    train(table(60), "--epochs", "0")
+    np.save("gaps.npy", with_gaps(table(6)))
+    flags = ["--data", "gaps.npy", "--samples", "20", "--scale", "1"]
+    assert main(["impute", "run", *flags]) == 0
+    before = Path("gaps-completed.npy").read_bytes()
+    assert "gaps-completed.npy exists, and would be replaced: name the file" in refused(capsys, *flags, "--seed", "1")
+    assert Path("gaps-completed.npy").read_bytes() == before
+    assert main(["impute", "run", *flags, "--seed", "1", "--out", "gaps-completed.npy"]) == 0
+    assert Path("gaps-completed.npy").read_bytes() != before
+
+
 def test_samples_have_the_units_of_the_data(capsys):
     """And are data of the run, which `evaluate --data` divides by its scale."""
     train(table() * 1000, "--epochs", "60", "--lr", "0.01", "--scale", "1000")
