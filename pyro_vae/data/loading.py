@@ -92,7 +92,7 @@ def located(source: str) -> str:
 def _scaled(x: Any, scale: float | None, eight_bit: bool) -> Any:
     """Return one part with its values of 8 bits, and those on the disk, divided by a scale, 255 for None."""
     if isinstance(x, MemoryMapped):
-        return MemoryMapped(x.path, x.rows, scale or 1.0)
+        return MemoryMapped(x.path, x.rows, scale or 1.0).to(x.device, torch.get_default_dtype())
     if x.dtype == torch.uint8:
         stored = EightBit(x, scale or 255.0)
         return stored if eight_bit else stored[:]

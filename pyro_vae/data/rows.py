@@ -135,7 +135,9 @@ class MemoryMapped(LazyRows):
                 raise ValueError(MORE)
         except Exception as error:  # numpy has a dozen ways to fail on a damaged file
             raise ValueError(f"{self.path} cannot be read as a .npy file: {error}") from error
-        check_dense(from_numpy(np.zeros([min(1, size) for size in whole], self.kind)), least=1)
+        few = from_numpy(np.zeros([min(1, size) for size in whole], self.kind))
+        check_dense(few, least=1)
+        self.dtype = torch.promote_types(as_floats(few).dtype, self.dtype)  # as in memory: 64 bits keep their digits
         self.strides = (array.nbytes // len(array),) if array.flags.c_contiguous else array.strides
         self.rows = torch.arange(whole[0]) if rows is None else _as_rows(rows, whole[0])
         self.shape = torch.Size((len(self.rows), *whole[1:]))

@@ -9,9 +9,9 @@ import pytest
 import ranks
 import torch
 from peak_memory import WIDTH
-from torch.utils.data import ConcatDataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
-from pyro_vae import VAE, data, decoders, encoders, fit, priors
+from pyro_vae import VAE, data, decoders, encoders, evaluate, fit, priors
 from pyro_vae.cli import main
 from pyro_vae.data import EightBit, MemoryMapped, Stream, as_tensor, load
 from pyro_vae.programs import check_programs, values
@@ -54,7 +54,8 @@ def test_a_mapped_array_has_the_rows_of_a_tensor(tmp_path, kind):
     values = np.arange(60).reshape(10, 2, 3)
     np.save(tmp_path / "x.npy", np.asfortranarray(values.astype(kind)))
     mapped = MemoryMapped(tmp_path / "x.npy")
-    x = as_tensor(values.astype(kind)).float()
+    x = as_tensor(values.astype(kind))
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     assert (len(mapped), mapped.shape, mapped.dtype, mapped.device) == (10, x.shape, x.dtype, x.device)
     index = torch.tensor([7, 0, 7])
     assert torch.equal(mapped[index], x[index])
@@ -65,10 +66,35 @@ def test_a_mapped_array_has_the_rows_of_a_tensor(tmp_path, kind):
     assert (double.device.type, double.dtype) == ("meta", torch.float64)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: Subset(x, range(10)),
+        lambda x: DataLoader(x, 5),
+        lambda x: ConcatDataset([x, x]),
+        lambda x: x,
+        lambda x: (x,),
+        as_tensor,
+    ],
+)
+@pytest.mark.parametrize("values", [np.eye(10, 3) * 1e-50, 1.7e9 + np.eye(10, 3)])
+def test_what_32_bits_lose_of_a_mapped_array_is_said_as_of_one_in_memory(tmp_path, values, form):
+    """Values below 1e-45, which become 0, and times in seconds."""
+    np.save(tmp_path / "x.npy", values)
+    vae = VAE(priors.Normal(2), encoders.Normal(3, 2), decoders.Normal(2, 3))
+    with pytest.warns(UserWarning, match=r"entry 0 of the data varies by \S+, and torch.float32 rounds it"):
+        evaluate(vae.model, vae.guide, form(MemoryMapped(tmp_path / "x.npy")))
+
+
+def test_a_mapped_array_of_64_bits_keeps_them_without_a_module(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(10, 3) * 1e-50)
+    assert MemoryMapped(tmp_path / "x.npy")[:1].tolist() == [[1e-50, 0, 0]]
+
+
 def test_no_rows_of_a_mapped_array_are_an_empty_batch(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 2, 3)))
     none = MemoryMapped(tmp_path / "x.npy")[torch.tensor([], dtype=torch.long)]
-    assert (none.shape, none.dtype) == ((0, 2, 3), torch.get_default_dtype())
+    assert (none.shape, none.dtype) == ((0, 2, 3), torch.float64)
 
 
 def shrink(path):
@@ -346,7 +372,7 @@ def test_rows_are_those_of_the_array_however_they_lie_in_the_file(tmp_path, shap
         monkeypatch.setattr(data.rows, "PAGE", page)
         for size in (1, 7, 60):
             index = torch.from_numpy(generator.integers(0, shape[0], size))
-            assert torch.equal(mapped[index], torch.from_numpy(x).float()[mapped.rows[index]])
+            assert torch.equal(mapped[index], torch.from_numpy(x)[mapped.rows[index]])
 
 
 @pytest.mark.parametrize(("order", "reads"), [("C", 1), ("F", 12)])
