@@ -132,6 +132,9 @@ def as_array(data: Any) -> np.ndarray:
         if not own:
             raise
         array = np.empty(0, object)
+    except Exception as error:  # another library's own, as that of polars for integers of 128 bits
+        fix = "cast them to floating-point numbers"
+        raise TypeError(f"data cannot become an array of numpy ({str(error).splitlines()[0]}): {fix}") from error
     kinds = data.dtypes if own and hasattr(data, "dtypes") else ()  # a row of pandas has one
     dates = any(getattr(kind, "is_temporal", bool)() for kind in kinds)  # days to polars
     if own and (dates or array.dtype == object):

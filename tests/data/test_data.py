@@ -1111,6 +1111,17 @@ def test_a_frame_is_its_numbers_or_refused_by_its_columns():
         as_tensor(twins)
 
 
+def test_numbers_that_numpy_does_not_have_are_refused_in_one_line():
+    class Wide(Frame):
+        """A frame of integers of 128 bits, for which polars raises an error of its own."""
+
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("cannot convert i128 to NumPy\nand more")
+
+    with pytest.raises(TypeError, match=r"^data .* \(cannot convert i128 to NumPy\): cast them to floating-point"):
+        as_tensor(Wide(a=[1, 2]))
+
+
 class Date:
     """A type of polars, whose frames make numbers of days of dates, beside other numbers."""
 
