@@ -6,7 +6,7 @@ say what the largest value is: image files, images of Pillow, and the named data
 """
 
 from pyro_vae.data.batch import cut, pieces
-from pyro_vae.data.batches import Rows, as_rows, count_in, shuffled_batches
+from pyro_vae.data.batches import Rows, as_rows, count_in, shuffled_batches, total_of
 from pyro_vae.data.binarize import BINARIZE, dynamic, threshold
 from pyro_vae.data.conversion import as_stored, as_tensor, collated
 from pyro_vae.data.factors import Sprites, sprites
@@ -49,4 +49,5 @@ __all__ = [
     "shuffled_batches",
     "sprites",
     "threshold",
+    "total_of",
 ]

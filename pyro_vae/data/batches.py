@@ -24,6 +24,11 @@ def count_in(x: Rows) -> Count:
     return count_of if isinstance(x, Tensor) else x.count
 
 
+def total_of(x: Rows) -> int:
+    """Return the number of all data; a pass over a loader may take only some of them."""
+    return x.total if isinstance(x, Ready) else len(x)
+
+
 def as_rows(data: Any, fits: Callable[[Batch], bool], count: Count | None = None) -> Rows:
     """Return data as rows that can be taken in batches which the programs can be called with.
 

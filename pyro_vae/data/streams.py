@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
+from torch.utils.data import DataLoader, RandomSampler
 
 from pyro_vae.data.arrays import length_of
 from pyro_vae.data.batch import PLAIN, Batch, Count, count_of, cut, in_words, tensors_of
@@ -152,6 +153,15 @@ class Ready(LazyRows):
                 if structure not in self._of_another_size and self.counts[-1] != self.count(first):
                     self._of_another_size[structure] = batch
             yield batch
+
+    @property
+    def total(self) -> int:
+        """The number of all data, of which a loader that shuffles may take others in each pass (``drop_last``)."""
+        loader = self.batches
+        if not (isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler)):
+            return len(self)
+        items = len(loader) * (loader.batch_size or 1) if loader.drop_last else len(loader.sampler)
+        return len(loader.sampler.data_source) if items == len(self) else len(self)  # an item may hold several data
 
     def count(self, batch: Batch) -> int:
         """Return the number of data of a batch, by the user's function if there is one."""

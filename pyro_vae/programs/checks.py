@@ -11,7 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.arguments import as_function
-from pyro_vae.data import Ready, Rows, count_in
+from pyro_vae.data import Ready, Rows, count_in, total_of
 from pyro_vae.data.batch import Batch, are_rows, map_tensors, tensors_of
 from pyro_vae.objectives import DataPlates, data_plates
 from pyro_vae.programs.calls import Transform, check_calls, transformed
@@ -101,23 +101,23 @@ def _check_batch(
 ) -> tuple[tuple[Trace, Trace], tuple[Trace, Trace] | None, DataPlates]:
     """Check the programs on some rows, as the batch that they see; return their traces there and on another size."""
     count_rows = count_in(x)
-    count = count_rows(batch)
+    count, total = count_rows(batch), total_of(x)
     with Indices(tensors_of(batch)) as indices:
         pair = _first_traces(model, guide, batch, count)
     _check_names(model, guide)  # also of parameters that have just been made
     with in_one_line(batch):  # a prior that draws from the type of the batch
         check_sites(*pair, guide, batch, observing=observing)
     other, other_count = _of_another_size(x, rows, batch, transform)
-    other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, len(x))
-    plates = data_plates(pair, count, other_pair, other_count, len(x))
-    if count < len(x):
+    other_pair = None if other is None else _on_another_size(model, guide, other, count, other_count, total)
+    plates = data_plates(pair, count, other_pair, other_count, total)
+    if count < total:
         named_by_data = plates.size == count or plates.names <= indices.given
-        _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, len(x))
-    if are_rows(batch, count_rows) and count > 1 and (count < len(x) or hold_longer(count, model, guide)):
-        check_positions(pair, other_pair or pair, plates, count, len(x))  # the other one has no first datum
+        _check_parameters(pair, other_pair or pair, 0 if named_by_data else plates.size, total)
+    if are_rows(batch, count_rows) and count > 1 and (count < total or hold_longer(count, model, guide)):
+        check_positions(pair, other_pair or pair, plates, count, total)  # the other one has no first datum
         few = map_tensors(lambda part: part[:ALIKE], batch)
-        check_alike(lambda each: probe(model, guide, each), few, plates, count, len(x))
-    indices.check(plates, count, len(x))
+        check_alike(lambda each: probe(model, guide, each), few, plates, count, total)
+    indices.check(plates, count, total)
     return pair, other_pair, plates
 
 

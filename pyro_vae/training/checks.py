@@ -10,7 +10,8 @@ from pyro.infer import ELBO, RenyiELBO, TraceGraph_ELBO, TraceMeanField_ELBO, Tr
 from torch import Tensor
 
 from pyro_vae.arguments import above, as_function, as_number, as_size
-from pyro_vae.data.batch import arguments
+from pyro_vae.data import total_of
+from pyro_vae.data.batch import arguments, tensors_of
 from pyro_vae.distributions.kl import kl_or_none
 from pyro_vae.distributions.wrappers import family
 from pyro_vae.objectives import (
@@ -157,10 +158,12 @@ def check_before(
         TypeError, ValueError: with what does not fit and the fix.
     """
     x, transform = batches.x, batches.transform
+    if any(part.requires_grad for part in tensors_of(x[:1])):
+        raise ValueError("the data require a gradient, which no step would use: give x.detach()")
     size = max(1, min(batches.size, len(x) // batches.ranks.size))
     with _evaluating(programs, batches, seed):
         plates = check_programs(*programs.given, x, transform, size)
-        plates.check_size(len(x))
+        plates.check_size(total_of(x))
         plates.check_objective(loss)
         check_rounded(programs, batches, loss)
         if isinstance(loss, TraceGraph_ELBO):

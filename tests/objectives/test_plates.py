@@ -10,6 +10,7 @@ from pyro.distributions import constraints
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import evaluate, fit, log_likelihood
 from pyro_vae.objectives import IWAE, BetaTC, FreeBits, InfoVAE, StickingTheLanding
@@ -171,6 +172,26 @@ def test_a_plate_of_another_size_than_the_data_is_refused_where_a_site_stands_ou
     own = Global(size)
     with pytest.raises(ValueError, match=f"has size {size}, but there are 60 data.*'mean'.*give the plate the size 60"):
         fit(own.model, own.guide, numbers((N, 1)), epochs=1, batch_size=20)
+
+
+@pytest.mark.parametrize("batch_size", [25, 50])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_plate_has_the_size_of_all_data_that_a_loader_draws_its_batches_from(shuffle, batch_size):
+    """In a random order, all 60 data have their turn although each pass leaves out 10; otherwise 50 are all."""
+    total = N if shuffle else 50
+
+    def loader():
+        order = {"shuffle": shuffle, "drop_last": True, "generator": torch.Generator().manual_seed(0)}
+        return DataLoader(TensorDataset(numbers((N, 1))), batch_size, **order)
+
+    for size in (N + 50 - total, None if batch_size < total else 1):
+        own = Global(size)
+        with pytest.raises(ValueError, match=rf"give the plate the size {total}|plate\('data', {total}, |size of its"):
+            fit(own.model, own.guide, loader(), epochs=1)
+    own = Global(total)
+    row = fit(own.model, own.guide, loader(), epochs=0, loss=TraceMeanField_ELBO())[0]
+    taken = next(iter(DataLoader(TensorDataset(numbers((N, 1))), 50)))[0]
+    assert row["train_kl"] == pytest.approx(own.terms(taken)[1] * 50 / total, rel=1e-4)
 
 
 def test_a_plate_of_fewer_data_than_a_batch_is_refused():

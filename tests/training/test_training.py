@@ -1164,6 +1164,13 @@ def test_an_optimizer_of_parameters_that_the_programs_do_not_name_is_refused():
 
 
 @pytest.mark.filterwarnings("error:.*had no gradient", "ignore:.*requires_grad=False")
+@pytest.mark.parametrize("form", [torch.Tensor, list, lambda x: (x,), TensorDataset])
+def test_data_that_require_a_gradient_are_refused_as_such(form):
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
+    with pytest.raises(ValueError, match=r"^the data require a gradient, which no step would use: give x.detach\(\)"):
+        fit(*programs(vae), form(points().requires_grad_()))
+
+
 @pytest.mark.parametrize(
     "loss", [Trace_ELBO(), objectives.StickingTheLanding(), objectives.DReG(3)], ids=lambda loss: type(loss).__name__
 )
