@@ -492,10 +492,14 @@ def check_settings_of(there: dict[str, Any], here: dict[str, Any]) -> None:
         ...
         ValueError: cannot resume: the checkpoint has seed=1, this call has seed=0
     """
-    for name, value in json.loads(json.dumps(here)).items():
-        if there.get(name) != value:
+    here = json.loads(json.dumps(here))
+    for name in here:
+        if there.get(name) != here[name]:
+            scheduled = "optimizer initial_lr"  # of which the description of a scheduler is a digest, too
+            if name == "scheduler" and scheduled in here.keys() & there.keys() and there[scheduled] != here[scheduled]:
+                name = scheduled
             raise ValueError(
-                f"cannot resume: the checkpoint has {name}={there.get(name)!r}, this call has {name}={value!r}"
+                f"cannot resume: the checkpoint has {name}={there.get(name)!r}, this call has {name}={here[name]!r}"
             )
 
 

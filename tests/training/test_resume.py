@@ -1259,6 +1259,16 @@ def test_numbers_that_torch_did_not_draw_are_said_to_be_lost(source, tmp_path):
     assert any("from numpy's or Python's random state" in str(each.message) for each in caught) == (source != "torch")
 
 
+def test_another_learning_rate_under_the_same_schedule_is_named_as_such(tmp_path):
+    decaying = {"schedule": partial(ExponentialLR, gamma=0.5)}
+    fit_programs(program(), 1, checkpoints=tmp_path, optimizer=partial(torch.optim.Adam, lr=0.1), **decaying)
+    with pytest.raises(ValueError, match=r"has optimizer initial_lr=0\.1, this call has optimizer initial_lr=0\.2"):
+        fit_programs(program(), 2, resume=tmp_path, optimizer=partial(torch.optim.Adam, lr=0.2), **decaying)
+    decaying = {"schedule": partial(ExponentialLR, gamma=0.6)}
+    with pytest.raises(ValueError, match="has scheduler='ExponentialLR"):
+        fit_programs(program(), 2, resume=tmp_path, optimizer=partial(torch.optim.Adam, lr=0.1), **decaying)
+
+
 def test_schedules_within_a_schedule_are_compared(tmp_path):
     fit_programs(program(), 1, checkpoints=tmp_path, optimizer=in_turns(1))
     with pytest.raises(ValueError, match="cannot resume: the checkpoint has scheduler='SequentialLR"):
