@@ -1,6 +1,6 @@
 """The folder of a run: its files, its lock, and what the files hold."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from pyro_vae.runs.experiment import Experiment, seeded_vae
 from pyro_vae.runs.metrics import write_metrics
 from pyro_vae.runs.parts import device_named, load_data
 from pyro_vae.runs.pictures import Moments
-from pyro_vae.runtime.checkpoints import LOCK, Checkpoints, check_same, read_tensors, save_tensors, take
+from pyro_vae.runtime.checkpoints import LOCK, Checkpoints, check_same, read_shapes, read_tensors, save_tensors, take
 from pyro_vae.training import Row
 from pyro_vae.vae import VAE
 
@@ -127,8 +127,10 @@ class RunFolder:
         """Refuse to start again over trained weights, if their checkpoint is missing from the folder."""
         if not self.weights.exists():
             return
-        there, here = read_tensors(self.weights)[0], vae.state_dict()
-        if there.keys() != here.keys() or not all(torch.equal(there[name], here[name].cpu()) for name in here):
+        here, shapes = vae.state_dict(), read_shapes(self.weights)[0]
+        alike = {name: each.shape for name, each in shapes.items()} == {name: each.shape for name, each in here.items()}
+        there = read_tensors(self.weights)[0] if alike else {}
+        if not (alike and all(torch.equal(there[name], here[name].cpu()) for name in here)):
             anew = f"pyro-vae train --config {as_word(self.config)} --out DIR"
             reason = f"{self.path} holds trained weights, but no checkpoints/last.safetensors to resume from"
             raise ValueError(f"{reason}: copy it there, or train again by {anew}")
@@ -168,7 +170,7 @@ class RunFolder:
             raise ValueError(f"{reason}: name the file with --data FILE if it has moved") from error
 
     def _check_data(self, config: Config, found: Data, *, only_shape: bool) -> None:
-        _, trained_on, of = read_weights(self.weights)
+        _, trained_on, of = read_weights(self.weights, read_shapes)
         shape = list(found.train.shape[1:])
         if shape != trained_on:
             raise ValueError(f"{config.data} has data of shape {shape}, but {self.path} was trained on {trained_on}")
@@ -183,7 +185,7 @@ class RunFolder:
         Raises:
             ValueError: with both ranges, and the fix.
         """
-        there = _sizes_in(read_tensors(self.weights)[1])
+        there = _sizes_in(read_shapes(self.weights)[1])
         if there is None:
             return
         for count, here in [(len(part), sizes) for part in found[:2] for sizes in sizes_of(part, 1).values()]:
@@ -213,9 +215,11 @@ class RunFolder:
             ValueError: for weights that are missing, damaged or of another config.
         """
         path = self.weights
-        weights, shape, of = read_weights(path)
+        shapes, shape, of = read_weights(path, read_shapes)  # a received file may be larger than its config says
         check_same(path, of, config.identity() | {"data": of.get("data")})  # the data are not compared
-        vae = seeded_vae(config, tuple(shape), weights)
+        vae = seeded_vae(config, tuple(shape), shapes)
+        _check_alike(path, shapes, vae, "of shape {1}")
+        weights, _, of = read_weights(path)
         if best:
             path = Checkpoints(self.checkpoints).best
             weights = _best_weights(path, of, weights)
@@ -226,7 +230,7 @@ class RunFolder:
     def first_vae(self, config: Config, shape: Shape) -> VAE:
         """Return the VAE that the run began with; it must not be much larger than the weights in the folder."""
         files = [path for path in (self.weights, Checkpoints(self.checkpoints).last) if path.exists()]
-        return seeded_vae(config, shape, read_tensors(files[0])[0] if files else None)
+        return seeded_vae(config, shape, read_shapes(files[0])[0] if files else None)
 
     def load(self, config: Config, *, best: bool = False, named: bool = False) -> Experiment:
         """Return the run's experiment, with its weights: as `load_vae` and `load_data`."""
@@ -266,9 +270,11 @@ def read_moments(path: Path, count: int, about: Mapping[str, Any] | None = None)
     return mean, scale
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
-    """Read weights, the shape of a datum, and the plain values that describe the run."""
-    weights, head = read_tensors(path, f"continue with pyro-vae train --resume {as_word(path.parent)}")
+def read_weights(
+    path: Path, read: Callable[..., tuple[dict[str, Tensor], dict[str, Any]]] = read_tensors
+) -> tuple[dict[str, Tensor], list[int], dict[str, Any]]:
+    """Read weights, or by `read_shapes` only their shapes, the shape of a datum, and what describes the run."""
+    weights, head = read(path, f"continue with pyro-vae train --resume {as_word(path.parent)}")
     about = head["about"] if isinstance(head.get("about"), dict) else {}
     shape = about.get("shape")
     sizes = shape if isinstance(shape, list) and len(shape) < MOST_DIMENSIONS else []
@@ -298,17 +304,19 @@ def _best_weights(path: Path, of: dict[str, Any], names: Mapping[str, Tensor]) -
 
 def _check_weights(path: Path, weights: Mapping[str, Tensor], vae: VAE) -> None:
     """Refuse weights that do not fit the VAE, or are not finite."""
-    own = vae.state_dict()
-    for name in sorted({*own, *weights}):
-        there, here = (
-            None if each is None else (each.dtype, *each.shape) for each in (weights.get(name), own.get(name))
-        )
-        if there != here:
-            raise ValueError(f"{path} does not fit the run's config.yaml: {name} is {_kind(there)}, not {_kind(here)}")
+    _check_alike(path, weights, vae, "of {0} {1}")
     for name, _ in vae.named_parameters():
         if not weights[name].isfinite().all():
             raise ValueError(f"{path} holds {name} with values that are not finite: take --best, or train again")
 
 
-def _kind(tensor: tuple[Any, ...] | None) -> str:
-    return "missing" if tensor is None else f"of {tensor[0]} {tensor[1:]}"
+def _check_alike(path: Path, weights: Mapping[str, Tensor], vae: VAE, kind: str) -> None:
+    """Refuse weights whose names differ from those of the VAE, or of which one has another kind, as it is printed."""
+    own = vae.state_dict()
+    for name in sorted({*own, *weights}):
+        there, here = (
+            kind.format(tensors[name].dtype, tuple(tensors[name].shape)) if name in tensors else "missing"
+            for tensors in (weights, own)
+        )
+        if there != here:
+            raise ValueError(f"{path} does not fit the run's config.yaml: {name} is {there}, not {here}")

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from filelock import FileLock, SoftFileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -49,6 +49,7 @@ KINDS = {
     **dict.fromkeys(("settings", "optimizer", "constraints", "read"), dict),
 }  # of the plain values in a checkpoint
 Tensors = Mapping[str, Tensor]
+UNREADABLE = (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
@@ -125,9 +126,7 @@ def read_tensors(path: Path, fix: str = "correct its path") -> tuple[dict[str, T
         ...
         ValueError: ...x.safetensors is damaged: its checksum does not match its content
     """
-    if os.path.dirname(real := os.path.realpath(path)) != os.path.realpath(path.parent):
-        raise ValueError(f"{path} is a link to {real}, out of its folder, and is not followed")
-    check_regular(path)
+    _check_place(path)
     try:
         content = path.read_bytes()  # no memory map: if the file became shorter, the process would be killed
         tensors = load(content)
@@ -137,15 +136,61 @@ def read_tensors(path: Path, fix: str = "correct its path") -> tuple[dict[str, T
         same = found != FORMAT or expected == _digest(tensors, head)
     except FileNotFoundError as error:
         raise ValueError(f"no file {path}; {fix}") from error
-    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is damaged, or is not a file of pyro_vae: {reason}") from error
+    except UNREADABLE as error:
+        raise _damaged(path, error) from error
     if found != FORMAT:
         made = f"format {_short(found)} (pyro_vae {_short(written_by, str)})"
         raise ValueError(f"{path} has {made}, but this is pyro_vae {versions()['pyro_vae']}, which reads {FORMAT}")
     if not same:
         raise ValueError(f"{path} is damaged: its checksum does not match its content")
     return tensors, head
+
+
+def read_shapes(path: Path, fix: str = "correct its path") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what a file of `save_tensors` says of itself, but none of its values, which may take much memory.
+
+    Arguments:
+        path: the file.
+        fix: what the error says to do if the file is missing.
+
+    Returns:
+        Tensors of its shapes without values, on the meta device and all of one type, and the head. Both are to be read
+        again by `read_tensors`, which compares their checksum.
+
+    Raises:
+        ValueError: as `read_tensors`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> save_tensors(path, {"x": torch.arange(3)}, {"epoch": 1})
+        >>> shapes, head = read_shapes(path)
+        >>> shapes["x"].shape, head["about"]
+        (torch.Size([3]), {'epoch': 1})
+    """
+    _check_place(path)
+    try:
+        with safe_open(path, "np") as file:  # which compares the shapes with the length of the file
+            sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            head = json.loads(file.metadata()["pyro_vae"])
+        shapes = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+        head["format"], head.get("about")
+    except FileNotFoundError as error:
+        raise ValueError(f"no file {path}; {fix}") from error
+    except UNREADABLE as error:
+        raise _damaged(path, error) from error
+    return shapes, head
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{path} is damaged, or is not a file of pyro_vae: {reason}")
+
+
+def _check_place(path: Path) -> None:
+    if os.path.dirname(real := os.path.realpath(path)) != os.path.realpath(path.parent):
+        raise ValueError(f"{path} is a link to {real}, out of its folder, and is not followed")
+    check_regular(path)
 
 
 def _header(content: bytes) -> Any:

@@ -34,6 +34,7 @@ from pyro_vae.runs.experiment import Experiment, seeded_vae
 from pyro_vae.runs.facts import facts_of
 from pyro_vae.runs.folder import RunFolder
 from pyro_vae.runs.pictures import _two, grid_figure, posterior_moments
+from pyro_vae.runtime import checkpoints
 from pyro_vae.runtime.checkpoints import read_tensors, save_tensors
 from pyro_vae.training import COLUMNS
 
@@ -1068,6 +1069,27 @@ def test_a_config_of_a_vae_that_is_much_larger_than_its_weights_is_refused_befor
     said = refused(capsys, *(["sample", "run"] if command == "sample" else ["train", "--resume", "run"]))
     assert (
         said == "pyro-vae: error: config.yaml makes a VAE that is much larger than the run's weights: correct its sizes"
+    )
+
+
+@pytest.mark.parametrize("command", [["sample", "run"], ["evaluate", "run"], ["impute", "run", "--hide", "0.5"]])
+def test_weights_that_are_much_larger_than_their_config_are_refused_before_they_are_read(command, capsys, monkeypatch):
+    run = train("--epochs=1")
+    path, size = run / "model.safetensors", 20 * 10**9
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    end = len(content) - begin
+    header["more"] = {"dtype": "F32", "shape": [size // 4], "data_offsets": [end, end + size]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + content[begin:])
+        file.truncate(8 + len(text) + end + size)  # with a hole on the disk
+    capsys.readouterr()
+    monkeypatch.setattr(checkpoints, "load", None)
+    assert "does not fit the run's config.yaml: more is of shape (5000000000,), not missing" in refused(
+        capsys, *command
     )
 
 
