@@ -125,8 +125,8 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
 
     Returns:
         A function of the model, the guide, a batch, the KL weight that the programs apply, a function that returns the
-        parameters met, the number of data, and a function that is called with the loss before its gradients are
-        computed (unless the ELBO has only ``loss_and_grads``). It returns the terms, summed over the batch, and the
+        parameters met, the number of data, and a function that is called with the loss, or with the log-probabilities
+        of all sites if the ELBO has only ``loss_and_grads``. It returns the terms, summed over the batch, and the
         gradients of the mean loss per datum.
 
     Example:
@@ -148,7 +148,7 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         beta: Tensor | float,
         parameters: Callable[[], list[Tensor]],
         count: int | None = None,
-        look: Callable[[Tensor], None] = lambda _: None,
+        look: Callable[..., None] = lambda *_: None,
     ) -> tuple[Terms, list[Tensor | None]]:
         args, kwargs = arguments(batch)
         count = count_of(batch) if count is None else count
@@ -165,6 +165,8 @@ def terms_and_gradients(loss: ELBO, plates: Collection[str] = ()) -> Callable[..
         for parameter in parameters():
             parameter.grad = None
         value = _as_loss(recorder.loss_and_grads(_with_owner(model), _with_owner(guide), *args, **kwargs), loss)
+        sites = [site for pair in traces for trace in pair for site in trace.nodes.values()]
+        look(*(site["log_prob"] for site in sites if "log_prob" in site))
         _check_scores(loss, traces)
         share = share_of(traces, count, plates)
         gradients = [None if p.grad is None else p.grad * (share / count) for p in parameters()]

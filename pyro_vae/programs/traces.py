@@ -44,8 +44,8 @@ def paired_traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> 
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 
-def leaves_of(value: Tensor) -> list[Tensor]:
-    """Return the tensors that a value is computed from, and that have gradients.
+def leaves_of(*values: Tensor) -> list[Tensor]:
+    """Return the tensors that values are computed from, and that have gradients.
 
     Example:
         >>> weight = torch.zeros(1, requires_grad=True)
@@ -53,7 +53,7 @@ def leaves_of(value: Tensor) -> list[Tensor]:
         [tensor([0.], requires_grad=True)]
     """
     seen: dict[Any, None] = {}
-    waiting: list[Any] = [value.grad_fn]
+    waiting: list[Any] = [value.grad_fn for value in values]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:

@@ -128,10 +128,10 @@ class Programs:
         finally:
             hook.remove()
 
-    def look(self, loss: Tensor) -> None:
-        """Note what the first loss is computed from without a name."""
+    def look(self, *terms: Tensor) -> None:
+        """Note what the first loss, or its terms, are computed from without a name."""
         if self.leaves is None:
-            self.leaves = leaves_of(loss)
+            self.leaves = leaves_of(*terms)
             self.leaves = self.unnamed()
 
     def unnamed(self) -> list[Tensor]:

@@ -14,7 +14,15 @@ import torch
 from all_cases import cases
 from partners import accepted
 from pyro import poutine
-from pyro.infer import SVI, JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    SVI,
+    JitTrace_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.util import is_validation_enabled
 from torch import nn
 from torch.distributions import constraints
@@ -1142,7 +1150,7 @@ class Unnamed(nn.Module):
             pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
 
 
-@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO(), objectives.IWAE(2)])
+@pytest.mark.parametrize("loss", [TraceGraph_ELBO(), Trace_ELBO(), TraceMeanField_ELBO(), objectives.IWAE(2)])
 @pytest.mark.parametrize("engine", ["eager", "recorded"])
 @pytest.mark.parametrize("left", ["decoder", "scale"])
 def test_what_the_programs_compute_with_but_do_not_name_is_said(left, engine, loss):
@@ -1156,6 +1164,13 @@ def test_what_the_programs_compute_with_but_do_not_name_is_said(left, engine, lo
     fit(*programs(unnamed), points(), epochs=3, loss=loss, engine=engine)  # without a warning
 
 
+@pytest.mark.parametrize("form", [torch.Tensor, list, lambda x: (x,), TensorDataset])
+def test_data_that_require_a_gradient_are_refused_as_such(form):
+    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
+    with pytest.raises(ValueError, match=r"^the data require a gradient, which no step would use: give x.detach\(\)"):
+        fit(*programs(vae), form(points().requires_grad_()))
+
+
 def test_an_optimizer_of_parameters_that_the_programs_do_not_name_is_refused():
     unnamed = Unnamed()
     optim = torch.optim.Adam([*unnamed.encoder.parameters(), *unnamed.decoder.parameters()])
@@ -1164,13 +1179,6 @@ def test_an_optimizer_of_parameters_that_the_programs_do_not_name_is_refused():
 
 
 @pytest.mark.filterwarnings("error:.*had no gradient", "ignore:.*requires_grad=False")
-@pytest.mark.parametrize("form", [torch.Tensor, list, lambda x: (x,), TensorDataset])
-def test_data_that_require_a_gradient_are_refused_as_such(form):
-    vae = VAE(priors.Normal(2), encoders.Normal(6, 2), decoders.Normal(2, 6))
-    with pytest.raises(ValueError, match=r"^the data require a gradient, which no step would use: give x.detach\(\)"):
-        fit(*programs(vae), form(points().requires_grad_()))
-
-
 @pytest.mark.parametrize(
     "loss", [Trace_ELBO(), objectives.StickingTheLanding(), objectives.DReG(3)], ids=lambda loss: type(loss).__name__
 )
