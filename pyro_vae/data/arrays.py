@@ -145,6 +145,11 @@ def as_array(data: Any) -> np.ndarray:
             fix = "drop them, or make them numbers, with NaN for what is missing"
             raise TypeError(f"data must hold real numbers, but the columns {', '.join(names)} do not: {fix}")
         return np.column_stack(list(columns.values()))
+    if own and array.dtype.kind == "f":  # as the library makes of integers beside other numbers
+        several = data.columns if hasattr(data, "column_names") else [data[name] for name in dict.fromkeys(own)]
+        for column in map(np.asarray, several):
+            if column.dtype.kind in "iu" and column.size:
+                _check_rounding(column.astype(np.longdouble))
     return array
 
 

@@ -1122,6 +1122,19 @@ def test_numbers_that_numpy_does_not_have_are_refused_in_one_line():
         as_tensor(Wide(a=[1, 2]))
 
 
+def test_whole_numbers_that_a_frame_rounds_beside_other_columns_are_refused():
+    """Frames make numbers in double precision of integers beside others: 2**60 and 2**60 + 1 become one."""
+
+    class Joined(Frame):
+        def __array__(self, dtype=None, copy=None):
+            return np.column_stack(list(self.values.values())).astype(float)
+
+    for kind in ("i8", "u8"):
+        with pytest.raises(ValueError, match=r"varies by 2\.e\+00, and 64 bits round it by up to 2\.e\+00: subtract"):
+            as_tensor(Joined(a=np.array([2**60, 2**60 + 1, 2**60 + 2], kind), b=np.array([0.5, 1, 2])))
+    assert as_tensor(Joined(a=np.array([2**60, 0]), b=np.array([0.5, 1]))).tolist() == [[2.0**60, 0.5], [0, 1]]
+
+
 class Date:
     """A type of polars, whose frames make numbers of days of dates, beside other numbers."""
 
