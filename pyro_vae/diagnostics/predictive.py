@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import as_function, as_size
 from pyro_vae.data import count_in, pieces
-from pyro_vae.data.batch import Batch, Count, arguments, cut
+from pyro_vae.data.batch import Batch, Count, arguments, cut, map_tensors
 from pyro_vae.diagnostics.particles import Particles
 from pyro_vae.diagnostics.vectors import joined
 from pyro_vae.objectives.particles import on_particles
@@ -108,7 +108,8 @@ def predictive_check(
 def _of(
     statistic: Callable[..., Tensor], batches: list[Batch], count: Count, shape: torch.Size | None = None
 ) -> Tensor:
-    args, kwargs = arguments(joined(batches, count, "the statistic is that of all data"))
+    whole = joined(batches, count, "the statistic is that of all data")
+    args, kwargs = arguments(map_tensors(torch.clone, whole))  # which the statistic may change in place
     found, of = statistic(*args, **kwargs), "the data" if shape is None else "simulated data"
     if not isinstance(found, Tensor) or found.is_complex():
         raise TypeError(f"statistic must return a tensor, such as x.mean(), not {type(found).__name__}")

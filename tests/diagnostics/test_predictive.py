@@ -165,3 +165,15 @@ def test_labels_that_equal_a_few_data_by_chance_are_not_simulated():
     y[-2:] = x[-2:]
     check = predictive_check(model, guide, [(x[:10], y[:10]), (x[10:], y[10:])], sums, draws=5)
     assert check.simulated[:, 1].eq(y.sum()).all()
+
+
+def test_a_statistic_that_changes_its_data_in_place_leaves_the_data_alone():
+    """It doubled the user's data, and p was 1.0 for 0.5, as the simulated data then followed the doubled ones."""
+    exact = probabilistic_pca(latent=2, observed=3, count=300)
+    before = exact.x.clone()
+    found, expected = (
+        predictive_check(exact.vae.model, exact.vae.guide, exact.x, statistic, draws=20)
+        for statistic in (lambda x: x.mul_(2).std(), lambda x: (2 * x).std())
+    )
+    assert torch.equal(exact.x, before)
+    torch.testing.assert_close(found, expected)
