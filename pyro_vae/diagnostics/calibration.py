@@ -15,6 +15,7 @@ from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Count, cut, tensors_of
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.particles import NOT_FINITE, Particles
+from pyro_vae.diagnostics.vectors import deviations, varies
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -217,7 +218,7 @@ def in_units(true: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
     If a draw were measured by itself, it would lie nearer to the center than a true code.
     """
     compared, others = both.tensor_split(2)
-    center, scale = others.mean(0), others.std(0).clamp(min=1e-12)
+    center, scale = others.mean(0), torch.where(varies(others), others.std(0), 1e-12)  # far from a point
     return (true - center) / scale, (compared - center) / scale
 
 
@@ -241,11 +242,11 @@ class Features:
     """
 
     def __init__(self, seen: Tensor, size: int) -> None:
-        self.center, self.scale = seen.mean(0), seen.std(0).clamp(min=1e-12)
+        self.center, self.scale = seen.mean(0), deviations(seen)
         about = self._standard(seen)
         wide = about.shape[1] > COMPONENTS
         basis = torch.pca_lowrank(about, COMPONENTS)[2] if wide else torch.eye(about.shape[1], dtype=about.dtype)
-        self.basis = basis / (about @ basis).std(0).clamp(min=1e-12) if wide else basis
+        self.basis = basis / deviations(about @ basis) if wide else basis
         self.row, self.column = torch.triu_indices(size, size if size <= COMPONENTS else 0)
 
     def of(self, codes: Tensor, seen: Tensor) -> Tensor:

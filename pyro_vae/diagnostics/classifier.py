@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.diagnostics.vectors import deviations
+
 
 def learned(ones: Tensor, others: Tensor) -> Callable[[Tensor], np.ndarray]:
     """Return a function to the probability that a value is of the first sample rather than the second, once learned.
@@ -44,7 +46,8 @@ class Features:
     """
 
     def __init__(self, values: Tensor, classes: np.ndarray) -> None:
-        self.center, self.scale = values.mean(0), values.std().clamp(min=1e-12)
+        self.center = values.mean(0)
+        self.scale = deviations((values - self.center).reshape(-1, 1))
         self.network = _fitted(64, self._scaled(values), classes, 50)
 
     def __call__(self, values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pyro_vae.data import count_in, pieces
 from pyro_vae.data.batch import Count, cut
 from pyro_vae.diagnostics.annealing import Annealing, Settings, Slopes
 from pyro_vae.diagnostics.particles import replayed
-from pyro_vae.diagnostics.vectors import check_in_order
+from pyro_vae.diagnostics.vectors import check_in_order, deviations
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -122,7 +122,7 @@ def posterior_check(
         text = f"the chains of {poor} of {exact.shape[-2]} data have not mixed (R-hat over {MIXED}): give more warmup"
         warnings.warn(f"{text} and samples", RuntimeWarning, stacklevel=2)
     together = torch.stack([drawn, exact.flatten(0, 1)])
-    centered = (together - together.mean(1, keepdim=True)) / together.std(1, keepdim=True).clamp(min=1e-12)
+    centered = (together - together.mean(1, keepdim=True)) / deviations(together.transpose(0, 1)).unsqueeze(1)
     correlation = torch.einsum("aknd,akne->ande", centered, centered) / (together.shape[1] - 1)
     mixing = split_gelman_rubin(exact, 0, 1), effective_sample_size(exact, 0, 1)
     return Posteriors(together[0], together[1], together.mean(1), together.std(1), correlation, *mixing)

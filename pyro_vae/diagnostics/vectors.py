@@ -164,3 +164,13 @@ def varies(table: Tensor) -> Tensor:
         tensor([False,  True])
     """
     return ((table - table[0]).abs() > SMALLEST).any(0)
+
+
+def deviations(table: Tensor) -> Tensor:
+    """Return the standard deviation of each column, to divide by it; 1 where all values are the same, shape (D,).
+
+    Example:
+        >>> deviations(torch.tensor([[0.1, 1e-20], [0.1, -1e-20]]))
+        tensor([1.0000e+00, 1.4142e-20])
+    """
+    return torch.where(varies(table), table.std(0), 1.0)

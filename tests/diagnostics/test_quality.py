@@ -195,3 +195,21 @@ X, SAME = torch.arange(200.0).reshape(50, 4), torch.ones(50, 4)
 def test_samples_that_cannot_be_compared_are_refused(real, drawn, labels, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         sample_quality(real, drawn, labels=labels)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        lambda x: x * 1e-13,
+        lambda x: x * 1e-60,
+        lambda x: x + 1e4 * torch.arange(64),
+    ],
+)
+def test_the_frechet_distance_does_not_depend_on_the_unit_and_the_origin_of_the_data(unit):
+    """It was 0.006 for spreads of 1e-13, and 0.000 around other means, as the classifier had learned nothing."""
+    digits = data.load("digits")
+    x, labels = digits.test.double().flatten(1), digits.test_labels
+    drawn = x + 0.1 * normal(len(x), 64)
+    expected, found = (sample_quality(*map(each, (x, drawn)), labels=labels) for each in (lambda x: x, unit))
+    assert expected.accuracy > 0.8
+    torch.testing.assert_close(found[2:], expected[2:], rtol=1e-3, atol=0.01)
