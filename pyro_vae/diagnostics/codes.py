@@ -16,7 +16,7 @@ from pyro_vae.data.batch import Batch, Count, cut
 from pyro_vae.diagnostics.classifier import learned
 from pyro_vae.diagnostics.distances import discrepancy
 from pyro_vae.diagnostics.particles import NOT_FINITE, Particles
-from pyro_vae.diagnostics.vectors import as_classes, can_be_learned, check_in_order, halves, joined
+from pyro_vae.diagnostics.vectors import as_classes, can_be_learned, check_in_order, deviations, halves, joined
 from pyro_vae.objectives.particles import on_particles
 from pyro_vae.programs import Program, as_input, check_programs, mode, seeded
 from pyro_vae.programs.handlers import LocalModules
@@ -26,7 +26,8 @@ from pyro_vae.runtime.progress import bar
 
 NAME = "codes"
 FEWEST = 20  # data
-ACTIVE = 0.01  # variance of the posterior means above which a dimension is active
+ACTIVE = 0.01  # share of the prior's variance that the posterior means of an active dimension have
+INFORMED = 0.5  # nats that codes know of the data, where no dimension is active
 MOST = 2000  # data that are compared with each other
 PAIRS = 2**20  # densities that are computed at a time
 
@@ -35,8 +36,8 @@ class Codes(NamedTuple):
     """What the codes of N data say about them.
 
     Attributes:
-        variances: those of the posterior means over the data, shape (D,).
-        active: the number of dimensions where this variance is above 0.01.
+        variances: those of the posterior means over the data, in units of the prior's variance, shape (D,).
+        active: the number of dimensions where this is above 0.01.
         mutual_information: between data and codes, in nats, at most log N.
         mmd: the squared maximum mean discrepancy between codes and draws from the prior, near 0 if they are alike.
         mmd_p: its p-value.
@@ -75,7 +76,7 @@ def codes(
 ) -> Codes:
     r"""Measure what the codes of data have learned.
 
-    .. math:: \mathrm{Var}_x\, \mathbb{E}_{q(z|x)}[z_d] > 0.01, \qquad
+    .. math:: \mathrm{Var}_x\, \mathbb{E}_{q(z|x)}[z_d] > 0.01 \, \mathrm{Var}_p[z_d], \qquad
               I(x; z) = \frac1N \sum_n \log \frac{q(z_n|x_n)}{\frac1N \sum_m q(z_n|x_m)}, \quad z_n \sim q(z|x_n)
 
     Arguments:
@@ -137,10 +138,12 @@ def codes(
         prior = torch.cat([value.reshape(len(value), -1).double().cpu() for value in of_prior], -1)
         means = each.mean(0)
         variances = (means.var(0) - each.var(0).mean(0) / draws).clamp(min=0)  # less that of the noise of the means
+        variances = variances / deviations(prior).square()
         compared = discrepancy(each[0], prior, torch.Generator().manual_seed(as_seed(seed)))
     accuracies = (math.nan, math.nan) if named is None else _accuracies(means, named[: len(means)], seed)
     active, classified = int((variances > ACTIVE).sum()), _classified(each[0], prior, seed)
-    return Codes(variances, active, information, *compared, *classified, *accuracies, _verdict(active, len(variances)))
+    verdict = _verdict(active, len(variances), information)
+    return Codes(variances, active, information, *compared, *classified, *accuracies, verdict)
 
 
 def _first(x: Rows) -> Batch:
@@ -221,12 +224,17 @@ def _accuracies(means: Tensor, named: np.ndarray, seed: int) -> tuple[float, flo
 
 def _standard(values: Tensor) -> Tensor:
     """Return values around their mean in units of their standard deviation, as classifiers learn slowly otherwise."""
-    return (values - values.mean(0)) / values.std(0).clamp(min=1e-12)
+    return (values - values.mean(0)) / deviations(values)
 
 
-def _verdict(active: int, count: int) -> str:
+def _verdict(active: int, count: int, information: float) -> str:
     if active:
         return f"{active} of {count} dimensions of the codes are active"
+    if information > INFORMED:
+        return (
+            f"no dimension of the codes is active, but together they know {information:.2f} nats of the data: they"
+            " differ by far less than draws from the prior"
+        )
     return (
         "the posterior has collapsed: no dimension of the codes depends on the data; try a KL weight that rises"
         " (beta=linear_warm_up(...), --warm-up), objectives.FreeBits, or a decoder with a smaller network or scale"

@@ -264,7 +264,7 @@ def test_a_guide_that_draws_noise_beside_its_sites_is_refused():
         codes(exact.vae.model, noisy, exact.x)
 
 
-@pytest.mark.parametrize(("center", "scale"), [(30.0, 1.0), (1e6, 1.0), (0.0, 1e-6)])
+@pytest.mark.parametrize(("center", "scale"), [(30.0, 1.0), (1e6, 1.0), (0.0, 1e-6), (0.0, 1e-14)])
 def test_units_and_center_of_the_codes_change_no_measure(center, scale):
     """The classifier was right in 46 % of all cases instead of 70 % around 30; the linear map in 48 % around 1e6."""
     x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -287,3 +287,47 @@ def test_units_and_center_of_the_codes_change_no_measure(center, scale):
     assert one.linear_accuracy > 0.95
     for name in ("mutual_information", "mmd", "classifier_accuracy", "neighbour_accuracy", "linear_accuracy"):
         assert getattr(other, name) == pytest.approx(getattr(one, name), abs=0.02)
+
+
+@pytest.mark.parametrize("unit", [1e-14, 1e-3, 1e3])
+def test_active_dimensions_are_counted_in_units_of_the_prior(unit):
+    """A latent of this scale, and another that the data do not depend on; the posterior's means have variance 1/2.
+
+    "The posterior has collapsed" was said of a prior of scale 0.001, though I(x; z) = log(2)/2.
+    """
+    x = math.sqrt(2) * torch.randn(1000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), unit).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., :1] / unit, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        mean, scale = torch.cat([x / 2, 0 * x], -1), torch.tensor([math.sqrt(0.5), 1.0])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(unit * mean, unit * scale).to_event(1))
+
+    found = codes(model, guide, x)
+    assert found.active == 1
+    assert found.variances[0].item() == pytest.approx(0.5, abs=5 * math.sqrt(2 / 1000))
+    assert found.mutual_information == pytest.approx(math.log(2) / 2, abs=0.05)
+    assert found.verdict == "1 of 2 dimensions of the codes are active"
+
+
+def test_codes_that_differ_little_but_tell_the_data_have_not_collapsed():
+    """N(0.01 x, 0.001^2) beside a standard normal prior: I(x; z) is log(101)/2."""
+    x = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(100 * z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.01 * x, 0.001).to_event(1))
+
+    found = codes(model, guide, x)
+    assert found.active == 0
+    assert found.mutual_information == pytest.approx(math.log(101) / 2, abs=0.1)
+    assert found.verdict.startswith("no dimension of the codes is active, but together they know 2.")
