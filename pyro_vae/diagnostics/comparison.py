@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from pyro_vae import baseline, decoders, encoders, priors
+from pyro_vae.arguments import as_size
 from pyro_vae.data import shuffled_batches
 from pyro_vae.programs import as_input, check_programs, seeded
 from pyro_vae.programs.handlers import LocalModules
+from pyro_vae.programs.seeds import as_seed
 from pyro_vae.training import fit
 from pyro_vae.vae import VAE
 
@@ -108,7 +110,8 @@ def compare(
 
     Raises:
         TypeError: if the twin does not cover a part.
-        ValueError: for numbers out of range, and data that do not fit the VAE.
+        ValueError: for numbers out of range, data that do not fit the VAE, frozen parameters, and networks that draw
+            noise (dropout).
 
     Example:
         >>> from pyro_vae import data
@@ -123,13 +126,18 @@ def compare(
     """
     counts = {"steps": (steps, 1), "draws": (draws, 2), "rounds": (rounds, 1), "batch_size": (batch_size, 1)}
     for name, (value, least) in counts.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value!r}")
+        as_size(value, name, least)
+    seed = as_seed(seed)
     x = as_input(data, vae.model, vae.guide)[:]
+    vae = copy.deepcopy(vae)
     twin_of(vae)  # refuses what it does not cover
+    if frozen := [name for name, each in vae.named_parameters() if not each.requires_grad]:
+        raise ValueError(f"compare differentiates all parameters, but {frozen[0]} is frozen: set requires_grad to True")
     batch_size = min(batch_size, len(x))
     with seeded(seed, x.device):
-        check_programs(vae.model, vae.guide, x)
+        check_programs(vae.eval().model, vae.guide, x)
+        vae.train()  # as `fit` trains it
+        _check_networks(vae, x[:batch_size])
         return Comparison(
             identity(vae, x[:batch_size], seed),
             controls(vae, x[:batch_size], seed),
@@ -174,6 +182,22 @@ def parameters_of(vae: VAE) -> list[nn.Parameter]:
     return [*vae.encoder.network.parameters(), *vae.decoder.network.parameters()]
 
 
+def _check_networks(vae: VAE, x: Tensor) -> None:
+    """Refuse networks that draw noise, which the twin would draw at another place."""
+    networks = copy.deepcopy(vae)
+    with torch.no_grad():
+        z = torch.zeros(len(x), *vae.prior().event_shape, dtype=x.dtype, device=x.device)
+        for name, network, given in (("encoder", networks.encoder, x), ("decoder", networks.decoder, z)):
+            state = copy.deepcopy(network.state_dict())
+            first = network.network(given)
+            network.load_state_dict(state)
+            if not torch.equal(first, network.network(given)):
+                raise ValueError(
+                    f"the network of the {name} draws noise, such as dropout's, which the hand-coded twin would draw at"
+                    " another place: take one without noise"
+                )
+
+
 # --- identity and controls: one loss, computed twice ---------------------------------------------------------------
 
 TwinLoss = Callable[[baseline.VAE, Tensor, Tensor], Tensor]
@@ -198,6 +222,8 @@ def controls(vae: VAE, x: Tensor, seed: int = 0) -> dict[str, dict[str, Any]]:
         "noise drawn anew": lambda twin, x, eps: twin.negative_elbo(x, torch.randn_like(eps)),
         "sum over the batch for a mean": lambda twin, x, eps: twin.negative_elbo(x, eps) * len(x),
     }
+    if len(x) == 1:
+        del spoiled["sum over the batch for a mean"]  # both are the same
     found = {name: _difference(vae, x, seed, Trace_ELBO(), loss) for name, loss in spoiled.items()}
     return {
         name: {**difference, "detected": max(difference.values()) > TOLERANCE} for name, difference in found.items()
@@ -220,10 +246,9 @@ def _difference(vae: VAE, x: Tensor, seed: int, loss: ELBO, twin_loss: TwinLoss)
         # The first noise of a seed is the guide's: Pyro draws it inside a call, the twin takes it as an argument.
         value = twin_loss(twin, x, _noise(vae, x))
         gradients = torch.autograd.grad(value, list(twin.parameters()))
-    pairs = zip(our_gradients, gradients, strict=True)
     return {
         "loss_relative_difference": _relative(our_value, value),
-        "max_gradient_relative_difference": max(_relative(ours, theirs) for ours, theirs in pairs),
+        "max_gradient_relative_difference": _relative(*map(parameters_to_vector, (our_gradients, gradients))),
     }
 
 
