@@ -217,7 +217,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     from pyro_vae.arguments import as_size
     from pyro_vae.diagnostics.evaluation import evaluate
     from pyro_vae.programs import seeded
-    from pyro_vae.runs.facts import values_of
+    from pyro_vae.runs.facts import no_bound, values_of
     from pyro_vae.runs.measures import check_results
     from pyro_vae.runs.parts import check_choice
     from pyro_vae.runs.pictures import EVALUATE, reconstruction_figure
@@ -239,7 +239,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     write_whole(path, plots.as_file(figure, path.suffix.lower()))
     if arguments.data:
         say(f"values: {values_of(experiment.config, data)}")
-    what = "a bound" if arguments.evaluate == "sample" else "no bound"
+    what = "no bound" if arguments.evaluate == "mean" or no_bound(experiment) else "a bound"
     say(
         f"evaluate={arguments.evaluate} ({what}), test: loss {bound.loss:.2f}, reconstruction"
         f" {bound.reconstruction:.2f}, KL {bound.kl:.2f} nats per datum"

@@ -78,7 +78,8 @@ class Particles(Objective):
             if points := sorted(points_of(plain) - moved):
                 raise ValueError(
                     f"{type(self).__name__} weighs draws by their density, which a Delta at site {points[0]!r} has not:"
-                    " take an encoder that has one, or the bound alone (pyro_vae.evaluate, pyro-vae reconstruct)"
+                    " take an encoder that has one, or the reconstruction alone (pyro_vae.evaluate, pyro-vae"
+                    " reconstruct)"
                 )
         return True
 

@@ -3,7 +3,8 @@
 import torch
 
 from pyro_vae.data import Data, are_images, range_of
-from pyro_vae.objectives import Objective
+from pyro_vae.encoders import Delta
+from pyro_vae.objectives import BetaTC, FreeBits, InfoVAE, Objective, Renyi
 from pyro_vae.runs.config import Config
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.parts import OPTIMIZERS
@@ -33,7 +34,43 @@ def facts_of(experiment: Experiment, processes: int = 1) -> dict[str, str]:
         "objective": _objective(experiment),
         "training": f"{epochs}, batch {config.batch_size}, {_optimizing(config)}, seed {config.seed},"
         f" {experiment.device}{f', {processes} processes' if processes > 1 else ''}",
-    }
+    } | ({"no bound": reason} if (reason := no_bound(experiment)) else {})
+
+
+def no_bound(experiment: Experiment) -> str:
+    """Say why the loss of an experiment is no bound, or nothing if it is one.
+
+    Example:
+        >>> no_bound(Experiment(Config(data="digits", encoder="Delta")))
+        'a point has no density, so that the KL stands for -log p(z), and the loss is no bound on log p(x)'
+    """
+    loss, encoder = experiment.loss, experiment.vae.encoder
+    if isinstance(getattr(encoder, "encoder", encoder), Delta):  # also the one that another encoder refines
+        return "a point has no density, so that the KL stands for -log p(z), and the loss is no bound on log p(x)"
+    if isinstance(loss, Renyi) and loss.alpha < 0:
+        return "with alpha below 0 this is no lower bound: compare log p(x), which it may exceed"
+    return ""
+
+
+def changes_of(experiment: Experiment) -> list[str]:
+    """Say how the loss that training minimizes differs from the negative bound that it reports, if it does.
+
+    Example:
+        >>> changes_of(Experiment(Config(data="digits", beta=4.0)))
+        ['the KL has the weight 4']
+    """
+    loss, config, found = experiment.loss, experiment.config, list[str]()
+    beta = config.beta * (min(1, config.epochs / config.warm_up) if config.warm_up else 1)
+    if isinstance(loss, FreeBits):
+        found.append(f"the KL of each dimension counts as at least {loss.floor:g} nats")
+    if isinstance(loss, BetaTC) and loss.beta != 1:
+        found.append(f"the total correlation of the codes has the weight {loss.beta:g}")
+    if isinstance(loss, InfoVAE):
+        weights = f"{1 - loss.alpha:g}, and the discrepancy between codes and prior {loss.alpha + loss.scale - 1:g}"
+        found.append(f"the KL has the weight {weights}")
+    if beta != 1:
+        found.append(f"all of this has the weight {beta:g}" if found else f"the KL has the weight {beta:g}")
+    return found
 
 
 def values_of(config: Config, data: Data) -> str:

@@ -25,9 +25,10 @@ from pyro_vae.diagnostics.posteriors import posterior_check
 from pyro_vae.diagnostics.quality import sample_quality
 from pyro_vae.diagnostics.weights import RELIABLE, LogLikelihood
 from pyro_vae.encoders import Flow
-from pyro_vae.objectives import Renyi
+from pyro_vae.objectives import Objective
 from pyro_vae.plots import Figure
 from pyro_vae.runs.experiment import Experiment
+from pyro_vae.runs.facts import changes_of, no_bound
 
 SIMULATED = 1000  # data of the calibration, at most
 PERMUTATIONS = 19  # so that the smallest p-value is 1/20
@@ -183,17 +184,25 @@ class Measures:
         """The bound at a sample of the encoder, and the loss at its mean."""
         bound, at_mean = self._bounds(self.x)
         figures = {"elbo": -bound.loss, "reconstruction": -bound.reconstruction, "kl": bound.kl}
-        loss, verdict = self.experiment.loss, ""
-        words = (
-            f"Training makes the bound as large as it can. It never exceeds {self.p} in the mean; the difference is how"
-            " far the encoder's posteriors are from the exact ones."
-        )
-        if isinstance(loss, Renyi) and loss.alpha < 0:
-            words = f"Training makes this number as large as it can, also beyond {self.p}."
-            verdict = f"with alpha below 0 this is no lower bound: compare {self.p}, which it may exceed"
-        elif isinstance(self.experiment.vae.encoder, Flow):
+        verdict = no_bound(self.experiment).replace("log p(x)", self.p)
+        if not verdict and isinstance(self.experiment.vae.encoder, Flow):
             verdict = self._runaway()
-        return Measured(figures | {"elbo_at_mean": -at_mean.loss}, words, verdict)
+        return Measured(figures | {"elbo_at_mean": -at_mean.loss}, self._about_the_bound(), verdict)
+
+    def _about_the_bound(self) -> str:
+        loss, changes = self.experiment.loss, changes_of(self.experiment)
+        if no_bound(self.experiment):
+            return f"Training makes this number as large as it can, also beyond {self.p}."
+        below = f"It never exceeds {self.p} in the mean"
+        if isinstance(loss, Objective) and not loss.weighs_kl:  # several draws have one weight together
+            return f"Training makes this bound, that of {loss!r}, as large as it can. {below}."
+        trained = "Training makes the bound as large as it can."
+        if changes:
+            trained = (
+                f"This is the bound itself, whose KL has the weight 1. Training does not make it as large as it can: in"
+                f" the loss that it minimizes, {', and '.join(changes)}."
+            )
+        return f"{trained} {below}; the difference is how far the encoder's posteriors are from the exact ones."
 
     def _bounds(self, x: Tensor) -> tuple[Bound, Bound]:
         own = self.experiment.vae.model, self.experiment.guide, x
@@ -231,8 +240,8 @@ class Measures:
             figures["bits_per_dimension"] = -figures["log_likelihood"] / (dimensions * math.log(2))
         words = (
             f"Importance sampling draws {self.settings.samples} codes of each datum from the encoder and averages their"
-            f" weights p(x, z) / q(z|x). The logarithm of this average is, in the mean, below {self.p}, and closer to"
-            " it than the bound."
+            f" weights p(x, z) / q(z|x). The logarithm of this average is, in the mean, below {self.p}, and the closer"
+            " to it the more codes are drawn."
         )
         if unreliable > 0:
             words += (

@@ -58,9 +58,11 @@ class Recorder:
         )
         with experiment.evaluating():
             figures, left_out = draw(experiment.vae, config, history, snapshots, experiment.shown, *about)
+        facts = facts_of(experiment, self.processes)
+        if "no bound" in facts and "curves" in figures:
+            figures["curves"].axes[0].set_title("loss (no bound)")
         for name, figure in figures.items():
             write_whole(self.folder.path / f"{name}.png", plots.png(figure))
-        facts = facts_of(experiment, self.processes)
         if config.patience:
             best = f"of epoch {row['epoch']:.0f}, which has the lowest test loss, {row['test_loss']:.3f}"
             facts["weights"] = best

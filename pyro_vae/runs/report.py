@@ -45,8 +45,9 @@ def write_report(folder: Path, facts: dict[str, str], history: History, row: Row
     Returns:
         The report's path.
     """
+    rename = ("negative bound", "loss" if "no bound" in facts else "negative bound")
     numbers = "".join(
-        f'<div class="number"><b>{row[name]:.2f}</b><span>{escape(title)}</span></div>'
+        f'<div class="number"><b>{row[name]:.2f}</b><span>{escape(title.replace(*rename))}</span></div>'
         for name, title in TITLES.items()
     )
     seconds = sum(history.column("seconds"))

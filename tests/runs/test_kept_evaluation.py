@@ -353,3 +353,46 @@ def test_a_renyi_bound_of_negative_order_is_not_called_a_lower_bound(capsys):
     assert found["elbo"] > found["log_likelihood"]
     assert "never exceeds" not in report
     assert "compare log p(x), which it may exceed" in report
+
+
+CHANGES = {
+    (): "Training makes the bound as large as it can. It never exceeds log p(x) in the mean; the difference is how far",
+    ("--beta", "4"): "the loss that it minimizes, the KL has the weight 4. It never exceeds log p(x) in the mean; the",
+    ("--warm-up", "8"): "the loss that it minimizes, the KL has the weight 0.25. It",
+    ("--loss", "FreeBits"): "the loss that it minimizes, the KL of each dimension counts as at least 0.1 nats. It",
+    ("--loss", "BetaTC"): "the loss that it minimizes, the total correlation of the codes has the weight 6. It",
+    ("--loss", "InfoVAE", "--beta", "2"): (
+        "the loss that it minimizes, the KL has the weight 1, and the discrepancy between codes and prior 9, and all of"
+        " this has the weight 2. It"
+    ),
+    ("--loss", "IWAE", "--loss.num_particles", "5"): (
+        "Training makes this bound, that of IWAE(num_particles=5), as large as it can. It never exceeds log p(x) in the"
+        " mean."
+    ),
+}
+
+
+@pytest.mark.parametrize("flags", CHANGES, ids=lambda flags: flags[1] if flags else "elbo")
+def test_the_words_about_the_bound_are_true_for_the_objective(flags, capsys):
+    """\"Training makes the bound as large as it can\" was said of all of them."""
+    assert main([*TRAIN[:-2], *flags, "--out", "other"]) == 0
+    assert main(["evaluate", "other", "--samples", "10"]) == 0
+    (words,) = re.findall("<h3>The bound</h3><p>(.*?)</p>", Path("other/report.html").read_text())
+    assert CHANGES[flags] in words
+    assert ("Training does not make it as large as it can" in words) == ("the loss that it" in CHANGES[flags])
+    capsys.readouterr()
+
+
+def test_points_have_no_bound(capsys):
+    """A loss of -log p(x|z) - log p(z) was called a negative bound by the report, and a bound by reconstruct."""
+    assert main([*TRAIN[:-2], "--encoder", "Delta", "--beta", "0", "--out", "points"]) == 0
+    reason = "a point has no density, so that the KL stands for -log p(z), and the loss is no bound on log p(x)"
+    assert reason in capsys.readouterr().out
+    report = Path("points/report.html").read_text()
+    assert reason in report
+    assert "<span>loss, test</span>" in report
+    assert "negative bound" not in report
+    assert main(["reconstruct", "points", "--evaluate", "sample"]) == 0
+    assert "evaluate=sample (no bound)" in capsys.readouterr().out
+    assert main(["evaluate", "points"]) == 2
+    assert "or the reconstruction alone (pyro_vae.evaluate, pyro-vae reconstruct)" in capsys.readouterr().err
