@@ -44,6 +44,7 @@ class RunFolder:
         self.metrics, self.checkpoints = path / "metrics.csv", path / "checkpoints"
         self.evaluation = path / "evaluation.json"
         self._lock = FileLock(path / LOCK)
+        self.check_place: Callable[[], None] = lambda: None  # which refuses another folder in the place of the held one
 
     # Who may write
 
@@ -89,7 +90,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for name in (LOCK, "checkpoints"):
             check_no_link(self.path / name)
-        take(self._lock, f"another process is training in {self.path}: wait for it, or give --out")
+        self.check_place = take(self._lock, f"another process is training in {self.path}: wait for it, or give --out")
 
     @contextmanager
     def released(self) -> Iterator[None]:
@@ -198,6 +199,7 @@ class RunFolder:
 
     def save_weights(self, experiment: Experiment) -> None:
         """Write the current weights."""
+        self.check_place()
         about = {"shape": list(experiment.shape), "of": experiment.identity, "values": experiment.sizes}
         save_tensors(self.weights, experiment.vae.state_dict(), about)
 

@@ -43,6 +43,7 @@ class Recorder:
 
     def record(self, row: Row) -> None:
         """Write a row, and the posteriors at the start, at half time and at the end."""
+        self.folder.check_place()
         append_metrics(self.folder.metrics, row)
         if row["epoch"] in snapshot_epochs(self.experiment.config.epochs):
             self._save_moments(int(row["epoch"]))

@@ -241,12 +241,16 @@ def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def take(lock: FileLock, refusal: str) -> None:
+def take(lock: FileLock, refusal: str) -> Callable[[], None]:
     """Take the lock of a folder, and warn where its disk keeps none, as some of a network do.
 
     Arguments:
         lock: of a file in it.
         refusal: what is said where another process holds it.
+
+    Returns:
+        A function to call before each write. It raises a ValueError if another folder, with a lock of its own, has
+        come into the place of this one.
 
     Raises:
         ValueError: where another process holds it.
@@ -261,6 +265,16 @@ def take(lock: FileLock, refusal: str) -> None:
             raise
         what = f"the disk of {lock.lock_file} keeps no locks ({error})"
         warnings.warn(f"{what}: see to it that nothing else writes to its folder", RuntimeWarning, stacklevel=4)
+        return lambda: None
+    path = Path(lock.lock_file)
+    held = os.stat(path)  # while it is open, no other file gets its number
+
+    def check() -> None:
+        if path.exists() and not os.path.samestat(held, os.stat(path)):
+            reason = "another one has come into its place, to which nothing is written"
+            raise ValueError(f"{path.parent} is not the folder any more in which this training began: {reason}")
+
+    return check
 
 
 class Checkpoints:
@@ -306,6 +320,7 @@ class Checkpoints:
         self.stopping = False
         self._written_at, self._took = time.monotonic(), 0.0
         self._best, self._made = math.inf, False
+        self._check_folder: Callable[[], None] = lambda: None
 
     @property
     def last(self) -> Path:
@@ -334,7 +349,9 @@ class Checkpoints:
         self._made, self._best = True, math.inf  # this training has not written a best checkpoint yet
         check_no_link(self.folder / LOCK)
         lock = FileLock(self.folder / LOCK)
-        take(lock, f"another training writes to {self.folder}: wait for it, or give another folder")
+        self._check_folder = take(
+            lock, f"another training writes to {self.folder}: wait for it, or give another folder"
+        )
         try:
             yield
         finally:
@@ -385,8 +402,10 @@ class Checkpoints:
 
         Raises:
             OSError: if a file cannot be written; the earlier files are then kept.
+            ValueError: if another folder has come into the place of this one since it was locked.
         """
         start = time.monotonic()
+        self._check_folder()
         if not self._made:  # a folder that has been removed since is not made again
             self.folder.mkdir(parents=True, exist_ok=True)
             self._made = True

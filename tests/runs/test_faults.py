@@ -438,6 +438,26 @@ def drawn(monkeypatch):
     return maps
 
 
+@pytest.mark.usefixtures("drawn")
+def test_nothing_is_written_to_another_run_that_comes_into_the_place_of_the_first(small, tmp_path, monkeypatch):
+    """As after rm -r and a new training of the same name, while the first one goes on."""
+    theirs, ours, record = tmp_path / "theirs", tmp_path / "ours", recorder.Recorder.record
+    train(small, theirs)
+
+    def replacing(own, row):
+        if row["epoch"] == 1:
+            shutil.rmtree(ours)
+            shutil.copytree(theirs, ours)
+        record(own, row)
+
+    monkeypatch.setattr(recorder.Recorder, "record", replacing)
+    with pytest.raises(ValueError, match=f"^{ours} is not the folder any more in which this training began"):
+        train(replace(small, seed=7), ours)
+    names = [path.relative_to(theirs) for path in theirs.rglob("*") if path.is_file()]
+    assert len(names) > 5
+    assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
+
+
 @pytest.mark.parametrize("epochs", range(10))
 def test_a_finished_run_goes_on_with_any_number_of_epochs(small, tmp_path, epochs, drawn):
     train(small, tmp_path / "run")

@@ -1,10 +1,12 @@
 import copy
 import errno
 import json
+import math
 import os
 import pickle
 import re
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -262,6 +264,19 @@ def test_a_disk_that_keeps_no_locks_takes_a_training_with_a_warning(number, tmp_
         )
     with expected, Checkpoints(tmp_path).held():
         pass
+
+
+def test_no_checkpoint_replaces_that_of_another_training_in_a_folder_that_came_into_the_place(tmp_path):
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    with checkpoints.held():
+        checkpoints.write({}, {}, (math.inf, {}))
+        shutil.rmtree(folder)
+        with Checkpoints(folder).held():
+            save_tensors(folder / "last.safetensors", {}, {"epoch": 9})
+        with pytest.raises(ValueError, match="is not the folder any more in which this training began"):
+            checkpoints.write({}, {}, (math.inf, {}))
+    assert read_tensors(folder / "last.safetensors")[1]["about"] == {"epoch": 9}
 
 
 def test_a_lock_that_is_left_by_another_machine_is_named(tmp_path, monkeypatch):
