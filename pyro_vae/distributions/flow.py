@@ -164,6 +164,9 @@ class ConditionalFlow(dist.TransformedDistribution):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        if value.shape != shape:  # no draw of this distribution; transformations of zuko do not broadcast all inputs
+            return super().log_prob(value.expand(shape))
         known = value.requires_grad or not torch.is_grad_enabled()
         return super().log_prob(value if known else value.clone())  # the cache does not know a copy
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -312,8 +313,14 @@ def test_a_vamp_prior_needs_an_encoder_that_is_built(encoder):
         priors.VampPrior(encoder)
 
 
-@pytest.mark.parametrize("family", [encoders.Normal, encoders.PowerSpherical])
+@pytest.mark.parametrize(
+    "family", [encoders.Normal, encoders.PowerSpherical, partial(encoders.Flow, transform="MAF"), encoders.Flow]
+)
 def test_any_encoder_with_a_log_probability_makes_a_vamp_prior(family):
     encoder = family(SHAPE, D)
-    distribution = priors.VampPrior(encoder, components=6)().expand((4, 5))
-    assert distribution.log_prob(distribution.sample()).shape == (4, 5)
+    prior = priors.VampPrior(encoder, components=6)
+    distribution = prior().expand((4, 5))
+    z = distribution.sample()
+    of_each = [encoder(u).log_prob(z.flatten(0, 1)) for u in prior.pseudo_inputs()]
+    expected = torch.stack(of_each).logsumexp(0).reshape(4, 5) - math.log(6)
+    torch.testing.assert_close(distribution.log_prob(z), expected, rtol=1e-4, atol=1e-4)
