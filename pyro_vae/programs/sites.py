@@ -22,6 +22,9 @@ from pyro_vae.programs.supports import check_same_support, check_values, support
 from pyro_vae.programs.traces import OF_TYPES, observed_in, probe
 from pyro_vae.vae import VAE
 
+# Pyro marks their draws, which are rounded, with the values before that, by which their own densities are computed.
+ROUNDED = dist.RelaxedBernoulliStraightThrough, dist.RelaxedOneHotCategoricalStraightThrough
+
 
 def check_parts(vae: VAE, x: Tensor) -> None:
     """Refuse parts of a VAE whose shapes or supports do not fit each other or the data."""
@@ -97,6 +100,7 @@ def check_sites(
                 shapes = f"{tuple(prior.shape())} in the model and {tuple(posterior.shape())} in the guide"
                 events = f"event shape {tuple(prior.event_shape)} and {tuple(posterior.event_shape)}"
                 raise ValueError(f"site {name!r} has shape {shapes}, {events}; they must be equal (see .to_event)")
+            _check_unrounded(name, prior, posterior, guide_trace.nodes[name]["value"])
             improper = any(isinstance(layer, dist.ImproperUniform) for layer in layers(prior))
             if improper or _is_point(posterior) or support_of(posterior) is None:
                 check_values(name, prior, guide_trace.nodes[name]["value"])
@@ -107,6 +111,16 @@ def check_sites(
     for site in (model_trace.nodes[name] for name in model_trace.stochastic_nodes):
         if any(hasattr(layer, "transforms") for layer in layers(site["fn"])):
             _check_scored(site)
+
+
+def _check_unrounded(name: str, prior: Any, posterior: Any, value: Tensor) -> None:
+    """Refuse rounded draws of Pyro whose density one program takes unrounded, by Pyro's mark, and the other rounded."""
+    ours, theirs = (any(isinstance(layer, ROUNDED) for layer in layers(fn)) for fn in (posterior, prior))
+    if ours and not (theirs and hasattr(value, "_unquantize")):
+        raise ValueError(
+            f"site {name!r} is scored as drawn, before it is rounded, by {family(posterior)} of the guide, and rounded"
+            f" by {family(prior)} of the model: take the same class in both, without a transform"
+        )
 
 
 def _check_both_draw(model_trace: Trace, guide_trace: Trace) -> None:
