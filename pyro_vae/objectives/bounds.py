@@ -272,7 +272,8 @@ class InfoVAE(_Penalized):
     def of_prior(self, site: dict[str, Any]) -> tuple[Tensor, ...]:
         fn = site["fn"]
         draw = fn()
-        if not fn.has_rsample and self.alpha + self.scale != 1 and fn.log_prob(draw).requires_grad:
+        # A copy, as a transform may remember the draw's inverse as a constant.
+        if not fn.has_rsample and self.alpha + self.scale != 1 and fn.log_prob(draw.clone()).requires_grad:
             raise ValueError(
                 f"InfoVAE trains a prior by its draws, and {family(fn)} at site {site['name']!r} has no pathwise"
                 " sampler: take a prior that has one or that is not learned, or BetaTC or Trace_ELBO"

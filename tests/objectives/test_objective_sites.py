@@ -560,6 +560,22 @@ def test_info_vae_trains_a_learned_prior(alpha):
     assert (vae.prior.loc < 3.99).all()  # towards the codes, which are near 0
 
 
+def test_info_vae_refuses_a_learned_prior_whose_transform_remembers_its_draws():
+    loc = torch.zeros((), requires_grad=True)
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.ones(2), 1.0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.TransformedDistribution(mixture, [AffineTransform(loc, 1.0, cache_size=1)]))
+            pyro.sample("x", dist.Normal(z, 0.6), obs=x)
+
+    _, guide, x = seen(torch.ones(3), lambda: dist.Normal(loc, 1.0))
+    with pytest.raises(
+        ValueError, match="InfoVAE trains a prior by its draws, and TransformedDistribution at site 'z'"
+    ):
+        objectives.InfoVAE().differentiable_loss(model, guide, x)
+
+
 def test_info_vae_refuses_a_learned_prior_that_has_no_pathwise_draws():
     encoder = encoders.Laplace(3, 2)
     vae = vae_of(priors.VampPrior(encoder, components=4), encoder)
