@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
 
 from pyro_vae.data.arrays import length_of
 from pyro_vae.data.batch import PLAIN, Batch, Count, count_of, cut, in_words, tensors_of
@@ -157,11 +157,15 @@ class Ready(LazyRows):
     @property
     def total(self) -> int:
         """The number of all data, of which a loader that shuffles may take others in each pass (``drop_last``)."""
-        loader = self.batches
-        if not (isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler)):
+        if not isinstance(self.batches, DataLoader):
             return len(self)
-        items = len(loader) * (loader.batch_size or 1) if loader.drop_last else len(loader.sampler)
-        return len(loader.sampler.data_source) if items == len(self) else len(self)  # an item may hold several data
+        batches: Any = self.batches.batch_sampler or self.batches.sampler
+        order = getattr(batches, "sampler", None)
+        if not (isinstance(batches, BatchSampler) and isinstance(order, RandomSampler | SubsetRandomSampler)):
+            return len(self)
+        items = len(batches) * batches.batch_size if batches.drop_last else len(order)
+        drawn_from = order.data_source if isinstance(order, RandomSampler) else order.indices
+        return len(drawn_from) if items == len(self) else len(self)  # an item may hold several data
 
     def count(self, batch: Batch) -> int:
         """Return the number of data of a batch, by the user's function if there is one."""

@@ -10,7 +10,7 @@ from pyro.distributions import constraints
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset
 
 from pyro_vae import evaluate, fit, log_likelihood
 from pyro_vae.objectives import IWAE, BetaTC, FreeBits, InfoVAE, StickingTheLanding
@@ -174,24 +174,30 @@ def test_a_plate_of_another_size_than_the_data_is_refused_where_a_site_stands_ou
         fit(own.model, own.guide, numbers((N, 1)), epochs=1, batch_size=20)
 
 
+LOADERS = {
+    "in order": (50, lambda x, size: DataLoader(x, size, drop_last=True)),
+    "shuffled": (N, lambda x, size: DataLoader(x, size, drop_last=True, shuffle=True)),
+    "a part of them": (55, lambda x, size: DataLoader(x, size, drop_last=True, sampler=SubsetRandomSampler(range(55)))),
+    "batches": (N, lambda x, size: DataLoader(x, batch_sampler=BatchSampler(RandomSampler(x), size, drop_last=True))),
+    "drawn": (N, lambda x, size: DataLoader(x, size, sampler=RandomSampler(x, num_samples=50))),
+}
+
+
 @pytest.mark.parametrize("batch_size", [25, 50])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_a_plate_has_the_size_of_all_data_that_a_loader_draws_its_batches_from(shuffle, batch_size):
-    """In a random order, all 60 data have their turn although each pass leaves out 10; otherwise 50 are all."""
-    total = N if shuffle else 50
-
-    def loader():
-        order = {"shuffle": shuffle, "drop_last": True, "generator": torch.Generator().manual_seed(0)}
-        return DataLoader(TensorDataset(numbers((N, 1))), batch_size, **order)
-
-    for size in (N + 50 - total, None if batch_size < total else 1):
-        own = Global(size)
-        with pytest.raises(ValueError, match=rf"give the plate the size {total}|plate\('data', {total}, |size of its"):
-            fit(own.model, own.guide, loader(), epochs=1)
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_plate_has_the_size_of_all_data_that_a_loader_draws_its_batches_from(name, batch_size):
+    """In a random order all of 60 data have their turn, although each pass leaves out 10."""
+    total, made_of = LOADERS[name]
+    loader = made_of(TensorDataset(numbers((N, 1))), batch_size)
+    own = Global(total + 1)
+    with pytest.raises(ValueError, match=f"give the plate the size {total}"):
+        fit(own.model, own.guide, loader, epochs=1)
+    own = Global(None if batch_size < total else 1)
+    with pytest.raises(ValueError, match=rf"plate\('data', {total}, |does not have the size of its batch"):
+        fit(own.model, own.guide, loader, epochs=1)
     own = Global(total)
-    row = fit(own.model, own.guide, loader(), epochs=0, loss=TraceMeanField_ELBO())[0]
-    taken = next(iter(DataLoader(TensorDataset(numbers((N, 1))), 50)))[0]
-    assert row["train_kl"] == pytest.approx(own.terms(taken)[1] * 50 / total, rel=1e-4)
+    row = fit(own.model, own.guide, loader, epochs=0, loss=TraceMeanField_ELBO())[0]
+    assert row["train_kl"] == pytest.approx(own.terms(numbers((N, 1)))[1] * N / total, rel=1e-4)
 
 
 def test_a_plate_of_fewer_data_than_a_batch_is_refused():
