@@ -41,6 +41,10 @@ def check_dense(data: Tensor, least: int = 2, column: str = "data[:, None]") -> 
         raise ValueError(f"data must have {shape}{fix}")
     if data.is_complex():
         raise TypeError(f"data must hold real numbers, not {data.dtype}; torch.view_as_real(data) has two for each")
+    try:
+        data[:1].double()
+    except NotImplementedError as error:  # numbers of 4 bits and fewer
+        raise TypeError(f"data must hold numbers that torch can convert, not {data.dtype}: unpack them") from error
 
 
 def as_floats(data: Tensor) -> Tensor:
@@ -132,6 +136,8 @@ def as_array(data: Any) -> np.ndarray:
         if not own:
             raise
         array = np.empty(0, object)
+    except ValueError:  # of nested lists, which the caller explains
+        raise
     except Exception as error:  # another library's own, as that of polars for integers of 128 bits
         fix = "cast them to floating-point numbers"
         raise TypeError(f"data cannot become an array of numpy ({str(error).splitlines()[0]}): {fix}") from error

@@ -1393,6 +1393,12 @@ def test_a_row_of_numbers_is_refused_with_the_way_to_make_each_a_datum(data):
     assert as_tensor(eval(fix, {"np": np, "data": data})).tolist() == [[float(value)] for value in data]  # noqa: S307
 
 
+def test_packed_numbers_of_4_bits_are_refused():
+    packed = torch.zeros(3, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(TypeError, match=r"that torch can convert, not torch.float4_e2m1fn_x2: unpack them"):
+        as_tensor(packed)
+
+
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
 def test_a_quantized_tensor_is_refused_with_the_fix():
     data = torch.quantize_per_tensor(torch.ones(3, 2), 0.5, 0, torch.quint8)
