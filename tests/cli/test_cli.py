@@ -1137,7 +1137,7 @@ def test_weights_of_another_type_or_that_are_not_finite_are_refused(capsys):
     shape = tuple(tensors[name].shape)
     crafted = {
         f"of torch.float64 {shape}, not of torch.float32 {shape}": tensors[name].double(),
-        f"of torch.float32 {shape[::-1]}, not of torch.float32 {shape}": tensors[name].t(),
+        f"of shape {shape[::-1]}, not of shape {shape}": tensors[name].t(),
         "with values that are not finite": tensors[name] / 0,
     }
     capsys.readouterr()
@@ -1145,7 +1145,7 @@ def test_weights_of_another_type_or_that_are_not_finite_are_refused(capsys):
         save_tensors(path, {**tensors, name: tensor}, head["about"])
         assert words in refused(capsys, "sample", "run")
     save_tensors(path, {**tensors, "more": tensors[name].clone()}, head["about"])
-    assert "more is of torch.float32" in refused(capsys, "sample", "run")
+    assert "more is of shape" in refused(capsys, "sample", "run")
 
 
 @pytest.mark.filterwarnings("error:Encountered")  # Pyro's of NaN
