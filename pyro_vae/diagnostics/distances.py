@@ -1,5 +1,7 @@
 """Distances between two samples of vectors: discrepancy, precision and recall, and the Frechet distance."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ PAIRS = 1000  # data whose distances give the kernel its width
 PERMUTATIONS = 500
 TOGETHER = 50  # permutations
 NEIGHBOURS = 3
+ROUNDING = 1e-14  # of squares, relative to the largest terms of their sum
 AT_A_TIME = 1000  # data that are compared with all others
 
 
@@ -106,19 +109,32 @@ def _covered(values: Tensor, centers: Tensor, neighbours: int) -> float:
     """Return the share of values that are in the ball of a center, up to its k-th nearest other center."""
     origin = centers.median(0).values  # which a center that is far from all others does not move
     values, centers = values - origin, centers - origin
-    nearest = [
-        _squares(part, centers)[0].topk(neighbours + 1, largest=False).values for part in centers.split(AT_A_TIME)
-    ]
-    edges = torch.cat(nearest)[:, -1]  # the first one was the center itself
-    pairs = (_squares(part, centers) for part in values.split(AT_A_TIME))
+    squares_of = _squares
+    edges = _edges(squares_of, centers, neighbours)
+    if ROUNDING * torch.cat([values, centers]).square().sum(1).max() > 1e-6 * edges.median():  # as of far clusters
+        squares_of = _squares_by_differences
+        edges = _edges(squares_of, centers, neighbours)
+    pairs = (squares_of(part, centers) for part in values.split(AT_A_TIME))
     inside = [(squares - rounding <= edges).any(1) for squares, rounding in pairs]
     return torch.cat(inside).double().mean().item()
+
+
+def _edges(squares_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], centers: Tensor, neighbours: int) -> Tensor:
+    """Return the squared distance of each center to its k-th nearest other center; the first one is itself."""
+    parts = (squares_of(part, centers)[0] for part in centers.split(AT_A_TIME))
+    return torch.cat([squares.topk(neighbours + 1, largest=False).values[:, -1] for squares in parts])
 
 
 def _squares(ones: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Return squared distances by products, which are faster than differences, and how far they may be rounded."""
     total = ones.square().sum(1, keepdim=True) + others.square().sum(1)
-    return total - 2 * ones @ others.T, 1e-14 * total
+    return total - 2 * ones @ others.T, ROUNDING * total
+
+
+def _squares_by_differences(ones: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same by differences, which a large distance from the origin does not round."""
+    squares = torch.cdist(ones, others, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return squares, ROUNDING * squares
 
 
 def frechet(ones: Tensor, others: Tensor) -> float:

@@ -213,3 +213,14 @@ def test_the_frechet_distance_does_not_depend_on_the_unit_and_the_origin_of_the_
     expected, found = (sample_quality(*map(each, (x, drawn)), labels=labels) for each in (lambda x: x, unit))
     assert expected.accuracy > 0.8
     torch.testing.assert_close(found[2:], expected[2:], rtol=1e-3, atol=0.01)
+
+
+@pytest.mark.parametrize("apart", [1e9, 1e4])
+def test_precision_and_recall_of_clusters_that_are_far_apart(apart):
+    """Draws 5 deviations beside both clusters: 0.5 and 0.49 were found for 0, as squares of 1e18 are rounded by 1e4."""
+    real, drawn = (torch.cat([normal(200, 2, seed), normal(190, 2, seed + 1) + apart]) for seed in (0, 2))
+    assert precision_and_recall(real, drawn + 9) == (0.0, 0.0)
+    found, expected = precision_and_recall(real, drawn), precision_and_recall(real[:200], drawn[:200])
+    other = precision_and_recall(real[200:] - apart, drawn[200:] - apart)
+    for both, one, two in zip(found, expected, other, strict=True):
+        assert both == pytest.approx((200 * one + 190 * two) / 390)
