@@ -51,7 +51,7 @@ def kept():
 
 FEWER = {
     **{key: {"chains": 2, "steps": 5} for key in ("ais", "bdmc")},
-    "inference_gap": {"samples": 30, "steps": 5},
+    "inference_gap": {"samples": 30, "steps": 5, "starts": 1},
     "posterior_check": {"samples": 20, "warmup": 10},
 }
 
