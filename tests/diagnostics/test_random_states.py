@@ -44,7 +44,7 @@ DIAGNOSTICS = {
     "sample_quality": lambda *_: sample_quality(WIDE, WIDE.sin(), labels=LABELS),
     "gradients": lambda *_: [(row.bias_z, row.variance) for row in gradients("discrete", draws=1000).rows],
     **{
-        f"impute by {by}": lambda *pair, by=by: impute(*pair, GAPS[:5], by=by, draws=3, samples=30, steps=5, starts=1)
+        f"impute by {by}": lambda *pair, by=by: impute(*pair, GAPS[:5], by=by, draws=3, samples=30, steps=5)
         for by in ("encoder", "importance", "gibbs", "nuts")
     },
 }
